@@ -1,0 +1,111 @@
+"""What a rank could decide alone, decided by all at the same step: the control word, errors, and signals to stop.
+
+Without it one rank would leave (a signal, a bad row in its lanes, its clock) and the others would wait in a collective.
+"""
+
+import enum
+import signal
+import types
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from core.config.base_config import UserError
+
+
+T = TypeVar("T")
+
+
+class Control(enum.IntFlag):
+    """What ranks tell each other beside a step."""
+
+    NONE = 0
+    STOP = 1
+    """A signal asked this rank to stop."""
+    BAD_DATA = 2
+    """This rank's next batch can't be had."""
+    TIME_UP = 4
+    """This rank's clock has passed a limit."""
+
+
+class ControlWord:
+    """The flags of all ranks, joined. begin() sends this rank's, result() waits for everybody's."""
+
+    def __init__(self) -> None:
+        """Makes a group of its own, so that control words never queue behind gradients. Collective."""
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._own = Control.NONE
+        self._flags = torch.zeros(len(Control), dtype=torch.int32)
+        self._work: dist.Work | None = None
+
+    def begin(self, own: Control) -> None:
+        """Starts to reduce, in the background, without waiting."""
+        self._own = own
+        if self._group is not None:
+            self._flags = torch.tensor([int(flag in own) for flag in Control], dtype=torch.int32)
+            self._work = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def result(self) -> Control:
+        """The flags that any rank has set. The same on all ranks."""
+        if self._work is None:
+            return self._own
+        self._work.wait()
+        self._work = None
+        joined = Control.NONE
+        for flag, is_set in zip(Control, self._flags.tolist(), strict=True):
+            if is_set:
+                joined |= flag
+        return joined
+
+    def raise_together(self, error: UserError | None) -> None:
+        """Raises on every rank the error of the lowest rank that has one; returns where none has. Collective."""
+        errors = [error]
+        if self._group is not None:
+            errors = [None] * dist.get_world_size()
+            dist.all_gather_object(errors, error, group=self._group)
+        first = next((e for e in errors if e is not None), None)
+        if first is not None:
+            raise first
+
+    def from_main(self, read: Callable[[], T]) -> T:
+        """What `read` gives on rank 0, on every rank; it must be picklable. Collective."""
+        if self._group is None:
+            return read()
+        box = [read() if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return cast(T, box[0])
+
+    def together(self, action: Callable[[], None]) -> None:
+        """Runs `action` on this rank; where it is a user's mistake on any rank, raises it on every rank. Collective."""
+        error: UserError | None = None
+        try:
+            action()
+        except UserError as raised:
+            error = raised
+        self.raise_together(error)
+
+
+class StopSignals:
+    """While entered, SIGTERM and SIGINT only set a flag; a second SIGINT interrupts at once."""
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in self._SIGNALS:
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, _: types.FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)

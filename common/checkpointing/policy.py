@@ -1,0 +1,45 @@
+"""Which checkpoints are made, which one a run continues from, and which are deleted."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from common.checkpointing.storage import complete_steps
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointPolicy:
+    """Saves every n steps and at the end; keeps the newest few."""
+
+    def __init__(self, root: Path, every_n: int, max_to_keep: int | None) -> None:
+        """Args:
+        root: directory of the run's checkpoints.
+        every_n: steps between checkpoints.
+        max_to_keep: older ones beyond this are deleted (>= 2); None keeps all.
+        """
+        self.root = root
+        self._every_n = every_n
+        self._max_to_keep = max_to_keep
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save after `step`, whatever else happens there."""
+        return step % self._every_n == 0
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint, found by looking."""
+        steps = complete_steps(self.root)
+        return self.root / str(steps[-1]) if steps else None
+
+    def rotate(self) -> None:
+        """Deletes what is too old. Called by one rank, after a newer checkpoint is complete; never fails."""
+        if self._max_to_keep is None:
+            return
+        for step in complete_steps(self.root)[: -self._max_to_keep]:
+            path = self.root / str(step)
+            try:
+                # Renamed first, so that a half-deleted checkpoint is never taken for a complete one.
+                doomed = path.rename(self.root / f".writing-{step}-deleting")
+                shutil.rmtree(doomed)
+            except OSError as error:
+                logger.warning("old checkpoint %s could not be deleted: %s", path, error)

@@ -1,0 +1,191 @@
+"""How a checkpoint directory becomes complete, is found, and is read back.
+
+A checkpoint `<root>/<step>` holds tensors (torch.distributed.checkpoint), everything else as JSON (state.json), and a
+manifest with the size and digest of each file. It is written aside, synchronised to disk, then renamed: under its name it
+is complete, and what was interrupted is invisible. Which checkpoints are made and kept is not decided here (policy.py).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from core.config.base_config import UserError
+
+_MANIFEST = "manifest.json"
+_STATE = "state.json"
+_ASIDE = ".writing-"
+
+
+class CheckpointError(UserError):
+    """A checkpoint that can't be written or used: the message names its path and what to do."""
+
+
+def complete_steps(root: Path) -> list[int]:
+    """Steps of the complete checkpoints under `root`, ascending; [] where there is no such directory."""
+    if not root.is_dir():
+        return []
+    return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit() and (path / _MANIFEST).is_file())
+
+
+def remove_unfinished(root: Path) -> None:
+    """Removes what interrupted saves left under `root`. One process calls it, while nobody saves."""
+    for path in root.glob(f"{_ASIDE}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_checkpoint(
+    root: Path,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    values: Mapping[str, Any],
+    group: dist.ProcessGroup | None = None,
+) -> Path:
+    """Writes `<root>/<step>`. Collective over `group`; None: a world of one.
+
+    Args:
+      root: directory of the run's checkpoints.
+      step: steps done.
+      tensors: by name; the same names on all ranks. What is equal on all ranks is written once.
+      values: all the rest, as JSON; rank 0's are written.
+      group: a gloo group that nothing else uses.
+
+    Raises:
+      CheckpointError: the disk refuses.
+    """
+    final = root / str(step)
+    aside = root / f"{_ASIDE}{step}"
+    rank = dist.get_rank(group) if group is not None else 0
+    try:
+        if rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            _write_json(aside / _STATE, values)
+        if group is not None:
+            dist.barrier(group)
+        with _world_of_one_is_meant():
+            dcp.save(
+                dict(tensors),
+                storage_writer=dcp.FileSystemWriter(aside, sync_files=True),
+                process_group=group,
+                no_dist=group is None,
+            )
+        files = _digests(aside, rank)
+        if group is not None:
+            gathered: list[dict[str, Any]] = [{}] * dist.get_world_size(group)
+            dist.all_gather_object(gathered, files, group=group)
+            files = {name: entry for part in gathered for name, entry in part.items()}
+        if rank == 0:
+            _write_json(aside / _MANIFEST, {"files": files})
+            _sync_directory(aside)
+            if final.exists():  # incomplete by its manifest, else the run would have continued from it
+                shutil.rmtree(final)
+            aside.rename(final)
+            _sync_directory(root)
+        if group is not None:
+            dist.barrier(group)
+    except (OSError, dcp.CheckpointException) as error:
+        raise CheckpointError(
+            f"{final}: the checkpoint can't be written: {error}. Complete checkpoints: {complete_steps(root) or 'none'}"
+        ) from error
+    return final
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The values that were saved beside the tensors.
+
+    Raises:
+      CheckpointError: `path` is no complete checkpoint.
+    """
+    if not (path / _MANIFEST).is_file():
+        raise CheckpointError(
+            f"{path}: no complete checkpoint here (no {_MANIFEST}); give a directory such as .../checkpoints/1000"
+        )
+    return _read_json(path / _STATE)
+
+
+def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, without it, in host memory. Every rank reads by itself.
+
+    Only read checkpoints that you trust: torch.distributed.checkpoint unpickles their metadata.
+
+    Raises:
+      CheckpointError: a file is missing or its size or digest is not the manifest's.
+    """
+    _verify(path)
+    reader = dcp.FileSystemReader(path)
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+    with _world_of_one_is_meant():
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+@contextlib.contextmanager
+def _world_of_one_is_meant() -> Iterator[None]:
+    """Silences torch's guess, a warning, about what is meant where there is no process group."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
+def _verify(path: Path) -> None:
+    advice = f"; remove {path} to continue from the checkpoint before it"
+    for name, entry in _read_json(path / _MANIFEST)["files"].items():
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != entry["size"]:
+            found = "missing" if size is None else f"{size} bytes long, {entry['size']} expected"
+            raise CheckpointError(f"{file}: damaged checkpoint: the file is {found}{advice}")
+        if _digest(file) != entry["blake2b"]:
+            raise CheckpointError(f"{file}: damaged checkpoint: its digest is not the manifest's{advice}")
+
+
+def _digests(directory: Path, rank: int) -> dict[str, dict[str, Any]]:
+    """Size and digest of the files that this rank has written; rank 0's are also those that belong to no rank."""
+    names = [path.name for path in directory.iterdir()]
+    own = [n for n in names if n.startswith(f"__{rank}_") or (rank == 0 and not n.startswith("__"))]
+    return {
+        name: {"size": (directory / name).stat().st_size, "blake2b": _digest(directory / name)} for name in sorted(own)
+    }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged checkpoint: {error}; remove {path.parent}") from error
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with path.open("w") as file:
+        json.dump(content, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,234 @@
+"""Weights & Biases: its configuration, the check of its key file, and the sink that sends measurements there.
+
+The package wandb is imported only where a run is tracked with it. What a sink is, and what becomes of its
+failures, is in `common.trackers`.
+"""
+
+import json
+import logging
+import os
+import re
+import secrets
+import stat
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pydantic
+
+from core.config.base_config import BaseConfig, ConfigError
+
+if TYPE_CHECKING:
+    from common.trackers import Measurement  # which imports this file
+
+logger = logging.getLogger(__name__)
+
+STEP_KEY = "trainer/global_step"
+
+_INIT_TIMEOUT_IN_S = 30.0
+_FINISH_TIMEOUT_IN_S = 20.0  # torchrun gives a job that it stops 30 s
+
+
+class WandbConfig(BaseConfig):
+    """What is sent to Weights & Biases, and where. Without any API key the run is recorded offline."""
+
+    host: str | None = pydantic.Field(
+        None, description="URL of the W&B server; null: WANDB_BASE_URL, or the public https://api.wandb.ai."
+    )
+    key_path: str | None = pydantic.Field(
+        None,
+        min_length=1,
+        description="File that holds the API key and nothing else, readable by its owner alone (chmod 600). "
+        "null: WANDB_API_KEY or ~/.netrc.",
+    )
+    name: str | None = pydantic.Field(None, description="Name of the run; null: W&B invents one.")
+    entity: str | None = pydantic.Field(None, description="User or team that owns the run; null: the key's default.")
+    project: str | None = pydantic.Field(
+        None, description="W&B project; null: W&B names it after the repository or the program."
+    )
+    tags: list[str] = pydantic.Field([], description="Tags of the run.")
+    notes: str | None = pydantic.Field(None, description="Longer description of the run.")
+    metadata: dict[str, Any] | None = pydantic.Field(
+        None, description="Anything else to find the run by; stands under 'metadata' in the run's config."
+    )
+
+    @pydantic.field_validator("host")
+    @classmethod
+    def _host_is_a_url(cls, host: str | None) -> str | None:
+        if host is not None and not re.match(r"https?://[^/]", host):
+            raise ValueError("expected a URL like https://api.wandb.ai")
+        return host
+
+
+def check_key_file(config: WandbConfig) -> None:
+    """Raises ConfigError if `key_path` is set and cannot serve: called before anything is started.
+
+    The file must exist, hold one word, and be readable by its owner alone.
+    """
+    if config.key_path is not None:
+        _read_key(config.key_path)
+
+
+def _read_key(key_path: str) -> str:
+    path = Path(key_path).expanduser()
+    place = f"wandb.key_path: {path}"
+    if not path.exists():
+        raise ConfigError(f"{place}: no such file. Write the API key into it, and nothing else; then chmod 600 {path}")
+    if not path.is_file():
+        raise ConfigError(f"{place}: not a file. Give the path of a file that holds the API key.")
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise ConfigError(f"{place}: has mode {mode:03o}, so others than its owner may read the key: chmod 600 {path}")
+    try:
+        words = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        # The error's text could show what the file holds.
+        raise ConfigError(f"{place}: cannot be read as text ({type(error).__name__}).") from None
+    if len(words) != 1:
+        raise ConfigError(f"{place}: holds {len(words) or 'no'} words. Write the API key into it, and nothing else.")
+    return words[0]
+
+
+class _RunFile:
+    """`wandb.json` of a run directory: the id of the W&B run, and the last step sent of each stream."""
+
+    def __init__(self, path: Path, run_id: str | None) -> None:
+        self._path = path
+        if path.exists():
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                self.run_id = str(content["run_id"])
+                self._sent = {str(stream): int(step) for stream, step in content["sent"].items()}
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path} is damaged; remove it to start a new W&B run ({error!r})") from error
+        else:
+            self.run_id = run_id or secrets.token_hex(4)
+            self._sent = {}
+            self._save()
+
+    def was_sent(self, stream: str, step: int) -> bool:
+        return step <= self._sent.get(stream, -1)
+
+    def mark_sent(self, stream: str, step: int) -> None:
+        self._sent[stream] = step
+        self._save()
+
+    def _save(self) -> None:
+        aside = self._path.with_name(self._path.name + ".tmp")
+        aside.write_text(json.dumps({"run_id": self.run_id, "sent": self._sent}) + "\n", encoding="utf-8")
+        aside.replace(self._path)
+
+
+def _settings(config: WandbConfig) -> dict[str, Any]:
+    """Settings of wandb under which it prints nothing and waits for nothing without a bound."""
+    settings: dict[str, Any] = {
+        "silent": True,
+        "console": "off",
+        "save_code": False,
+        "reinit": "create_new",  # leaves the global wandb.run alone
+        "finish_timeout": _FINISH_TIMEOUT_IN_S,
+        "finish_timeout_raises": True,
+    }
+    if config.host is not None:
+        settings["base_url"] = config.host
+    if "WANDB_INIT_TIMEOUT" not in os.environ:
+        settings["init_timeout"] = _INIT_TIMEOUT_IN_S
+    return settings
+
+
+class WandbTracker:
+    """The sink that sends measurements to one W&B run, which every resume in the same directory continues.
+
+    Keys are `train/<metric>`, `evaluate/<partition>/<metric>` and `.../timing/<name>`, drawn over
+    `trainer/global_step`. What a run sent before it was resumed is not sent again. The API key is handed over
+    in memory: no file and no environment variable gets it. `run_id` is used if there is no `wandb.json` yet.
+
+    Raises whatever hinders the start: the package is missing, the server doesn't answer within 30 s (or
+    WANDB_INIT_TIMEOUT), the key is refused.
+    """
+
+    def __init__(
+        self,
+        config: WandbConfig,
+        run_dir: Path,
+        resolved_config: Mapping[str, Any],
+        *,
+        group: str | None = None,
+        run_id: str | None = None,
+        suffix: str = "",
+    ) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._run_file = _RunFile(run_dir / f"wandb{suffix}.json", run_id)
+        self.run_id = self._run_file.run_id
+        key = _read_key(config.key_path) if config.key_path is not None else None
+
+        import wandb
+
+        self._wandb = wandb
+        self._hooks_before = (sys.exit, sys.excepthook)
+        settings = _settings(config)
+        try:
+            # First the session: it would greet the user before it knows that it is to be silent.
+            wandb.setup(settings=wandb.Settings(**settings))
+            why_offline = "as its mode says"
+            if key is not None:
+                settings["api_key"] = key
+            elif os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not wandb.login(
+                prompt=False, verify=False
+            ):
+                settings["mode"] = "offline"  # else init() would ask for a key and wait,
+                wandb.setup(settings=wandb.Settings(**settings))  # and the session's telemetry seek the server
+                why_offline = "no API key was found"
+            self._run = wandb.init(
+                id=self.run_id,
+                resume="allow",
+                dir=run_dir,
+                entity=config.entity,
+                project=config.project,
+                name=config.name,
+                tags=config.tags,
+                notes=config.notes,
+                group=group,
+                config={**resolved_config, "metadata": config.metadata},
+                settings=wandb.Settings(**settings),
+            )
+            self._run.define_metric(STEP_KEY)
+            self._run.define_metric("*", step_metric=STEP_KEY)
+        except BaseException:
+            self._end_service()
+            raise
+        if self._run.disabled:
+            logger.info("Weights & Biases is switched off (mode disabled).")
+        elif self._run.offline:
+            directory = run_dir / "wandb"
+            logger.info("Weights & Biases: offline (%s), run %s in %s", why_offline, self.run_id, directory)
+        else:
+            logger.info("Weights & Biases: online, run %s at %s", self.run_id, self._run.url)
+
+    def log(self, measurement: "Measurement") -> None:
+        stream = "/".join(part for part in (measurement.mode, measurement.partition) if part is not None)
+        if self._run.disabled or self._run_file.was_sent(stream, measurement.step):
+            return
+        values: dict[str, float | int | bool] = {STEP_KEY: measurement.step}
+        values |= {f"{stream}/{name}": x for name, x in measurement.metrics.items() if x is not None}
+        values |= {f"{stream}/timing/{name}": x for name, x in measurement.timing.items()}
+        # Never step=: W&B drops what comes with a lower step than it has seen, as after a resume.
+        self._run.log(values)
+        self._run_file.mark_sent(stream, measurement.step)
+
+    def finish(self) -> None:
+        """Ends the run (failed if an exception is on its way) and wandb's process, within half a minute."""
+        try:
+            self._run.finish(exit_code=0 if sys.exception() is None else 1)
+        finally:
+            self._end_service()
+
+    def _end_service(self) -> None:
+        """Ends wandb's own process, which else lives until ours ends, and takes its hooks out."""
+        try:
+            self._wandb.teardown()
+        except SystemExit as error:  # how it says that its process failed
+            raise RuntimeError(f"the process of wandb ended with status {error.code}") from error
+        finally:
+            sys.exit, sys.excepthook = self._hooks_before

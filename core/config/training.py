@@ -1,0 +1,154 @@
+"""What every training program can be told: RuntimeConfig (how it computes) and TrainingConfig (how long, how often).
+
+What is trained (model, data, optimizer) is configured by each project.
+"""
+
+import re
+from typing import Any, ClassVar, Literal
+
+import pydantic
+
+from common.wandb import WandbConfig
+from core.config.base_config import BaseConfig
+
+
+class RuntimeConfig(BaseConfig):
+    """How the program computes. May change between a run and its resume."""
+
+    wandb: WandbConfig | None = pydantic.Field(
+        None, description="Weights & Biases; null: measurements go to metrics.jsonl alone."
+    )
+    enable_tensorfloat32: bool = pydantic.Field(
+        False, description="Let CUDA round the inputs of float32 matrix products and convolutions to TF32."
+    )
+    enable_amp: bool = pydantic.Field(False, description="Run forward passes under autocast to amp_dtype.")
+    amp_dtype: Literal["bfloat16", "float16"] = pydantic.Field(
+        "bfloat16", description="Type of autocast. float16 is trained with a GradScaler, bfloat16 needs none."
+    )
+    seed: int = pydantic.Field(
+        0, ge=0, lt=2**32, description="Seed of initial weights, dropout and the order of examples."
+    )
+    deterministic: bool = pydantic.Field(
+        False,
+        description="Refuse operations without a deterministic implementation, and keep DDP's buckets fixed: "
+        "bit-equal repeats on CUDA and on three or more ranks, somewhat slower.",
+    )
+    process_group_timeout_in_s: float = pydantic.Field(
+        600.0, gt=0, description="Longest time that a collective may wait for the other ranks, in seconds."
+    )
+
+
+class TrainingConfig(BaseConfig):
+    """How long to train, and how often to log, save and evaluate. Steps are optimizer updates."""
+
+    save_dir: str = pydantic.Field(
+        "/tmp/model",
+        min_length=1,
+        description="Directory of the run: checkpoints, metrics.jsonl, config.yaml. The same directory again "
+        "continues the run.",
+    )
+    num_train_steps: pydantic.PositiveInt = pydantic.Field(
+        10000, description="Steps to make in all, those before a resume counted in."
+    )
+    initial_checkpoint_dir: str | None = pydantic.Field(
+        None,
+        json_schema_extra={"at_most_one_of": "initialization"},
+        description="Warm start: a checkpoint directory (.../checkpoints/<step>) whose weights a new run starts "
+        "from, at step 0 with a fresh optimizer. A resume ignores it.",
+    )
+    checkpoint_every_n: pydantic.PositiveInt = pydantic.Field(
+        1000, description="Save after every n-th step; the last step is saved always."
+    )
+    checkpoint_max_to_keep: pydantic.PositiveInt | None = pydantic.Field(
+        None, description="Delete older checkpoints beyond this number (at least 2); null keeps all."
+    )
+    train_log_every_n: pydantic.PositiveInt = pydantic.Field(
+        1000, description="Log train metrics every n steps, each a mean since the last log."
+    )
+    num_eval_steps: int = pydantic.Field(
+        16384,
+        description="Batches of each partition that an evaluation reads; negative: the whole partition.",
+    )
+    eval_every_n: pydantic.NonNegativeInt | None = pydantic.Field(
+        None,
+        description="Evaluate after every n-th step and at the end; null: at each checkpoint and at the end; "
+        "0: never (a second job evaluates the checkpoints).",
+    )
+    eval_log_every_n: pydantic.PositiveInt = pydantic.Field(
+        5000, description="Log an evaluation's progress every n batches."
+    )
+    eval_timeout_in_s: pydantic.PositiveFloat = pydantic.Field(
+        60.0 * 60.0,
+        description="Longest duration of one evaluation, all partitions together, in seconds. What was "
+        "evaluated until then is the result; training goes on.",
+    )
+    gradient_accumulation: pydantic.PositiveInt | None = pydantic.Field(
+        None,
+        description="Micro-batches per step: a step trains on global_batch_size x gradient_accumulation examples. "
+        "null: 1.",
+    )
+    num_epochs: pydantic.PositiveInt | None = pydantic.Field(
+        1,
+        description="Passes over the training data; null: no limit. The run ends at this or num_train_steps.",
+    )
+    max_grad_norm: pydantic.PositiveFloat | None = pydantic.Field(
+        None, description="Clip the global L2 norm of the gradients to this; null: no clipping."
+    )
+
+    @pydantic.field_validator("save_dir")
+    @classmethod
+    def _save_dir_is_local(cls, save_dir: str) -> str:
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", save_dir):
+            raise ValueError(
+                "a remote URL; checkpoints are written to a local or mounted directory: "
+                "give its path, and copy finished checkpoints from there"
+            )
+        return save_dir
+
+    @pydantic.field_validator("checkpoint_max_to_keep")
+    @classmethod
+    def _keeps_two(cls, max_to_keep: int | None) -> int | None:
+        if max_to_keep == 1:
+            raise ValueError(
+                "1 would leave nothing to fall back on if the only checkpoint is damaged: "
+                "keep at least 2, or null for all"
+            )
+        return max_to_keep
+
+    @pydantic.field_validator("num_eval_steps")
+    @classmethod
+    def _evaluates_something(cls, num_eval_steps: int) -> int:
+        if num_eval_steps == 0:
+            raise ValueError(
+                "0 batches evaluate nothing: a negative number evaluates the whole set, "
+                "eval_every_n: 0 switches evaluation off"
+            )
+        return num_eval_steps
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches per step (>= 1)."""
+        return self.gradient_accumulation or 1
+
+
+class JobConfig(BaseConfig):
+    """Base of a project's configuration: how to compute, how long to train; a project adds what is trained."""
+
+    evaluation_only_keys: ClassVar[frozenset[str]] = frozenset({"validation_data"})
+    """Keys of the project that may change between a run and its resume."""
+
+    runtime: RuntimeConfig = pydantic.Field(RuntimeConfig(), description="How the program computes.")
+    training: TrainingConfig = pydantic.Field(
+        TrainingConfig(), description="How long to train, and how often to log, save and evaluate."
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """What makes a run this run, as JSON values by configuration key: a resume must find it unchanged."""
+        keys = {"runtime", "training"} | self.evaluation_only_keys
+        identity = self.model_dump(mode="json", exclude=keys)
+        identity["runtime"] = {"seed": self.runtime.seed}
+        identity["training"] = {
+            "gradient_accumulation": self.training.micro_batches,
+            "max_grad_norm": self.training.max_grad_norm,
+        }
+        return identity

@@ -1,0 +1,285 @@
+"""The training loop: trains a model, logs, saves, evaluates, and goes on where an earlier run of it stopped.
+
+How a step is made is in train_step.py, how an evaluation in evaluation.py, what a resume needs in training_state.py.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.agreement import Control, ControlWord, StopSignals
+from common.batch import Batch
+from common.checkpointing.policy import CheckpointPolicy
+from common.checkpointing.storage import read_state
+from common.device import World
+from common.optimizers.learning_rate import LearningRates
+from common.reader.order import Position
+from common.reader.prefetch import next_or_error
+from common.reader.reader import BatchReader, Placed
+from common.trackers import Measurement, Trackers, build_trackers, read_metrics
+from core.config.base_config import UserError
+from core.config.training import JobConfig
+from core.evaluation import Evaluator, Partition, StoppedError
+from core.parallel import num_parameters, parallelize
+from core.progress_report import ProgressReport
+from core.run_directory import RunDirectory, check_same_run
+from core.saver import Saver
+from core.train_step import AMP_DTYPES, Autocast, TrainStep
+from core.train_window import Stopwatch, TrainWindow
+from core.training_state import Progress, load_model, load_optimizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How training ended."""
+
+    step: int
+    stopped_by: signal.Signals | None
+    """The signal that ended it early; None: it is finished."""
+    checkpoint: Path | None
+    """The newest checkpoint."""
+    directory: RunDirectory
+
+
+def train(
+    config: JobConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    learning_rates: LearningRates,
+    train_reader: BatchReader[Any],
+    partitions: Mapping[str, Partition],
+    world: World,
+    *,
+    overwrite_save_dir: bool = False,
+) -> Outcome:
+    """Trains until training.num_train_steps or training.num_epochs, whichever comes first. Collective.
+
+    The same call again continues after the newest checkpoint in training.save_dir, or finds that nothing is left to do.
+    SIGTERM and SIGINT end training after the step at hand, with a checkpoint.
+
+    Args:
+      config: runtime, training, and what makes this run the run it is.
+      model: a core.train_step.Model with its initial weights, on world.device; equal on all ranks.
+      optimizer: of the model's parameters.
+      learning_rates: of the optimizer's parameter groups.
+      train_reader: this rank's share of the training data.
+      partitions: what to evaluate on, by name.
+      world: this process's place and device.
+      overwrite_save_dir: start anew, deleting the run in save_dir.
+
+    Raises:
+      UserError: on all ranks, where save_dir, data or an initial checkpoint is not as it must be.
+    """
+    training, runtime = config.training, config.runtime
+    directory = RunDirectory(training.save_dir)
+    policy = CheckpointPolicy(directory.checkpoints, training.checkpoint_every_n, training.checkpoint_max_to_keep)
+    control = ControlWord()
+    identity = config.identity() | {"files of train_data": train_reader.fingerprint}
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())
+        train_reader.check_trainable()
+
+        # Where does it begin?
+        if world.is_main:
+            stack.callback(directory.release)
+        control.together(
+            lambda: _claim(directory, config, identity, policy, overwrite_save_dir) if world.is_main else None
+        )
+        checkpoint = policy.latest()
+        if checkpoint is not None:
+            progress = _restore(checkpoint, model, optimizer)
+        else:
+            progress = Progress.start(train_reader.lanes)
+            if training.initial_checkpoint_dir is not None:
+                load_model(model, Path(training.initial_checkpoint_dir).expanduser())
+                logger.info("warm start: weights from %s", training.initial_checkpoint_dir)
+        remaining = train_reader.remaining_batches(progress.position, training.num_epochs)
+        last_step = min(training.num_train_steps, progress.step + remaining // training.micro_batches)
+        last_step = max(int(last_step), progress.step)
+
+        # What it takes.
+        autocast = Autocast(world.device, AMP_DTYPES[runtime.amp_dtype] if runtime.enable_amp else None)
+        wrapped = parallelize(model, world, deterministic=runtime.deterministic)
+        train_step = TrainStep(
+            wrapped,
+            optimizer,
+            learning_rates,
+            world=world,
+            autocast=autocast,
+            max_grad_norm=training.max_grad_norm,
+            seed=runtime.seed,
+        )
+        if checkpoint is not None:
+            train_step.scaler.load_state_dict(read_state(checkpoint)["scaler"])
+        evaluator = Evaluator(
+            partitions,
+            world=world,
+            autocast=autocast,
+            control=control,
+            num_eval_steps=training.num_eval_steps,
+            timeout_in_s=training.eval_timeout_in_s,
+            log_every_n=training.eval_log_every_n,
+        )
+        trackers = Trackers()
+        if world.is_main:
+            trackers = build_trackers(directory.path, runtime.wandb, config.model_dump(mode="json"), progress.step)
+        stack.callback(trackers.finish)
+        saver = Saver(policy, identity, world, wrapped, optimizer, train_step, trackers.run_id, progress.step)
+        window, watch = TrainWindow(world, progress.window), Stopwatch()
+        step, position = progress.step, progress.position
+
+        def evaluate(names: list[str]) -> bool:
+            """Evaluates; False where a signal ended it."""
+            try:
+                evaluator.evaluate(wrapped, step, names, lambda: stop.received is not None, trackers.log)
+            except StoppedError:
+                return False
+            return True
+
+        # An evaluation that was due when the earlier run was killed is made up.
+        go_on = True
+        if step > 0 and _evaluation_is_due(config, step, last_step):
+            done = control.from_main(lambda: _evaluated(directory.metrics, step))
+            go_on = evaluate([name for name in partitions if name not in done])
+
+        if step == last_step and go_on:
+            logger.info("finished: all %d steps are done; raise training.num_train_steps to go on", step)
+            return Outcome(step, None, checkpoint, directory)
+        logger.info(
+            "training %s parameters on %s, %d process(es), steps %d to %d",
+            f"{num_parameters(model):,}",
+            world.device.type,
+            world.size,
+            step + 1,
+            last_step,
+        )
+
+        examples_per_step = train_reader.global_batch_size * training.micro_batches
+        report = ProgressReport(world, step, last_step)
+        stack.callback(report.close)
+        batches = stack.enter_context(
+            contextlib.closing(
+                train_reader.train(
+                    seed=runtime.seed,
+                    position=position,
+                    num_epochs=training.num_epochs,
+                    pin_memory=world.device.type == "cuda",
+                )
+            )
+        )
+        wrapped.train()
+
+        def fetch() -> list[Placed[Any]] | UserError:
+            """The micro-batches of the next step, or the mistake in the data; sends this rank's part of the word."""
+            started = time.perf_counter()
+            fetched = _next_micro_batches(batches, training.micro_batches)
+            watch.waited(time.perf_counter() - started)
+            control.begin(
+                (Control.BAD_DATA if isinstance(fetched, UserError) else Control.NONE)
+                | (Control.STOP if stop.received is not None else Control.NONE)
+            )
+            return fetched
+
+        if go_on:
+            upcoming = fetch()
+        while go_on and step < last_step:
+            # All ranks agree on what comes next, before anyone enters the step.
+            word = control.result()
+            if Control.BAD_DATA in word:
+                control.raise_together(upcoming if isinstance(upcoming, UserError) else None)
+            if Control.STOP in word:
+                go_on = False
+                break
+            assert not isinstance(upcoming, UserError)
+            micro_batches, position = _to_device(upcoming, world.device), upcoming[-1].position
+            if step + 1 < last_step:
+                upcoming = fetch()  # the word travels while the step is made
+
+            loss, skipped = train_step(micro_batches, step + 1)
+            step += 1
+            window.add(loss, skipped)
+            watch.stepped()
+            report.step()
+
+            if step % training.train_log_every_n == 0 or step == last_step:
+                rates = {f"learning_rate/{k}": rate for k, rate in learning_rates.at(step).items()}
+                metrics = window.close() | rates
+                measurement = Measurement(step, "train", None, metrics, watch.timing(examples_per_step))
+                if world.is_main:
+                    report.logged(measurement)
+                trackers.log(measurement)
+                watch.restart()
+            paused = time.perf_counter()
+            if policy.is_due(step) or step == last_step:
+                saver.save(Progress(step, position, window.fold()))
+            if _evaluation_is_due(config, step, last_step):
+                go_on = evaluate(list(partitions))
+            watch.paused(time.perf_counter() - paused)
+
+        stopped_by = None
+        if not go_on:
+            stopped_by = control.from_main(lambda: stop.received) or signal.SIGTERM
+            saver.save(Progress(step, position, window.fold()))
+            logger.info("stopped by %s after step %d; the same command continues", stopped_by.name, step)
+        return Outcome(step, stopped_by, policy.latest(), directory)
+
+
+def _claim(
+    directory: RunDirectory,
+    config: JobConfig,
+    identity: Mapping[str, Any],
+    policy: CheckpointPolicy,
+    overwrite: bool,
+) -> None:
+    """Takes the run's directory, where it holds this run, no run, or one to overwrite."""
+    latest = policy.latest()
+    if latest is not None and not overwrite:
+        check_same_run(directory.path, read_state(latest)["identity"], identity)
+    directory.claim(config.pretty_print(), overwrite=overwrite)
+
+
+def _restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    state = read_state(checkpoint)
+    load_model(model, checkpoint)
+    load_optimizer(model, optimizer, checkpoint)
+    progress = Progress.from_json(state["progress"])
+    logger.info("continuing after step %d from %s", progress.step, checkpoint)
+    return progress
+
+
+def _evaluation_is_due(config: JobConfig, step: int, last_step: int) -> bool:
+    every_n = config.training.eval_every_n
+    if every_n == 0:
+        return False
+    return step % (every_n or config.training.checkpoint_every_n) == 0 or step == last_step
+
+
+def _evaluated(metrics: Path, step: int) -> list[str | None]:
+    """Partitions whose evaluation at `step` is in the metrics file."""
+    return [m.partition for m in read_metrics(metrics) if m.mode == "evaluate" and m.step == step]
+
+
+def _next_micro_batches(batches: Any, count: int) -> list[Placed[Any]] | UserError:
+    fetched: list[Placed[Any]] = []
+    while len(fetched) < count:
+        item = next_or_error(batches)
+        if isinstance(item, UserError):
+            return item
+        assert item is not None, "the number of batches was counted before"
+        fetched.append(item)
+    return fetched
+
+
+def _to_device(placed: list[Placed[Any]], device: torch.device) -> list[Batch]:
+    return [item.batch.to(device, non_blocking=True) for item in placed]

@@ -1,0 +1,153 @@
+"""One bounded, timed pass over evaluation sets.
+
+All ranks read the same number of batches and stop at the same one, whoever's clock says so.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.agreement import Control, ControlWord
+from common.device import World
+from common.reader.prefetch import next_or_error
+from common.reader.reader import BatchReader, Placed
+from common.trackers import Measurement
+from core.config.base_config import UserError
+from core.metrics.interface import Metrics
+from core.parallel import share_buffers, unwrap
+from core.train_step import Autocast
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """An evaluation set and the metrics to compute on it."""
+
+    reader: BatchReader[Any]
+    make_metrics: Callable[[torch.device], Metrics]
+
+
+class StoppedError(Exception):
+    """A signal asked to stop; what was evaluated of the partition is dropped."""
+
+
+class Evaluator:
+    """Evaluates a model on named partitions."""
+
+    def __init__(
+        self,
+        partitions: Mapping[str, Partition],
+        *,
+        world: World,
+        autocast: Autocast,
+        control: ControlWord,
+        num_eval_steps: int,
+        timeout_in_s: float,
+        log_every_n: int,
+    ) -> None:
+        """Args:
+        partitions: by name, evaluated in this order.
+        world: this process's place and device.
+        autocast: of the forward passes.
+        control: agrees when to stop.
+        num_eval_steps: batches of a partition; negative: all.
+        timeout_in_s: longest duration of one evaluation, all partitions together.
+        log_every_n: batches between lines of progress.
+        """
+        self.partitions = partitions
+        self._world = world
+        self._autocast = autocast
+        self._control = control
+        self._num_eval_steps = num_eval_steps
+        self._timeout_in_s = timeout_in_s
+        self._log_every_n = log_every_n
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        step: int,
+        names: list[str],
+        stop_requested: Callable[[], bool],
+        record: Callable[[Measurement], None],
+    ) -> None:
+        """Evaluates the named partitions and records a measurement of each as soon as it is done. Collective.
+
+        Args:
+          model: a Model, wrapped or not; in the mode in which it was, afterwards.
+          step: that the model has done.
+          names: of the partitions.
+          stop_requested: whether this rank was asked to stop.
+          record: takes the measurement.
+
+        Raises:
+          StoppedError: a rank was asked to stop; on all ranks.
+          UserError: the data is bad; on all ranks.
+        """
+        deadline = time.monotonic() + self._timeout_in_s
+        share_buffers(model)
+        module = unwrap(model)
+        was_training = module.training
+        module.eval()
+        try:
+            for name in names:
+                record(self._evaluate_one(module, step, name, deadline, stop_requested))
+        finally:
+            module.train(was_training)
+
+    def _evaluate_one(
+        self, model: nn.Module, step: int, name: str, deadline: float, stop_requested: Callable[[], bool]
+    ) -> Measurement:
+        partition = self.partitions[name]
+        metrics = partition.make_metrics(self._world.device)
+        limit = self._num_eval_steps if self._num_eval_steps >= 0 else None
+        started = time.monotonic()
+        done = 0
+
+        def fetch() -> Placed[Any] | UserError | None:
+            """The next batch, and this rank's part of the word about whether to go on with it."""
+            item = None if done == limit else next_or_error(batches)
+            flags = Control.BAD_DATA if isinstance(item, UserError) else Control.NONE
+            flags |= Control.STOP if stop_requested() else Control.NONE
+            flags |= Control.TIME_UP if time.monotonic() > deadline else Control.NONE
+            self._control.begin(flags)
+            return item
+
+        pin = self._world.device.type == "cuda"
+        with contextlib.closing(partition.reader.evaluate(pin_memory=pin)) as batches, torch.inference_mode():
+            upcoming = fetch()
+            while True:
+                word = self._control.result()
+                if Control.BAD_DATA in word:
+                    self._control.raise_together(upcoming if isinstance(upcoming, UserError) else None)
+                if Control.STOP in word:
+                    raise StoppedError
+                if not isinstance(upcoming, Placed) or Control.TIME_UP in word:
+                    break
+                batch = upcoming.batch.to(self._world.device, non_blocking=True)
+                done += 1
+                upcoming = fetch()  # the word travels while the model computes
+                with self._autocast():
+                    _, outputs = model(batch)
+                metrics.update(outputs)
+                if done % self._log_every_n == 0:
+                    logger.info("evaluating %s at step %d: %d batches", name, step, done)
+        timed_out = upcoming is not None
+        seconds = time.monotonic() - started
+        values = metrics.compute()
+        logger.info(
+            "evaluated %s at step %d: %s examples in %.1f s%s",
+            name,
+            step,
+            f"{values.get('examples', 0):,}",
+            seconds,
+            f", stopped by eval_timeout_in_s after {done} batches" if timed_out else "",
+        )
+        timing = {"seconds": seconds, "timed_out": timed_out}
+        return Measurement(step, "evaluate", name, values, timing)

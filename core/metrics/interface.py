@@ -1,0 +1,16 @@
+"""What the loop asks of metrics."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+
+class Metrics(Protocol):
+    """Accumulates the outputs of a model over a partition, in memory that doesn't grow."""
+
+    def update(self, outputs: Mapping[str, torch.Tensor]) -> None:
+        """Adds a batch: the outputs of the model, [batch, ...]."""
+
+    def compute(self) -> dict[str, float | int | None]:
+        """Metrics over all ranks, by name; None where one is not defined. Collective."""

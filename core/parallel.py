@@ -1,0 +1,43 @@
+"""Spreads a model over the ranks: DistributedDataParallel for dense models."""
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from common.device import World
+
+
+def parallelize(model: nn.Module, world: World, *, deterministic: bool = False) -> nn.Module:
+    """Wraps a model that is on its device so that gradients are means over the ranks; a world of one needs no wrapper.
+
+    Args:
+      deterministic: keep the gradient buckets as they are first made. DDP otherwise rebuilds them after its first step,
+        so that on three or more ranks a resumed run would add gradients in another order.
+    """
+    if world.size == 1:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[world.device.index] if world.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        # Batch norm is local to a rank; all follow rank 0's statistics.
+        forward_sync_buffers=True,
+        find_unused_parameters=deterministic and world.size > 2,
+    )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model within the wrapper."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives every rank rank 0's buffers, as DDP does before a training step, to evaluate and save one model."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in unwrap(model).buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Trainable numbers in the model."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

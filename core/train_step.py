@@ -1,0 +1,131 @@
+"""One training step: one optimizer update over its micro-batches.
+
+Owns autocast, loss scaling, gradient averaging, clipping and the check for finite gradients. It never reads the device:
+what it counts stays there until somebody asks.
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from common.batch import Batch
+from common.device import World, seed_step
+from common.optimizers.learning_rate import LearningRates
+
+AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Model(Protocol):
+    """What can be trained: `loss, outputs = model(batch)`.
+
+    loss: scalar, the sum over this rank's examples divided by their number, so that the mean over equal ranks is the
+    loss of the global batch. outputs: tensors by name.
+    """
+
+    def __call__(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]: ...
+
+
+class Autocast:
+    """Forward passes under autocast, or not."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype | None) -> None:
+        """dtype: None switches autocast off."""
+        self._device_type = device.type
+        self.dtype = dtype
+
+    def __call__(self) -> contextlib.AbstractContextManager[Any]:
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device_type, dtype=self.dtype)
+
+
+class TrainStep:
+    """Makes training steps of a model with an optimizer."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        learning_rates: LearningRates,
+        *,
+        world: World,
+        autocast: Autocast,
+        max_grad_norm: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Args:
+        model: a Model; under DistributedDataParallel in a world of several ranks.
+        optimizer: of the model's parameters; a fused one, or any other.
+        learning_rates: of its parameter groups.
+        world: this process's place and device.
+        autocast: of the forward passes; float16 brings a GradScaler with it.
+        max_grad_norm: gradients are scaled down to this global L2 norm; None: never.
+        seed: of dropout and other randomness within the model.
+        """
+        self._model = model
+        self._optimizer = optimizer
+        self._learning_rates = learning_rates
+        self._world = world
+        self._autocast = autocast
+        self._max_grad_norm = max_grad_norm
+        self._seed = seed
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._fused = all(group.get("fused") for group in optimizer.param_groups)
+        self.scaler = torch.amp.GradScaler(
+            world.device.type, enabled=autocast.dtype == torch.float16, init_scale=2.0**16
+        )
+
+    def __call__(self, micro_batches: Sequence[Batch], step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Makes step `step` (the first is 1).
+
+        The gradient is that of the mean loss over the micro-batches and ranks. Where it is not finite on any rank it
+        isn't on all, and the update is left out; the step counts.
+
+        Returns:
+          the mean loss of this rank's micro-batches, and 1.0 where the update was left out, else 0.0: detached scalars
+          on the device.
+        """
+        seed_step(self._seed, step, self._world.rank)
+        self._learning_rates.apply(step)
+        self._optimizer.zero_grad(set_to_none=True)
+        count = len(micro_batches)
+        total: torch.Tensor | None = None
+        for index, batch in enumerate(micro_batches):
+            with self._synchronised(index == count - 1):
+                with self._autocast():
+                    loss, _ = self._model(batch)
+                self.scaler.scale(loss / count if count > 1 else loss).backward()
+            loss = loss.detach()
+            total = loss if total is None else total + loss
+        assert total is not None
+        skipped = self._update()
+        return total / count if count > 1 else total, skipped
+
+    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are reduced over the ranks with the last micro-batch only."""
+        if last or not isinstance(self._model, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self._model.no_sync()
+
+    def _update(self) -> torch.Tensor:
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self._optimizer)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        not_finite = (~torch.isfinite(norm)).to(torch.float32)
+        if self._max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._max_grad_norm, norm)
+        if self.scaler.is_enabled():
+            self.scaler.step(self._optimizer)
+            self.scaler.update()
+        elif self._fused:
+            # A fused optimizer leaves the update out on the device itself, as it does for the GradScaler.
+            self._optimizer.found_inf = not_finite  # type: ignore[attr-defined]
+            self._optimizer.step()
+        elif not not_finite.item():
+            self._optimizer.step()
+        return not_finite

@@ -1,0 +1,90 @@
+"""What training measures between two logs: running sums that stay on the device, and the clock."""
+
+import math
+import time
+
+import torch
+import torch.distributed as dist
+
+from common.device import World
+
+
+class TrainWindow:
+    """Sums since the last train log."""
+
+    def __init__(self, world: World, saved: dict[str, float | None]) -> None:
+        """saved: what fold() gave a checkpoint; {} at the start."""
+        self._world = world
+        self._steps = int(saved.get("steps") or 0)
+        loss_sum = saved.get("loss_sum", 0.0)
+        # None in JSON: a loss of the window was not finite.
+        self._reduced = [math.nan if loss_sum is None else loss_sum, saved.get("skipped") or 0.0]
+        self._own = torch.zeros(2, dtype=torch.float64, device=world.device)
+
+    def add(self, loss: torch.Tensor, skipped: torch.Tensor) -> None:
+        """Adds a step: this rank's loss and whether its update was left out, scalars on the device."""
+        self._own[0] += loss
+        self._own[1] += skipped
+        self._steps += 1
+
+    def fold(self) -> dict[str, float | None]:
+        """Joins the ranks' sums, here and in the checkpoint that takes the result, so that both runs go on adding the
+        same numbers in the same order. Collective."""
+        if self._world.size > 1:
+            dist.all_reduce(self._own)
+        self._reduced = [r + own for r, own in zip(self._reduced, self._own.tolist(), strict=True)]
+        self._own.zero_()
+        loss_sum, skipped = self._reduced
+        return {
+            "loss_sum": loss_sum if math.isfinite(loss_sum) else None,
+            "skipped": skipped,
+            "steps": float(self._steps),
+        }
+
+    def close(self) -> dict[str, float | int | None]:
+        """Train metrics of the window, which begins anew: loss (mean over steps and ranks; None where one was not
+        finite) and skipped_updates. Collective."""
+        sums = self.fold()
+        loss_sum, skipped = sums["loss_sum"], sums["skipped"] or 0.0
+        terms = self._steps * self._world.size
+        self._steps = 0
+        self._reduced = [0.0, 0.0]
+        return {
+            "loss": loss_sum / terms if loss_sum is not None and terms else None,
+            "skipped_updates": round(skipped / self._world.size),
+        }
+
+
+class Stopwatch:
+    """Where the time of training goes: evaluations and saves left out, waiting for data told apart."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a window."""
+        self._started = time.perf_counter()
+        self._steps = 0
+        self._waited = 0.0
+        self._paused = 0.0
+
+    def stepped(self) -> None:
+        """Counts a step."""
+        self._steps += 1
+
+    def waited(self, seconds: float) -> None:
+        """Adds time spent waiting for a batch."""
+        self._waited += seconds
+
+    def paused(self, seconds: float) -> None:
+        """Adds time that was not training."""
+        self._paused += seconds
+
+    def timing(self, examples_per_step: int) -> dict[str, float]:
+        """Of the window: seconds, examples per second over all ranks, share of the time spent waiting for data."""
+        seconds = max(time.perf_counter() - self._started - self._paused, 1e-9)
+        return {
+            "seconds": seconds,
+            "examples_per_second": self._steps * examples_per_step / seconds,
+            "data_wait_share": min(1.0, self._waited / seconds),
+        }

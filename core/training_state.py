@@ -1,0 +1,86 @@
+"""What a resume needs, as tensors by name and as JSON values, and how it is put back."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.checkpointing.storage import CheckpointError, read_tensors
+from common.reader.order import Position
+
+_MODEL = "model."
+_OPTIMIZER = "optimizer."
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run has come, as a checkpoint remembers it."""
+
+    step: int
+    position: Position
+    window: dict[str, float | None]
+    """Running sums since the last train log (core.train_window)."""
+
+    @classmethod
+    def start(cls, lanes: int) -> "Progress":
+        """Before the first step."""
+        return cls(0, Position.start(lanes), {})
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; floats survive to the last bit."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Progress":
+        """The inverse of to_json()."""
+        position = Position(values["position"]["epoch"], tuple(values["position"]["cursors"]))
+        return cls(values["step"], position, values["window"])
+
+
+def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The model's parameters and buffers and the optimizer's state, by name. Not copied.
+
+    model: not wrapped for several ranks.
+    """
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            tensors[f"{_OPTIMIZER}{key}.{names[parameter]}"] = value
+    return tensors
+
+
+def load_model(model: nn.Module, checkpoint: Path) -> None:
+    """Puts a checkpoint's weights into a model.
+
+    Raises:
+      CheckpointError: the checkpoint is damaged, or another model's: each difference is named.
+    """
+    saved = read_tensors(checkpoint, _MODEL)
+    expected = model.state_dict()
+    differences = [f"{name}: only in the checkpoint" for name in sorted(saved.keys() - expected.keys())]
+    differences += [f"{name}: only in the model" for name in sorted(expected.keys() - saved.keys())]
+    differences += [
+        f"{name}: {list(saved[name].shape)} in the checkpoint, {list(tensor.shape)} in the model"
+        for name, tensor in expected.items()
+        if name in saved and saved[name].shape != tensor.shape
+    ]
+    if differences:
+        listed = "\n  ".join(differences[:20] + [f"and {len(differences) - 20} more"] * (len(differences) > 20))
+        raise CheckpointError(f"{checkpoint}: the weights of another model:\n  {listed}")
+    model.load_state_dict(saved)
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
+    """Puts a checkpoint's optimizer state back. Learning rates are functions of the step and need none."""
+    saved = read_tensors(checkpoint, _OPTIMIZER)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in saved.items():
+        key, _, parameter_name = name.partition(".")
+        state.setdefault(order.index(parameter_name), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

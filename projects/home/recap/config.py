@@ -1,0 +1,41 @@
+"""The Heavy Ranker's configuration."""
+
+from collections.abc import Collection, Iterable
+
+import pydantic
+
+from core.config.training import JobConfig
+from projects.home.recap.data.config import RecapDataConfig
+from projects.home.recap.model.config import ModelConfig
+from projects.home.recap.optimizer import RecapOptimizerConfig
+
+
+class RecapConfig(JobConfig):
+    """What a run of projects.home.recap.main reads."""
+
+    model: ModelConfig = pydantic.Field(description="The model.")
+    train_data: RecapDataConfig = pydantic.Field(description="What to train on.")
+    validation_data: dict[str, RecapDataConfig] = pydantic.Field(
+        {}, description="What to evaluate on: partitions by name."
+    )
+    optimizer: RecapOptimizerConfig = pydantic.Field(description="How to update the model.")
+
+    @pydantic.model_validator(mode="after")
+    def _tasks_match(self) -> "RecapConfig":
+        """Every task of the model has labels in every data set, and a learning rate."""
+        tasks = self.model.tasks
+        problems = _missing("train_data.tasks", tasks, self.train_data.tasks)
+        for name, data in self.validation_data.items():
+            problems += _missing(f"validation_data.{name}.tasks", tasks, data.tasks)
+        if (rates := self.optimizer.multi_task_learning_rates) is not None:
+            place = "optimizer.multi_task_learning_rates.tower_learning_rates"
+            problems += _missing(place, tasks, rates.tower_learning_rates)
+            unknown = [name for name in rates.tower_learning_rates if name not in tasks]
+            problems += [f"{place} has {name}, which is no task of the model" for name in unknown]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def _missing(place: str, tasks: Iterable[str], found: Collection[str]) -> list[str]:
+    return [f"{place} lacks {task}, a task of the model" for task in tasks if task not in found]

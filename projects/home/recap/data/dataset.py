@@ -1,0 +1,117 @@
+"""From the files of a data set to batches of the Heavy Ranker."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+
+from common.reader.order import check_lanes
+from common.reader.parquet import Column, Columns, ParquetTable
+from common.reader.reader import BatchReader
+from core.config.base_config import ConfigError
+from projects.home.recap.data.batch import RecapBatch
+from projects.home.recap.data.config import RecapDataConfig
+from projects.home.recap.data.schema import FeatureWidths, feature_widths, read_features
+
+_LABEL, _WEIGHT, _REFERENCE = "label ", "weight", "reference "
+
+
+class RecapDataset:
+    """A data set whose metadata was checked: every mistake that shows without reading a row is raised here."""
+
+    def __init__(self, table: ParquetTable, widths: FeatureWidths, make_batch: "_MakeBatch", config: RecapDataConfig):
+        self.table = table
+        self.widths = widths
+        self._make_batch = make_batch
+        self._config = config
+
+    @classmethod
+    def open(cls, config: RecapDataConfig, tasks: Sequence[str], path: str, *, evaluation: bool) -> Self:
+        """Reads schema and footers.
+
+        Args:
+          config: the data set.
+          tasks: labels to read, in the order that batches shall have them.
+          path: of `config` within the whole configuration, for messages.
+          evaluation: weigh examples by the inverse of their sampling rates, so that metrics speak of the data before
+            sampling; a model in training sees the examples as they were sampled.
+
+        Raises:
+          ConfigError, DataError: what is wrong with schema or files.
+        """
+        features = read_features(config, path)
+        columns = {name: Column(f.column, f.dtype, f.width, f.keep) for name, f in features.items()}
+        columns |= {_LABEL + task: Column(task, torch.int8, values="label") for task in tasks}
+        if config.weight_column is not None:
+            columns[_WEIGHT] = Column(config.weight_column, values="weight")
+        if config.reference_probability_prefix is not None and evaluation:
+            prefix = config.reference_probability_prefix
+            columns |= {_REFERENCE + task: Column(prefix + task, values="probability") for task in tasks}
+        rates = [(config.tasks[task].pos_downsampling_rate, config.tasks[task].neg_downsampling_rate) for task in tasks]
+        table = ParquetTable(config.inputs, columns)
+        make_batch = _MakeBatch(tuple(tasks), rates if evaluation else [(1.0, 1.0)] * len(tasks))
+        return cls(table, feature_widths(features), make_batch, config)
+
+    def reader(self, rank: int, world_size: int) -> BatchReader[RecapBatch]:
+        """This rank's share of the batches."""
+        return BatchReader(
+            self.table,
+            self._make_batch,
+            global_batch_size=self._config.global_batch_size,
+            lanes=self._config.lanes,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def check_same_features(self, train: "RecapDataset", path: str) -> None:
+        """Raises ConfigError where this data set's features are not those that the model is trained on."""
+        if self.widths != train.widths:
+            raise ConfigError(
+                f"{path}: its features are {self.widths}, those of train_data {train.widths}; use the same schema, "
+                "features and truncation"
+            )
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether batches bring the probabilities that labels were drawn from."""
+        return self._config.reference_probability_prefix is not None
+
+
+def check_batching(config: RecapDataConfig, path: str, world_size: int) -> None:
+    """Raises ConfigError where global batch, lanes and number of processes don't fit each other."""
+    try:
+        check_lanes(config.lanes, config.global_batch_size, world_size)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+class _MakeBatch:
+    """Builds a RecapBatch of the columns that RecapDataset.open() asks for."""
+
+    def __init__(self, tasks: tuple[str, ...], sampling_rates: Sequence[tuple[float, float]]) -> None:
+        self._tasks = tasks
+        positive, negative = torch.tensor(sampling_rates).T
+        self._sampled = bool((positive != 1).any() or (negative != 1).any())
+        self._positive_factor, self._negative_factor = 1 / positive, 1 / negative
+
+    def __call__(self, columns: Columns, mask: torch.Tensor) -> RecapBatch:
+        labels = torch.stack([columns[_LABEL + task] for task in self._tasks], dim=1).float()
+        weights = mask * columns[_WEIGHT] if _WEIGHT in columns else mask
+        weights = weights[:, None].expand_as(labels).contiguous()
+        if self._sampled:
+            weights *= torch.where(labels == 1, self._positive_factor, self._negative_factor)
+        reference = None
+        if _REFERENCE + self._tasks[0] in columns:
+            reference = torch.stack([columns[_REFERENCE + task] for task in self._tasks], dim=1)
+        return RecapBatch(
+            continuous=columns["continuous"],
+            binary=columns["binary"],
+            labels=labels,
+            weights=weights,
+            tasks=self._tasks,
+            discrete=columns.get("discrete"),
+            user_embedding=columns.get("user_embedding"),
+            user_eng_embedding=columns.get("user_eng_embedding"),
+            author_embedding=columns.get("author_embedding"),
+            reference_probabilities=reference,
+        )

@@ -1,0 +1,194 @@
+"""Parquet tables in the layout that the Heavy Ranker reads, written from numpy arrays.
+
+Owns the names, types and widths of the columns, RecapWriter and schema.json. Does not know where values come
+from (generate.py) nor how they are read again. Use it for tables of your own as well:
+
+    columns = recap_columns(Widths(continuous=48, binary=16, discrete=4, embedding=16), tasks=["my_label"])
+    with RecapWriter(Path("data/train/part-00000.parquet"), columns) as writer:
+        writer.write({"continuous": ..., "binary": ..., ...})   # as often as you like
+    write_schema_json(Path("data/schema.json"), columns)
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from core.config import UserError
+
+TASKS = tuple(
+    f"recap.engagement.{label}"
+    for label in (
+        "is_favorited",
+        "is_good_clicked_convo_desc_favorited_or_replied",
+        "is_good_clicked_convo_desc_v2",
+        "is_negative_feedback_v2",
+        "is_profile_clicked_and_profile_engaged",
+        "is_replied",
+        "is_replied_reply_engaged_by_author",
+        "is_report_tweet_clicked",
+        "is_retweeted",
+        "is_video_playback_50",
+    )
+)
+"""The labels of the Heavy Ranker, in the order of its outputs."""
+
+EMBEDDINGS = ("user_embedding", "user_eng_embedding", "author_embedding")
+IDS = ("meta__user_id", "meta__author_id", "meta__tweet_id")
+TEACHER_PREFIX = "teacher."
+"""Optional float32 columns `teacher.<task>`: the probability that a label was drawn from. Never a feature."""
+
+
+class TableError(UserError):
+    """Arrays that do not fit the declared columns, or a file that cannot be written."""
+
+
+class Column(NamedTuple):
+    """One non-null column: numpy dtype by name, and its width (None: one number a row)."""
+
+    name: str
+    dtype: str
+    width: int | None = None
+
+
+class Widths(NamedTuple):
+    """Numbers a row of the vector columns; `embedding` is the width of each of the three EMBEDDINGS."""
+
+    continuous: int
+    binary: int
+    discrete: int
+    embedding: int
+
+
+def recap_columns(widths: Widths, tasks: Iterable[str] = TASKS, *, teacher: bool = False) -> list[Column]:
+    """The columns of a Heavy Ranker table, in their order in the file.
+
+    `continuous` float32, `binary` uint8 (0 or 1), `discrete` int64, the EMBEDDINGS float32, the IDS int64, a
+    label per task, int8 (0 or 1), and with `teacher` also a probability per task, `teacher.<task>`, float32.
+    """
+    tasks = list(tasks)
+    columns = [
+        Column("continuous", "float32", widths.continuous),
+        Column("binary", "uint8", widths.binary),
+        Column("discrete", "int64", widths.discrete),
+        *(Column(name, "float32", widths.embedding) for name in EMBEDDINGS),
+        *(Column(name, "int64") for name in IDS),
+        *(Column(task, "int8") for task in tasks),
+    ]
+    return columns + [Column(TEACHER_PREFIX + task, "float32") for task in tasks if teacher]
+
+
+def write_schema_json(path: Path, columns: Iterable[Column]) -> None:
+    """Write `columns`, less the teacher's, as a segdense schema.
+
+    `{"schema": [{"dtype": "float_list" | "int64_list", "feature_name": ..., "length": ...}, ...]}`
+    """
+    entries = [
+        {
+            "dtype": "float_list" if np.dtype(column.dtype).kind == "f" else "int64_list",
+            "feature_name": column.name,
+            "length": column.width or 1,
+        }
+        for column in columns
+        if not column.name.startswith(TEACHER_PREFIX)
+    ]
+    path.write_text(json.dumps({"schema": entries}, indent=2) + "\n")
+
+
+class RecapWriter:
+    """Writes one Parquet file, zstd-compressed, in row groups of `row_group_size` rows (the last of fewer).
+
+    The file appears under its name, or replaces the one there, when the `with` block ends without an error;
+    until then it is a hidden file beside. Its bytes depend on the values, `columns` and `row_group_size`, not
+    on how the rows are cut into writes. Memory: one row group and one `write`.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[Column], row_group_size: int = 4096) -> None:
+        self.path = path
+        self.num_rows = 0
+        self._columns = columns
+        self._row_group_size = row_group_size
+        self._pending: list[dict[str, np.ndarray[Any, Any]]] = []
+        self._num_pending = 0
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._schema = pa.schema([_arrow_field(column) for column in columns])
+
+    def __enter__(self) -> Self:
+        self._writer = pq.ParquetWriter(self._partial, self._schema, compression="zstd", compression_level=1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush(at_least=1)
+            self._writer.close()
+            if kind is None:
+                self._partial.replace(self.path)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+    def write(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Append rows: an array per column, [rows] or [rows, width], of exactly the declared dtype.
+
+        Raises TableError where names, dtypes or shapes differ from `columns`; then no row was added.
+        """
+        num_rows = self._check(arrays)
+        self._pending.append({column.name: arrays[column.name].copy() for column in self._columns})
+        self._num_pending += num_rows
+        self.num_rows += num_rows
+        self._flush(at_least=self._row_group_size)
+
+    def _check(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> int:
+        names = [column.name for column in self._columns]
+        if set(names) != set(arrays):
+            missing, unknown = sorted(set(names) - set(arrays)), sorted(set(arrays) - set(names))
+            raise TableError(f"{self.path}: missing columns {missing}, unknown columns {unknown}")
+        num_rows = len(arrays[names[0]])
+        for column in self._columns:
+            array = arrays[column.name]
+            shape = (num_rows,) if column.width is None else (num_rows, column.width)
+            if array.dtype != column.dtype or array.shape != shape:
+                raise TableError(
+                    f"{self.path}: column {column.name} is {array.dtype}{list(array.shape)}, "
+                    f"expected {column.dtype}{list(shape)}"
+                )
+        return num_rows
+
+    def _flush(self, at_least: int) -> None:
+        if self._num_pending < at_least:
+            return
+        rows = {
+            column.name: np.concatenate([arrays[column.name] for arrays in self._pending]) for column in self._columns
+        }
+        size = self._row_group_size
+        while self._num_pending >= at_least:
+            group = {name: array[:size] for name, array in rows.items()}
+            rows = {name: array[size:] for name, array in rows.items()}
+            self._writer.write_table(self._table(group), row_group_size=size)
+            self._num_pending = len(rows[self._columns[0].name])
+        self._pending = [rows]
+
+    def _table(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> pa.Table:
+        values = [_arrow_array(arrays[column.name], column) for column in self._columns]
+        return pa.Table.from_arrays(values, schema=self._schema)
+
+
+def _arrow_field(column: Column) -> pa.Field:
+    value = pa.from_numpy_dtype(np.dtype(column.dtype))
+    if column.width is not None:
+        value = pa.list_(pa.field("element", value, nullable=False), column.width)
+    return pa.field(column.name, value, nullable=False)
+
+
+def _arrow_array(array: np.ndarray[Any, Any], column: Column) -> pa.Array:
+    if column.width is None:
+        return pa.array(np.ascontiguousarray(array))
+    values = pa.array(np.ascontiguousarray(array).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(values, type=_arrow_field(column).type)

@@ -1,0 +1,149 @@
+"""Trains the Heavy Ranker.
+
+torchrun --standalone --nproc-per-node 2 -m projects.home.recap.main --config projects/home/recap/configs/local.yaml
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Mapping
+
+from common.device import (
+    World,
+    joined_world,
+    rank_from_env,
+    seed_initial_weights,
+    set_deterministic,
+    set_precision,
+    world_size_from_env,
+)
+from common.logging import setup_logging
+from common.program import ArgumentParser, run
+from common.trackers import Measurement, read_metrics
+from common.wandb import check_key_file
+from core import custom_training_loop, debug_training_loop
+from core.config import load_config_from_yaml
+from core.evaluation import Partition
+from core.metrics.multi_task import MultiTaskMetrics
+from core.run_directory import RunDirectory
+from projects.home.recap.config import RecapConfig
+from projects.home.recap.data.dataset import RecapDataset, check_batching
+from projects.home.recap.metrics import metrics_table
+from projects.home.recap.model.heavy_ranker import HeavyRanker
+from projects.home.recap.model.model_and_loss import ModelAndLoss
+from projects.home.recap.optimizer import build_optimizer
+
+_TRAIN = "train_data"
+
+
+def main() -> int:
+    """Reads the command line and the configuration, checks the data, trains, and tells what was made.
+
+    Returns:
+      the exit status: 0, or 128 + the number of the signal that stopped the run.
+    """
+    setup_logging(rank_from_env())
+    args = _parse_args()
+    config = load_config_from_yaml(RecapConfig, args.config, args.set)
+    if args.print_config:
+        if rank_from_env() == 0:
+            sys.stdout.write(config.pretty_print())
+        return 0
+
+    # What can be known to be wrong is told before a process group or a GPU is touched.
+    if config.runtime.wandb is not None:
+        check_key_file(config.runtime.wandb)
+    datasets = _open_datasets(config)
+    set_precision(config.runtime.enable_tensorfloat32)
+    set_deterministic(config.runtime.deterministic)
+    with joined_world(config.runtime.process_group_timeout_in_s) as world:
+        return _train(config, datasets, world, args)
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = ArgumentParser(prog="python -m projects.home.recap.main", description="Trains the Heavy Ranker.")
+    parser.add_argument("--config", required=True, metavar="YAML", help="the configuration")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key, e.g. training.num_train_steps=100; may be given several times (docs/configuration.md)",
+    )
+    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and end")
+    parser.add_argument(
+        "--overwrite_save_dir", action="store_true", help="start anew, deleting the run in training.save_dir"
+    )
+    parser.add_argument(
+        "--debug_loop",
+        action="store_true",
+        help="train in the plain loop: no DDP, no checkpoints, every loss",
+    )
+    return parser.parse_args()
+
+
+def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
+    """The data sets by their path in the configuration; the training data first."""
+    data = {_TRAIN: config.train_data}
+    data |= {f"validation_data.{name}": partition for name, partition in config.validation_data.items()}
+    datasets = {}
+    for path, data_config in data.items():
+        check_batching(data_config, path, world_size_from_env())
+        datasets[path] = RecapDataset.open(data_config, list(config.model.tasks), path, evaluation=path != _TRAIN)
+        datasets[path].check_same_features(datasets[_TRAIN], path)
+    return datasets
+
+
+def _train(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World, args: argparse.Namespace) -> int:
+    tasks = config.model.tasks
+    seed_initial_weights(config.runtime.seed)
+    rates = {
+        task: (
+            config.train_data.tasks[task].pos_downsampling_rate,
+            config.train_data.tasks[task].neg_downsampling_rate,
+        )
+        for task in tasks
+    }
+    ranker = HeavyRanker(config.model, datasets[_TRAIN].widths, rates)
+    model = ModelAndLoss(ranker, [task.pos_weight for task in tasks.values()]).to(world.device)
+    optimizer, learning_rates = build_optimizer(ranker, config.optimizer)
+    partitions = {
+        path.removeprefix("validation_data."): Partition(
+            dataset.reader(world.rank, world.size),
+            functools.partial(MultiTaskMetrics, tuple(tasks), has_reference=dataset.has_reference),
+        )
+        for path, dataset in datasets.items()
+        if path != _TRAIN
+    }
+    train_reader = datasets[_TRAIN].reader(world.rank, world.size)
+    job = (config, model, optimizer, learning_rates, train_reader, partitions, world)
+    if args.debug_loop:
+        debug_training_loop.train(*job)
+        return 0
+    outcome = custom_training_loop.train(*job, overwrite_save_dir=args.overwrite_save_dir)
+    if world.is_main:
+        sys.stdout.write(_closing_report(outcome.directory))
+    return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
+
+
+def _closing_report(directory: RunDirectory) -> str:
+    """The newest metrics of each partition, and what the run has made."""
+    newest: dict[str | None, Measurement] = {
+        m.partition: m for m in read_metrics(directory.metrics) if m.mode == "evaluate"
+    }
+    lines = [""]
+    for measurement in newest.values():
+        partial = ", stopped by eval_timeout_in_s" if measurement.timing.get("timed_out") else ""
+        examples = f"{measurement.metrics['examples']:,} examples{partial}"
+        title = f"{measurement.partition} after step {measurement.step}: {examples}"
+        lines += [title, metrics_table(measurement), ""]
+    lines += [
+        f"checkpoints    {directory.checkpoints}",
+        f"metrics        {directory.metrics}",
+        f"configuration  {directory.config}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,41 @@
+"""What is measured of the Heavy Ranker, and how the end of a run is told."""
+
+import tabulate
+
+from common.trackers import Measurement
+
+_COLUMNS = {
+    "loss": "loss",
+    "rce": "RCE",
+    "auroc": "AUROC",
+    "ctr": "CTR",
+    "mean_prediction": "mean prediction",
+    "share_of_reachable_rce": "of reachable RCE",
+}
+
+
+def metrics_table(measurement: Measurement) -> str:
+    """An evaluation's metrics, a row a task; a dash where one is not available."""
+    metrics = measurement.metrics
+    shown = {key: title for key, title in _COLUMNS.items() if any(name.endswith(f"/{key}") for name in metrics)}
+    tasks = dict.fromkeys(name.rpartition("/")[0] for name in metrics if "/" in name)
+    rows = [
+        [task.removeprefix("recap.engagement."), *(_cell(key, metrics.get(f"{task}/{key}")) for key in shown)]
+        for task in tasks
+    ]
+    return tabulate.tabulate(
+        rows,
+        headers=["task", *shown.values()],
+        disable_numparse=True,
+        colalign=("left", *("right" for _ in shown)),
+    )
+
+
+def _cell(key: str, value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    if key == "rce":
+        return f"{value:.2f}"
+    if key == "share_of_reachable_rce":
+        return f"{value:.1%}"
+    return f"{value:.5f}"

@@ -1,0 +1,111 @@
+"""The Heavy Ranker: what is served. It takes plain tensors, knows no labels, and can be exported."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from common.modules.mask_net import MaskNet
+from common.modules.mlp import Mlp
+from core.config.base_config import ConfigError
+from projects.home.recap.data.schema import FeatureWidths
+from projects.home.recap.model.config import AffineMap, ModelConfig, TaskModel
+from projects.home.recap.model.features import Featurization, finite
+
+
+class HeavyRanker(nn.Module):
+    """Features and layer-normed embeddings, a shared backbone, a tower per task (a parallel MaskNet in production)."""
+
+    def __init__(
+        self, config: ModelConfig, widths: FeatureWidths, sampling_rates: Mapping[str, tuple[float, float]]
+    ) -> None:
+        """Args:
+        config: the model.
+        widths: of the features as the reader gives them.
+        sampling_rates: per task, the shares of positives and of negatives that the training data kept.
+        """
+        super().__init__()
+        self.tasks = tuple(config.tasks)
+        self._embeddings = tuple(widths.embeddings)
+        self.featurization = Featurization(widths.continuous, widths.binary, config.featurization_config)
+        self.embedding_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name, width in widths.embeddings.items()})
+        in_features = self.featurization.out_features + sum(widths.embeddings.values())
+        self.backbone = _architecture(config.backbone, in_features)
+        self.towers = nn.ModuleDict(
+            {tower_key(task): _tower(tower, self.backbone.out_features) for task, tower in config.tasks.items()}
+        )
+        if len(self.towers) != len(self.tasks):
+            raise ConfigError("model.tasks: two names differ in '.' and '/' alone")
+        # Keeping shares (p, n) of positives and negatives multiplies the odds by p / n; this takes it back.
+        shifts = [math.log(sampling_rates[task][1] / sampling_rates[task][0]) for task in self.tasks]
+        self.register_buffer("_calibration", torch.tensor(shifts), persistent=False)
+        self._calibration: torch.Tensor
+
+    def forward(
+        self,
+        continuous: torch.Tensor,
+        binary: torch.Tensor,
+        user_embedding: torch.Tensor | None = None,
+        user_eng_embedding: torch.Tensor | None = None,
+        author_embedding: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Scores candidates.
+
+        Args:
+          continuous: float [batch, continuous]; raw, NaN and infinities count as missing.
+          binary: 0 or 1, float [batch, binary].
+          user_embedding: float [batch, width]; as the other two, where the data has it.
+          user_eng_embedding: likewise.
+          author_embedding: likewise.
+
+        Returns:
+          logits, probabilities (of the data as sampled), calibrated_probabilities (of the data before sampling), each
+          float32 [batch, tasks] in the order of `tasks`.
+        """
+        embeddings = {
+            "user_embedding": user_embedding,
+            "user_eng_embedding": user_eng_embedding,
+            "author_embedding": author_embedding,
+        }
+        parts = [self.featurization(continuous, binary)]
+        for name in self._embeddings:
+            embedding = embeddings[name]
+            assert embedding is not None, f"the model was built with {name}"
+            parts.append(self.embedding_norms[name](finite(embedding)))
+        hidden = self.backbone(torch.cat(parts, dim=1))
+        logits = torch.cat([self.towers[tower_key(task)](hidden) for task in self.tasks], dim=1).float()
+        return {
+            "logits": logits,
+            "probabilities": torch.sigmoid(logits),
+            "calibrated_probabilities": torch.sigmoid(logits + self._calibration),
+        }
+
+
+def tower_key(task: str) -> str:
+    """The task's name as part of a parameter's name, where dots separate."""
+    return task.replace(".", "/")
+
+
+class _AffineMap(nn.Module):
+    """scale * logits + bias."""
+
+    def __init__(self, config: AffineMap) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(config.scale))
+        self.bias = nn.Parameter(torch.tensor(config.bias))
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.scale * logits + self.bias
+
+
+def _tower(config: TaskModel, in_features: int) -> nn.Module:
+    tower = _architecture(config, in_features)
+    return tower if config.affine_map is None else nn.Sequential(tower, _AffineMap(config.affine_map))
+
+
+def _architecture(config: TaskModel, in_features: int) -> Mlp | MaskNet:
+    if config.mlp_config is not None:
+        return Mlp(in_features, config.mlp_config)
+    assert config.mask_net_config is not None
+    return MaskNet(in_features, config.mask_net_config)

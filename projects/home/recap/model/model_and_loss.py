@@ -1,0 +1,42 @@
+"""The Heavy Ranker with its loss: what is trained."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from core.losses import multi_task_cross_entropy
+from projects.home.recap.data.batch import RecapBatch
+from projects.home.recap.model.heavy_ranker import HeavyRanker
+
+
+class ModelAndLoss(nn.Module):
+    """Scores a batch and compares with its labels, task by task, matched by name."""
+
+    def __init__(self, ranker: HeavyRanker, pos_weights: Sequence[float]) -> None:
+        """pos_weights: factors of the positives' loss, in the order of the ranker's tasks."""
+        super().__init__()
+        self.ranker = ranker
+        self.register_buffer("_pos_weights", torch.tensor(pos_weights), persistent=False)
+        self._pos_weights: torch.Tensor
+
+    def forward(self, batch: RecapBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Returns the loss (scalar) and outputs [batch, tasks], all in the order of the ranker's tasks: those of the
+        ranker, labels, weights and, where the batch has them, reference_probabilities.
+
+        Raises:
+          ValueError: the batch lacks the labels of a task.
+        """
+        batch = batch.in_order_of(self.ranker.tasks)
+        outputs: dict[str, torch.Tensor] = self.ranker(
+            batch.continuous,
+            batch.binary,
+            batch.user_embedding,
+            batch.user_eng_embedding,
+            batch.author_embedding,
+        )
+        outputs |= {"labels": batch.labels, "weights": batch.weights}
+        if batch.reference_probabilities is not None:
+            outputs["reference_probabilities"] = batch.reference_probabilities
+        loss = multi_task_cross_entropy(outputs["logits"], batch.labels, batch.weights, self._pos_weights)
+        return loss, outputs

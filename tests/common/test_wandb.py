@@ -1,0 +1,254 @@
+"""W&B is real here, offline; what it recorded is read back with its own `wandb leet inspect`."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.trackers import Measurement, build_trackers, read_metrics
+from common.wandb import WandbConfig, check_key_file
+from core.config.base_config import ConfigError
+
+KEY = "0123456789" * 4
+REPOSITORY = Path(__file__).parents[2]
+
+train = Measurement(10, "train", None, {"loss": 0.5, "never_seen": None}, {"examples_per_second": 99.5})
+validation = Measurement(10, "evaluate", "validation", {"recap/auroc": 0.75, "n": 640}, {"complete": True})
+
+
+@pytest.fixture(autouse=True)
+def _a_stranger_to_wandb(tmp_path, monkeypatch):
+    """No key, no settings, no network: a home and a working directory of our own."""
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def key_path(tmp_path):
+    path = tmp_path / "secret"
+    path.write_text(KEY + "\n")
+    path.chmod(0o600)
+    return path
+
+
+def recorded(run_dir: Path) -> list[list[dict[str, Any]]]:
+    """The records of each session, in the order of their starts."""
+    sessions = []
+    for directory in sorted((run_dir / "wandb").glob("offline-run-*")):  # names begin with the time
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(directory)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        sessions.append([json.loads(line) for line in output.splitlines()])
+    return sessions
+
+
+def points(session: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    items = [record["history"]["item"] for record in session if record["type"] == "history"]
+    return [{key: value for key, value in item.items() if not key.startswith("_")} for item in items]
+
+
+def children() -> dict[int, str]:
+    """Names of our child processes, by id."""
+    found = [pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+    return {int(pid): Path(f"/proc/{pid}/comm").read_text().strip() for pid in found}
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Ours; pytest also sees what wandb keeps in its own log file."""
+    return [record for record in caplog.records if record.name.startswith("common.")]
+
+
+def files_with_the_key(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+def test_an_offline_run(tmp_path, monkeypatch, key_path, capfd, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    environment, hooks = dict(os.environ), (sys.exit, sys.excepthook)
+    shown = WandbConfig(project="recap", name="first", tags=["a", "b"], notes="why", metadata={"ticket": 7})
+    config = shown.model_copy(update={"key_path": str(key_path)})
+    trackers = build_trackers(tmp_path / "run", config, {"model": {"units": [8, 4]}}, 0, group="night")
+    trackers.log(train)
+    trackers.log(validation)
+    trackers.finish()
+
+    (session,) = recorded(tmp_path / "run")
+    assert points(session) == [
+        {"trainer/global_step": 10, "train/loss": 0.5, "train/timing/examples_per_second": 99.5},
+        {"trainer/global_step": 10}
+        | {"evaluate/validation/recap/auroc": 0.75, "evaluate/validation/n": 640}
+        | {"evaluate/validation/timing/complete": True},
+    ]
+    metrics = [record["metric"] for record in session if record["type"] == "metric"]
+    assert [metric.get("name", metric.get("glob_name")) for metric in metrics] == ["trainer/global_step", "*"]
+    assert metrics[1]["step_metric"] == "trainer/global_step"
+    run = next(record["run"] for record in session if record["type"] == "run")
+    assert run["run_id"] == trackers.run_id
+    assert (run["project"], run["display_name"], run["notes"]) == ("recap", "first", "why")
+    assert (run["tags"], run["run_group"]) == (["a", "b"], "night")
+    assert run["config"]["update"]["model"] == {"units": [8, 4]}
+    assert run["config"]["update"]["metadata"] == {"ticket": 7}
+
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == [train, validation]
+    (record,) = said(caplog)
+    assert "offline" in record.message
+    assert str(trackers.run_id) in record.message
+    assert capfd.readouterr() == ("", "")
+    assert dict(os.environ) == environment
+    assert (sys.exit, sys.excepthook) == hooks
+    assert not any("wandb" in name for name in children().values())
+    assert files_with_the_key(tmp_path) == [key_path]
+
+
+def test_a_resume_continues_the_run_and_sends_nothing_twice(tmp_path, caplog):
+    caplog.set_level("INFO")
+    ids = []
+    for last_step, steps in ((0, (10, 20, 30)), (10, (20, 30, 40))):
+        trackers = build_trackers(tmp_path, WandbConfig(), {}, last_step)
+        ids.append(trackers.run_id)
+        for step in steps:
+            trackers.log(Measurement(step, "train", None, {"loss": step / 100}, {}))
+            if step == 20 and last_step == 10:  # the evaluation that the first one had not come to
+                trackers.log(Measurement(step, "evaluate", "test", {"rce": 1.0}, {}))
+        with contextlib.suppress(KeyboardInterrupt):
+            try:
+                if last_step == 0:
+                    raise KeyboardInterrupt
+            finally:
+                trackers.finish()
+
+    assert ids[0] == ids[1]
+    first, second = recorded(tmp_path)
+    assert [point["trainer/global_step"] for point in points(first)] == [10, 20, 30]
+    assert points(second) == [
+        {"trainer/global_step": 20, "evaluate/test/rce": 1.0},
+        {"trainer/global_step": 40, "train/loss": 0.4},
+    ]
+    assert [record["exit"].get("exit_code", 0) for record in first + second if record["type"] == "exit"] == [1, 0]
+    for session in (first, second):
+        assert {record["run"]["run_id"] for record in session if record["type"] == "run"} == {ids[0]}
+    sent = {"train": 40, "evaluate/test": 20}
+    assert json.loads((tmp_path / "wandb.json").read_text()) == {"run_id": ids[0], "sent": sent}
+    assert "no API key was found" in said(caplog)[0].message
+
+
+def test_an_unreachable_host_is_one_warning(tmp_path, monkeypatch, key_path, caplog, capfd):
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
+    config = WandbConfig(host="http://127.0.0.1:9", key_path=str(key_path), project="recap")
+    trackers = build_trackers(tmp_path / "run", config, {}, 0)
+    trackers.log(train)
+    trackers.finish()
+    (record,) = said(caplog)
+    assert "Weights & Biases could not be set up, training goes on without it" in record.message
+    assert "connection refused" in record.message
+    assert capfd.readouterr() == ("", "")
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == [train]
+    assert not any("wandb" in name for name in children().values())
+    assert "WANDB_SERVICE" not in os.environ
+    assert files_with_the_key(tmp_path) == [key_path]
+
+
+def test_a_dead_wandb_process_is_a_warning(tmp_path, caplog):
+    trackers = build_trackers(tmp_path, WandbConfig(), {}, 0)
+    trackers.log(train)
+    (pid,) = [pid for pid, name in children().items() if name == "wandb-core"]
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    trackers.log(validation)
+    trackers.log(validation)
+    trackers.finish()
+    assert [record.message.split(": ")[0] for record in said(caplog)] == [
+        "Tracker Weights & Biases failed at step 10 and is switched off",
+        "Tracker Weights & Biases failed to finish",
+    ]
+    assert read_metrics(tmp_path / "metrics.jsonl") == [train, validation, validation]
+
+
+def test_the_id_of_the_checkpoint_is_used_where_the_directory_has_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for given, used in (("abcd1234", "abcd1234"), ("another1", "abcd1234")):
+        trackers = build_trackers(tmp_path, WandbConfig(), {}, 0, run_id=given)
+        trackers.finish()
+        assert trackers.run_id == used
+
+
+def test_a_second_program_in_the_directory_has_files_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for suffix in ("", "-evaluator"):
+        trackers = build_trackers(tmp_path, WandbConfig(), {}, None, suffix=suffix)
+        trackers.log(validation)
+        trackers.finish()
+        assert read_metrics(tmp_path / f"metrics{suffix}.jsonl") == [validation]
+        assert json.loads((tmp_path / f"wandb{suffix}.json").read_text())["sent"] == {}  # nothing is, if disabled
+
+
+def test_a_damaged_run_file_is_one_warning(tmp_path, caplog):
+    (tmp_path / "wandb.json").write_text('{"run_id": "abc')
+    build_trackers(tmp_path, WandbConfig(), {}, 0).finish()
+    (record,) = said(caplog)
+    assert "wandb.json is damaged; remove it to start a new W&B run" in record.message
+
+
+def test_a_missing_package_is_one_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # import raises ModuleNotFoundError
+    build_trackers(tmp_path, WandbConfig(), {}, 0).finish()
+    (record,) = said(caplog)
+    assert "could not be set up" in record.message
+
+
+def test_the_package_is_not_imported_before_a_run_uses_it():
+    code = "import sys, common.wandb, common.trackers; print('wandb' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert output.stdout == "False\n"
+
+
+def test_a_host_is_a_url():
+    with pytest.raises(ValueError, match=r"expected a URL like https://api\.wandb\.ai"):
+        WandbConfig(host="api.wandb.ai")
+
+
+def test_a_key_file_in_the_home_directory(tmp_path, key_path):
+    key_path.rename(tmp_path / "home" / "key")
+    check_key_file(WandbConfig(key_path="~/key"))
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o610])
+def test_a_key_file_that_others_may_use(key_path, mode):
+    key_path.chmod(mode)
+    with pytest.raises(ConfigError) as raised:
+        check_key_file(WandbConfig(key_path=str(key_path)))
+    assert f"{key_path}: has mode {mode:o}" in str(raised.value)
+    assert f"chmod 600 {key_path}" in str(raised.value)
+    assert stat.S_IMODE(key_path.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(b" \n", "holds no words"), (b"my key\n", "holds 2 words"), (b"\xff\xfe", "text")],
+)
+def test_a_key_file_that_holds_no_key(key_path, content, complaint):
+    key_path.write_bytes(content)
+    with pytest.raises(ConfigError, match=complaint) as raised:
+        check_key_file(WandbConfig(key_path=str(key_path)))
+    assert "my key" not in str(raised.value)
+
+
+def test_no_key_file(tmp_path):
+    check_key_file(WandbConfig())
+    with pytest.raises(ConfigError, match=r"nowhere: no such file.*chmod 600"):
+        check_key_file(WandbConfig(key_path=str(tmp_path / "nowhere")))
+    with pytest.raises(ConfigError, match="not a file"):
+        check_key_file(WandbConfig(key_path=str(tmp_path)))

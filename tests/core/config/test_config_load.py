@@ -1,0 +1,541 @@
+"""Reading YAML, substitution, overrides, and the message about mistakes."""
+
+import enum
+import re
+from typing import Annotated, Any, Literal
+
+import pydantic
+import pytest
+
+from core.config import BaseConfig, ConfigError, load_config_from_yaml
+
+
+class Free(BaseConfig):
+    """Takes what the YAML says, so that tests see it."""
+
+    x: Any = None
+    y: Any = None
+    z: Any = None
+
+
+class Kind(enum.Enum):
+    SHARE_ALL = "share_all"
+    SHARE_NONE = "share_none"
+
+
+class Rate(BaseConfig):
+    constant: float | None = pydantic.Field(None, json_schema_extra={"one_of": "lr"})
+    ramp: int | None = pydantic.Field(None, json_schema_extra={"one_of": "lr"})
+
+
+class Task(BaseConfig):
+    pos_weight: float = 1.0
+    rate: Rate | None = None
+
+
+class Block(BaseConfig):
+    output_size: pydantic.PositiveInt
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+class Circle(BaseConfig):
+    shape: Literal["circle"]
+    radius: float
+
+
+class Square(BaseConfig):
+    shape: Literal["square"]
+    side: float
+
+
+class Training(BaseConfig):
+    num_train_steps: pydantic.PositiveInt = 10
+    save_dir: str = "/tmp/model"
+    precision: Literal["bf16", "fp16"] | None = None
+    amount: int | float | None = None
+
+    @pydantic.field_validator("save_dir")
+    @classmethod
+    def _no_spaces(cls, save_dir: str) -> str:
+        if " " in save_dir:
+            raise ValueError("a directory without spaces is needed")
+        return save_dir
+
+
+class Config(BaseConfig):
+    training: Training = Training()
+    tasks: dict[str, Task] = pydantic.Field({})
+    blocks: list[Block] = pydantic.Field([])
+    kind: Kind = Kind.SHARE_NONE
+    form: Annotated[Circle | Square, pydantic.Field(discriminator="shape")] | None = None
+    by_kind: dict[Kind, int] = pydantic.Field({})
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def load(text, *overrides, config_type=Config):
+        path = tmp_path / "c.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load_config_from_yaml(config_type, "c.yaml", overrides)
+
+    return load
+
+
+@pytest.fixture
+def read(load):
+    """The data of `x: ...`."""
+    return lambda text, *overrides: load(text, *overrides, config_type=Free).x
+
+
+@pytest.fixture
+def message(load):
+    def message(text, *overrides, config_type=Config):
+        with pytest.raises(ConfigError) as caught:
+            load(text, *overrides, config_type=config_type)
+        assert "errors.pydantic.dev" not in str(caught.value)
+        assert not re.search(r"Value error|Training|Task\b|Block|Circle|Square|Config", str(caught.value))
+        return str(caught.value)
+
+    return message
+
+
+# --- The dialect ---
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[(text, None) for text in ("", "~", "null", "Null", "NULL")],
+        *[(text, True) for text in ("yes", "Yes", "on", "ON", "true", "TRUE", "True")],
+        *[(text, False) for text in ("no", "NO", "off", "Off", "false", "False")],
+        *[("0", 0), ("-7", -7), ("+7", 7), ("1_000", 1000), ("0x1F", 31), ("-0b11", -3), ("-0", 0)],
+        *[(str(2**64 - 1), 2**64 - 1), (str(-(2**63)), -(2**63))],
+        *[("1e-4", 1e-4), ("1E5", 1e5), ("1e+5", 1e5), ("-2.5e3", -2500.0), (".5", 0.5), ("1.", 1.0), ("1_0.5", 10.5)],
+        *[(".inf", float("inf")), ("-.Inf", float("-inf")), ("0.0", 0.0), ("00.5", 0.5)],
+        *[(text, text) for text in ("2020-01-01", "2020-01-01 10:00:00", "12:30", "1:2:3", "010", "0o7", "N", "=")],
+        *[(text, text) for text in ("1e", "e5", ".", "-e", "1.2.3", "nan", "inf", "tRUE", "1 000", "0x", "a b", "<<")],
+        *[("'1'", "1"), ('"yes"', "yes"), ("'null'", "null"), ("''", ""), ("!!str 5", "5"), ('"\\t"', "\t")],
+        *[("[1, a, [2.0]]", [1, "a", [2.0]]), ("{a: {b: 1}}", {"a": {"b": 1}}), ("[]", []), ("{}", {})],
+        *[("|\n  a\n  b\n", "a\nb\n"), (">-\n  a\n  b", "a b"), ("a\n  b", "a b")],
+    ],
+)  # fmt: skip
+def test_scalars(read, text, value):
+    found = read(f"x: {text}\n")
+    assert (type(found), found) == (type(value), value)
+
+
+def test_anchors_and_merge_keys(read):
+    text = """
+    x:
+      a: &a {p: 1, q: 2}
+      b: &b {q: 3, r: 4}
+      one: {q: 9, <<: *a}
+      both: {<<: [*a, *b], s: 5}
+      alias: *b
+      chain: &c {<<: *a, t: 6}
+      far: {<<: *c}
+      quoted: {"<<": 1}
+    """
+    data = read(text)
+    assert data["one"] == {"p": 1, "q": 9}
+    assert data["both"] == {"p": 1, "q": 2, "r": 4, "s": 5}
+    assert data["alias"] == {"q": 3, "r": 4}
+    assert data["far"] == {"p": 1, "q": 2, "t": 6}
+    assert data["quoted"] == {"<<": 1}
+
+
+def test_order_of_keys_is_kept(load):
+    assert list(load("tasks: {z: {}, a: {}, m: {}}").tasks) == ["z", "a", "m"]
+
+
+def test_duplicate_keys(message):
+    assert message("training:\n  save_dir: a\n  num_train_steps: 1\n  save_dir: b\n") == (
+        "c.yaml: 1 mistake\n  training.save_dir (line 4): duplicate key, also on line 2"
+    )
+    assert "tasks.a (line 3): duplicate key, also on line 2" in message("tasks:\n  a: {}\n  'a': {}\n")
+
+
+@pytest.mark.parametrize(("key", "kind"), [("5", "int"), ("yes", "bool"), ("1e5", "float"), ("~", "null")])
+def test_keys_that_are_no_strings(message, load, key, kind):
+    assert f"tasks.{key} (line 2): YAML reads this key as {kind}; write it in quotes: '{key}'" in message(
+        f"tasks:\n  {key}: {{}}\n"
+    )
+    assert list(load(f"tasks: {{'{key}': {{}}}}").tasks) == [key]
+
+
+def test_a_key_that_is_a_list(message):
+    assert "tasks.? (line 1): a key must be a string" in message("tasks: {[1, 2]: {}}")
+
+
+@pytest.mark.parametrize(
+    "text", ["x: &a [*a]", "x: &a {b: *a}", "x: &a {b: [1, *a, *a]}", "x: &a {<<: *a}", "x: &a {<<: [{b: 1}, *a]}"]
+)
+def test_an_anchor_within_itself(message, text):
+    assert "itself" in message(text, config_type=Free)
+
+
+def test_deep_nesting(message, read):
+    assert read(f"x: {'[' * 90}{']' * 90}") is not None
+    for depth in (150, 1000):
+        assert "nested too deeply" in message(f"x: {'[' * depth}{']' * depth}", config_type=Free)
+
+
+@pytest.mark.parametrize(
+    "text", ["x: !!python/object:os.system a", "x: !!timestamp 2020-01-01", "x: !!set {a}", "x: !t [1]"]
+)
+def test_tags(message, text):
+    assert re.search(r"x \(line 1\): the tag \S+ is not supported", message(text, config_type=Free))
+
+
+@pytest.mark.parametrize("number", [str(2**64), str(-(2**63) - 1), "9" * 5000, "0x" + "f" * 5000])
+def test_huge_integers(message, number):
+    assert "given; an integer of more than 64 bits" in message(f"training: {{num_train_steps: {number}}}")
+
+
+# --- Files ---
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "c.yaml: the file is empty"),
+        ("# nothing\n\n", "c.yaml: the file is empty"),
+        ("- 1\n", "c.yaml: the top level must be a mapping, lines of 'key: value'"),
+        ("null\n", "c.yaml: the top level must be a mapping, lines of 'key: value'"),
+        (b"a: 1\nb: \xff\n", "c.yaml: line 2: not UTF-8 text"),
+        ("a: 1\nb: \x07\n", "c.yaml: line 2: the character 0x7 is not allowed"),
+    ],
+)
+def test_unusable_files(message, text, expected):
+    assert message(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("a: 1\nb: [1, 2\n", "line 3, column 1"),
+        ("a: 1\n  b: 2\n", "line 2, column 4"),
+        ("a: 1\n\tb: 2\n", "line 2, column 1"),
+        ("a: *b\n", "line 1, column 4"),
+        ("a: 1\n---\nb: 2\n", "line 2, column 1"),
+    ],
+)
+def test_syntax_errors_have_line_and_column(message, text, place):
+    assert message(text).startswith(f"c.yaml: {place}: not YAML: ")
+    assert "\n" not in message(text)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "file").write_text("a: 1")
+    for path, reason in [("none.yaml", "No such file"), (".", "Is a directory"), ("file/a.yaml", "Not a directory")]:
+        with pytest.raises(ConfigError, match=rf"^{re.escape(str(tmp_path / path))}: cannot be read: {reason}"):
+            load_config_from_yaml(Config, tmp_path / path)
+
+
+def test_a_byte_order_mark_is_ignored(load):
+    assert load(b"\xef\xbb\xbftraining: {num_train_steps: 3}").training.num_train_steps == 3
+
+
+# --- Substitution ---
+
+
+@pytest.fixture
+def variables(monkeypatch):
+    for name, value in {
+        "STEPS": "5",
+        "DIR": "/d",
+        "EMPTY": "",
+        "DATE": "2020-01-01",
+        "LIST": "[1]",
+        "MONEY": "$DIR",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("UNSET", raising=False)
+
+
+@pytest.mark.usefixtures("variables")
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("$STEPS", 5),
+        ("${STEPS}", 5),
+        ("1${STEPS}", 15),
+        ("-${STEPS}e-1", -0.5),
+        ("'$STEPS'", "5"),
+        ('"${STEPS}"', "5"),
+        ("!!str $STEPS", "5"),
+        ("$DIR/$STEPS", "/d/5"),
+        ("${DIR}x$STEPS", "/dx5"),
+        ("|\n  $DIR\n", "/d\n"),
+        ("$EMPTY", None),
+        ("'$EMPTY'", ""),
+        ("$DATE", "2020-01-01"),
+        ("$LIST", "[1]"),
+        ("$MONEY", "$DIR"),
+        ("$$STEPS", "$STEPS"),
+        ("$$", "$"),
+        ("$$$STEPS", "$5"),
+        ("a$$b", "a$b"),
+        ("[$STEPS, {a: $STEPS}]", [5, {"a": 5}]),
+        ("{$STEPS: 1}", {"$STEPS": 1}),
+        ("1 # $UNSET ${", 1),
+    ],
+)
+def test_substitution(read, text, value):
+    found = read(f"x: {text}\n")
+    assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.usefixtures("variables")
+def test_undefined_variables_are_all_named(message):
+    assert message("# $UNSET\nx: ${UNSET}/a\ny: 1\nz: [1, $UNSET_2]\n", config_type=Free) == (
+        "c.yaml: 2 mistakes\n"
+        "  x (line 2): ${UNSET}/a given; the environment variable UNSET is not set (a dollar sign is written $$)\n"
+        "  z[1] (line 4): $UNSET_2 given; the environment variable UNSET_2 is not set (a dollar sign is written $$)"
+    )
+
+
+@pytest.mark.parametrize("text", ["${HOME", "$5", "a$", "$ HOME", "${}", "${A-b}", "${5}", "$é", "'${HOME'"])
+def test_malformed_dollars(message, text):
+    assert "x (line 1): " in message(f"x: {text}", config_type=Free)
+    assert "a dollar sign is written $$" in message(f"x: {text}", config_type=Free)
+
+
+def test_an_unset_variable_that_an_override_replaces_is_not_missed(read):
+    assert read("x: $SURELY_NOT_SET_ANYWHERE\n", "x=1") == 1
+
+
+@pytest.mark.usefixtures("variables")
+def test_the_message_says_where_a_value_came_from(message):
+    assert "training.num_train_steps (line 1): '/d' (from $DIR) given; " in message("training: {num_train_steps: $DIR}")
+
+
+# --- Overrides ---
+
+MODEL = """
+x:
+  tasks: {recap.engagement.is_favorited: {w: 1}, plain: {w: 1}}
+  blocks: [{size: 1}, {size: 2}]
+  none: null
+"""
+
+
+@pytest.mark.usefixtures("variables")
+@pytest.mark.parametrize(
+    ("override", "keys", "value"),
+    [
+        ("x.tasks.plain.w=2.0", ["tasks", "plain", "w"], 2.0),
+        ("x.tasks[recap.engagement.is_favorited].w=2", ["tasks", "recap.engagement.is_favorited", "w"], 2),
+        ("x.tasks['recap.engagement.is_favorited'].w=2", ["tasks", "recap.engagement.is_favorited", "w"], 2),
+        ('x["tasks"]["recap.engagement.is_favorited"][w]=2', ["tasks", "recap.engagement.is_favorited", "w"], 2),
+        ("[x].tasks[a]=1", ["tasks", "a"], 1),
+        ("x.tasks[a=b]=1", ["tasks", "a=b"], 1),
+        ("x.blocks[1].size=64", ["blocks", 1, "size"], 64),
+        ("x.blocks.1.size=64", ["blocks", 1, "size"], 64),
+        ("x.blocks[0]=null", ["blocks", 0], None),
+        ("x.blocks=[{size: 3}]", ["blocks"], [{"size": 3}]),
+        ("x.tasks={a: {w: 1e-4}}", ["tasks"], {"a": {"w": 1e-4}}),
+        ("x.none.a.b=yes", ["none", "a", "b"], True),
+        ("x.new.a[b.c]=1", ["new", "a", "b.c"], 1),
+        ("x.tasks.0=1", ["tasks", "0"], 1),
+        ("x.none=''", ["none"], ""),
+        ("x.none=a=b", ["none"], "a=b"),
+        ("x.none= 7 ", ["none"], 7),
+        ("x.none=$STEPS", ["none"], 5),
+        ("x.none='$$STEPS'", ["none"], "$STEPS"),
+        ("x.none={$STEPS: '$STEPS'}", ["none"], {"$STEPS": "5"}),
+        ("x.none=2020-01-01", ["none"], "2020-01-01"),
+    ],
+)
+def test_overrides(read, override, keys, value):
+    found = read(MODEL, override)
+    for key in keys:
+        found = found[key]
+    assert (type(found), found) == (type(value), value)
+
+
+def test_overrides_leave_the_rest_and_apply_in_their_order(read):
+    data = read(MODEL, "x.tasks.plain.w=2", "x.tasks.plain={v: 1}", "x.tasks.plain.w=3", "x.tasks.plain.w=4")
+    assert data == {
+        "tasks": {"recap.engagement.is_favorited": {"w": 1}, "plain": {"v": 1, "w": 4}},
+        "blocks": [{"size": 1}, {"size": 2}],
+        "none": None,
+    }
+
+
+def test_an_override_through_an_alias_changes_nothing_else(load):
+    text = "x: &a {b: {c: 1}, l: [1]}\ny: *a\nz: {<<: *a}\n"
+    config = load(text, "y.b.c=2", "z.l[0]=3", "z.b.c=4", config_type=Free)
+    assert (config.x, config.y, config.z) == (
+        {"b": {"c": 1}, "l": [1]},
+        {"b": {"c": 2}, "l": [1]},
+        {"b": {"c": 4}, "l": [3]},
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("x.tasks", "there is no '='"),
+        ("", "there is no '='"),
+        ("=1", "no path can be read at '=1'"),
+        ("x..tasks=1", "no path can be read at '..tasks=1'"),
+        (".x=1", "no path can be read at '.x=1'"),
+        ("x.=1", "no path can be read at '.=1'"),
+        ("x[a=1", "no path can be read at '[a=1'"),
+        ("x[]=1", "no path can be read at '[]=1'"),
+        ("x.tasks=", "no value after '='; write null, or '' for an empty string"),
+        ("x.tasks=#1", "no value after '='"),
+        ("x.blocks[2].size=1", "x.blocks has 2 items; there is no item '2'"),
+        ("x.blocks[-1]=1", "x.blocks has 2 items; there is no item '-1'"),
+        ("x.blocks.size=1", "x.blocks has 2 items; there is no item 'size'"),
+        ("x.tasks.plain.w.v=1", "x.tasks.plain.w is 1; nothing is below it"),
+        ("x=[1", "line 1, column 3: not YAML: "),
+        ("x=a: b: c", "line 1, column 5: not YAML: "),
+    ],
+)
+def test_overrides_that_lead_nowhere_are_quoted(message, override, expected):
+    assert message(MODEL, override, config_type=Free).startswith(f"--set {override}: {expected}")
+
+
+def test_mistakes_in_values_of_overrides(message):
+    assert message("training: {}\n", "training.num_train_steps=-5", "training.sav_dir=a", "tasks={a: {}, a: {}}") == (
+        "c.yaml: 3 mistakes\n"
+        "  tasks.a (--set tasks={a: {}, a: {}}): duplicate key, also on line 1\n"
+        "  training.num_train_steps (--set training.num_train_steps=-5): -5 given; Input should be greater than 0\n"
+        "  training.sav_dir (--set training.sav_dir=a): unknown key; did you mean 'save_dir'? "
+        "Allowed here: num_train_steps, save_dir, precision, amount"
+    )
+
+
+def test_what_an_override_of_the_parent_says_is_not_blamed_on_the_file(message):
+    text = message("blocks:\n- output_size: 1\n- output_size: 1\n", "blocks=[{output_size: 0}]")
+    assert "blocks[0].output_size (--set blocks=[{output_size: 0}]): 0 given" in text
+
+
+# --- Types ---
+
+
+def test_lists_are_tuples_and_strings_enums(load):
+    config = load("blocks: [{output_size: 3, betas: [0, 1]}]\nkind: share_all\nby_kind: {share_none: 2}\n")
+    assert config.blocks == [Block(output_size=3, betas=(0.0, 1.0))]
+    assert type(config.blocks[0].betas[0]) is float
+    assert config.kind is Kind.SHARE_ALL
+    assert config.by_kind == {Kind.SHARE_NONE: 2}
+
+
+def test_only_an_int_becomes_a_float(load, message):
+    class Typed(BaseConfig):
+        i: int = 0
+        f: float = 0.0
+        b: bool = False
+        s: str = ""
+
+    assert type(load("f: 1", config_type=Typed).f) is float
+    for text in ("i: 1.0", "i: '1'", "i: yes", "i: null", "f: '1'", "f: true", "b: 1", "b: 'yes'", "s: 1", "s: 2.0"):
+        assert message(text, config_type=Typed).startswith(f"c.yaml: 1 mistake\n  {text[0]} (line 1): ")
+    for text in (".nan", ".inf", "-.inf", "1e999"):
+        assert f"f (line 1): {text} given; Input should be a finite number" in message(f"f: {text}", config_type=Typed)
+
+
+# --- The message ---
+
+
+def test_all_mistakes_in_one_message(message):
+    text = """\
+training:
+  num_train_steps: -5
+  sav_dir: a
+  precision: fp8
+  amount: a
+tasks:
+  recap.is_liked:
+    pos_weight: [1]
+  two words: 3
+  ok: {rate: {}}
+blocks:
+- betas: [1, 2]
+- output_size: ten
+  betas: [1]
+kind: share_some
+form: {shape: circle, side: 1}
+by_kind: {other: 1}
+trainin: {}
+"""
+    assert message(text) == (
+        "c.yaml: 15 mistakes\n"
+        "  training.num_train_steps (line 2): -5 given; Input should be greater than 0\n"
+        "  training.sav_dir (line 3): unknown key; did you mean 'save_dir'? "
+        "Allowed here: num_train_steps, save_dir, precision, amount\n"
+        "  training.precision (line 4): 'fp8' given; Input should be 'bf16' or 'fp16'\n"
+        "  training.amount (line 5): 'a' given; Input should be a valid integer or a valid number\n"
+        "  tasks[recap.is_liked].pos_weight (line 8): a list given; Input should be a valid number\n"
+        "  tasks[two words] (line 9): 3 given; Input should be a mapping\n"
+        "  tasks.ok.rate (line 10): exactly one of constant, ramp must be set; set: none\n"
+        "  blocks[0].output_size (line 12): missing; it has no default\n"
+        "  blocks[1].output_size (line 13): 'ten' given; Input should be a valid integer\n"
+        "  blocks[1].betas[1] (line 14): missing; it has no default\n"
+        "  kind (line 15): 'share_some' given; Input should be 'share_all' or 'share_none'\n"
+        "  form.radius (line 16): missing; it has no default\n"
+        "  form.side (line 16): unknown key; allowed here: shape, radius\n"
+        "  by_kind.other (line 17): as a key: Input should be 'share_all' or 'share_none'\n"
+        "  trainin (line 18): unknown key; did you mean 'training'? "
+        "Allowed here: training, tasks, blocks, kind, form, by_kind"
+    )
+
+
+def test_a_boolean_where_a_string_belongs(message):
+    assert (
+        "training.save_dir (line 1): no (in YAML false) given; Input should be a valid string; in quotes it is one"
+        in (message("training: {save_dir: no}"))
+    )
+
+
+def test_validators_speak_for_themselves(message):
+    assert "save_dir (line 1): 'a b' given; a directory without spaces is needed" in message(
+        "training: {save_dir: a b}"
+    )
+
+
+def test_a_missing_key_at_the_top_has_no_line(message):
+    assert message("betas: [1, 1]", config_type=Block) == "c.yaml: 1 mistake\n  output_size: missing; it has no default"
+
+
+def test_a_broken_group_at_the_top(message):
+    assert message("{}", config_type=Rate) == (
+        "c.yaml: 1 mistake\n  (top level): exactly one of constant, ramp must be set; set: none"
+    )
+
+
+def test_what_is_above_something_unreadable_is_not_judged(message):
+    """Whether the group holds can't be said while its member is unknown."""
+    text = message("tasks: {a: {rate: {constant: $SURELY_NOT_SET_ANYWHERE}}}\nblocks: [{}]\n")
+    assert text.startswith("c.yaml: 2 mistakes\n  tasks.a.rate.constant (line 1): ")
+    assert "\n  blocks[0].output_size (line 2): missing" in text
+
+
+def test_lines_of_aliased_and_merged_values_are_where_they_stand(message):
+    text = message("tasks:\n  a: &a\n    pos_weight: x\n  b:\n    <<: *a\n")
+    assert "tasks.a.pos_weight (line 3)" in text
+    assert "tasks.b.pos_weight (line 3)" in text
+
+
+def test_long_values_are_shortened(message):
+    text = message(f"training: {{precision: {'x' * 1000}}}")
+    assert len(text) < 200
+    assert "…" in text
+
+
+def test_paths_in_messages_are_paths_of_overrides(load, message):
+    """A path that a message shows can be pasted behind --set; but for a key with a bracket and both quotes."""
+    for key in ("plain", "a.b", "a b", "a[b", "a]b", "it's", "", "0", "a=b", "é"):
+        quoted = "'" + key.replace("'", "''") + "'"
+        text = f"tasks: {{{quoted}: {{pos_weight: x}}}}"
+        path = (
+            message(text)
+            .removeprefix("c.yaml: 1 mistake\n  ")
+            .removesuffix(" (line 1): 'x' given; Input should be a valid number")
+        )
+        assert load(text, f"{path}=2").tasks[key].pos_weight == 2

@@ -1,0 +1,126 @@
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from projects.home.recap.data.parquet import (
+    TASKS,
+    Column,
+    RecapWriter,
+    TableError,
+    Widths,
+    recap_columns,
+    write_schema_json,
+)
+
+COLUMNS = [Column("vector", "float32", 3), Column("flags", "uint8", 2), Column("label", "int8")]
+
+
+def rows(count: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {
+        "vector": rng.standard_normal((count, 3)).astype(np.float32),
+        "flags": rng.integers(0, 2, (count, 2)).astype(np.uint8),
+        "label": rng.integers(0, 2, count).astype(np.int8),
+    }
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    path, expected = tmp_path / "part.parquet", rows(25)
+    with RecapWriter(path, COLUMNS, row_group_size=10) as writer:
+        writer.write(expected)
+    table = pq.read_table(path)
+    assert table.column("vector").to_pylist() == expected["vector"].tolist()
+    assert table.column("flags").to_pylist() == expected["flags"].tolist()
+    assert table.column("label").to_pylist() == expected["label"].tolist()
+    assert [table.schema.field(name).type for name in ("vector", "flags", "label")] == [
+        pa.list_(pa.field("element", pa.float32(), nullable=False), 3),
+        pa.list_(pa.field("element", pa.uint8(), nullable=False), 2),
+        pa.int8(),
+    ]
+    assert not any(field.nullable for field in table.schema)
+    metadata = pq.read_metadata(path)
+    assert [metadata.row_group(index).num_rows for index in range(3)] == [10, 10, 5]
+
+
+def test_bytes_do_not_depend_on_how_rows_are_cut_into_writes(tmp_path):
+    everything = rows(50)
+    with RecapWriter(tmp_path / "whole", COLUMNS, row_group_size=16) as writer:
+        writer.write(everything)
+    with RecapWriter(tmp_path / "pieces", COLUMNS, row_group_size=16) as writer:
+        for start, stop in ((0, 1), (1, 1), (1, 40), (40, 50)):
+            writer.write({name: values[start:stop] for name, values in everything.items()})
+        assert writer.num_rows == 50
+    assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_arrays_may_be_used_again_after_a_write(tmp_path):
+    arrays = rows(4)
+    expected = arrays["vector"].tolist()
+    with RecapWriter(tmp_path / "part.parquet", COLUMNS) as writer:
+        writer.write(arrays)
+        arrays["vector"][:] = 0.0
+    assert pq.read_table(tmp_path / "part.parquet").column("vector").to_pylist() == expected
+
+
+def test_an_error_leaves_no_file_and_an_older_one_as_it_was(tmp_path):
+    path = tmp_path / "part.parquet"
+    path.write_text("older")
+
+    def write_and_fail() -> None:
+        with RecapWriter(path, COLUMNS, row_group_size=2) as writer:
+            writer.write(rows(5))
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        write_and_fail()
+    assert path.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vector": np.zeros((4, 2), np.float32)}, r"vector is float32\[4, 2\], expected float32\[4, 3\]"),
+        ({"vector": np.zeros((4, 3))}, r"vector is float64\[4, 3\], expected float32\[4, 3\]"),
+        ({"label": np.zeros(3, np.int8)}, r"label is int8\[3\], expected int8\[4\]"),
+        ({"lable": np.zeros(4, np.int8)}, r"missing columns \[\], unknown columns \['lable'\]"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(tmp_path, change, message):
+    with (
+        pytest.raises(TableError, match=message),
+        RecapWriter(tmp_path / "part.parquet", COLUMNS) as writer,
+    ):
+        writer.write({**rows(4), **change})
+
+
+def test_a_missing_column_is_refused(tmp_path):
+    arrays = rows(4)
+    del arrays["label"]
+    with (
+        pytest.raises(TableError, match=r"missing columns \['label'\]"),
+        RecapWriter(tmp_path / "part.parquet", COLUMNS) as writer,
+    ):
+        writer.write(arrays)
+
+
+def test_schema_json_names_features_and_labels_but_not_the_teacher(tmp_path):
+    columns = recap_columns(Widths(continuous=5, binary=3, discrete=2, embedding=4), teacher=True)
+    write_schema_json(tmp_path / "schema.json", columns)
+    entries = json.loads((tmp_path / "schema.json").read_text())["schema"]
+    assert {entry["feature_name"]: (entry["dtype"], entry["length"]) for entry in entries} == {
+        "continuous": ("float_list", 5),
+        "binary": ("int64_list", 3),
+        "discrete": ("int64_list", 2),
+        "user_embedding": ("float_list", 4),
+        "user_eng_embedding": ("float_list", 4),
+        "author_embedding": ("float_list", 4),
+        "meta__user_id": ("int64_list", 1),
+        "meta__author_id": ("int64_list", 1),
+        "meta__tweet_id": ("int64_list", 1),
+        **dict.fromkeys(TASKS, ("int64_list", 1)),
+    }

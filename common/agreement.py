@@ -14,7 +14,6 @@ import torch.distributed as dist
 
 from core.config.base_config import UserError
 
-
 T = TypeVar("T")
 
 
@@ -31,30 +30,31 @@ class Control(enum.IntFlag):
 
 
 class ControlWord:
-    """The flags of all ranks, joined. begin() sends this rank's, result() waits for everybody's."""
+    """The flags of all ranks, joined. begin() sends this rank's, result() waits for everybody's.
+
+    Pairs of them nest: an evaluation has words of its own while the one about the next training step is under way.
+    """
 
     def __init__(self) -> None:
         """Makes a group of its own, so that control words never queue behind gradients. Collective."""
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        self._own = Control.NONE
-        self._flags = torch.zeros(len(Control), dtype=torch.int32)
-        self._work: dist.Work | None = None
+        self._begun: list[tuple[torch.Tensor, dist.Work | None]] = []
 
     def begin(self, own: Control) -> None:
         """Starts to reduce, in the background, without waiting."""
-        self._own = own
+        flags = torch.tensor([int(flag in own) for flag in Control], dtype=torch.int32)
+        work = None
         if self._group is not None:
-            self._flags = torch.tensor([int(flag in own) for flag in Control], dtype=torch.int32)
-            self._work = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+            work = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._begun.append((flags, work))
 
     def result(self) -> Control:
-        """The flags that any rank has set. The same on all ranks."""
-        if self._work is None:
-            return self._own
-        self._work.wait()
-        self._work = None
+        """The flags that any rank has set since the last begin() without a result. The same on all ranks."""
+        flags, work = self._begun.pop()
+        if work is not None:
+            work.wait()
         joined = Control.NONE
-        for flag, is_set in zip(Control, self._flags.tolist(), strict=True):
+        for flag, is_set in zip(Control, flags.tolist(), strict=True):
             if is_set:
                 joined |= flag
         return joined
@@ -70,11 +70,19 @@ class ControlWord:
             raise first
 
     def from_main(self, read: Callable[[], T]) -> T:
-        """What `read` gives on rank 0, on every rank; it must be picklable. Collective."""
-        if self._group is None:
-            return read()
-        box = [read() if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(box, src=0, group=self._group)
+        """What `read` gives on rank 0, on every rank; it must be picklable. A UserError there is raised on every rank.
+        Collective."""
+        value: T | None = None
+
+        def read_on_main() -> None:
+            nonlocal value
+            if self._group is None or dist.get_rank() == 0:
+                value = read()
+
+        self.together(read_on_main)
+        box = [value]
+        if self._group is not None:
+            dist.broadcast_object_list(box, src=0, group=self._group)
         return cast(T, box[0])
 
     def together(self, action: Callable[[], None]) -> None:

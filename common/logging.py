@@ -23,12 +23,13 @@ def setup_logging(rank: int) -> None:
     What ends a process unexpectedly (a traceback) is printed on every rank all the same.
     """
     root = logging.getLogger()
-    if rank == 0:
-        handler: logging.Handler = _BesideProgressBar()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-        root.handlers[:] = [handler]
-        root.setLevel(logging.INFO)
-        logging.captureWarnings(True)
-    else:
-        root.handlers[:] = [logging.NullHandler()]
+    if rank > 0:
+        root.addHandler(logging.NullHandler())  # without any handler, logging prints warnings itself
         warnings.simplefilter("ignore")
+        return
+    if not any(isinstance(handler, _BesideProgressBar) for handler in root.handlers):
+        handler = _BesideProgressBar()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)

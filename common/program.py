@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import datetime
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -26,32 +27,43 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(main: Callable[[], int]) -> NoReturn:
     """Runs `main` and exits with its status; a UserError is printed by rank 0, and every rank exits with 2.
 
-    torchrun ends the other workers as soon as one has failed, so the others wait (bounded) until rank 0 has printed.
-    An unexpected exception keeps its traceback.
+    torchrun ends the other workers as soon as one has failed, so the others wait (bounded) until rank 0 has printed. A
+    rank prints by itself what rank 0 hasn't met (a directory that one machine lacks). An unexpected exception keeps its
+    traceback.
     """
     try:
         status = main()
     except UserError as error:
-        if rank_from_env() == 0:
-            sys.stderr.write(f"error: {error}\n")
-            sys.stderr.flush()
-        if world_size_from_env() > 1:
-            _leave_together()
+        rank = rank_from_env()
+        if rank == 0:
+            _print(f"error: {error}")
+        if world_size_from_env() > 1 and not _leave_together() and rank != 0:
+            _print(f"error on rank {rank}: {error}")
         status = USER_ERROR_STATUS
     sys.exit(status)
 
 
-def _leave_together() -> None:
-    """Returns once rank 0 has printed and every rank knows it, or when patience ends."""
+def _print(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+def _leave_together() -> bool:
+    """Returns once rank 0 has printed and every rank knows it, or when patience ends; whether rank 0 has printed."""
     import torch.distributed as dist
 
+    # torchrun ends the others with SIGTERM as soon as one has left; each is to leave with its own status.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     patience = datetime.timedelta(seconds=_PATIENCE_IN_S)
+    printed = False
     # A rank that died or a store that is gone must not turn one clear message into a traceback.
     with contextlib.suppress(Exception):
         store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
         if rank == 0:
             store.set("user_error/printed", "yes")
         store.wait(["user_error/printed"], patience)
+        printed = True
         store.set(f"user_error/seen/{rank}", "yes")
         if rank == 0:  # may host the store: it leaves last
             store.wait([f"user_error/seen/{other}" for other in range(world_size)], patience)
+    return printed

@@ -21,7 +21,6 @@ from common.checkpointing.policy import CheckpointPolicy
 from common.checkpointing.storage import read_state
 from common.device import World
 from common.optimizers.learning_rate import LearningRates
-from common.reader.order import Position
 from common.reader.prefetch import next_or_error
 from common.reader.reader import BatchReader, Placed
 from common.trackers import Measurement, Trackers, build_trackers, read_metrics

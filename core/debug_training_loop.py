@@ -33,8 +33,8 @@ def train(
 ) -> None:
     """Trains step by step, logging every loss, then evaluates; writes nothing.
 
-    Each batch is a step: gradient_accumulation has no effect. An operation that gives NaN in backward is named by autograd's
-    anomaly detection.
+    Each batch is a step: gradient_accumulation has no effect. An operation that gives NaN in backward is named by
+    autograd's anomaly detection.
 
     Raises:
       UserError: there are several processes.
@@ -67,4 +67,5 @@ def train(
                     break
                 _, outputs = model(placed.batch.to(world.device))
                 metrics.update(outputs)
-        logger.info("%s: %s", name, metrics.compute())
+        for metric, value in metrics.compute().items():
+            logger.info("%s %s: %s", name, metric, "not available" if value is None else f"{value:.6g}")

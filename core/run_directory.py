@@ -3,7 +3,6 @@
 import fcntl
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,19 +38,19 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if overwrite:
+                self._remove_earlier_run()
+            remove_unfinished(self.checkpoints)
+            aside = self.config.with_suffix(".yaml.writing")
+            aside.write_text(resolved_config, encoding="utf-8")
+            aside.replace(self.config)
         except BlockingIOError:
             raise UserError(
-                f"training.save_dir {self.path}: another run is training here; wait for it, stop it, or give this one a "
-                "save_dir of its own"
+                f"training.save_dir {self.path}: another run is training here; wait for it, stop it, or give this "
+                "one a save_dir of its own"
             ) from None
         except OSError as error:
-            raise UserError(f"training.save_dir {self.path}: can't be written: {error.strerror}") from error
-        if overwrite:
-            self._remove_earlier_run()
-        remove_unfinished(self.checkpoints)
-        aside = self.config.with_suffix(".yaml.writing")
-        aside.write_text(resolved_config, encoding="utf-8")
-        os.replace(aside, self.config)
+            raise UserError(f"training.save_dir {self.path}: can't be written: {error}") from error
 
     def release(self) -> None:
         """Lets other runs have the directory."""
@@ -61,7 +60,8 @@ class RunDirectory:
 
     def _remove_earlier_run(self) -> None:
         for path in (self.checkpoints, self.path / "wandb"):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.exists():
+                shutil.rmtree(path)
         for path in (self.metrics, self.config, self.path / "wandb.json"):
             path.unlink(missing_ok=True)
 

@@ -59,7 +59,7 @@ class TrainStep:
     ) -> None:
         """Args:
         model: a Model; under DistributedDataParallel in a world of several ranks.
-        optimizer: of the model's parameters; a fused one, or any other.
+        optimizer: of the model's parameters.
         learning_rates: of its parameter groups.
         world: this process's place and device.
         autocast: of the forward passes; float16 brings a GradScaler with it.
@@ -74,7 +74,10 @@ class TrainStep:
         self._max_grad_norm = max_grad_norm
         self._seed = seed
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._fused = all(group.get("fused") for group in optimizer.param_groups)
+        # torch's fused SGD can't be told to leave its first update out: its momentum stays uninitialised memory.
+        self._is_fused_adam = isinstance(optimizer, torch.optim.Adam) and all(
+            group.get("fused") for group in optimizer.param_groups
+        )
         self.scaler = torch.amp.GradScaler(
             world.device.type, enabled=autocast.dtype == torch.float16, init_scale=2.0**16
         )
@@ -122,8 +125,8 @@ class TrainStep:
         if self.scaler.is_enabled():
             self.scaler.step(self._optimizer)
             self.scaler.update()
-        elif self._fused:
-            # A fused optimizer leaves the update out on the device itself, as it does for the GradScaler.
+        elif self._is_fused_adam:
+            # It leaves the update out on the device itself, as it does for the GradScaler.
             self._optimizer.found_inf = not_finite  # type: ignore[attr-defined]
             self._optimizer.step()
         elif not not_finite.item():

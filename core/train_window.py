@@ -17,8 +17,10 @@ class TrainWindow:
         self._world = world
         self._steps = int(saved.get("steps") or 0)
         loss_sum = saved.get("loss_sum", 0.0)
+        # Sums over another number of ranks, as if these ranks had made them.
+        scale = world.size / (saved.get("ranks") or world.size)
         # None in JSON: a loss of the window was not finite.
-        self._reduced = [math.nan if loss_sum is None else loss_sum, saved.get("skipped") or 0.0]
+        self._reduced = [math.nan if loss_sum is None else loss_sum * scale, (saved.get("skipped") or 0.0) * scale]
         self._own = torch.zeros(2, dtype=torch.float64, device=world.device)
 
     def add(self, loss: torch.Tensor, skipped: torch.Tensor) -> None:
@@ -39,6 +41,7 @@ class TrainWindow:
             "loss_sum": loss_sum if math.isfinite(loss_sum) else None,
             "skipped": skipped,
             "steps": float(self._steps),
+            "ranks": float(self._world.size),
         }
 
     def close(self) -> dict[str, float | int | None]:

@@ -70,7 +70,10 @@ def load_model(model: nn.Module, checkpoint: Path) -> None:
     ]
     if differences:
         listed = "\n  ".join(differences[:20] + [f"and {len(differences) - 20} more"] * (len(differences) > 20))
-        raise CheckpointError(f"{checkpoint}: the weights of another model:\n  {listed}")
+        raise CheckpointError(
+            f"{checkpoint}: the weights of another model:\n  {listed}\n"
+            "Configure the model that it was saved from, or give a checkpoint of this one."
+        )
     model.load_state_dict(saved)
 
 

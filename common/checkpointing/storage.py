@@ -1,8 +1,9 @@
 """How a checkpoint directory becomes complete, is found, and is read back.
 
 A checkpoint `<root>/<step>` holds tensors (torch.distributed.checkpoint), everything else as JSON (state.json), and a
-manifest with the size and digest of each file. It is written aside, synchronised to disk, then renamed: under its name it
-is complete, and what was interrupted is invisible. Which checkpoints are made and kept is not decided here (policy.py).
+manifest with the size and digest of each file. It is written aside, synchronised to disk, then renamed: under its name
+it is complete, and what was interrupted is invisible. Which checkpoints are made and kept is not decided here
+(policy.py).
 """
 
 import contextlib
@@ -11,9 +12,9 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,8 @@ from core.config.base_config import UserError
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
 _ASIDE = ".writing-"
+
+T = TypeVar("T")
 
 
 class CheckpointError(UserError):
@@ -61,18 +64,29 @@ def write_checkpoint(
       group: a gloo group that nothing else uses.
 
     Raises:
-      CheckpointError: the disk refuses.
+      CheckpointError: the disk refuses; on all ranks.
     """
     final = root / str(step)
     aside = root / f"{_ASIDE}{step}"
     rank = dist.get_rank(group) if group is not None else 0
-    try:
+
+    def prepare() -> None:
         if rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             _write_json(aside / _STATE, values)
-        if group is not None:
-            dist.barrier(group)
+
+    def publish() -> None:
+        if rank == 0:
+            _write_json(aside / _MANIFEST, {"files": {name: file for part in parts for name, file in part.items()}})
+            _sync_directory(aside)
+            if final.exists():  # incomplete by its manifest, else the run would have continued from it
+                shutil.rmtree(final)
+            aside.rename(final)
+            _sync_directory(root)
+
+    try:
+        _on_all_ranks(prepare, group)
         with _world_of_one_is_meant():
             dcp.save(
                 dict(tensors),
@@ -80,23 +94,14 @@ def write_checkpoint(
                 process_group=group,
                 no_dist=group is None,
             )
-        files = _digests(aside, rank)
-        if group is not None:
-            gathered: list[dict[str, Any]] = [{}] * dist.get_world_size(group)
-            dist.all_gather_object(gathered, files, group=group)
-            files = {name: entry for part in gathered for name, entry in part.items()}
-        if rank == 0:
-            _write_json(aside / _MANIFEST, {"files": files})
-            _sync_directory(aside)
-            if final.exists():  # incomplete by its manifest, else the run would have continued from it
-                shutil.rmtree(final)
-            aside.rename(final)
-            _sync_directory(root)
-        if group is not None:
-            dist.barrier(group)
+        parts = _on_all_ranks(lambda: _digests(aside, rank), group)
+        _on_all_ranks(publish, group)
     except (OSError, dcp.CheckpointException) as error:
+        # torch tells a rank's failure with its traceback, and a write cut short as an error of its own.
+        cause = error if isinstance(error, OSError) else next(iter(error.failures.values()))[0]
         raise CheckpointError(
-            f"{final}: the checkpoint can't be written: {error}. Complete checkpoints: {complete_steps(root) or 'none'}"
+            f"{final}: the checkpoint can't be written (is the disk full?): {cause}. "
+            f"Complete checkpoints: {complete_steps(root) or 'none'}"
         ) from error
     return final
 
@@ -105,13 +110,10 @@ def read_state(path: Path) -> dict[str, Any]:
     """The values that were saved beside the tensors.
 
     Raises:
-      CheckpointError: `path` is no complete checkpoint.
+      CheckpointError: `path` is no complete checkpoint, or its state is damaged.
     """
-    if not (path / _MANIFEST).is_file():
-        raise CheckpointError(
-            f"{path}: no complete checkpoint here (no {_MANIFEST}); give a directory such as .../checkpoints/1000"
-        )
-    return _read_json(path / _STATE)
+    _verify(path, _STATE)
+    return _read_json(path, _STATE)
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -120,7 +122,7 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
     Only read checkpoints that you trust: torch.distributed.checkpoint unpickles their metadata.
 
     Raises:
-      CheckpointError: a file is missing or its size or digest is not the manifest's.
+      CheckpointError: `path` is no complete checkpoint, or the size or digest of a file is not the manifest's.
     """
     _verify(path)
     reader = dcp.FileSystemReader(path)
@@ -142,16 +144,50 @@ def _world_of_one_is_meant() -> Iterator[None]:
         yield
 
 
-def _verify(path: Path) -> None:
-    advice = f"; remove {path} to continue from the checkpoint before it"
-    for name, entry in _read_json(path / _MANIFEST)["files"].items():
+def _on_all_ranks(action: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
+    """What `action` gives on each rank; what the disk refuses to any of them is raised on all, so that none waits."""
+    mine: T | OSError
+    try:
+        mine = action()
+    except OSError as error:
+        mine = error
+    outcomes: list[Any] = [mine]
+    if group is not None:
+        outcomes = [None] * dist.get_world_size(group)
+        dist.all_gather_object(outcomes, mine, group=group)
+    for outcome in outcomes:
+        if isinstance(outcome, OSError):
+            raise outcome
+    return outcomes
+
+
+def _verify(path: Path, only: str | None = None) -> None:
+    """Compares the files, or only one of them, with the manifest."""
+    if not (path / _MANIFEST).is_file():
+        raise CheckpointError(
+            f"{path}: no complete checkpoint here (no {_MANIFEST}); give a directory such as .../checkpoints/1000"
+        )
+    try:
+        files = {name: (file["size"], file["blake2b"]) for name, file in _read_json(path, _MANIFEST)["files"].items()}
+        names = files if only is None else [only]
+        expected = {name: files[name] for name in names}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, _MANIFEST, "it doesn't list the files") from error
+    for name, (expected_size, digest) in expected.items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None
-        if size != entry["size"]:
-            found = "missing" if size is None else f"{size} bytes long, {entry['size']} expected"
-            raise CheckpointError(f"{file}: damaged checkpoint: the file is {found}{advice}")
-        if _digest(file) != entry["blake2b"]:
-            raise CheckpointError(f"{file}: damaged checkpoint: its digest is not the manifest's{advice}")
+        if size is None:
+            raise _damaged(path, name, "the file is missing")
+        if size != expected_size:
+            raise _damaged(path, name, f"{size} bytes long, {expected_size} expected")
+        if _digest(file) != digest:
+            raise _damaged(path, name, "its digest is not the manifest's")
+
+
+def _damaged(path: Path, name: str, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}/{name}: damaged checkpoint: {found}; remove {path} to continue from the checkpoint before it"
+    )
 
 
 def _digests(directory: Path, rank: int) -> dict[str, dict[str, Any]]:
@@ -168,11 +204,11 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, name: str) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads((path / name).read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged checkpoint: {error}; remove {path.parent}") from error
+        raise _damaged(path, name, str(error)) from error
     return content
 
 

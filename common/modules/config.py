@@ -1,5 +1,7 @@
 """Configuration of the modules in this folder."""
 
+from typing import Literal
+
 import pydantic
 
 from core.config.base_config import BaseConfig
@@ -18,7 +20,7 @@ class LayerNormConfig(BaseConfig):
     epsilon: pydantic.NonNegativeFloat = pydantic.Field(
         0.001, description="Added to the variance; 0 is safe: a constant row becomes zeros."
     )
-    axis: int = pydantic.Field(-1, ge=-1, le=-1, description="The axis to normalise: the last.")
+    axis: Literal[-1] = pydantic.Field(-1, description="The axis to normalise: the last.")
     center: bool = pydantic.Field(True, description="Learn a shift.")
     scale: bool = pydantic.Field(True, description="Learn a scale.")
 

@@ -1,4 +1,4 @@
-"""MaskNet: feature-wise multiplication by masks that depend on the instance (Wang, She, Zhang 2021, arXiv 2102.07619)."""
+"""MaskNet: features multiplied by masks that depend on the instance (Wang, She, Zhang 2021, arXiv 2102.07619)."""
 
 import torch
 import torch.nn.functional as F

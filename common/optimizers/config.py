@@ -21,7 +21,10 @@ class PiecewiseConstant(BaseConfig):
     def _lengths_fit(self) -> "PiecewiseConstant":
         boundaries, values = self.learning_rate_boundaries, self.learning_rate_values
         if len(values) != len(boundaries) + 1:
-            raise ValueError(f"{len(boundaries)} boundaries separate {len(boundaries) + 1} values, {len(values)} given")
+            raise ValueError(
+                f"{len(boundaries)} learning_rate_boundaries separate {len(boundaries) + 1} learning_rate_values, "
+                f"{len(values)} given"
+            )
         if any(later <= earlier for earlier, later in itertools.pairwise(boundaries)):
             raise ValueError(f"learning_rate_boundaries must ascend, {boundaries} given")
         return self

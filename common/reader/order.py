@@ -116,4 +116,5 @@ class Order:
         num_rows = int(self._rows_per_group[group])
         if self._seed is None:
             return np.arange(num_rows)
-        return np.random.default_rng([self._seed, self._epoch, group]).permutation(num_rows)
+        # Not group: numpy pads seeds with zeros, and [seed, epoch] shuffles the groups.
+        return np.random.default_rng([self._seed, self._epoch, group + 1]).permutation(num_rows)

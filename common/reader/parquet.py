@@ -46,11 +46,8 @@ class Column:
     values: Literal["label", "weight", "probability"] | None = None
 
 
-_ALLOWED = {
-    "label": "a label is 0 or 1",
-    "weight": "a weight is finite and not negative",
-    "probability": "a probability lies between 0 and 1",
-}
+# A larger weight would be infinite as a float32.
+_LARGEST = np.finfo(np.float32).max
 
 
 class ParquetTable:
@@ -74,7 +71,7 @@ class ParquetTable:
         rows: list[int] = []
         digest = hashlib.blake2b(digest_size=16)
         for path in self._paths:
-            metadata = self._checked_metadata(path)
+            metadata = self._open(path)
             self._first_group.append(len(rows))
             groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
             rows.extend(group.num_rows for group in groups)
@@ -103,15 +100,26 @@ class ParquetTable:
                 table = file.read_row_group(group_in_file, columns=names, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: row group {group_in_file} can't be read: {error}") from error
+        # The file may be another by now.
+        self._check_types(path, table.schema)
+        if table.num_rows != (before := self.rows_per_group[group]):
+            raise DataError(
+                f"{path}: row group {group_in_file} has {table.num_rows} rows, {before} when the file was opened; "
+                "leave files as they are while they are read"
+            )
         place = f"{path}: row group {group_in_file}"
         return {key: _to_tensor(table.column(c.name), c, place) for key, c in self._columns.items()}
 
-    def _checked_metadata(self, path: Path) -> pq.FileMetaData:
+    def _open(self, path: Path) -> pq.FileMetaData:
         try:
             with pq.ParquetFile(path) as file:
                 metadata, schema = file.metadata, file.schema_arrow
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: can't be read as Parquet: {error}") from error
+        self._check_types(path, schema)
+        return metadata
+
+    def _check_types(self, path: Path, schema: pa.Schema) -> None:
         for column in self._columns.values():
             if schema.get_field_index(column.name) < 0:
                 found = ", ".join(sorted(schema.names)) or "none"
@@ -119,13 +127,15 @@ class ParquetTable:
             problem = _type_problem(schema.field(column.name).type, column)
             if problem:
                 raise DataError(f"{path}: column '{column.name}': {problem}")
-        return metadata
 
 
 def _matching_files(inputs: str) -> list[Path]:
     path = Path(inputs).expanduser()
-    found = sorted(path.glob("*.parquet")) if path.is_dir() else sorted(map(Path, glob.glob(str(path), recursive=True)))
-    files = [file for file in found if file.is_file()]
+    pattern = glob.escape(str(path)) if path.exists() else str(path)
+    if path.is_dir():
+        pattern += "/*.parquet"
+    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    files = [file for file in sorted(map(Path, matches)) if file.is_file()]
     if not files:
         raise DataError(
             f"{inputs}: no file matches (looked from {Path.cwd()}); give a glob pattern, a file, or a directory "
@@ -174,8 +184,7 @@ def _to_tensor(chunks: pa.ChunkedArray, column: Column, place: str) -> torch.Ten
         row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]) // (column.width or 1)
         raise DataError(_bad_value(place, column, row, "a null among its values, every value is needed"))
     numbers = values.to_numpy(zero_copy_only=False)
-    if column.values is not None:
-        _check_values(numbers, column, place)
+    _check_values(numbers, column, place)
     if column.width is not None:
         numbers = numbers.reshape(-1, column.width)[:, : column.keep]
     numpy_dtype = torch.empty(0, dtype=column.dtype).numpy().dtype
@@ -185,16 +194,21 @@ def _to_tensor(chunks: pa.ChunkedArray, column: Column, place: str) -> torch.Ten
 
 
 def _check_values(numbers: np.ndarray[Any, Any], column: Column, place: str) -> None:
-    assert column.values is not None
     if column.values == "label":
-        good = (numbers == 0) | (numbers == 1)
+        good, allowed = (numbers == 0) | (numbers == 1), "a label is 0 or 1"
     elif column.values == "weight":
-        good = np.isfinite(numbers) & (numbers >= 0)
+        good, allowed = (numbers >= 0) & (numbers <= _LARGEST), "a weight is not negative and, as a float32, finite"
+    elif column.values == "probability":
+        good, allowed = (numbers >= 0) & (numbers <= 1), "a probability lies between 0 and 1"
+    elif not column.dtype.is_floating_point:
+        limits = torch.iinfo(column.dtype)
+        good = (numbers >= limits.min) & (numbers <= limits.max)
+        allowed = f"numbers from {limits.min} to {limits.max} can be read"
     else:
-        good = (numbers >= 0) & (numbers <= 1)
+        return
     if not good.all():
         index = int(np.flatnonzero(~good)[0])
-        problem = f"{numbers[index]} found, {_ALLOWED[column.values]}"
+        problem = f"{numbers[index]} found, {allowed}"
         raise DataError(_bad_value(place, column, index // (column.width or 1), problem))
 
 

@@ -1,5 +1,6 @@
 """An iterator that runs ahead of its consumer in a background thread."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator
@@ -46,9 +47,12 @@ class Prefetcher(Generic[T]):
         return item
 
     def close(self) -> None:
-        """Stops the thread and waits for it; what it had ready is dropped."""
+        """Stops the thread and waits until `source` has made the item at hand; what was ready is dropped."""
         self._stopped.set()
         self._thread.join()
+        # A consumer in another thread may wait for an item that will not come. It doesn't where the queue is full.
+        with contextlib.suppress(queue.Full):
+            self._ready.put_nowait(_End(None))
 
     def _run(self) -> None:
         error: BaseException | None = None

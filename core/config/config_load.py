@@ -18,7 +18,7 @@ import yaml
 from pydantic_core import ErrorDetails
 
 from core.config.base_config import BaseConfig, ConfigError
-from core.config.yaml_document import Path, YamlDocument, compose, shorten
+from core.config.yaml_document import KeyPath, YamlDocument, compose, shorten
 
 _ConfigT = TypeVar("_ConfigT", bound=BaseConfig)
 
@@ -71,7 +71,7 @@ def _apply(override: str, document: YamlDocument) -> None:
     if node is None:
         raise ConfigError(f"{label}: no value after '='; write null, or '' for an empty string")
     value: Any = document.data
-    path: Path = ()
+    path: KeyPath = ()
     for key in keys:
         if value is None:
             document.put(path, _EMPTY_MAPPING, label)
@@ -102,7 +102,7 @@ def _split(override: str, label: str) -> tuple[list[str], str]:
     raise ConfigError(f"{label}: {problem}; write PATH=VALUE, such as a.b=1 or tasks[a.b].sizes[0]=1")
 
 
-def _show(path: Path) -> str:
+def _show(path: KeyPath) -> str:
     shown = ""
     for key in path:
         if isinstance(key, str) and re.fullmatch(r"""[^.\[\]="'\s]+""", key):
@@ -114,10 +114,10 @@ def _show(path: Path) -> str:
 
 # --- The message. ---
 
-_Configs = dict[Path, list[tuple[type[BaseConfig], dict[str, Any]]]]  # several at a path: it is a union
+_Configs = dict[KeyPath, list[tuple[type[BaseConfig], dict[str, Any]]]]  # several at a path: it is a union
 
 
-def _walk(hint: Any, data: Any, path: Path, found: _Configs) -> _Configs:
+def _walk(hint: Any, data: Any, path: KeyPath, found: _Configs) -> _Configs:
     """Adds to `found` each mapping in `data` that stands where `hint` has a configuration, with its class."""
     origin = typing.get_origin(hint)
     if origin is None and isinstance(hint, type) and issubclass(hint, BaseConfig) and isinstance(data, dict):
@@ -137,7 +137,7 @@ def _describe(config: type[BaseConfig], document: YamlDocument, errors: Sequence
     """A line for each mistake, in the order of the file."""
     configs = _walk(config, document.data, (), {})
     allowed = {path: [name for kind, _ in here for name in kind.model_fields] for path, here in configs.items()}
-    found: dict[Path, list[str]] = {}  # what was given; what is wrong (several: a union's members)
+    found: dict[KeyPath, list[str]] = {}  # what was given; what is wrong (several: a union's members)
     for error in errors:
         path = _locate(error, document.data, allowed)
         given, text = _explain(error, path, document, allowed.get(path[:-1], []))
@@ -156,14 +156,14 @@ def _describe(config: type[BaseConfig], document: YamlDocument, errors: Sequence
             mistakes[path] = given + " or ".join(texts).replace(" or Input should be", " or")
     lines = []
     for path in sorted(mistakes, key=document.origin):
-        place = document.origin(path)[1]
+        place = document.origin(path)[-1]
         lines.append(f"{_show(path)}{f' ({place})' if place else ''}: {mistakes[path]}")
     return lines
 
 
-def _locate(error: ErrorDetails, data: Any, allowed: dict[Path, list[str]]) -> Path:
+def _locate(error: ErrorDetails, data: Any, allowed: dict[KeyPath, list[str]]) -> KeyPath:
     """The path of an error: its loc without the members of unions and the "[key]" that pydantic adds."""
-    path: Path = ()
+    path: KeyPath = ()
     for position, step in enumerate(error["loc"], start=1):
         if step in data if isinstance(data, dict) else isinstance(data, list) and step in range(len(data)):
             data = data[step]
@@ -173,7 +173,7 @@ def _locate(error: ErrorDetails, data: Any, allowed: dict[Path, list[str]]) -> P
     return path
 
 
-def _explain(error: ErrorDetails, path: Path, document: YamlDocument, allowed: list[str]) -> tuple[str, str]:
+def _explain(error: ErrorDetails, path: KeyPath, document: YamlDocument, allowed: list[str]) -> tuple[str, str]:
     """What was given ("... given; ", where that can be said in a word), and what is wrong with it."""
     kind, value = error["type"], error["input"]
     if kind == "missing":

@@ -95,15 +95,15 @@ class TrainingConfig(BaseConfig):
         None, description="Clip the global L2 norm of the gradients to this; null: no clipping."
     )
 
-    @pydantic.field_validator("save_dir")
+    @pydantic.field_validator("save_dir", "initial_checkpoint_dir")
     @classmethod
-    def _save_dir_is_local(cls, save_dir: str) -> str:
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", save_dir):
+    def _is_local(cls, directory: str | None) -> str | None:
+        if directory is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", directory):
             raise ValueError(
-                "a remote URL; checkpoints are written to a local or mounted directory: "
-                "give its path, and copy finished checkpoints from there"
+                "a remote URL; checkpoints are written to and read from a local or mounted directory: "
+                "give its path, and copy finished checkpoints to or from there"
             )
-        return save_dir
+        return directory
 
     @pydantic.field_validator("checkpoint_max_to_keep")
     @classmethod

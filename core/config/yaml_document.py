@@ -4,7 +4,6 @@ Owns: the dialect of YAML, substitution of `$VAR`, and what the user wrote where
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable
@@ -14,8 +13,11 @@ import yaml
 
 from core.config.base_config import ConfigError
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """Of a value in the data: keys of mappings, indices of lists."""
+
+Origin = tuple[int, int, str]
+"""Sorts the file before what was put later, and by lines; its last item says the place in words."""
 
 _Pairs = dict[str, tuple[yaml.Node, yaml.Node]]  # a mapping's nodes of key and value, by key
 
@@ -74,7 +76,8 @@ def compose(text: str, source: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{source}: {place}not YAML: {error.context or ''} {error.problem}") from error
+        problem = " ".join(filter(None, [error.context, error.problem]))
+        raise ConfigError(f"{source}: {place}not YAML: {problem}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{source}: line {line}: the character {error.character:#x} is not allowed") from error
@@ -121,33 +124,34 @@ class YamlDocument:
             raise ConfigError(f"{source}: the file is empty")
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{source}: the top level must be a mapping, lines of 'key: value'")
-        self.given: dict[Path, str] = {}
-        self.mistakes: dict[Path, str] = {}
-        self._origins: dict[Path, tuple[float, str]] = {(): (0, "")}
+        self.given: dict[KeyPath, str] = {}
+        self.mistakes: dict[KeyPath, str] = {}
+        self._origins: dict[KeyPath, Origin] = {(): (0, 0, "")}
         self._source = source
-        self._in_file = True
+        self._num_puts = 0
         self._num_nodes = 0
         self.data: dict[str, Any] = self._build(root, (), ())
 
-    def origin(self, path: Path) -> tuple[float, str]:
-        """Where a value, or else the nearest one above it, stands: a key for sorting, and in words."""
+    def origin(self, path: KeyPath) -> Origin:
+        """Where a value, or else the nearest one above it, stands."""
         return self._origins[path] if path in self._origins else self.origin(path[:-1])
 
-    def put(self, path: Path, node: yaml.Node, source: str) -> None:
+    def put(self, path: KeyPath, node: yaml.Node, source: str) -> None:
         """Sets the value at `path`, whose holder exists. `source` says in words where the node comes from."""
-        self._source, self._in_file = source, False
+        self._source = source
+        self._num_puts += 1
         for record in (self._origins, self.given, self.mistakes):
             for old in [old for old in record if old[: len(path)] == path]:
                 del record[old]
-        self._origins[path] = math.inf, source
+        self._origins[path] = self._num_puts, 0, source
         holder: Any = self.data
         for key in path[:-1]:
             holder = holder[key]
         holder[path[-1]] = self._build(node, path, ())
 
-    def _origin(self, node: yaml.Node) -> tuple[float, str]:
+    def _origin(self, node: yaml.Node) -> Origin:
         line = node.start_mark.line + 1
-        return (line, f"line {line}") if self._in_file else (math.inf, self._source)
+        return self._num_puts, line, self._source if self._num_puts else f"line {line}"
 
     def _count(self, nodes: int) -> None:
         """Stops what a few lines of aliases of aliases would multiply to."""
@@ -157,7 +161,7 @@ class YamlDocument:
                 f"{self._source}: more than {_MAX_NODES:,} keys and values, those behind an alias counted at each use"
             )
 
-    def _build(self, node: yaml.Node, path: Path, parents: tuple[yaml.Node, ...]) -> Any:
+    def _build(self, node: yaml.Node, path: KeyPath, parents: tuple[yaml.Node, ...]) -> Any:
         """The data of a node, anew for each alias of it."""
         self._count(1)
         if node in parents or len(parents) == _MAX_DEPTH:
@@ -176,7 +180,7 @@ class YamlDocument:
             data[key] = self._build(child, (*path, key), (*parents, node))
         return data if is_mapping else list(data.values())
 
-    def _pairs(self, mapping: yaml.Node, path: Path, parents: tuple[yaml.Node, ...]) -> _Pairs:
+    def _pairs(self, mapping: yaml.Node, path: KeyPath, parents: tuple[yaml.Node, ...]) -> _Pairs:
         """The nodes of a mapping, the merged ones first; its own override them."""
         self._count(len(mapping.value))
         own: _Pairs = {}
@@ -205,7 +209,7 @@ class YamlDocument:
                     self.mistakes[*path, name] = "only mappings can be merged, and none into itself"
         return merged | own
 
-    def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         written = shorten(node.value if node.tag == _PLAIN else repr(node.value))
         try:
             text = _substitute(node.value)

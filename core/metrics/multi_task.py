@@ -3,6 +3,7 @@
 Sums and histograms in float64, of constant size, reduced over the ranks once, when they are asked for.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,8 +12,10 @@ import torch.distributed as dist
 # AUROC is computed from histograms of the logit of the prediction: this many bins over [-_LOGIT_RANGE, _LOGIT_RANGE].
 _BINS = 2**15
 _LOGIT_RANGE = 20.0
-# Keeps the logarithm of a prediction of exactly 0 or 1 finite, as in sklearn.metrics.log_loss.
+# Keeps the logarithm of a prediction of exactly 0 or 1 finite.
 _EPSILON = 1e-12
+# A reachable RCE below this is rounding: the reference probabilities are all alike.
+_NOTHING_REACHABLE = 1e-9
 
 # Rows of the sums; the last three in expectation over labels drawn from the reference probabilities.
 _EXAMPLES, _WEIGHT, _POSITIVE, _PREDICTED, _CROSS_ENTROPY = range(5)
@@ -25,14 +28,16 @@ class MultiTaskMetrics:
     - loss: weighted mean cross-entropy, in nats.
     - rce: relative cross-entropy, 100 * (1 - CE(model) / CE(the base rate as a constant prediction)): the percentage of
       the naive predictor's cross-entropy that the model saves.
-    - auroc: area under the ROC curve; pairs whose logits fall into one bin of width 2 * 20 / 2**15 count half, so that its
-      error is at most half the share of such pairs among all pairs of a positive and a negative.
+    - auroc: area under the ROC curve; pairs whose logits fall into one bin of width 2 * 20 / 2**15 (beyond -20 and 20
+      it is one bin each) count half, so that its error is at most half the share of such pairs among all pairs of a
+      positive and a negative.
     - ctr: weighted share of positives. mean_prediction: weighted mean of the predictions.
-    - reachable_rce and share_of_reachable_rce: where the data brings the probability that each label was drawn from, its
-      RCE, which no model exceeds, and the model's share of it. Both in expectation over labels drawn from it, so that a
-      handful of positives doesn't blur them.
+    - reachable_rce and share_of_reachable_rce: where the data brings the probability that each label was drawn from,
+      its RCE, which no model exceeds, and the model's share of it. Both in expectation over labels drawn from it, so
+      that a handful of positives doesn't blur them.
 
-    A task without a positive (or a negative) has no rce and no auroc: None, left out of means over tasks.
+    A task without a positive (or a negative) has no rce and no auroc: None, left out of means over tasks. A prediction
+    that is NaN makes its task's metrics NaN, and their means.
     """
 
     def __init__(self, tasks: Sequence[str], device: torch.device, *, has_reference: bool = False) -> None:
@@ -51,8 +56,9 @@ class MultiTaskMetrics:
     def update(self, outputs: Mapping[str, torch.Tensor]) -> None:
         """Adds a batch. "calibrated_probabilities", "labels" (0 or 1), "weights" and, where announced,
         "reference_probabilities": [batch, tasks]. A row of weight 0 counts as absent."""
-        predictions = outputs["calibrated_probabilities"].double()
         labels, weights = outputs["labels"].double(), outputs["weights"].double()
+        # 0 * NaN is NaN: what a model makes of an absent row must not be looked at.
+        predictions = outputs["calibrated_probabilities"].double().where(weights > 0, 0.5)
         self._sums[_EXAMPLES] += (weights > 0).sum(0)
         self._sums[_WEIGHT] += weights.sum(0)
         self._sums[_POSITIVE] += (weights * labels).sum(0)
@@ -79,7 +85,8 @@ class MultiTaskMetrics:
         metrics: dict[str, float | int | None] = {}
         for task, name in enumerate(self._tasks):
             values = self._task_metrics(sums[:, task].tolist())
-            values["auroc"] = _auroc(negatives[task], positives[task])
+            is_nan = math.isnan(float(sums[_PREDICTED, task]))
+            values["auroc"] = math.nan if is_nan else _auroc(negatives[task], positives[task])
             metrics |= {f"{name}/{key}": value for key, value in values.items()}
         for key in ("loss", "rce", "auroc"):
             known = [v for name in self._tasks if (v := metrics[f"{name}/{key}"]) is not None]
@@ -104,7 +111,9 @@ class MultiTaskMetrics:
             reachable = _rce(sums[_REFERENCE_ENTROPY], weight, sums[_REFERENCE_POSITIVE])
             expected = _rce(sums[_REFERENCE_CROSS_ENTROPY], weight, sums[_REFERENCE_POSITIVE])
             values["reachable_rce"] = reachable
-            values["share_of_reachable_rce"] = expected / reachable if expected is not None and reachable else None
+            values["share_of_reachable_rce"] = None
+            if expected is not None and reachable is not None and reachable > _NOTHING_REACHABLE:
+                values["share_of_reachable_rce"] = expected / reachable
         return values
 
 
@@ -122,7 +131,7 @@ def _rce(cross_entropy: float, weight: float, positive: float) -> float | None:
 
 
 def _auroc(negatives: torch.Tensor, positives: torch.Tensor) -> float | None:
-    """From weights per bin, ascending: the weighted share of (positive, negative) pairs in the right order, ties half."""
+    """From weights per bin, ascending: the weighted share of (positive, negative) pairs in order, ties half."""
     pairs = float(negatives.sum() * positives.sum())
     if pairs == 0:
         return None

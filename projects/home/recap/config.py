@@ -30,12 +30,13 @@ class RecapConfig(JobConfig):
         if (rates := self.optimizer.multi_task_learning_rates) is not None:
             place = "optimizer.multi_task_learning_rates.tower_learning_rates"
             problems += _missing(place, tasks, rates.tower_learning_rates)
-            unknown = [name for name in rates.tower_learning_rates if name not in tasks]
-            problems += [f"{place} has {name}, which is no task of the model" for name in unknown]
+            if unknown := [name for name in rates.tower_learning_rates if name not in tasks]:
+                problems.append(f"{place} has {', '.join(unknown)} (not in model.tasks)")
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
 
 def _missing(place: str, tasks: Iterable[str], found: Collection[str]) -> list[str]:
-    return [f"{place} lacks {task}, a task of the model" for task in tasks if task not in found]
+    missing = [task for task in tasks if task not in found]
+    return [f"{place} lacks {', '.join(missing)} (every key of model.tasks is needed)"] if missing else []

@@ -16,7 +16,8 @@ class SegDenseSchema(BaseConfig):
     """Which features the records have, and how wide they are."""
 
     schema_path: str = pydantic.Field(
-        description='JSON: {"schema": [{"feature_name": ..., "dtype": "float_list" or "int64_list", "length": ...}]}.'
+        min_length=1,
+        description='JSON: {"schema": [{"feature_name": ..., "dtype": "float_list" or "int64_list", "length": ...}]}.',
     )
     features: list[str] = pydantic.Field([], description="Features to read, by our names; empty: all of ours.")
     renamed_features: dict[str, str] = pydantic.Field(
@@ -44,14 +45,14 @@ class Preprocess(BaseConfig):
 class RecapDataConfig(BaseConfig):
     """A set of Parquet files and how batches are made of them."""
 
-    inputs: str = pydantic.Field(description="Glob pattern, file, or directory of Parquet files.")
+    inputs: str = pydantic.Field(min_length=1, description="Glob pattern, file, or directory of Parquet files.")
     global_batch_size: pydantic.PositiveInt = pydantic.Field(
         description="Examples per batch over all ranks; a multiple of lanes."
     )
     lanes: pydantic.PositiveInt = pydantic.Field(
         8,
-        description="Parallel streams that the rows are dealt over; a multiple of the number of processes. The order of "
-        "examples depends on it, and not on the number of processes.",
+        description="Parallel streams that the rows are dealt over; a multiple of the number of processes. The order "
+        "of examples depends on it, and not on the number of processes.",
     )
     seg_dense_schema: SegDenseSchema = pydantic.Field(description="The features.")
     tasks: dict[str, TaskData] = pydantic.Field(
@@ -59,10 +60,11 @@ class RecapDataConfig(BaseConfig):
     )
     preprocess: Preprocess | None = pydantic.Field(None, description="null: records are used as they are.")
     weight_column: str | None = pydantic.Field(
-        None, description="Column of example weights, for loss and metrics; null: every example counts 1."
+        None, min_length=1, description="Column of example weights, for loss and metrics; null: every example counts 1."
     )
     reference_probability_prefix: str | None = pydantic.Field(
         None,
+        min_length=1,
         description="The columns <prefix><task> hold the probability that the label was drawn from; metrics then tell "
         "the share of the reachable RCE that the model has learned.",
     )

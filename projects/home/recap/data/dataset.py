@@ -73,7 +73,7 @@ class RecapDataset:
 
     @property
     def has_reference(self) -> bool:
-        """Whether batches bring the probabilities that labels were drawn from."""
+        """Whether batches for evaluation bring the probabilities that labels were drawn from."""
         return self._config.reference_probability_prefix is not None
 
 

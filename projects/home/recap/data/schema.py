@@ -60,9 +60,8 @@ def read_features(config: RecapDataConfig, path: str) -> dict[str, Feature]:
         if not asked_for and ours not in ("continuous", "binary"):
             continue
         if column not in lengths:
-            raise ConfigError(
-                f"{place}: '{column}' ({ours}) is not in {schema.schema_path}, which has {', '.join(lengths)}"
-            )
+            found = ", ".join(lengths) or "nothing"
+            raise ConfigError(f"{place}: '{column}' ({ours}) is not in {schema.schema_path}, which has {found}")
         width = keep = lengths[column]
         if truncation is not None:
             name = f"{ours}_feature_truncation"
@@ -89,7 +88,7 @@ def _read_lengths(schema_path: str, place: str) -> dict[str, int]:
     file = Path(schema_path).expanduser()
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))["schema"]
-        lengths = {entry["feature_name"]: entry["length"] for entry in entries}
+        pairs = [(entry["feature_name"], entry["length"]) for entry in entries]
     except OSError as error:
         raise ConfigError(f"{place}: {file} can't be read: {error.strerror} (looked from {Path.cwd()})") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -97,7 +96,13 @@ def _read_lengths(schema_path: str, place: str) -> dict[str, int]:
             f'{place}: {file} is not of the form {{"schema": [{{"feature_name": ..., "dtype": ..., "length": ...}}]}}: '
             f"{type(error).__name__}: {error}"
         ) from error
-    for name, length in lengths.items():
+    lengths: dict[str, int] = {}
+    for name, length in pairs:
+        if not isinstance(name, str):
+            raise ConfigError(f"{place}: {file}: feature_name {name!r}, a string expected")
+        if name in lengths:
+            raise ConfigError(f"{place}: {file} has '{name}' twice")
         if not isinstance(length, int) or isinstance(length, bool) or length < 1:
             raise ConfigError(f"{place}: {file}: the length of '{name}' is {length!r}, a positive integer expected")
+        lengths[name] = length
     return lengths

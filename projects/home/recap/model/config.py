@@ -52,9 +52,7 @@ class TaskModel(BaseConfig):
         None, json_schema_extra={"one_of": "architecture"}, description="A MaskNet."
     )
     affine_map: AffineMap | None = pydantic.Field(None, description="On a tower's logit; null: none.")
-    pos_weight: pydantic.PositiveFloat = pydantic.Field(
-        1.0, description="Factor of the positives' loss (of a tower; a backbone has no loss)."
-    )
+    pos_weight: pydantic.PositiveFloat = pydantic.Field(1.0, description="Factor of the positives' loss, of a tower.")
 
 
 class ModelConfig(BaseConfig):
@@ -73,17 +71,34 @@ class ModelConfig(BaseConfig):
     @classmethod
     def _is_supported(cls, multi_task_type: str) -> str:
         if multi_task_type != "share_all":
-            raise ValueError(f"{multi_task_type} is not supported yet; use share_all")
+            raise ValueError(f"{multi_task_type} is not supported yet; give share_all")
         return multi_task_type
 
     @pydantic.field_validator("tasks")
     @classmethod
     def _towers_end_with_a_logit(cls, tasks: dict[str, TaskModel]) -> dict[str, TaskModel]:
+        problems = []
         for name, task in tasks.items():
             mlp = task.mlp_config or (task.mask_net_config.mlp if task.mask_net_config is not None else None)
-            if mlp is None or mlp.layer_sizes[-1] != 1 or mlp.final_layer_activation:
-                raise ValueError(
-                    f"the tower of {name} must end with an MLP whose last layer has size 1 and no activation: "
-                    "its output is the logit"
-                )
+            if mlp is None:
+                problems.append(f"the tower {name} has no MLP at its end")
+            elif mlp.layer_sizes[-1] != 1:
+                problems.append(f"the tower {name} has layer_sizes {mlp.layer_sizes}")
+            elif mlp.final_layer_activation:
+                problems.append(f"the tower {name} has final_layer_activation true")
+        if problems:
+            raise ValueError(
+                f"{', '.join(problems)}; a tower ends with an MLP whose last layer has size 1 and no activation: "
+                "its output is the logit"
+            )
         return tasks
+
+    @pydantic.field_validator("backbone")
+    @classmethod
+    def _backbone_has_no_logit(cls, backbone: TaskModel) -> TaskModel:
+        if backbone.affine_map is not None or backbone.pos_weight != 1.0:
+            raise ValueError(
+                "affine_map and pos_weight belong to the towers, which have a logit and a loss; leave them out of the "
+                "backbone"
+            )
+        return backbone

@@ -1,0 +1,360 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from common.reader.parquet import Column, DataError, ParquetTable, _to_tensor
+
+VECTORS = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0], [10.0, 11.0, 12.0]]
+
+
+def write(path: Path, columns: dict[str, Any], row_group_size: int = 2) -> Path:
+    pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
+    return path
+
+
+def read(path: Path, **columns: Column) -> dict[str, torch.Tensor]:
+    table = ParquetTable(str(path), columns)
+    groups = [table.decode(group) for group in range(len(table.rows_per_group))]
+    return {name: torch.cat([group[name] for group in groups]) for name in columns}
+
+
+def error_of(path: Path, *columns: Column) -> str:
+    with pytest.raises(DataError) as caught:
+        read(path, **{f"key {column.name}": column for column in columns})
+    return str(caught.value)
+
+
+# Which files.
+
+
+@pytest.mark.parametrize("inputs", ["", "/*.parquet", "/b.parquet", "/[ab].parquet", "/**/b.parquet"])
+def test_files_of_a_directory_a_pattern_or_a_path(tmp_path, inputs):
+    for name in ("b.parquet", "a.parquet"):
+        write(tmp_path / name, {"x": [name]})
+    write(tmp_path / "a.txt", {"x": ["not Parquet by its name"]})
+    write(tmp_path / ".hidden.parquet", {"x": ["hidden"]})
+    both = inputs in ("", "/*.parquet", "/[ab].parquet")
+    table = ParquetTable(f"{tmp_path}{inputs}", {})
+    assert table.num_rows == (2 if both else 1)
+
+
+def test_files_are_read_in_the_order_of_their_paths(tmp_path):
+    for number in (2, 0, 1):
+        write(tmp_path / f"part-{number}.parquet", {"x": [number, number + 10, number + 20]})
+    assert read(tmp_path, x=Column("x"))["x"].tolist() == [0, 10, 20, 1, 11, 21, 2, 12, 22]
+
+
+@pytest.mark.parametrize("name", ["a[1].parquet", "a*.parquet"])
+def test_a_path_that_exists_is_no_pattern(tmp_path, name):
+    folder = tmp_path / "data[1]"
+    folder.mkdir()
+    write(folder / name, {"x": [5]})
+    assert read(folder / name, x=Column("x"))["x"].tolist() == [5]
+    assert read(folder, x=Column("x"))["x"].tolist() == [5]
+
+
+@pytest.mark.parametrize("inputs", ["", "/missing.parquet", "/*.parquet", "/missing/*.parquet"])
+def test_nothing_matches(tmp_path, inputs):
+    (tmp_path / "folder.parquet").mkdir()
+    with pytest.raises(DataError, match=r"no file matches .*give a glob pattern, a file, or a directory") as caught:
+        ParquetTable(f"{tmp_path}{inputs}", {})
+    assert str(caught.value).startswith(f"{tmp_path}{inputs}: ")
+
+
+def test_rows_per_group_in_order_with_empty_ones(tmp_path):
+    schema = pa.schema([("x", pa.int64())])
+    with pq.ParquetWriter(tmp_path / "a.parquet", schema) as writer:
+        for values in ([1, 2, 3], [], [4]):
+            writer.write_table(pa.table({"x": pa.array(values, pa.int64())}))
+    write(tmp_path / "b.parquet", {"x": pa.array([], pa.int64())})
+    write(tmp_path / "c.parquet", {"x": [5]})
+    table = ParquetTable(str(tmp_path), {"x": Column("x", torch.int64)})
+    rows = table.rows_per_group.tolist()
+    assert [count for count in rows if count] == [3, 1, 1]
+    assert 0 in rows
+    assert table.num_rows == 5
+    decoded = [table.decode(group)["x"] for group in range(len(rows))]
+    assert [len(group) for group in decoded] == rows
+    assert torch.cat(decoded).tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("groups", [0, 1])
+def test_no_row_at_all(tmp_path, groups):
+    with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("x", pa.int64())])) as writer:
+        for _ in range(groups):
+            writer.write_table(pa.table({"x": pa.array([], pa.int64())}))
+    with pytest.raises(DataError, match=r"1 file\(s\), but not one row"):
+        ParquetTable(str(tmp_path), {"x": Column("x")})
+
+
+def test_fingerprint_tells_other_data_not_another_place(tmp_path):
+    def fingerprint(folder: str, name: str, rows: int, row_group_size: int) -> str:
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / name, {"x": list(range(rows))}, row_group_size)
+        return ParquetTable(str(tmp_path / folder), {}).fingerprint
+
+    first = fingerprint("one", "a.parquet", 9, 4)
+    assert fingerprint("moved", "a.parquet", 9, 4) == first
+    other_name = fingerprint("2", "b.parquet", 9, 4)
+    fewer_rows = fingerprint("3", "a.parquet", 8, 4)
+    other_groups = fingerprint("4", "a.parquet", 9, 3)
+    assert len({first, other_name, fewer_rows, other_groups}) == 4
+
+
+# What metadata shows: refused when a table is opened.
+
+
+def opening_error(path: Path, *columns: Column) -> str:
+    with pytest.raises(DataError) as caught:
+        ParquetTable(str(path), {column.name: column for column in columns})
+    return str(caught.value)
+
+
+def test_missing_column_in_the_second_file(tmp_path):
+    write(tmp_path / "a.parquet", {"x": [1], "y": [1]})
+    second = write(tmp_path / "b.parquet", {"z.w": [1], "x": [1]})
+    assert opening_error(tmp_path, Column("x"), Column("y")) == (
+        f"{second}: no column 'y' (or several); its columns: x, z.w"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "column", "problem"),
+    [
+        (pa.array(["1"]), Column("x"), "string found, numbers expected"),
+        (pa.array([None]), Column("x"), "null found, numbers expected"),
+        (pa.array([["1"]]), Column("x", width=1), "list<element: string> found, numbers expected"),
+        (pa.array([[1.0]]), Column("x"), "list<element: double> found, one value a row expected"),
+        (pa.array([1.0]), Column("x", width=1), "double found, lists of 1 values expected"),
+        (pa.array([1.0]), Column("x", torch.int64), "double found, integers expected"),
+        (pa.array([[1.0]]), Column("x", torch.int64, 1), "list<element: double> found, integers expected"),
+        (pa.array([[1, 2]], pa.list_(pa.int32(), 2)), Column("x", width=3), "lists of 2 values found, 3 expected"),
+        (pa.array([{"a": 1}]), Column("x"), "struct<a: int64> found, numbers expected"),
+    ],
+)
+def test_wrong_type_or_width(tmp_path, values, column, problem):
+    path = write(tmp_path / "a.parquet", {"x": values})
+    assert opening_error(path, column) == f"{path}: column 'x': {problem}"
+
+
+@pytest.mark.parametrize("cut", ["empty", "header", "half", "last byte", "garbage"])
+def test_a_file_that_is_no_parquet(tmp_path, cut):
+    path = write(tmp_path / "a.parquet", {"x": list(range(1000))})
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "empty": b"",
+            "header": whole[:4],
+            "half": whole[: len(whole) // 2],
+            "last byte": whole[:-1],
+            "garbage": bytes(1000),
+        }[cut]
+    )
+    assert opening_error(path, Column("x")).startswith(f"{path}: can't be read as Parquet: ")
+
+
+# Values.
+
+FLOATS = [pa.float16(), pa.float32(), pa.float64()]
+INTEGERS = [pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa.int64(), pa.uint64()]
+
+
+@pytest.mark.parametrize("source", [*FLOATS, *INTEGERS, pa.bool_()], ids=str)
+def test_plain_columns(tmp_path, source):
+    values = [True, False, True] if source == pa.bool_() else [np.float16(3), np.float16(0), np.float16(1)]
+    path = write(tmp_path / "a.parquet", {"x": pa.array(values).cast(source)})
+    expected = torch.tensor([float(value) for value in values])
+    decoded = read(path, x=Column("x"))["x"]
+    assert decoded.dtype == torch.float32
+    assert torch.equal(decoded, expected)
+    if not pa.types.is_floating(source):
+        decoded = read(path, x=Column("x", torch.int64))["x"]
+        assert decoded.dtype == torch.int64
+        assert torch.equal(decoded, expected.long())
+
+
+@pytest.mark.parametrize("value", [pa.float16(), pa.float32(), pa.float64(), pa.int64(), pa.uint8()], ids=str)
+@pytest.mark.parametrize("kind", ["list", "large_list", "fixed_size_list"])
+@pytest.mark.parametrize("keep", [None, 2, 3])
+def test_list_columns(tmp_path, value, kind, keep):
+    values = pa.array(np.array(VECTORS, np.float16).reshape(-1)).cast(value)
+    offsets = [0, 3, 6, 9, 12]
+    array = {
+        "list": lambda: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values),
+        "large_list": lambda: pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values),
+        "fixed_size_list": lambda: pa.FixedSizeListArray.from_arrays(values, 3),
+    }[kind]()
+    path = write(tmp_path / "a.parquet", {"x": array}, row_group_size=3)
+    assert pa.types.is_large_list(pq.read_schema(path).field("x").type) == (kind == "large_list")
+    decoded = read(path, x=Column("x", width=3, keep=keep))["x"]
+    assert torch.equal(decoded, torch.tensor(VECTORS)[:, :keep])
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.float32()), pa.large_list(pa.float64()), pa.list_(pa.float32(), 3)], ids=str
+)
+def test_chunked_and_sliced_arrays(kind):
+    array = pa.array([[-1.0, -1.0, -1.0], *VECTORS, [99.0, 99.0, 99.0]], kind)
+    chunks = pa.chunked_array([array.slice(1, 2), array.slice(3, 0), array.slice(3, 2)])
+    for chunked in (chunks, pa.chunked_array([array.slice(1, 4)]), pa.chunked_array([array]).slice(1, 4)):
+        assert torch.equal(_to_tensor(chunked, Column("x", width=3), "here"), torch.tensor(VECTORS))
+    plain = pa.chunked_array([pa.array([0, 1, 2]).slice(1), pa.array([3])])
+    assert _to_tensor(plain, Column("x", torch.int64), "here").tolist() == [1, 2, 3]
+
+
+def test_in_a_sliced_array_the_row_of_an_error_is_that_of_the_slice():
+    kind = pa.list_(pa.float32())
+    chunks = pa.chunked_array([pa.array([[1.0], [1.0, 2.0], [1.0, None]], kind).slice(1)])
+    with pytest.raises(DataError, match=r"^here, row 1 .*: a null among its values"):
+        _to_tensor(chunks, Column("x", width=2), "here")
+
+
+def test_decoded_tensors_are_contiguous_and_owned(tmp_path):
+    path = write(tmp_path / "a.parquet", {"x": pa.array(VECTORS, pa.list_(pa.float32(), 3))})
+    table = ParquetTable(str(path), {"x": Column("x", width=3, keep=2)})
+    first = table.decode(0)["x"]
+    assert first.is_contiguous()
+    first.zero_()
+    assert table.decode(0)["x"].tolist() == [[1, 2], [4, 5]]
+
+
+def test_nan_and_what_float32_cannot_hold_are_left_to_the_model(tmp_path):
+    path = write(tmp_path / "a.parquet", {"x": [float("nan"), 1e300, -1e300, float("inf")]})
+    np.testing.assert_array_equal(read(path, x=Column("x"))["x"].numpy(), [np.nan, np.inf, -np.inf, np.inf])
+
+
+def test_two_keys_of_one_column(tmp_path):
+    path = write(tmp_path / "a.parquet", {"x": [1, 0]})
+    decoded = read(path, label=Column("x", torch.int8, values="label"), feature=Column("x"))
+    assert decoded["label"].dtype == torch.int8
+    assert torch.equal(decoded["label"].float(), decoded["feature"])
+
+
+def test_names_with_dots_are_no_paths(tmp_path):
+    struct = pa.array([{"b": 1, "list": [9]}, {"b": 2, "list": [9]}])
+    path = write(tmp_path / "p.parquet", {"a": struct, "a.b": [10, 20], "a.b.c": [5, 6], "a.list": [[7], [8]]})
+    decoded = read(path, x=Column("a.b", torch.int64), y=Column("a.list", torch.int64, 1))
+    assert decoded["x"].tolist() == [10, 20]
+    assert decoded["y"].tolist() == [[7], [8]]
+
+
+def test_a_nested_field_is_no_column(tmp_path):
+    path = write(tmp_path / "p.parquet", {"a": pa.array([{"b": 1}])})
+    assert opening_error(path, Column("a.b")) == f"{path}: no column 'a.b' (or several); its columns: a"
+
+
+# Values that a column may not hold: refused when their row group is decoded, with their place.
+
+
+def write_with_bad_row(folder: Path, good: Any, bad: Any, kind: pa.DataType) -> Path:
+    """Two files of four row groups of three rows; the bad value is in the last row of the second's third group."""
+    write(folder / "a.parquet", {"x": pa.array([good] * 12, kind)}, 3)
+    return write(folder / "b.parquet", {"x": pa.array([good] * 8 + [bad] + [good] * 3, kind)}, 3)
+
+
+F32, LABEL = pa.float32(), "a label is 0 or 1"
+WEIGHT, PROBABILITY = "a weight is not negative and, as a float32, finite", "a probability lies between 0 and 1"
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "good", "bad", "problem"),
+    [
+        (Column("x"), F32, 1.0, None, "null found, every row needs a value"),
+        (Column("x", width=2), pa.list_(F32), [1, 2], None, "null found, every row needs a value"),
+        (Column("x", width=2), pa.list_(F32, 2), [1, 2], None, "null found, every row needs a value"),
+        (Column("x", width=2), pa.list_(F32), [1, 2], [1, None], "a null among its values, every value is needed"),
+        (Column("x", width=2), pa.list_(F32, 2), [1, 2], [None, 2], "a null among its values, every value is needed"),
+        (Column("x", width=2), pa.list_(F32), [1, 2], [1], "a list of 1 values found, 2 expected"),
+        (Column("x", width=2), pa.large_list(F32), [1, 2], [1, 2, 3], "a list of 3 values found, 2 expected"),
+        (Column("x", width=2), pa.list_(F32), [1, 2], [], "a list of 0 values found, 2 expected"),
+        (Column("x", torch.int8, values="label"), pa.int64(), 1, 2, f"2 found, {LABEL}"),
+        (Column("x", torch.int8, values="label"), pa.int64(), 1, 256, f"256 found, {LABEL}"),
+        (Column("x", torch.int8, values="label"), pa.int8(), 0, -1, f"-1 found, {LABEL}"),
+        (Column("x", values="label"), pa.float64(), 0, float("nan"), f"nan found, {LABEL}"),
+        (Column("x", values="weight"), pa.float64(), 0, -0.5, f"-0.5 found, {WEIGHT}"),
+        (Column("x", values="weight"), pa.float64(), 3, float("nan"), f"nan found, {WEIGHT}"),
+        (Column("x", values="weight"), F32, 3, float("inf"), f"inf found, {WEIGHT}"),
+        (Column("x", values="weight"), pa.float64(), 3, 1e300, f"1e+300 found, {WEIGHT}"),
+        (Column("x", values="weight"), pa.int16(), 3, -2, f"-2 found, {WEIGHT}"),
+        (Column("x", values="probability"), F32, 1, 1.5, f"1.5 found, {PROBABILITY}"),
+        (Column("x", values="probability"), F32, 0, -0.5, f"-0.5 found, {PROBABILITY}"),
+        (Column("x", values="probability"), F32, 0, float("nan"), f"nan found, {PROBABILITY}"),
+        (Column("x", width=2, values="probability"), pa.list_(F32), [0, 1], [0, 2], f"2.0 found, {PROBABILITY}"),
+        (
+            Column("x", torch.int64, 2),
+            pa.list_(pa.uint64()),
+            [1, 2],
+            [1, 2**63],
+            f"{2**63} found, numbers from {-(2**63)} to {2**63 - 1} can be read",
+        ),
+    ],
+)
+def test_errors_tell_file_row_group_row_and_column(tmp_path, column, kind, good, bad, problem):
+    path = write_with_bad_row(tmp_path, good, bad, kind)
+    assert error_of(tmp_path, column) == (f"{path}: row group 2, row 2 (both counted from 0): column 'x': {problem}")
+
+
+def test_the_first_bad_row_is_told(tmp_path):
+    path = write(tmp_path / "a.parquet", {"x": [0, 1, 5, 7]}, 4)
+    assert "row group 0, row 2 (both counted from 0): column 'x': 5 found" in error_of(
+        path, Column("x", torch.int8, values="label")
+    )
+
+
+def test_only_the_row_group_at_hand_is_checked(tmp_path):
+    write_with_bad_row(tmp_path, 1, 2, pa.int8())
+    table = ParquetTable(str(tmp_path), {"x": Column("x", torch.int8, values="label")})
+    assert [len(table.decode(group)["x"]) for group in (0, 1, 2, 3, 4, 5, 7)] == [3] * 7
+
+
+# Files that change after they were opened.
+
+
+def test_corrupt_pages(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"x": np.arange(20_000.0)}), path, compression="zstd", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[100:middle] = bytes(middle - 100)
+    path.write_bytes(content)
+    table = ParquetTable(str(path), {"x": Column("x")})
+    with pytest.raises(DataError) as caught:
+        table.decode(0)
+    assert str(caught.value).startswith(f"{path}: row group 0 can't be read: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("deleted", "row group 1 can't be read: "),
+        ("emptied", "row group 1 can't be read: "),
+        ("fewer row groups", "row group 1 can't be read: "),
+        ("more rows", "row group 1 has 2 rows, 1 when the file was opened"),
+        ("column gone", "no column 'x'"),
+        ("became a string", "column 'x': string found"),
+    ],
+)
+def test_a_file_that_is_no_longer_what_it_was(tmp_path, change, problem):
+    path = write(tmp_path / "a.parquet", {"x": [1, 2, 3]})
+    table = ParquetTable(str(path), {"x": Column("x")})
+    match change:
+        case "deleted":
+            path.unlink()
+        case "emptied":
+            path.write_bytes(b"")
+        case "fewer row groups":
+            write(path, {"x": [1]})
+        case "more rows":
+            write(path, {"x": [1, 2, 3, 4]})
+        case "column gone":
+            write(path, {"y": [1, 2, 3]})
+        case "became a string":
+            write(path, {"x": ["1", "2", "3"]})
+    with pytest.raises(DataError) as caught:
+        table.decode(1)
+    assert str(caught.value).startswith(f"{path}: {problem}")

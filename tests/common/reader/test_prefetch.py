@@ -1,0 +1,160 @@
+import itertools
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from common.reader.prefetch import Prefetcher, next_or_error
+from core.config.base_config import UserError
+
+LONG_IN_S = 30  # a wait that only a failing test reaches
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_remains():
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) - before == set()
+
+
+def in_thread(function) -> threading.Thread:
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
+
+
+def failing(after: int, error: BaseException) -> Iterator[int]:
+    yield from range(after)
+    raise error
+
+
+@pytest.mark.parametrize("depth", [1, 2, 7, 100])
+def test_items_come_in_their_order(depth):
+    assert list(Prefetcher(iter(range(50)), depth)) == list(range(50))
+
+
+def test_end_stays_the_end():
+    items = Prefetcher(iter([1]), 2)
+    assert next(items) == 1
+    assert [next(items, None), next(items, None)] == [None, None]
+    items.close()
+
+
+def test_empty_source():
+    assert list(Prefetcher(iter(()), 2)) == []
+
+
+def test_none_is_an_item():
+    assert list(Prefetcher(iter([None, None]), 1)) == [None, None]
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_exception_is_raised_where_its_item_would_have_been(after, depth):
+    items = Prefetcher(failing(after, UserError("bad row")), depth)
+    assert [next(items) for _ in range(after)] == list(range(after))
+    with pytest.raises(UserError, match="bad row"):
+        next(items)
+    assert next(items, None) is None, "then it has ended"
+    items.close()
+
+
+def test_source_runs_ahead_by_depth_and_no_further():
+    made: list[int] = []
+    enough = threading.Event()
+
+    def source() -> Iterator[int]:
+        for number in itertools.count():
+            made.append(number)
+            if number == 3:
+                enough.set()
+            yield number
+
+    items = Prefetcher(source(), 3)
+    assert enough.wait(LONG_IN_S), "three are ready, the fourth waits for room"
+    items.close()
+    assert made == [0, 1, 2, 3]
+
+
+def test_close_while_full_joins_the_thread():
+    full = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 0
+        full.set()
+        yield from itertools.count()
+
+    items = Prefetcher(source(), 1)
+    assert full.wait(LONG_IN_S)
+    items.close()
+    assert not any(thread.name == "prefetch" for thread in threading.enumerate())
+    assert next(items, None) is None, "what was ready is dropped"
+
+
+def test_close_twice_and_after_the_end():
+    items = Prefetcher(iter(range(3)), 1)
+    items.close()
+    items.close()
+    ended = Prefetcher(iter(()), 1)
+    assert list(ended) == []
+    ended.close()
+    ended.close()
+
+
+def test_close_waits_for_a_source_that_takes_long_and_no_longer():
+    entered, go_on = threading.Event(), threading.Event()
+
+    def source() -> Iterator[int]:
+        entered.set()
+        assert go_on.wait(LONG_IN_S)
+        yield from itertools.count()
+
+    items = Prefetcher(source(), 1)
+    assert entered.wait(LONG_IN_S)
+    closer = in_thread(items.close)
+    assert closer.is_alive()
+    go_on.set()
+    closer.join(LONG_IN_S)
+    assert not closer.is_alive()
+
+
+def test_close_does_not_leave_a_consumer_in_another_thread_hanging():
+    entered, go_on, waiting = threading.Event(), threading.Event(), threading.Event()
+
+    def source() -> Iterator[int]:
+        entered.set()
+        assert go_on.wait(LONG_IN_S)
+        yield 0
+
+    items = Prefetcher(source(), 1)
+    assert entered.wait(LONG_IN_S)
+    got: list[int] = []
+
+    def consume() -> None:
+        waiting.set()
+        got.extend(items)
+
+    consumer = in_thread(consume)
+    assert waiting.wait(LONG_IN_S)
+    closer = in_thread(items.close)
+    assert items._stopped.wait(LONG_IN_S), "close() has told the thread to stop before the source goes on"
+    go_on.set()
+    closer.join(LONG_IN_S)
+    consumer.join(LONG_IN_S)
+    assert not consumer.is_alive()
+    assert got == []
+
+
+def test_next_or_error():
+    items = Prefetcher(failing(1, UserError("bad row")), 1)
+    assert next_or_error(items) == 0
+    error = next_or_error(items)
+    assert isinstance(error, UserError)
+    assert str(error) == "bad row"
+    assert next_or_error(items) is None
+    items.close()
+
+
+def test_next_or_error_lets_other_exceptions_through():
+    with pytest.raises(ZeroDivisionError):
+        next_or_error(failing(0, ZeroDivisionError()))

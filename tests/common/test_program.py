@@ -1,0 +1,79 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import common.program
+from common.program import ArgumentParser, run
+from core.config.base_config import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def ended(body: str) -> "subprocess.CompletedProcess[str]":
+    """A program whose main() has this body, run as a process."""
+    imports = "from common.program import run\nfrom core.config.base_config import UserError\n"
+    program = f"{imports}def main():\n    {body}\nrun(main)"
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def status_of(main: Callable[[], int]) -> int | str | None:
+    with pytest.raises(SystemExit) as raised:
+        run(main)
+    return raised.value.code
+
+
+def mistaken(message: str) -> Callable[[], int]:
+    def main() -> int:
+        raise UserError(message)
+
+    return main
+
+
+def test_a_users_mistake_is_one_message_and_status_2():
+    process = ended("raise UserError('train.yaml: no such file\\n  look there')")
+    assert process.returncode == 2
+    assert process.stderr == "error: train.yaml: no such file\n  look there\n"
+    assert process.stdout == ""
+
+
+def test_what_was_not_expected_keeps_its_traceback():
+    process = ended("raise KeyError('a bug')")
+    assert process.returncode == 1
+    assert process.stderr.startswith("Traceback")
+    assert process.stderr.endswith("KeyError: 'a bug'\n")
+
+
+@pytest.mark.parametrize("status", [0, 143])
+def test_the_status_is_mains(status, capsys):
+    assert status_of(lambda: status) == status
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_mistake_on_the_command_line_is_the_users(capsys):
+    def main() -> int:
+        ArgumentParser(prog="prog").parse_args(["--confg", "x"])
+        return 0
+
+    assert status_of(main) == 2
+    assert capsys.readouterr().err == "error: usage: prog [-h]\nprog: unrecognized arguments: --confg x\n"
+
+
+@pytest.mark.parametrize(
+    ("rank", "told"), [("0", "error: /data: not here\n"), ("1", "error on rank 1: /data: not here\n")]
+)
+def test_a_mistake_that_no_other_rank_meets_is_told_by_the_rank_that_does(rank, told, monkeypatch, capsys):
+    """The other rank never comes."""
+    with monkeypatch.context() as patch:
+        patch.setattr(common.program, "_PATIENCE_IN_S", 0.5)
+        for name, value in {
+            "RANK": rank,
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0" if rank == "0" else "9",
+        }.items():
+            patch.setenv(name, value)
+        assert status_of(mistaken("/data: not here")) == 2
+    assert capsys.readouterr().err == told

@@ -1,0 +1,155 @@
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+
+from core.config import BaseConfig, ConfigError, load_config_from_yaml
+from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
+
+
+class Data(BaseConfig):
+    """Data."""
+
+    inputs: str = pydantic.Field("train.parquet", description="Files.")
+    sizes: tuple[int, ...] = pydantic.Field((1, 2), description="Sizes.")
+
+
+class Job(JobConfig):
+    """A project's configuration."""
+
+    train_data: Data = pydantic.Field(Data(), description="To train on.")
+    validation_data: Data = pydantic.Field(Data(), description="To evaluate on.")
+
+
+def job(tmp_path: Path, *overrides: str) -> Job:
+    path = tmp_path / "job.yaml"
+    path.write_text("training: {num_train_steps: 10}\n")
+    return load_config_from_yaml(Job, str(path), overrides)
+
+
+REFUSED = [
+    ("training.num_train_steps", "0"),
+    ("training.num_train_steps", "1.5"),
+    ("training.checkpoint_every_n", "0"),
+    ("training.checkpoint_max_to_keep", "0"),
+    ("training.checkpoint_max_to_keep", "-1"),
+    ("training.train_log_every_n", "0"),
+    ("training.eval_every_n", "-1"),
+    ("training.eval_log_every_n", "0"),
+    ("training.eval_timeout_in_s", "0"),
+    ("training.gradient_accumulation", "0"),
+    ("training.num_epochs", "0"),
+    ("training.max_grad_norm", "0.0"),
+    ("training.max_grad_norm", ".inf"),
+    ("training.save_dir", "''"),
+    ("training.save_dir", "null"),
+    ("runtime.amp_dtype", "float64"),
+    ("runtime.seed", "-1"),
+    ("runtime.seed", "4294967296"),
+    ("runtime.process_group_timeout_in_s", "0"),
+    ("runtime.enable_amp", "1"),
+    ("training.num_eval_step", "3"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), REFUSED)
+def test_what_is_out_of_bounds_is_refused_naming_the_key(tmp_path, key, value):
+    with pytest.raises(ConfigError) as raised:
+        job(tmp_path, f"{key}={value}")
+    assert key in str(raised.value)
+
+
+ACCEPTED: list[tuple[str, str, Any]] = [
+    ("checkpoint_max_to_keep", "2", 2),
+    ("checkpoint_max_to_keep", "null", None),
+    ("num_eval_steps", "-1", -1),
+    ("num_eval_steps", "1", 1),
+    ("eval_every_n", "0", 0),
+    ("num_epochs", "null", None),
+    ("max_grad_norm", "1", 1.0),
+    ("save_dir", "runs/a:b", "runs/a:b"),
+    ("save_dir", "~/runs", "~/runs"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "expected"), ACCEPTED)
+def test_what_is_within_bounds_is_accepted(tmp_path, key, value, expected):
+    assert getattr(job(tmp_path, f"training.{key}={value}").training, key) == expected
+
+
+def test_keeping_a_single_checkpoint_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(ConfigError, match=r"training\.checkpoint_max_to_keep.* 1 .*nothing to fall back on"):
+        job(tmp_path, "training.checkpoint_max_to_keep=1")
+
+
+def test_evaluating_no_batches_is_refused_saying_what_to_write_instead(tmp_path):
+    with pytest.raises(ConfigError, match=r"training\.num_eval_steps.*negative number.*eval_every_n: 0"):
+        job(tmp_path, "training.num_eval_steps=0")
+
+
+@pytest.mark.parametrize("key", ["save_dir", "initial_checkpoint_dir"])
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket", "HDFS://host/run", "file:///tmp/run"])
+def test_remote_directories_are_refused(tmp_path, key, url):
+    with pytest.raises(ConfigError, match=rf"training\.{key}.*local or mounted directory"):
+        job(tmp_path, f"training.{key}={url}")
+
+
+def test_micro_batches_are_one_unless_gradients_are_accumulated():
+    assert TrainingConfig().micro_batches == 1
+    assert TrainingConfig(gradient_accumulation=1).micro_batches == 1
+    assert TrainingConfig(gradient_accumulation=4).micro_batches == 4
+
+
+MAY_CHANGE = [
+    "training.save_dir=elsewhere",
+    "training.num_train_steps=20",
+    "training.num_epochs=7",
+    "training.checkpoint_every_n=3",
+    "training.checkpoint_max_to_keep=5",
+    "training.train_log_every_n=1",
+    "training.num_eval_steps=2",
+    "training.eval_every_n=0",
+    "training.eval_log_every_n=2",
+    "training.eval_timeout_in_s=5",
+    "training.initial_checkpoint_dir=x/checkpoints/5",
+    "training.gradient_accumulation=1",  # what null means
+    "runtime.enable_amp=true",
+    "runtime.amp_dtype=float16",
+    "runtime.enable_tensorfloat32=true",
+    "runtime.deterministic=true",
+    "runtime.process_group_timeout_in_s=5",
+    "validation_data.inputs=other.parquet",
+]
+
+
+@pytest.mark.parametrize("override", MAY_CHANGE)
+def test_what_may_change_is_no_part_of_a_runs_identity(tmp_path, override):
+    assert job(tmp_path, override).identity() == job(tmp_path).identity()
+
+
+MUST_STAY = [
+    "runtime.seed=1",
+    "training.gradient_accumulation=2",
+    "training.max_grad_norm=1.0",
+    "train_data.inputs=other.parquet",
+    "train_data.sizes=[1]",
+]
+
+
+@pytest.mark.parametrize("override", MUST_STAY)
+def test_what_must_stay_is_part_of_a_runs_identity(tmp_path, override):
+    assert job(tmp_path, override).identity() != job(tmp_path).identity()
+
+
+def test_the_identity_is_json_by_configuration_key():
+    assert Job().identity() == {
+        "train_data": {"inputs": "train.parquet", "sizes": [1, 2]},
+        "runtime": {"seed": 0},
+        "training": {"gradient_accumulation": 1, "max_grad_norm": None},
+    }
+
+
+@pytest.mark.parametrize("config", [RuntimeConfig, TrainingConfig, JobConfig])
+def test_every_field_says_what_it_is(config):
+    assert all(field.description for field in config.model_fields.values())

@@ -1,0 +1,107 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.checkpointing.storage import CheckpointError, write_checkpoint
+from common.optimizers.config import LearningRate
+from common.reader.order import Position
+from core.training_state import Progress, load_model, load_optimizer, training_tensors
+from tests.toy import ToyModel, toy_batch, toy_step
+
+RATE = LearningRate(constant=0.01)
+
+
+def trained(fused: bool, steps: int = 3) -> tuple[ToyModel, torch.optim.Optimizer]:
+    model = ToyModel(batch_norm=True)
+    groups: list[dict[str, Any]] = [
+        {"params": model.out.parameters(), "name": "out"},
+        {"params": [*model.hidden.parameters(), *model.norm.parameters()], "name": "rest"},
+    ]
+    optimizer = torch.optim.Adam(groups, fused=fused)
+    step = toy_step(model, optimizer=optimizer, learning_rate=RATE)
+    for number in range(1, steps + 1):
+        step([toy_batch(8, seed=number)], number)
+    return model, optimizer
+
+
+def save(root: Path, model: ToyModel, optimizer: torch.optim.Optimizer) -> Path:
+    return write_checkpoint(root, 3, training_tensors(model, optimizer), {})
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_training_goes_on_bit_for_bit_from_what_was_put_back(tmp_path, fused):
+    model, optimizer = trained(fused)
+    path = save(tmp_path, model, optimizer)
+    restored, fresh = trained(fused, steps=0)
+    torch.nn.init.zeros_(restored.out.weight)
+    load_model(restored, path)
+    load_optimizer(restored, fresh, path)
+
+    for tested, its_optimizer in ((model, optimizer), (restored, fresh)):
+        toy_step(tested, optimizer=its_optimizer, learning_rate=RATE)([toy_batch(8, seed=4)], 4)
+    assert all(torch.equal(tensor, restored.state_dict()[name]) for name, tensor in model.state_dict().items())
+    expected, found = training_tensors(model, optimizer), training_tensors(restored, fresh)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+def test_the_state_is_named_by_the_model_not_by_the_order_of_the_groups(tmp_path):
+    model, optimizer = trained(True)
+    path = save(tmp_path, model, optimizer)
+    other = ToyModel(batch_norm=True)
+    reordered = torch.optim.Adam(other.parameters(), fused=True)
+    load_optimizer(other, reordered, path)
+    assert torch.equal(reordered.state[other.out.weight]["exp_avg"], optimizer.state[model.out.weight]["exp_avg"])
+
+
+def test_an_optimizer_that_never_stepped_is_put_back_as_such(tmp_path):
+    path = save(tmp_path, *trained(False, steps=0))
+    model, optimizer = trained(False, steps=0)
+    load_optimizer(model, optimizer, path)
+    assert not optimizer.state
+
+
+def test_tensors_are_the_models_own():
+    model, optimizer = trained(True)
+    tensors = training_tensors(model, optimizer)
+    assert tensors["model.out.weight"].data_ptr() == model.out.weight.data_ptr()
+    assert {"model.norm.running_mean", "optimizer.exp_avg_sq.hidden.bias", "optimizer.step.out.bias"} <= tensors.keys()
+
+
+def test_weights_of_another_model_are_refused_naming_each_difference(tmp_path):
+    path = save(tmp_path, *trained(True))
+    other = ToyModel()
+    other.hidden = torch.nn.Linear(3, 8)
+    other.extra = torch.nn.Parameter(torch.ones(1))
+    before = other.out.weight.detach().clone()
+    with pytest.raises(CheckpointError) as raised:
+        load_model(other, path)
+    assert str(raised.value).splitlines() == [
+        f"{path}: the weights of another model:",
+        "  norm.bias: only in the checkpoint",
+        "  norm.num_batches_tracked: only in the checkpoint",
+        "  norm.running_mean: only in the checkpoint",
+        "  norm.running_var: only in the checkpoint",
+        "  norm.weight: only in the checkpoint",
+        "  extra: only in the model",
+        "  hidden.weight: [8, 5] in the checkpoint, [8, 3] in the model",
+        "Configure the model that it was saved from, or give a checkpoint of this one.",
+    ]
+    assert torch.equal(other.out.weight, before), "nothing was loaded"
+
+
+def test_a_long_list_of_differences_is_cut(tmp_path):
+    path = save(tmp_path, *trained(True))
+    other = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(20)))
+    with pytest.raises(CheckpointError, match="and 29 more\n"):
+        load_model(other, path)
+
+
+def test_progress_survives_json_to_the_last_bit():
+    progress = Progress(7, Position(2, (3, 4)), {"loss_sum": 0.1 + 0.2, "skipped": 1.0, "steps": 2.0})
+    again = Progress.from_json(json.loads(json.dumps(progress.to_json())))
+    assert again == progress
+    assert Progress.start(3) == Progress(0, Position(0, (0, 0, 0)), {})

@@ -1,0 +1,182 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.config.base_config import ConfigError
+from projects.home.recap.data.config import RecapDataConfig
+from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json
+from projects.home.recap.data.schema import Feature, FeatureWidths, feature_widths, read_features
+
+PLACE = "train_data.seg_dense_schema"
+
+
+@pytest.fixture
+def schema_path(tmp_path: Path) -> Path:
+    path = tmp_path / "schema.json"
+    write_schema_json(path, recap_columns(Widths(continuous=9, binary=5, discrete=2, embedding=4), tasks=["like"]))
+    return path
+
+
+def config(schema_path: Path, truncation: dict[str, int] | None = None, **schema: Any) -> RecapDataConfig:
+    return RecapDataConfig.model_validate(
+        {
+            "inputs": "unused",
+            "global_batch_size": 8,
+            "seg_dense_schema": {"schema_path": str(schema_path), **schema},
+            "tasks": {"like": {}},
+            "preprocess": None if truncation is None else {"truncate_and_slice": truncation},
+        }
+    )
+
+
+def error_of(schema_path: Path, truncation: dict[str, int] | None = None, **schema: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_features(config(schema_path, truncation, **schema), "train_data")
+    return str(caught.value)
+
+
+def test_all_features_of_the_schema(schema_path):
+    features = read_features(config(schema_path), "train_data")
+    assert features == {
+        "continuous": Feature("continuous", torch.float32, 9, 9),
+        "binary": Feature("binary", torch.float32, 5, 5),
+        "discrete": Feature("discrete", torch.int64, 2, 2),
+        "user_embedding": Feature("user_embedding", torch.float32, 4, 4),
+        "user_eng_embedding": Feature("user_eng_embedding", torch.float32, 4, 4),
+        "author_embedding": Feature("author_embedding", torch.float32, 4, 4),
+    }
+    assert feature_widths(features) == FeatureWidths(
+        9, 5, {"user_embedding": 4, "user_eng_embedding": 4, "author_embedding": 4}
+    )
+
+
+def test_a_subset_of_features_always_with_continuous_and_binary(schema_path):
+    features = read_features(config(schema_path, features=["author_embedding"]), "train_data")
+    assert list(features) == ["continuous", "binary", "author_embedding"]
+    assert feature_widths(features) == FeatureWidths(9, 5, {"author_embedding": 4})
+
+
+def test_features_that_the_schema_lacks_are_left_out_unless_asked_for(tmp_path):
+    path = tmp_path / "schema.json"
+    entries = [{"feature_name": name, "dtype": "float_list", "length": 3} for name in ("continuous", "binary")]
+    path.write_text(json.dumps({"schema": entries}))
+    assert list(read_features(config(path), "train_data")) == ["continuous", "binary"]
+    assert error_of(path, features=["continuous", "binary", "user_embedding"]) == (
+        f"{PLACE}: 'user_embedding' (user_embedding) is not in {path}, which has continuous, binary"
+    )
+
+
+def test_truncation(schema_path):
+    truncated = config(schema_path, {"continuous_feature_truncation": 7, "binary_feature_truncation": 5})
+    features = read_features(truncated, "train_data")
+    assert (features["continuous"].width, features["continuous"].keep) == (9, 7)
+    assert (features["binary"].width, features["binary"].keep) == (5, 5)
+    assert feature_widths(features).continuous == 7
+    only_binary = read_features(config(schema_path, {"binary_feature_truncation": 1}), "train_data")
+    assert feature_widths(only_binary) == FeatureWidths(9, 1, feature_widths(features).embeddings)
+
+
+@pytest.mark.parametrize(("kind", "width"), [("continuous", 9), ("binary", 5)])
+def test_truncation_to_more_than_there_is(schema_path, kind, width):
+    assert error_of(schema_path, {f"{kind}_feature_truncation": width + 1}) == (
+        f"train_data.preprocess.truncate_and_slice.{kind}_feature_truncation: {width + 1} given, but {schema_path} "
+        f"says that '{kind}' has {width} values"
+    )
+
+
+def test_renamed_features(tmp_path):
+    path = tmp_path / "schema.json"
+    lengths = {"our.continuous": 9, "binary": 5, "timelines.author.embedding": 200}
+    path.write_text(json.dumps({"schema": [{"feature_name": k, "length": v} for k, v in lengths.items()]}))
+    renamed = {
+        "continuous": "our.continuous",
+        "author_embedding": "timelines.author.embedding",
+        "meta__user_id": "the.user",  # not a feature, but in schemas of the original
+    }
+    features = read_features(config(path, renamed_features=renamed), "train_data")
+    assert {name: (feature.column, feature.width) for name, feature in features.items()} == {
+        "continuous": ("our.continuous", 9),
+        "binary": ("binary", 5),
+        "author_embedding": ("timelines.author.embedding", 200),
+    }
+
+
+def test_renamed_to_what_the_schema_lacks(schema_path):
+    message = error_of(schema_path, renamed_features={"continuous": "our.continuous"})
+    assert message.startswith(f"{PLACE}: 'our.continuous' (continuous) is not in {schema_path}, which has continuous, ")
+
+
+@pytest.mark.parametrize("key", ["features", "renamed_features"])
+def test_unknown_feature(schema_path, key):
+    given: Any = ["continous"] if key == "features" else {"continous": "continuous"}
+    assert error_of(schema_path, None, **{key: given}) == (
+        f"{PLACE}: no feature 'continous'; features: continuous, binary, discrete, user_embedding, "
+        "user_eng_embedding, author_embedding"
+    )
+
+
+def test_an_id_is_no_feature(schema_path):
+    assert f"{PLACE}: no feature 'meta__user_id'; " in error_of(schema_path, features=["meta__user_id"])
+
+
+def test_missing_schema(tmp_path):
+    path = tmp_path / "missing.json"
+    assert error_of(path) == (
+        f"{PLACE}.schema_path: {path} can't be read: No such file or directory (looked from {Path.cwd()})"
+    )
+    assert error_of(tmp_path).startswith(f"{PLACE}.schema_path: {tmp_path} can't be read: Is a directory")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"3",
+        b"null",
+        b'{"Schema": []}',
+        b'{"schema": null}',
+        b'{"schema": {"feature_name": "continuous", "length": 3}}',
+        b'{"schema": ["continuous"]}',
+        b'{"schema": [{"length": 3}]}',
+        b'{"schema": [{"feature_name": "continuous"}]}',
+    ],
+)
+def test_malformed_schema(tmp_path, content):
+    path = tmp_path / "schema.json"
+    path.write_bytes(content)
+    form = '{"schema": [{"feature_name": ..., "dtype": ..., "length": ...}]}'
+    assert error_of(path).startswith(f"{PLACE}.schema_path: {path} is not of the form {form}: ")
+
+
+@pytest.mark.parametrize("length", [0, -3, 2.0, "3", None, True, [3]])
+def test_length_that_is_none(tmp_path, length):
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps({"schema": [{"feature_name": "continuous", "length": length}]}))
+    assert error_of(path) == (
+        f"{PLACE}.schema_path: {path}: the length of 'continuous' is {length!r}, a positive integer expected"
+    )
+
+
+@pytest.mark.parametrize("name", [3, None, ["continuous"]])
+def test_name_that_is_none(tmp_path, name):
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps({"schema": [{"feature_name": name, "length": 3}]}))
+    assert error_of(path) == f"{PLACE}.schema_path: {path}: feature_name {name!r}, a string expected"
+
+
+def test_a_feature_twice(tmp_path):
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps({"schema": [{"feature_name": "binary", "length": length} for length in (3, 4)]}))
+    assert error_of(path) == f"{PLACE}.schema_path: {path} has 'binary' twice"
+
+
+def test_empty_schema(tmp_path):
+    path = tmp_path / "schema.json"
+    path.write_text('{"schema": []}')
+    assert error_of(path) == f"{PLACE}: 'continuous' (continuous) is not in {path}, which has nothing"

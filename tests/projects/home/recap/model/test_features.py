@@ -1,0 +1,53 @@
+import math
+
+import torch
+
+from common.modules.config import BatchNormConfig, LayerNormConfig
+from projects.home.recap.model.config import DoubleNormLogConfig, FeaturizationConfig
+from projects.home.recap.model.features import Featurization
+
+
+def featurization(config: DoubleNormLogConfig, concat: list[str] | None = None) -> Featurization:
+    names = ["binary"] if concat is None else concat
+    return Featurization(3, 2, FeaturizationConfig(double_norm_log_config=config, feature_names_to_concat=names))  # type: ignore[arg-type]
+
+
+def test_logarithm_keeps_the_sign_and_clamps() -> None:
+    features = featurization(DoubleNormLogConfig(clip_magnitude=2.0))
+    continuous = torch.tensor([[0.0, math.e - 1, -(math.e - 1)], [1e30, -1e30, 1.0]])
+    outputs = features(continuous, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    expected = torch.tensor([[0.0, 1.0, -1.0, 1.0, 0.0], [2.0, -2.0, math.log(2.0), 0.0, 1.0]])
+    torch.testing.assert_close(outputs, expected)
+
+
+def test_what_is_not_finite_counts_as_zero() -> None:
+    features = featurization(DoubleNormLogConfig(batch_norm_config=BatchNormConfig()))
+    bad = torch.tensor([[math.nan, math.inf, -math.inf], [1.0, 2.0, 3.0]])
+    good = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
+    binary = torch.zeros(2, 2)
+    torch.testing.assert_close(features(bad, binary), features(good, binary))
+    assert features.batch_norm is not None
+    assert features.batch_norm.running_mean.isfinite().all()
+
+
+def test_batch_norm_precedes_the_clamp_and_layer_norm_is_last() -> None:
+    config = DoubleNormLogConfig(
+        batch_norm_config=BatchNormConfig(), clip_magnitude=0.5, layer_norm_config=LayerNormConfig(epsilon=0.0)
+    )
+    features = featurization(config).double()
+    continuous = torch.randn(8, 3, dtype=torch.float64).exp()
+    binary = torch.ones(8, 2, dtype=torch.float64)
+    logs = continuous.log1p()
+    normed = (logs - logs.mean(0)) / (logs.var(0, unbiased=False) + 1e-5).sqrt()
+    joined = torch.cat([normed.clamp(-0.5, 0.5), binary], dim=1)
+    expected = (joined - joined.mean(1, keepdim=True)) / joined.std(1, unbiased=False, keepdim=True)
+    torch.testing.assert_close(features(continuous, binary), expected)
+
+
+def test_a_row_of_zeros_gives_no_nan_with_epsilon_0() -> None:
+    features = featurization(DoubleNormLogConfig(layer_norm_config=LayerNormConfig(epsilon=0.0)))
+    assert torch.equal(features(torch.zeros(1, 3), torch.zeros(1, 2)), torch.zeros(1, 5))
+
+
+def test_binary_features_can_be_left_out() -> None:
+    assert featurization(DoubleNormLogConfig(), concat=[]).out_features == 3

@@ -1,0 +1,81 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from projects.home.recap.data.batch import RecapBatch
+from projects.home.recap.model.heavy_ranker import HeavyRanker
+from projects.home.recap.model.model_and_loss import ModelAndLoss
+from tests.projects.home.recap.model.test_heavy_ranker import build, inputs
+
+
+def batch(tasks: tuple[str, ...], rows: int = 5) -> RecapBatch:
+    """Labels that tell tasks apart: of the i-th task in alphabetical order the first i rows are positive."""
+    order = [sorted(tasks).index(task) for task in tasks]
+    labels = torch.stack([(torch.arange(rows) < index).float() for index in order], dim=1)
+    continuous, binary, *embeddings = inputs(rows)
+    return RecapBatch(continuous, binary, labels, torch.ones_like(labels), tasks, None, *embeddings)
+
+
+def closed_form(ranker: HeavyRanker, rows: RecapBatch, pos_weights: dict[str, float]) -> float:
+    """Mean over tasks of the mean cross-entropy, each task with the labels of its name, in float64."""
+    probabilities = ranker(*inputs())["probabilities"].double()
+    losses = []
+    for column, task in enumerate(ranker.tasks):
+        p, y = probabilities[:, column], rows.labels[:, rows.tasks.index(task)].double()
+        losses.append(-(pos_weights[task] * y * p.log() + (1 - y) * (1 - p).log()).mean())
+    return float(torch.stack(losses).mean().detach())
+
+
+def test_labels_are_matched_by_the_name_of_the_task() -> None:
+    """The original trained each tower on the label in its column: here 13 labels in another order, 10 towers."""
+    ranker = build()
+    pos_weights = {task: 1.0 + 0.1 * index for index, task in enumerate(ranker.tasks)}
+    model = ModelAndLoss(ranker, list(pos_weights.values())).eval()
+    extra = ("recap.engagement.is_bookmarked", "recap.engagement.is_shared", "recap.engagement.is_tweet_detail_dwelled")
+    shuffled = batch((extra[0], *reversed(ranker.tasks), *extra[1:]))
+    loss, outputs = model(shuffled)
+    assert loss.item() == pytest.approx(closed_form(ranker, shuffled, pos_weights), rel=1e-5)
+    same_order = batch(ranker.tasks)
+    wanted = {task: shuffled.labels[:, shuffled.tasks.index(task)] for task in ranker.tasks}
+    assert torch.equal(outputs["labels"], torch.stack(list(wanted.values()), dim=1))
+    assert not torch.equal(outputs["labels"], same_order.labels[:, list(reversed(range(10)))])
+
+
+def test_gradients_of_a_tower_come_from_its_own_label() -> None:
+    ranker = build()
+    model = ModelAndLoss(ranker, [1.0] * 10).eval()
+    rows = batch(tuple(reversed(ranker.tasks)))
+    task = "recap.engagement.is_replied"
+    flipped = rows.labels.clone()
+    column = rows.tasks.index(task)
+    flipped[:, column] = 1 - flipped[:, column]
+    gradients = []
+    for labels in (rows.labels, flipped):
+        model.zero_grad()
+        model(dataclasses.replace(rows, labels=labels))[0].backward()
+        gradients.append({name: tower_gradient(tower) for name, tower in ranker.towers.items()})
+    changed = {name for name in gradients[0] if not torch.equal(gradients[0][name], gradients[1][name])}
+    assert changed == {"recap/engagement/is_replied"}
+
+
+def tower_gradient(tower: nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in tower.parameters() if p.grad is not None])
+
+
+def test_a_task_without_labels_is_refused() -> None:
+    ranker = build()
+    with pytest.raises(ValueError, match=r"no labels of recap.engagement.is_favorited"):
+        ModelAndLoss(ranker, [1.0] * 10)(batch(ranker.tasks[1:]))
+
+
+def test_rows_of_weight_0_change_nothing_but_the_number_of_examples() -> None:
+    ranker = build()
+    model = ModelAndLoss(ranker, [1.0] * 10).eval()
+    rows = batch(ranker.tasks)
+    weights = rows.weights.clone()
+    weights[3:] = 0
+    loss, _ = model(dataclasses.replace(rows, weights=weights))
+    loss_of_kept, _ = model(batch(ranker.tasks)._map(lambda values: values[:3]))
+    assert loss.item() == pytest.approx(3 / 5 * loss_of_kept.item(), rel=1e-6)

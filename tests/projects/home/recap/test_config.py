@@ -1,0 +1,336 @@
+"""The shipped configurations, and what a user is told who makes a mistake in one."""
+
+import os
+import re
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from core.config import BaseConfig, ConfigError, load_config_from_yaml
+from projects.home.recap import main
+from projects.home.recap.config import RecapConfig
+
+ROOT = Path(__file__).parents[4]
+CONFIGS = ROOT / "projects/home/recap/configs"
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+LOCAL = (CONFIGS / "local.yaml").read_text()
+
+shipped = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+
+
+@shipped
+def test_shipped_configurations_load_and_print_themselves(path, tmp_path):
+    config = load_config_from_yaml(RecapConfig, path)
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(config.pretty_print())
+    assert load_config_from_yaml(RecapConfig, printed) == config
+    assert load_config_from_yaml(RecapConfig, printed).pretty_print() == config.pretty_print()
+
+
+def config_classes(kind: type[BaseConfig], found: set[type[BaseConfig]]) -> set[type[BaseConfig]]:
+    """A class of configurations and all that its fields can hold."""
+
+    def visit(hint: typing.Any) -> None:
+        if isinstance(hint, type) and not typing.get_args(hint) and issubclass(hint, BaseConfig):
+            config_classes(hint, found)
+        for argument in typing.get_args(hint):
+            visit(argument)
+
+    if kind not in found:
+        found.add(kind)
+        for field in kind.model_fields.values():
+            visit(field.annotation)
+    return found
+
+
+def test_every_field_of_every_class_is_described():
+    classes = config_classes(RecapConfig, set())
+    assert len(classes) > 20
+    fields = {f"{kind.__name__}.{name}": field for kind in classes for name, field in kind.model_fields.items()}
+    assert [name for name, field in fields.items() if not field.description] == []
+    assert [kind.__name__ for kind in classes if not kind.__doc__] == []
+
+
+# --- Mistakes in values, made by overrides of local.yaml ---
+
+TOWER = "model.tasks[recap.engagement.is_replied]"
+RATES = "optimizer.multi_task_learning_rates"
+BLOCK = "model.backbone.mask_net_config.mask_blocks[0]"
+NORM = "model.featurization_config.double_norm_log_config"
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "given", "allowed"),
+    [
+        # Keys.
+        ("training.num_train_step=1", "training.num_train_step", "unknown key", "did you mean 'num_train_steps'?"),
+        ("traning={}", "traning", "unknown key", "did you mean 'training'?"),
+        (
+            "model.dropout=0.1",
+            "model.dropout",
+            "unknown key",
+            "allowed here: tasks, featurization_config, multi_task_type",
+        ),
+        (f"{TOWER}.mlp_config.layer_size=[1]", f"{TOWER}.mlp_config.layer_size", "unknown key", "'layer_sizes'"),
+        # Types.
+        ("training.num_train_steps=many", "training.num_train_steps", "'many' given", "a valid integer"),
+        ("training.num_train_steps=1.5", "training.num_train_steps", "1.5 given", "a valid integer"),
+        ("training.num_train_steps='10'", "training.num_train_steps", "'10' given", "a valid integer"),
+        ("training.num_train_steps=true", "training.num_train_steps", "true given", "a valid integer"),
+        ("training.num_train_steps=null", "training.num_train_steps", "null given", "a valid integer"),
+        ("runtime.enable_amp=1", "runtime.enable_amp", "1 given", "a valid boolean"),
+        ("train_data.lanes=yes", "train_data.lanes", "yes (in YAML true) given", "a valid integer"),
+        ("train_data.inputs=7", "train_data.inputs", "7 given", "a valid string; in quotes it is one"),
+        ("train_data=null", "train_data", "null given", "a mapping"),
+        ("train_data.tasks=[a]", "train_data.tasks", "a list given", "a mapping"),
+        (f"{TOWER}.mlp_config.layer_sizes=1", f"{TOWER}.mlp_config.layer_sizes", "1 given", "a list"),
+        (
+            f"{TOWER}.mlp_config.layer_sizes=[8, 1.0]",
+            f"{TOWER}.mlp_config.layer_sizes[1]",
+            "1.0 given",
+            "a valid integer",
+        ),
+        ("optimizer.adam.epsilon=.nan", "optimizer.adam.epsilon", ".nan given", "finite number"),
+        # Bounds.
+        ("training.num_train_steps=0", "training.num_train_steps", "0 given", "greater than 0"),
+        ("training.max_grad_norm=-1.0", "training.max_grad_norm", "-1.0 given", "greater than 0"),
+        ("training.num_epochs=0", "training.num_epochs", "0 given", "greater than 0"),
+        ("runtime.seed=-1", "runtime.seed", "-1 given", "greater than or equal to 0"),
+        ("optimizer.adam.beta_1=1", "optimizer.adam.beta_1", "1 given", "less than 1"),
+        ("optimizer.adam.epsilon=0", "optimizer.adam.epsilon", "0 given", "greater than 0"),
+        (f"{TOWER}.pos_weight=0", f"{TOWER}.pos_weight", "0 given", "greater than 0"),
+        (f"{TOWER}.mlp_config.dropout.rate=-0.1", f"{TOWER}.mlp_config.dropout.rate", "-0.1 given", "greater than 0"),
+        (f"{TOWER}.mlp_config.dropout.rate=1", f"{TOWER}.mlp_config.dropout.rate", "1 given", "less than 1"),
+        (f"{TOWER}.mlp_config.batch_norm.momentum=0", f"{TOWER}.mlp_config.batch_norm.momentum", "0 given", "than 0"),
+        (f"{NORM}.clip_magnitude=0", f"{NORM}.clip_magnitude", "0 given", "greater than 0"),
+        (f"{NORM}.layer_norm_config.axis=1", f"{NORM}.layer_norm_config.axis", "1 given", "should be -1"),
+        (f"{TOWER}.mlp_config.layer_sizes=[0, 1]", f"{TOWER}.mlp_config.layer_sizes[0]", "0 given", "greater than 0"),
+        (f"{TOWER}.mlp_config.layer_sizes=[]", f"{TOWER}.mlp_config.layer_sizes", "not 0", "at least 1 item"),
+        (
+            "model.backbone.mask_net_config.mask_blocks=[]",
+            "model.backbone.mask_net_config.mask_blocks",
+            "not 0",
+            "least 1",
+        ),
+        ("model.tasks={}", "model.tasks", "not 0", "at least 1 item"),
+        ("train_data.global_batch_size=0", "train_data.global_batch_size", "0 given", "greater than 0"),
+        ("train_data.inputs=''", "train_data.inputs", "'' given", "at least 1 character"),
+        (
+            "train_data.tasks[recap.engagement.is_replied].neg_downsampling_rate=1.5",
+            "train_data.tasks[recap.engagement.is_replied].neg_downsampling_rate",
+            "1.5 given",
+            "less than or equal to 1",
+        ),
+        # Choices.
+        ("runtime.amp_dtype=fp16", "runtime.amp_dtype", "'fp16' given", "'bfloat16' or 'float16'"),
+        ("model.multi_task_type=share", "model.multi_task_type", "'share' given", "'share_none', 'share_all' or"),
+        (
+            "model.multi_task_type=share_none",
+            "model.multi_task_type",
+            "'share_none' given",
+            "not supported yet; give share_all",
+        ),
+        (
+            "model.featurization_config.feature_names_to_concat=[discrete]",
+            "model.featurization_config.feature_names_to_concat[0]",
+            "'discrete' given",
+            "'binary'",
+        ),
+        # Groups.
+        (
+            "optimizer.single_task_learning_rate={constant: 0.1}",
+            "optimizer",
+            "set: multi_task_learning_rates, single_task_learning_rate",
+            "exactly one of multi_task_learning_rates, single_task_learning_rate must be set",
+        ),
+        (
+            f"{RATES}=null",
+            "optimizer",
+            "set: none",
+            "exactly one of multi_task_learning_rates, single_task_learning_rate",
+        ),
+        ("optimizer.adam=null", "optimizer", "set: none", "adam must be set"),
+        (
+            f"{RATES}.backbone_learning_rate={{}}",
+            f"{RATES}.backbone_learning_rate",
+            "set: none",
+            "exactly one of constant",
+        ),
+        (f"{BLOCK}.reduction_factor=2.0", BLOCK, "set: reduction_factor, aggregation_size", "exactly one of"),
+        (f"{TOWER}.mlp_config=null", TOWER, "set: none", "exactly one of mlp_config, mask_net_config"),
+        # Values that do not fit each other.
+        (
+            f"{TOWER}.mlp_config.layer_sizes=[64, 2]",
+            "model.tasks",
+            "the tower recap.engagement.is_replied has layer_sizes [64, 2]",
+            "last layer has size 1",
+        ),
+        (
+            f"{TOWER}.mlp_config.final_layer_activation=true",
+            "model.tasks",
+            "the tower recap.engagement.is_replied has final_layer_activation true",
+            "no activation",
+        ),
+        ("model.backbone.pos_weight=2.0", "model.backbone", "affine_map and pos_weight", "leave them out"),
+        ("model.backbone.affine_map.bias=1.0", "model.backbone", "affine_map and pos_weight", "leave them out"),
+        (
+            f"{RATES}.backbone_learning_rate.linear_ramp_to_cosine.final_num_steps=7",
+            f"{RATES}.backbone_learning_rate.linear_ramp_to_cosine",
+            "final_num_steps 7",
+            "must be beyond num_ramp_steps 100",
+        ),
+        (
+            f"{RATES}.backbone_learning_rate={{piecewise_constant: "
+            "{learning_rate_boundaries: [5], learning_rate_values: [1, 2, 3]}}",
+            f"{RATES}.backbone_learning_rate.piecewise_constant",
+            "3 given",
+            "1 learning_rate_boundaries separate 2 learning_rate_values",
+        ),
+        (
+            f"{RATES}.tower_learning_rates[is_replied]={{constant: 0.1}}",
+            "(top level)",
+            f"{RATES}.tower_learning_rates has is_replied",
+            "not in model.tasks",
+        ),
+        (
+            f"{RATES}.tower_learning_rates={{recap.engagement.is_replied: {{constant: 0.1}}}}",
+            "(top level)",
+            f"{RATES}.tower_learning_rates lacks recap.engagement.is_favorited, ",
+            "every key of model.tasks is needed",
+        ),
+        (
+            "validation_data.validation.tasks={recap.engagement.is_replied: {}}",
+            "(top level)",
+            "validation_data.validation.tasks lacks recap.engagement.is_favorited, ",
+            "every key of model.tasks is needed",
+        ),
+        # What would harm a run.
+        (
+            "training.save_dir=gs://bucket/run",
+            "training.save_dir",
+            "'gs://bucket/run' given",
+            "local or mounted directory",
+        ),
+        (
+            "training.checkpoint_max_to_keep=1",
+            "training.checkpoint_max_to_keep",
+            "1 given",
+            "at least 2, or null for all",
+        ),
+        ("training.num_eval_steps=0", "training.num_eval_steps", "0 given", "a negative number evaluates the whole"),
+        ("runtime.wandb.host=localhost", "runtime.wandb.host", "'localhost' given", "a URL like https://"),
+    ],
+)
+def test_a_wrong_value_is_named_with_file_path_and_what_is_allowed(override, path, given, allowed):
+    with pytest.raises(ConfigError) as caught:
+        load_config_from_yaml(RecapConfig, CONFIGS / "local.yaml", [override])
+    first, *mistakes = str(caught.value).splitlines()
+    assert first == f"{CONFIGS / 'local.yaml'}: 1 mistake"
+    [mistake] = mistakes
+    assert re.match(rf"  {re.escape(path)}( \((line \d+|--set .*)\))?: ", mistake)
+    assert given in mistake
+    assert allowed in mistake
+
+
+# --- Mistakes in the text of local.yaml ---
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("\n  num_epochs: 2", "\n\tnum_epochs: 2", "line {line}, column 1: not YAML: "),
+        ("tower_learning_rates:\n", "tower_learning_rates: [\n", "not YAML: while parsing a flow sequence"),
+        ("multi_task_type: share_all", "multi_task_type: 'share_all", "not YAML: "),
+        ("&tower ", "", "not YAML: found undefined alias 'tower'"),
+        (
+            "\n  num_epochs: 2",
+            "\n  num_epochs: 2\n  num_epochs: 3",
+            "training.num_epochs (line {next}): duplicate key, also on line {line}",
+        ),
+        (
+            "save_dir: runs/",
+            "save_dir: $SURELY_NOT_SET_ANYWHERE/",
+            "training.save_dir (line {line}): $SURELY_NOT_SET_ANYWHERE/recap-local given; "
+            "the environment variable SURELY_NOT_SET_ANYWHERE is not set",
+        ),
+        ("\nmodel:\n", "\nmodle:\n", "\n  modle (line {line}): unknown key; did you mean 'model'?"),
+        ("\nmodel:\n", "\nmodle:\n", "2 mistakes\n  model: missing; it has no default"),
+        ("global_batch_size: 768", "# none", "train_data.global_batch_size (line {above}): missing; it has no default"),
+        ("num_epochs: 2", "num_epochs: two", "training.num_epochs (line {line}): 'two' given; "),
+        ("num_epochs: 2", "num_epochs: !!int 2", "training.num_epochs (line {line}): the tag !!int is not supported"),
+    ],
+)
+def test_a_mistake_in_the_text_is_named_with_its_line(tmp_path, old, new, message):
+    assert old in LOCAL
+    path = tmp_path / "mine.yaml"
+    path.write_text(LOCAL.replace(old, new, 1))
+    with pytest.raises(ConfigError) as caught:
+        load_config_from_yaml(RecapConfig, path)
+    assert str(caught.value).startswith(f"{path}: ")
+    line = LOCAL[: LOCAL.index(old.lstrip("\n"))].count("\n") + 1
+    above = LOCAL.splitlines().index("train_data:") + 1
+    assert message.format(line=line, next=line + 1, above=above) in str(caught.value)
+
+
+def test_all_mistakes_come_at_once():
+    with pytest.raises(ConfigError, match="3 mistakes") as caught:
+        load_config_from_yaml(
+            RecapConfig,
+            CONFIGS / "local.yaml",
+            ["training.num_epochs=0", f"{TOWER}.mlp_config.layer_sizes=[]", "optimizer.adam.beta_3=0.5"],
+        )
+    assert [line.split(" (")[0] for line in str(caught.value).splitlines()[1:]] == [
+        "  training.num_epochs",
+        f"  {TOWER}.mlp_config.layer_sizes",
+        "  optimizer.adam.beta_3",
+    ]
+
+
+# --- The program ---
+
+
+def test_the_configuration_is_read_before_the_process_joins_others(monkeypatch, capsys):
+    """A rank of two that has no peer: joining a process group would fail for want of an address."""
+    monkeypatch.setattr(main, "setup_logging", lambda _: None)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr(sys, "argv", ["main", "--config", str(CONFIGS / "local.yaml"), "--print_config"])
+        assert main.main() == 0
+        assert capsys.readouterr().out.startswith("runtime:\n") == (rank == "0")
+        monkeypatch.setattr(sys, "argv", ["main", "--config", str(CONFIGS / "missing.yaml")])
+        with pytest.raises(ConfigError, match=r"missing\.yaml: cannot be read: No such file"):
+            main.main()
+    assert not dist.is_initialized()
+
+
+def test_the_program_ends_with_one_message_and_status_2():
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "projects.home.recap.main",
+            "--config",
+            CONFIGS / "local.yaml",
+            "--set",
+            "train_data.lanes=0",
+        ],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr == (
+        f"error: {CONFIGS / 'local.yaml'}: 1 mistake\n"
+        "  train_data.lanes (--set train_data.lanes=0): 0 given; Input should be greater than 0\n"
+    )

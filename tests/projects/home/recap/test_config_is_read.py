@@ -1,0 +1,182 @@
+"""Configuration does not lie: every field of the configuration is read by the code that trains."""
+
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from common.modules.config import LayerNormConfig
+from core.config import BaseConfig, ConfigError, load_config_from_yaml
+from projects.home.recap import main
+from projects.home.recap.config import RecapConfig
+from projects.home.recap.model.config import ModelConfig
+
+SHIPPED = sorted((Path(main.__file__).parent / "configs").glob("*.yaml"))
+
+Field = tuple[type[BaseConfig], str]
+
+# Fields that allow one value only: there is nothing to read until another is allowed.
+ONE_VALUE: dict[Field, list[str]] = {
+    (ModelConfig, "multi_task_type"): ["model.multi_task_type=share_none", "model.multi_task_type=share_partial"],
+    (LayerNormConfig, "axis"): [
+        f"model.featurization_config.double_norm_log_config.layer_norm_config.axis={axis}" for axis in (-2, 0, 1)
+    ],
+}
+
+# What a shipped configuration may leave at null, at false or to another member of a group; each kind of learning rate.
+OPTIONS = [
+    "runtime.enable_amp=true",
+    "runtime.wandb={key_path: $KEY_PATH, host: 'http://localhost:9', name: n, tags: [t], metadata: {a: 1}}",
+    "training.max_grad_norm=1.0",
+    "training.gradient_accumulation=2",
+    "train_data.preprocess.truncate_and_slice={continuous_feature_truncation: 40, binary_feature_truncation: 10}",
+    "validation_data={}",
+    "model.backbone.mask_net_config.mask_blocks=[{reduction_factor: 0.5, output_size: 8, input_layer_norm: true}]",
+    "model.backbone.mask_net_config.mlp.dropout.rate=0.1",
+    "model.tasks={recap.engagement.is_replied: {mlp_config: {layer_sizes: [1]}, affine_map: {bias: -4.0}}}",
+    "optimizer.multi_task_learning_rates=null",
+]
+RATES = [
+    "{constant: 0.01}",
+    "{linear_ramp_to_constant: {learning_rate: 0.01, num_ramp_steps: 1}}",
+    "{linear_ramp_to_cosine: {learning_rate: 0.01, final_learning_rate: 0.001, num_ramp_steps: 1, final_num_steps: 5}}",
+    "{piecewise_constant: {learning_rate_boundaries: [1], learning_rate_values: [0.01, 0.001]}}",
+]
+
+
+class Recorder:
+    """Which fields are read, less what validation, printing and the run's identity read of all alike."""
+
+    _OF_ALL_ALIKE = frozenset({"load_config_from_yaml", "pretty_print", "model_dump", "identity"})
+
+    def __init__(self) -> None:
+        self.fields: set[Field] = set()
+
+    def patch(self, patcher: pytest.MonkeyPatch) -> None:
+        def read(config: BaseConfig, name: str) -> typing.Any:
+            kind = type(config)
+            if name in kind.model_fields and (kind, name) not in self.fields and not self._is_of_all_alike():
+                self.fields.add((kind, name))
+            return object.__getattribute__(config, name)
+
+        patcher.setattr(BaseConfig, "__getattribute__", read, raising=False)
+
+    def _is_of_all_alike(self) -> bool:
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None:
+            if frame.f_code.co_name in self._OF_ALL_ALIKE:
+                return True
+            frame = frame.f_back
+        return False
+
+
+def test_the_recorder_tells_who_reads():
+    class Config(BaseConfig):
+        used: int = 1
+        copied: int = 2
+        unused: int = 3
+
+        def identity(self) -> int:
+            return self.copied
+
+    recorder = Recorder()
+    config, equal = Config(), Config()
+    with pytest.MonkeyPatch.context() as patcher:
+        recorder.patch(patcher)
+        assert config.used == 1
+        assert config.identity() == 2
+        assert config == equal
+        assert "unused" in config.pretty_print()
+    assert recorder.fields == {(Config, "used")}
+    assert config.unused == 3
+    assert recorder.fields == {(Config, "used")}, "the patch is undone"
+
+
+def configs_within(value: typing.Any) -> Iterator[BaseConfig]:
+    """A configuration and all below it."""
+    if isinstance(value, BaseConfig):
+        yield value
+        value = [getattr(value, name) for name in type(value).model_fields]
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else []:
+        yield from configs_within(item)
+
+
+def fields_within(config: BaseConfig) -> set[Field]:
+    return {(type(part), name) for part in configs_within(config) for name in type(part).model_fields}
+
+
+def names(fields: set[Field]) -> list[str]:
+    return sorted(f"{kind.__name__}.{name}" for kind, name in fields)
+
+
+def on_small_data(path: Path, data: Path, save_dir: Path) -> list[str]:
+    """Overrides that make the configuration at `path` train a small model for two small steps on `data`."""
+    overrides = [
+        f"training.save_dir={save_dir}",
+        "training.num_train_steps=2",
+        "training.num_eval_steps=1",
+        "model.backbone.mask_net_config.mlp.layer_sizes=[8]",
+    ]
+    config = load_config_from_yaml(RecapConfig, path)
+    mask_net = config.model.backbone.mask_net_config
+    for index in range(len(mask_net.mask_blocks) if mask_net is not None else 0):
+        block = f"model.backbone.mask_net_config.mask_blocks[{index}]"
+        overrides += [f"{block}.aggregation_size=8", f"{block}.output_size=8"]
+    parts = {"train_data": config.train_data}
+    parts |= {f"validation_data[{name}]": part for name, part in config.validation_data.items()}
+    for place, part in parts.items():
+        overrides += [
+            f"{place}.inputs={data}/{'train' if place == 'train_data' else 'validation'}",
+            f"{place}.seg_dense_schema.schema_path={data}/schema.json",
+            f"{place}.global_batch_size={4 * part.lanes}",
+        ]
+        if part.preprocess is not None:
+            slices = "{continuous_feature_truncation: 40, binary_feature_truncation: 10}"
+            overrides.append(f"{place}.preprocess.truncate_and_slice={slices}")
+    return overrides
+
+
+@pytest.fixture(scope="module")
+def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[set[Field], set[Field]]]:
+    """Of each shipped configuration, trained as it is and with OPTIONS: the fields that it has, with and without them,
+    and those that were read."""
+    directory = tmp_path_factory.mktemp("runs")
+    key_path = directory / "key"
+    key_path.write_text("0" * 40)
+    key_path.chmod(0o600)
+    found = {}
+    with pytest.MonkeyPatch.context() as patcher:
+        patcher.setenv("KEY_PATH", str(key_path))
+        patcher.setenv("WANDB_MODE", "disabled")
+        patcher.setattr(main, "setup_logging", lambda _: None)
+        for path in SHIPPED:
+            recorder = Recorder()
+            has: set[Field] = set()
+            others = [[*OPTIONS, f"optimizer.single_task_learning_rate={rate}"] for rate in RATES]
+            for index, options in enumerate([[], *others]):
+                overrides = [*on_small_data(path, recap_data, directory / f"{path.stem}-{index}"), *options]
+                arguments = [word for override in overrides for word in ("--set", override)]
+                patcher.setattr(sys, "argv", ["main", "--config", str(path), *arguments])
+                has |= fields_within(load_config_from_yaml(RecapConfig, path, overrides))
+                with pytest.MonkeyPatch.context() as recording:
+                    recorder.patch(recording)
+                    assert main.main() == 0
+            found[path] = has, recorder.fields
+    return found
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_field_of_a_shipped_configuration_is_read(runs, path):
+    has, read = runs[path]
+    assert len(read) > 60, "otherwise the recorder sees nothing"
+    assert fields_within(load_config_from_yaml(RecapConfig, path)) <= has
+    assert names(has - read - ONE_VALUE.keys()) == []
+
+
+@pytest.mark.parametrize("override", [override for overrides in ONE_VALUE.values() for override in overrides])
+def test_what_is_not_read_allows_one_value_only(override):
+    with pytest.raises(ConfigError):
+        load_config_from_yaml(RecapConfig, SHIPPED[0], [override])

@@ -1,0 +1,204 @@
+"""The program of the Heavy Ranker, in this process: what its options and its configuration do."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from common.checkpointing.storage import CheckpointError, complete_steps, read_tensors
+from common.reader.parquet import DataError
+from core.config import UserError
+from projects.home.recap.main import main
+from tests.conftest import small_run
+
+Train = Callable[..., int]
+
+
+@pytest.fixture
+def train(recap_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Runs the program with small_run()'s arguments; flags begin with --, all else is an override."""
+
+    def run(*options: str, save_dir: Path = tmp_path / "run", data: Path = recap_data) -> int:
+        flags = [option for option in options if option.startswith("--")]
+        arguments = small_run(data, save_dir, *(option for option in options if not option.startswith("--")))
+        monkeypatch.setattr(sys, "argv", ["main", *arguments, *flags])
+        return main()
+
+    return run
+
+
+def lines(save_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (save_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(save_dir: Path) -> list[float]:
+    return [line["metrics"]["loss"] for line in lines(save_dir) if line["mode"] == "train"]
+
+
+def test_makes_exactly_the_steps_and_saves_whatever_the_logging_interval(train: Train, tmp_path: Path) -> None:
+    assert train("training.num_train_steps=11", "training.train_log_every_n=5", "training.checkpoint_every_n=4") == 0
+    assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 11]
+    events = [(line["step"], line["mode"]) for line in lines(tmp_path / "run")]
+    assert events == [(4, "evaluate"), (5, "train"), (8, "evaluate"), (10, "train"), (11, "train"), (11, "evaluate")]
+
+
+def test_ends_with_the_epochs_where_they_come_first(train: Train, tmp_path: Path) -> None:
+    assert train("training.num_train_steps=1000", "training.num_epochs=1", "training.checkpoint_every_n=1000") == 0
+    assert complete_steps(tmp_path / "run/checkpoints") == [2000 // 96]
+
+
+def test_accumulation_counts_updates_as_steps(train: Train, tmp_path: Path) -> None:
+    options = ("training.num_train_steps=1000", "training.num_epochs=1", "training.gradient_accumulation=3")
+    assert train(*options, "training.checkpoint_every_n=1000") == 0
+    assert complete_steps(tmp_path / "run/checkpoints") == [2000 // 96 // 3]
+
+
+def test_the_same_command_again_says_finished_and_more_steps_go_on(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train() == 0
+    before = lines(tmp_path / "run")
+    capsys.readouterr()
+    assert train() == 0
+    captured = capsys.readouterr()
+    assert "finished: all 12 steps are done" in captured.err
+    assert "validation after step 12: 500 examples" in captured.out
+    assert lines(tmp_path / "run") == before
+    assert train("training.num_train_steps=14") == 0
+    assert complete_steps(tmp_path / "run/checkpoints")[-1] == 14
+    assert lines(tmp_path / "run")[: len(before)] == before
+
+
+def test_rotation_leaves_the_newest_two(train: Train, tmp_path: Path) -> None:
+    assert train("training.checkpoint_max_to_keep=2", "training.checkpoint_every_n=3", "training.eval_every_n=0") == 0
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["12", "9"]
+
+
+def test_refuses_to_continue_another_run_unless_told_to_overwrite(train: Train, tmp_path: Path) -> None:
+    assert train("training.eval_every_n=0") == 0
+    (tmp_path / "run/notes.txt").write_text("mine")
+    other = ("runtime.seed=5", "train_data.lanes=6", "training.max_grad_norm=2.0")
+    with pytest.raises(UserError) as caught:
+        train(*other)
+    for difference in (
+        "runtime.seed: 0 in the run, 5 now",
+        "train_data.lanes: 12 in the run, 6 now",
+        "training.max_grad_norm: null in the run, 2.0 now",
+    ):
+        assert difference in str(caught.value)
+    # What may change: steps, logging, evaluation, rotation, runtime.
+    allowed = ("training.num_train_steps=13", "training.train_log_every_n=2", "training.eval_every_n=13")
+    assert train(*allowed, "training.checkpoint_max_to_keep=3", "runtime.enable_amp=true") == 0
+    first = losses(tmp_path / "run")
+    assert train(*other, "--overwrite_save_dir", "training.num_train_steps=4") == 0
+    assert complete_steps(tmp_path / "run/checkpoints") == [4]
+    assert losses(tmp_path / "run")[0] != first[0]
+    assert (tmp_path / "run/notes.txt").read_text() == "mine"
+
+
+def test_other_files_under_the_same_name_are_another_run(train: Train, recap_data: Path, tmp_path: Path) -> None:
+    assert train("training.num_train_steps=4", "training.eval_every_n=0") == 0
+    (tmp_path / "data").mkdir()
+    for name in ("train", "validation", "schema.json"):
+        (tmp_path / "data" / name).symlink_to(recap_data / name)
+    with pytest.raises(UserError, match=r"train_data.inputs: .* in the run, .* now"):
+        train(data=tmp_path / "data")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_learns_on_cpu(train: Train, tmp_path: Path, dtype: str) -> None:
+    options = ("training.num_train_steps=40", "training.num_epochs=null", "training.eval_every_n=0")
+    assert train(*options, "runtime.enable_amp=true", f"runtime.amp_dtype={dtype}", save_dir=tmp_path / "amp") == 0
+    assert train(*options, save_dir=tmp_path / "fp32") == 0
+    mixed, full = losses(tmp_path / "amp"), losses(tmp_path / "fp32")
+    assert mixed != full
+    assert mixed[-1] < 0.8 * mixed[0]
+    assert sum(mixed) == pytest.approx(sum(full), rel=0.1)
+
+
+def test_float16_resumes_with_its_loss_scale(train: Train, tmp_path: Path) -> None:
+    amp = ("runtime.enable_amp=true", "runtime.amp_dtype=float16", "training.eval_every_n=0")
+    assert train(*amp, save_dir=tmp_path / "whole") == 0
+    assert train(*amp, "training.num_train_steps=8", save_dir=tmp_path / "parts") == 0
+    scale = json.loads((tmp_path / "parts/checkpoints/8/state.json").read_text())["scaler"]["scale"]
+    assert scale > 0
+    assert train(*amp, save_dir=tmp_path / "parts") == 0
+    one, other = (read_tensors(tmp_path / run / "checkpoints/12") for run in ("whole", "parts"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_an_evaluation_that_runs_out_of_time_is_partial_and_training_goes_on(train: Train, tmp_path: Path) -> None:
+    options = ("training.eval_timeout_in_s=1.0e-6", "training.checkpoint_every_n=6")
+    assert train(*options) == 0
+    evaluations = [line for line in lines(tmp_path / "run") if line["mode"] == "evaluate"]
+    assert [line["step"] for line in evaluations] == [6, 12]
+    for line in evaluations:
+        assert line["timing"]["timed_out"] is True
+        assert line["metrics"]["examples"] < 500
+    assert complete_steps(tmp_path / "run/checkpoints") == [6, 12]
+
+
+def test_an_evaluation_that_was_due_at_the_checkpoint_is_made_up(train: Train, tmp_path: Path) -> None:
+    assert train() == 0
+    path = tmp_path / "run/metrics.jsonl"
+    complete = lines(tmp_path / "run")
+    assert (complete[-1]["step"], complete[-1]["mode"]) == (12, "evaluate")
+    path.write_text("".join(json.dumps(line) + "\n" for line in complete[:-1]) + '{"step": 12, "mo')  # killed meanwhile
+    assert train() == 0
+    assert lines(tmp_path / "run")[-1]["metrics"] == complete[-1]["metrics"]
+    assert len(lines(tmp_path / "run")) == len(complete)
+
+
+def test_warm_start_takes_the_weights_and_step_0(train: Train, tmp_path: Path) -> None:
+    assert train("training.eval_every_n=0", save_dir=tmp_path / "first") == 0
+    checkpoint = tmp_path / "first/checkpoints/12"
+    zero_rate = "optimizer={adam: {}, single_task_learning_rate: {constant: 0.0}}"
+    options = (f"training.initial_checkpoint_dir={checkpoint}", zero_rate, "training.num_train_steps=1")
+    assert train(*options) == 0
+    before, after = (read_tensors(path, "model.") for path in (checkpoint, tmp_path / "run/checkpoints/1"))
+    parameters = [name for name in before if "running_" not in name and "num_batches" not in name]
+    assert all(torch.equal(before[name], after[name]) for name in parameters)
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint"):
+        train(f"training.initial_checkpoint_dir={tmp_path}", save_dir=tmp_path / "third")
+
+
+def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(train: Train, tmp_path: Path) -> None:
+    assert train("training.eval_every_n=0") == 0
+    damaged = next((tmp_path / "run/checkpoints/12").glob("*.distcp"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{damaged.name}: damaged checkpoint"):
+        train("training.num_train_steps=16")
+    assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 12]
+
+
+def test_print_config_prints_what_loads_back(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--print_config", "runtime.seed=7") == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["runtime"]["seed"] == 7
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_loop_writes_nothing_and_makes_the_same_first_step(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("training.train_log_every_n=1", "training.num_train_steps=1", save_dir=tmp_path / "loop") == 0
+    capsys.readouterr()
+    assert train("--debug_loop", "training.num_train_steps=2", save_dir=tmp_path / "debug") == 0
+    assert not (tmp_path / "debug").exists()
+    printed = capsys.readouterr().err
+    assert f"step 1: loss {losses(tmp_path / 'loop')[0]:.6f}" in printed
+    assert "step 2: loss" in printed
+    assert "validation mean/loss: " in printed
+
+
+def test_too_few_rows_for_a_batch(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"2000 rows, fewer than one global batch of 2400"):
+        train("train_data.global_batch_size=2400")
+    assert not (tmp_path / "run/checkpoints").exists()

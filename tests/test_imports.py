@@ -1,0 +1,142 @@
+"""The floors of the house: imports run downwards only, and heavy packages are imported where they are needed."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = ("common", "core", "projects")
+GROUND = "core.config.base_config"
+# Reads configurations of whatever class: belongs to the ground, and only what is above common may use it.
+GROUND_FLOOR = {"core.config", GROUND, "core.config.yaml_document", "core.config.config_load"}
+HEAVY = {"torchrec", "fbgemm_gpu", "wandb", "sklearn"}
+
+
+class Import(NamedTuple):
+    importer: str
+    imported: str
+    line: int
+    lazy: bool
+    """Within a function."""
+
+    def __str__(self) -> str:
+        return f"{self.importer}, line {self.line}, imports {self.imported}"
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))}
+PROJECTS = sorted(name.removesuffix(".main") for name in MODULES if name.endswith(".main"))
+
+
+def imports_of(module: str, tree: ast.AST, lazy: bool = False) -> Iterator[Import]:
+    """Also those under TYPE_CHECKING. `from a import b` is of a.b where that is a module, else of a."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(module, alias.name, node.lineno, lazy)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}, line {node.lineno}: a relative import"
+            for alias in node.names:
+                below = f"{node.module}.{alias.name}"
+                yield Import(module, below if below in MODULES else str(node.module), node.lineno, lazy)
+        else:
+            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from imports_of(module, node, lazy or inside)
+
+
+IMPORTS = [found for name, path in MODULES.items() for found in imports_of(name, ast.parse(path.read_text()))]
+
+
+def project_of(module: str) -> str | None:
+    return next((project for project in PROJECTS if f"{module}.".startswith(f"{project}.")), None)
+
+
+def is_downwards(importer: str, imported: str) -> bool:
+    """Whether a module of the house may import another."""
+    floor, floor_below = (FLOORS.index(module.split(".")[0]) for module in (importer, imported))
+    if importer in GROUND_FLOOR:
+        return imported in GROUND_FLOOR and importer != GROUND
+    if importer.startswith("core.config."):
+        return imported in {GROUND, "common.wandb"}
+    if floor == 0:
+        return floor_below == 0 or imported == GROUND
+    if floor == 2 and floor_below == 2:
+        return project_of(importer) is not None and project_of(importer) == project_of(imported)
+    return floor_below <= floor
+
+
+def test_there_is_something_to_look_at():
+    assert {"projects.home.recap", *GROUND_FLOOR, "common.wandb"} <= {*PROJECTS, *MODULES}
+    assert len(IMPORTS) > 200
+
+
+def test_imports_run_downwards_only():
+    at_home = [found for found in IMPORTS if found.imported.split(".")[0] in FLOORS]
+    assert [str(found) for found in at_home if not is_downwards(found.importer, found.imported)] == []
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "allowed"),
+    [
+        ("projects.home.recap.main", "core.train_step", True),
+        ("projects.home.recap.main", "projects.home.recap.data.dataset", True),
+        ("projects.home.recap.main", "projects.twhin.config", False),
+        ("core.train_step", "common.batch", True),
+        ("core.train_step", "projects.home.recap.main", False),
+        ("common.wandb", GROUND, True),
+        ("common.wandb", "core.config", False),
+        ("common.wandb", "core.config.config_load", False),
+        ("common.wandb", "core.losses", False),
+        ("common.wandb", "projects.home.recap.config", False),
+        ("core.config.training", "common.wandb", True),
+        ("core.config.training", "common.device", False),
+        ("core.config", "core.config.training", False),
+        ("core.config.config_load", "common.wandb", False),
+        (GROUND, "core.config.config_load", False),
+    ],
+)
+def test_what_is_downwards(importer, imported, allowed):
+    assert is_downwards(importer, imported) == allowed
+
+
+def test_core_config_exports_the_ground_only():
+    exported = {found.imported for found in IMPORTS if found.importer == "core.config"}
+    assert exported == {GROUND, "core.config.config_load"}
+
+
+def test_heavy_packages_are_imported_within_functions():
+    eager = [found for found in IMPORTS if found.imported.split(".")[0] in HEAVY and not found.lazy]
+    assert [str(found) for found in eager] == []
+
+
+def test_wandb_is_imported_in_one_place():
+    assert {found.importer for found in IMPORTS if found.imported.split(".")[0] == "wandb"} == {"common.wandb"}
+
+
+def test_the_heavy_ranker_imports_nothing_heavy():
+    """In a process of its own: what others import at import time counts too."""
+    code = "import sys, projects.home.recap.main; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = set(ended.stdout.split())
+    assert "torch" in imported
+    assert imported & HEAVY == set()
+
+
+def test_packages_hold_no_code_of_their_own():
+    """But core.config, which exports the ground."""
+    assert [name for name, path in MODULES.items() if path.name == "__init__.py" and path.read_text()] == [
+        "core.config"
+    ]
+
+
+def test_every_folder_of_modules_is_a_package():
+    folders = {path.parent for path in MODULES.values()}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []

@@ -1,0 +1,126 @@
+"""A small model, batch and reader for tests of the training loop's parts."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.batch import Batch
+from common.device import World
+from common.optimizers.config import LearningRate
+from common.optimizers.learning_rate import LearningRates
+from common.reader.prefetch import Prefetcher
+from common.reader.reader import Placed
+from core.losses import multi_task_cross_entropy
+from core.train_step import Autocast, TrainStep
+
+CPU = torch.device("cpu")
+ALONE = World(0, 0, 1, CPU)
+FEATURES, TASKS = 5, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyBatch(Batch):
+    """features [rows, FEATURES], labels and weights [rows, TASKS]."""
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+
+    def rows(self, begin: int, end: int) -> "ToyBatch":
+        return ToyBatch(self.features[begin:end], self.labels[begin:end], self.weights[begin:end])
+
+    def parts(self, count: int) -> "list[ToyBatch]":
+        size = self.batch_size // count
+        return [self.rows(i * size, (i + 1) * size) for i in range(count)]
+
+
+def toy_batch(rows: int, seed: int = 0) -> ToyBatch:
+    """Learnable labels, weights far from uniform."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(rows, FEATURES, generator=generator)
+    labels = (features[:, :TASKS] + 0.3 * torch.randn(rows, TASKS, generator=generator) > 0.4).float()
+    return ToyBatch(features, labels, torch.rand(rows, TASKS, generator=generator) * 5)
+
+
+class ToyModel(nn.Module):
+    def __init__(self, dropout: float = 0.0, batch_norm: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.norm: nn.BatchNorm1d | nn.Identity = nn.BatchNorm1d(FEATURES) if batch_norm else nn.Identity()
+        self.hidden = nn.Linear(FEATURES, 8)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(8, TASKS)
+
+    @property
+    def running_mean(self) -> torch.Tensor:
+        assert isinstance(self.norm, nn.BatchNorm1d)
+        assert self.norm.running_mean is not None
+        return self.norm.running_mean
+
+    def forward(self, batch: ToyBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        logits = self.out(self.dropout(torch.tanh(self.hidden(self.norm(batch.features)))))
+        outputs = {
+            "logits": logits,
+            "calibrated_probabilities": torch.sigmoid(logits.float()),
+            "labels": batch.labels,
+            "weights": batch.weights,
+        }
+        pos_weights = torch.ones(TASKS, dtype=batch.labels.dtype)
+        return multi_task_cross_entropy(logits, batch.labels, batch.weights, pos_weights), outputs
+
+
+def toy_step(
+    model: nn.Module,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    learning_rate: LearningRate | None = None,
+    world: World = ALONE,
+    amp: torch.dtype | None = None,
+    max_grad_norm: float | None = None,
+    seed: int = 0,
+) -> TrainStep:
+    """SGD with learning rate 1 unless told otherwise: the parameters show the gradient."""
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=1.0)
+    rates = LearningRates(optimizer, [learning_rate or LearningRate(constant=1.0)] * len(optimizer.param_groups))
+    autocast = Autocast(world.device, amp)
+    return TrainStep(model, optimizer, rates, world=world, autocast=autocast, max_grad_norm=max_grad_norm, seed=seed)
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def true_gradients(batch: ToyBatch) -> dict[str, torch.Tensor]:
+    """Of the fresh model's weighted mean cross-entropy on the whole batch, from its definition, in float64."""
+    model = ToyModel().double()
+    logits = model.out(torch.tanh(model.hidden(batch.features.double())))
+    labels, p = batch.labels.double(), torch.sigmoid(logits)
+    losses = -batch.weights.double() * (labels * torch.log(p) + (1 - labels) * torch.log(1 - p))
+    torch.autograd.backward(losses.sum() / losses.numel())
+    return gradients(model)
+
+
+def largest_difference(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> float:
+    assert found.keys() == expected.keys()
+    return max((found[name].double() - expected[name].double()).abs().max().item() for name in expected)
+
+
+class ToyReader:
+    """Gives the batches of `source()` as an evaluation's reader does, ahead in a thread."""
+
+    def __init__(self, source: Callable[[], Iterable[ToyBatch]], depth: int = 1) -> None:
+        self._source = source
+        self._depth = depth
+
+    def evaluate(self, *, pin_memory: bool = False) -> Prefetcher[Placed[ToyBatch]]:
+        assert not pin_memory
+
+        def placed() -> Iterator[Placed[ToyBatch]]:
+            position: Any = None
+            for batch in self._source():
+                yield Placed(batch, position)
+
+        return Prefetcher(placed(), self._depth)

@@ -76,14 +76,17 @@ class ControlWord:
 
         def read_on_main() -> None:
             nonlocal value
-            if self._group is None or dist.get_rank() == 0:
-                value = read()
+            value = read()
 
-        self.together(read_on_main)
+        self.on_main(read_on_main)
         box = [value]
         if self._group is not None:
             dist.broadcast_object_list(box, src=0, group=self._group)
         return cast(T, box[0])
+
+    def on_main(self, action: Callable[[], None]) -> None:
+        """Runs `action` on rank 0; its user's mistake is raised on every rank. Collective."""
+        self.together(action if self._group is None or dist.get_rank() == 0 else lambda: None)
 
     def together(self, action: Callable[[], None]) -> None:
         """Runs `action` on this rank; where it is a user's mistake on any rank, raises it on every rank. Collective."""

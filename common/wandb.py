@@ -72,7 +72,7 @@ def check_key_file(config: WandbConfig) -> None:
 
 def _read_key(key_path: str) -> str:
     path = Path(key_path).expanduser()
-    place = f"wandb.key_path: {path}"
+    place = f"runtime.wandb.key_path {path}"
     if not path.exists():
         raise ConfigError(f"{place}: no such file. Write the API key into it, and nothing else; then chmod 600 {path}")
     if not path.is_file():

@@ -30,7 +30,7 @@ from core.evaluation import Evaluator, Partition, StoppedError
 from core.parallel import num_parameters, parallelize
 from core.progress_report import ProgressReport
 from core.run_directory import RunDirectory, check_same_run
-from core.saver import Saver
+from core.saver import Saver, environment
 from core.train_step import AMP_DTYPES, Autocast, TrainStep
 from core.train_window import Stopwatch, TrainWindow
 from core.training_state import Progress, load_model, load_optimizer
@@ -92,12 +92,10 @@ def train(
         # Where does it begin?
         if world.is_main:
             stack.callback(directory.release)
-        control.together(
-            lambda: _claim(directory, config, identity, policy, overwrite_save_dir) if world.is_main else None
-        )
+        control.on_main(lambda: _claim(directory, config, identity, policy, overwrite_save_dir))
         checkpoint = policy.latest()
         if checkpoint is not None:
-            progress = _restore(checkpoint, model, optimizer)
+            progress = _restore(checkpoint, model, optimizer, world)
         else:
             progress = Progress.start(train_reader.lanes)
             if training.initial_checkpoint_dir is not None:
@@ -119,8 +117,8 @@ def train(
             max_grad_norm=training.max_grad_norm,
             seed=runtime.seed,
         )
-        if checkpoint is not None:
-            train_step.scaler.load_state_dict(read_state(checkpoint)["scaler"])
+        if checkpoint is not None and (scaler := read_state(checkpoint)["scaler"]):  # empty without float16
+            train_step.scaler.load_state_dict(scaler)
         evaluator = Evaluator(
             partitions,
             world=world,
@@ -130,9 +128,15 @@ def train(
             timeout_in_s=training.eval_timeout_in_s,
             log_every_n=training.eval_log_every_n,
         )
-        trackers = Trackers()
-        if world.is_main:
-            trackers = build_trackers(directory.path, runtime.wandb, config.model_dump(mode="json"), progress.step)
+        trackers = Trackers()  # rank 0 alone has sinks
+
+        def add_sinks() -> None:
+            nonlocal trackers
+            run_id = read_state(checkpoint)["tracker_run_id"] if checkpoint is not None else None
+            resolved = config.model_dump(mode="json")
+            trackers = build_trackers(directory.path, runtime.wandb, resolved, progress.step, run_id=run_id)
+
+        control.on_main(add_sinks)
         stack.callback(trackers.finish)
         saver = Saver(policy, identity, world, wrapped, optimizer, train_step, trackers.run_id, progress.step)
         window, watch = TrainWindow(world, progress.window), Stopwatch()
@@ -248,8 +252,12 @@ def _claim(
     directory.claim(config.pretty_print(), overwrite=overwrite)
 
 
-def _restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+def _restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Progress:
     state = read_state(checkpoint)
+    before, now = state["environment"], environment(world)
+    for name in now:
+        if before.get(name) != now[name]:
+            logger.info("%s: %s before, %s now; the last bits may differ", name, before.get(name), now[name])
     load_model(model, checkpoint)
     load_optimizer(model, optimizer, checkpoint)
     progress = Progress.from_json(state["progress"])

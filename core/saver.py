@@ -63,7 +63,7 @@ class Saver:
             "scaler": self._train_step.scaler.state_dict(),
             "identity": self._identity,
             "tracker_run_id": self._tracker_run_id,
-            "environment": _environment(self._world),
+            "environment": environment(self._world),
         }
         tensors = training_tensors(unwrap(self._model), self._optimizer)
         path = write_checkpoint(self._policy.root, progress.step, tensors, state, self._group)
@@ -73,7 +73,7 @@ class Saver:
             self._policy.rotate()
 
 
-def _environment(world: World) -> dict[str, Any]:
+def environment(world: World) -> dict[str, Any]:
     """What the last bits of the numbers depend on."""
     return {
         "world_size": world.size,

@@ -67,6 +67,8 @@ def worker(world: World) -> dict[str, Any]:
     step = toy_step(wrapped, world=world)
     found["dropout loss"] = step([toy_batch(ROWS)], 1)[0].item()
     step([toy_batch(ROWS, seed=world.rank)], 2)
+    found["own buffers before"] = model.running_mean.clone()
+    step([toy_batch(ROWS, seed=world.rank)], 3)
     found["own buffers"] = model.running_mean.clone()
     share_buffers(wrapped)
     found["shared buffers"] = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -132,6 +134,10 @@ def test_ranks_draw_their_own_dropout(ranks):
 
 def test_buffers_follow_rank_0(ranks):
     assert not torch.equal(ranks[0]["own buffers"], ranks[1]["own buffers"])
+    for rank, found in enumerate(ranks):
+        # A step begins with rank 0's statistics and adds the rank's own.
+        expected = 0.9 * ranks[0]["own buffers before"] + 0.1 * toy_batch(ROWS, seed=rank).features.mean(0)
+        torch.testing.assert_close(found["own buffers"], expected)
     for name, buffer in ranks[0]["shared buffers"].items():
         assert torch.equal(buffer, ranks[1]["shared buffers"][name]), name
     assert torch.equal(ranks[0]["shared buffers"]["norm.running_mean"], ranks[0]["own buffers"])

@@ -108,6 +108,7 @@ def files_of(path: Path) -> list[str]:
     return sorted(p.name for p in path.iterdir())
 
 
+ADVICE = "; remove {} to continue from the checkpoint before it"
 FILES = [".metadata", "__0_0.distcp", "manifest.json", "state.json"]
 
 
@@ -123,9 +124,7 @@ def test_every_damage_is_told_with_the_file_and_what_to_do(tmp_path, name):
     file = path / name
     content = file.read_bytes()
 
-    def check(
-        file_named: Path = file, advice: str = f"remove {path} to continue from the checkpoint before it"
-    ) -> None:
+    def check(file_named: Path = file, advice: str = ADVICE.format(path)) -> None:
         with pytest.raises(CheckpointError) as raised:
             read_tensors(path)
         assert str(raised.value).startswith(f"{file_named}: ")

@@ -13,7 +13,7 @@ def finite(features: torch.Tensor) -> torch.Tensor:
 
 
 class Featurization(nn.Module):
-    """Continuous features: non-finite to 0, sign(x) * log1p(|x|), batch norm, clamp; with the binary ones, layer norm."""
+    """Continuous features: non-finite to 0, sign(x) log1p(|x|), batch norm, clamp; with the binary, layer norm."""
 
     def __init__(self, continuous: int, binary: int, config: FeaturizationConfig) -> None:
         """continuous, binary: widths of the features."""

@@ -13,14 +13,12 @@ import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pydantic
 
+from common.measurement import Measurement
 from core.config.base_config import BaseConfig, ConfigError
-
-if TYPE_CHECKING:
-    from common.trackers import Measurement  # which imports this file
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +204,7 @@ class WandbTracker:
         else:
             logger.info("Weights & Biases: online, run %s at %s", self.run_id, self._run.url)
 
-    def log(self, measurement: "Measurement") -> None:
+    def log(self, measurement: Measurement) -> None:
         stream = "/".join(part for part in (measurement.mode, measurement.partition) if part is not None)
         if self._run.disabled or self._run_file.was_sent(stream, measurement.step):
             return

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from common.batch import Batch
 from common.checkpointing.policy import CheckpointPolicy
 from common.checkpointing.storage import read_state
 from common.device import World
+from common.measurement import Measurement, Tracker
+from common.metrics_file import read_metrics
 from common.optimizers.learning_rate import LearningRates
 from common.reader.prefetch import next_or_error
 from common.reader.reader import BatchReader, Placed
-from common.trackers import Measurement, Trackers, build_trackers, read_metrics
+from common.trackers import Trackers, build_trackers
 from core.config.base_config import UserError
 from core.config.training import JobConfig
 from core.evaluation import Evaluator, Partition, StoppedError
@@ -59,6 +61,7 @@ def train(
     partitions: Mapping[str, Partition],
     world: World,
     *,
+    sinks: Mapping[str, Callable[[], Tracker]] | None = None,
     overwrite_save_dir: bool = False,
 ) -> Outcome:
     """Trains until training.num_train_steps or training.num_epochs, whichever comes first. Collective.
@@ -74,6 +77,7 @@ def train(
       train_reader: this rank's share of the training data.
       partitions: what to evaluate on, by name.
       world: this process's place and device.
+      sinks: of measurements, beside metrics.jsonl and W&B: what makes them, by name; called on rank 0.
       overwrite_save_dir: start anew, deleting the run in save_dir.
 
     Raises:
@@ -135,6 +139,8 @@ def train(
             run_id = read_state(checkpoint)["tracker_run_id"] if checkpoint is not None else None
             resolved = config.model_dump(mode="json")
             trackers = build_trackers(directory.path, runtime.wandb, resolved, progress.step, run_id=run_id)
+            for name, build in (sinks or {}).items():
+                trackers.add(name, build)
 
         control.on_main(add_sinks)
         stack.callback(trackers.finish)

@@ -15,9 +15,9 @@ from torch import nn
 
 from common.agreement import Control, ControlWord
 from common.device import World
+from common.measurement import Measurement
 from common.reader.prefetch import next_or_error
 from common.reader.reader import BatchReader, Placed
-from common.trackers import Measurement
 from core.config.base_config import UserError
 from core.metrics.interface import Metrics
 from core.parallel import share_buffers, unwrap

@@ -7,7 +7,7 @@ from typing import Never
 import tqdm
 
 from common.device import World
-from common.trackers import Measurement
+from common.measurement import Measurement
 
 logger = logging.getLogger(__name__)
 

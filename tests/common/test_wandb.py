@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from common.trackers import Measurement, build_trackers, read_metrics
+from common.measurement import Measurement
+from common.metrics_file import read_metrics
+from common.trackers import build_trackers
 from common.wandb import WandbConfig, check_key_file
 from core.config.base_config import ConfigError
 

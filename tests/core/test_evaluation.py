@@ -9,7 +9,7 @@ import torch
 
 import core.evaluation
 from common.agreement import Control, ControlWord
-from common.trackers import Measurement
+from common.measurement import Measurement
 from core.config.base_config import UserError
 from core.evaluation import Evaluator, Partition, StoppedError
 from core.metrics.multi_task import MultiTaskMetrics

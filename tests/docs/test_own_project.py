@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from common.trackers import read_metrics
+from common.metrics_file import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -18,8 +18,9 @@ from common.device import (
     world_size_from_env,
 )
 from common.logging import setup_logging
+from common.measurement import Measurement
+from common.metrics_file import read_metrics
 from common.program import ArgumentParser, run
-from common.trackers import Measurement, read_metrics
 from common.wandb import check_key_file
 from core import custom_training_loop, debug_training_loop
 from core.config import load_config_from_yaml

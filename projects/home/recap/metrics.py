@@ -2,7 +2,7 @@
 
 import tabulate
 
-from common.trackers import Measurement
+from common.measurement import Measurement
 
 _COLUMNS = {
     "loss": "loss",

@@ -1,4 +1,4 @@
-from common.trackers import Measurement
+from common.measurement import Measurement
 from projects.home.recap.metrics import metrics_table
 
 

@@ -1,6 +1,7 @@
 """How a person sees training go on: a progress bar on a terminal, plain lines elsewhere, on rank 0 alone."""
 
 import logging
+import os
 import sys
 from typing import Never
 
@@ -19,7 +20,9 @@ class ProgressReport:
         self._last_step = last_step
         self._bar: tqdm.tqdm[Never] | None = None
         if world.is_main and sys.stderr.isatty():
-            self._bar = tqdm.tqdm(initial=first_step, total=last_step, unit="step", dynamic_ncols=True)
+            # Some terminals (docker, script) don't tell their width; a bar as wide as that would be none.
+            width = {"dynamic_ncols": True} if os.get_terminal_size(sys.stderr.fileno()).columns else {"ncols": 100}
+            self._bar = tqdm.tqdm(initial=first_step, total=last_step, unit="step", **width)
 
     def step(self) -> None:
         """A step was made."""

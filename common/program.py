@@ -21,15 +21,15 @@ class ArgumentParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UserErrors, so that under torchrun one rank alone prints them."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.format_usage()}{self.prog}: {message}")
+        raise UserError(f"{message}\n{self.format_usage().rstrip()}")
 
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Runs `main` and exits with its status; a UserError is printed by rank 0, and every rank exits with 2.
 
     torchrun ends the other workers as soon as one has failed, so the others wait (bounded) until rank 0 has printed. A
-    rank prints by itself what rank 0 hasn't met (a directory that one machine lacks). An unexpected exception keeps its
-    traceback.
+    rank prints by itself what rank 0 hasn't met (a directory that one machine lacks). An interrupt ends it with 130. An
+    unexpected exception keeps its traceback.
     """
     try:
         status = main()
@@ -40,6 +40,8 @@ def run(main: Callable[[], int]) -> NoReturn:
         if world_size_from_env() > 1 and not _leave_together() and rank != 0:
             _print(f"error on rank {rank}: {error}")
         status = USER_ERROR_STATUS
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
     sys.exit(status)
 
 

@@ -87,7 +87,7 @@ def train(
     directory = RunDirectory(training.save_dir)
     policy = CheckpointPolicy(directory.checkpoints, training.checkpoint_every_n, training.checkpoint_max_to_keep)
     control = ControlWord()
-    identity = config.identity() | {"files of train_data": train_reader.fingerprint}
+    identity = config.identity() | {"digest of the training files' sizes": train_reader.fingerprint}
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
@@ -163,7 +163,8 @@ def train(
             go_on = evaluate([name for name in partitions if name not in done])
 
         if step == last_step and go_on:
-            logger.info("finished: all %d steps are done; raise training.num_train_steps to go on", step)
+            limit = "num_train_steps" if step >= training.num_train_steps else "num_epochs"
+            logger.info("finished: all %d steps are done; raise training.%s to go on", step, limit)
             return Outcome(step, None, checkpoint, directory)
         logger.info(
             "training %s parameters on %s, %d process(es), steps %d to %d",
@@ -252,9 +253,11 @@ def _claim(
     overwrite: bool,
 ) -> None:
     """Takes the run's directory, where it holds this run, no run, or one to overwrite."""
-    latest = policy.latest()
-    if latest is not None and not overwrite:
+    latest = policy.latest() if not overwrite else None
+    if latest is not None:
         check_same_run(directory.path, read_state(latest)["identity"], identity)
+    elif config.training.initial_checkpoint_dir is not None:
+        read_state(Path(config.training.initial_checkpoint_dir).expanduser())  # before anything is made or deleted
     directory.claim(config.pretty_print(), overwrite=overwrite)
 
 

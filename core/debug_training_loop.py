@@ -67,5 +67,5 @@ def train(
                     break
                 _, outputs = model(placed.batch.to(world.device))
                 metrics.update(outputs)
-        for metric, value in metrics.compute().items():
-            logger.info("%s %s: %s", name, metric, "not available" if value is None else f"{value:.6g}")
+        means = {key: value for key, value in metrics.compute().items() if key.startswith("mean/")}
+        logger.info("evaluated %s: %s", name, means)

@@ -142,12 +142,13 @@ class Evaluator:
         seconds = time.monotonic() - started
         values = metrics.compute()
         logger.info(
-            "evaluated %s at step %d: %s examples in %.1f s%s",
+            "evaluated %s at step %d: %s examples in %.1f s%s%s",
             name,
             step,
             f"{values.get('examples', 0):,}",
             seconds,
             f", stopped by eval_timeout_in_s after {done} batches" if timed_out else "",
+            "".join(f", {key} {value:.5g}" for key, value in values.items() if key.startswith("mean/") and value),
         )
         timing = {"seconds": seconds, "timed_out": timed_out}
         return Measurement(step, "evaluate", name, values, timing)

@@ -79,7 +79,7 @@ def check_same_run(save_dir: Path, saved: Mapping[str, Any], now: Mapping[str, A
     """
     differences = _differences("", saved, now)
     if differences:
-        listed = "\n  ".join(differences)
+        listed = "\n  ".join(differences[:20] + [f"and {len(differences) - 20} more"] * (len(differences) > 20))
         raise UserError(
             f"training.save_dir {save_dir} holds another run:\n  {listed}\n"
             "Undo these changes to continue it, give this run a save_dir of its own, or start anew with "
@@ -96,4 +96,8 @@ def _differences(path: str, saved: Any, now: Any) -> list[str]:
         return found
     if saved == now:
         return []
+    if saved is None and isinstance(now, Mapping):
+        return [f"{path}: not in the run"]
+    if now is None and isinstance(saved, Mapping):
+        return [f"{path}: in the run, not any more"]
     return [f"{path}: {json.dumps(saved)} in the run, {json.dumps(now)} now"]

@@ -77,6 +77,8 @@ def _apply(override: str, document: YamlDocument) -> None:
             document.put(path, _EMPTY_MAPPING, label)
             value = {}
         if isinstance(value, dict):
+            if key not in value and (dotted := next((k for k in value if k.startswith(f"{key}.")), None)):
+                raise ConfigError(f"{label}: no '{_show((*path, key))}'; did you mean {_show((*path, dotted))}?")
             path, value = (*path, key), value.get(key)
         elif not isinstance(value, list):
             raise ConfigError(f"{label}: {_show(path)} is {shorten(repr(value))}; nothing is below it")

@@ -123,14 +123,21 @@ def test_every_difference_is_listed_with_the_path_of_its_key():
         "training.save_dir some/run holds another run:",
         "  runtime.seed: 0 in the run, 1 now",
         "  model.tasks[recap.fav].pos_weight: 1.0 in the run, 2.0 now",
-        '  model.tasks[recap.reply]: null in the run, {"pos_weight": 1.0} now',
+        "  model.tasks[recap.reply]: not in the run",
         "  model.sizes: [4, 8] in the run, [4, 16] now",
-        '  model.norm: null in the run, {"eps": 0.1} now',
+        "  model.norm: not in the run",
         "  model.depth: null in the run, 3 now",
         '  files of train_data: "abc" in the run, null now',
         "Undo these changes to continue it, give this run a save_dir of its own, or start anew with "
         "--overwrite_save_dir (which deletes the run there).",
     ]
+
+
+def test_many_differences_are_cut_short():
+    with pytest.raises(UserError, match=r"\n  and 5 more\n"):
+        check_same_run(Path("run"), {str(key): 0 for key in range(25)}, {})
+    with pytest.raises(UserError, match=r"a: in the run, not any more"):
+        check_same_run(Path("run"), {"a": {"b": 1}}, {})
 
 
 def test_zero_and_false_are_differences_too():

@@ -9,13 +9,16 @@ _COLUMNS = {
     "rce": "RCE",
     "auroc": "AUROC",
     "ctr": "CTR",
-    "mean_prediction": "mean prediction",
-    "share_of_reachable_rce": "of reachable RCE",
+    "mean_prediction": "mean p",
+    "share_of_reachable_rce": "reached",
 }
 
 
 def metrics_table(measurement: Measurement) -> str:
-    """An evaluation's metrics, a row a task; a dash where one is not available."""
+    """An evaluation's metrics, a row a task; a dash where one is not available.
+
+    "mean p" is the mean prediction, "reached" the share of the reachable RCE.
+    """
     metrics = measurement.metrics
     shown = {key: title for key, title in _COLUMNS.items() if any(name.endswith(f"/{key}") for name in metrics)}
     tasks = dict.fromkeys(name.rpartition("/")[0] for name in metrics if "/" in name)
@@ -37,5 +40,5 @@ def _cell(key: str, value: float | int | None) -> str:
     if key == "rce":
         return f"{value:.2f}"
     if key == "share_of_reachable_rce":
-        return f"{value:.1%}"
-    return f"{value:.5f}"
+        return f"{value:.1%}" if value >= 0 else "<0%"
+    return f"{value:.5f}" if key in ("ctr", "mean_prediction") else f"{value:.4f}"

@@ -384,3 +384,9 @@ def test_paths_in_messages_are_paths_of_overrides(load, message):
             .removesuffix(" (line 1): 'x' given; Input should be a valid number")
         )
         assert load(text, f"{path}=2").tasks[key].pos_weight == 2
+
+
+def test_a_key_with_dots_that_is_not_in_brackets_gets_a_hint(message):
+    text = "tasks: {recap.is_liked: {pos_weight: 1.0}}"
+    told = message(text, "tasks.recap.is_liked.pos_weight=2.0")
+    assert "no 'tasks.recap'; did you mean tasks[recap.is_liked]?" in told

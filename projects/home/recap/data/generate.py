@@ -93,7 +93,7 @@ def generate(out: Path, preset: Preset, seed: int, num_examples: Sequence[int]) 
 
 def _write_splits(out: Path, preset: Preset, seed: int, num_examples: Sequence[int]) -> dict[str, Tally]:
     people = make_population(seed, preset.widths)
-    columns = recap_columns(preset.widths, teacher=True)
+    columns = recap_columns(preset.widths, ids=True, teacher=True)
     tallies = {}
     with tqdm(total=sum(num_examples), unit=" rows", disable=not sys.stderr.isatty()) as progress:
         for split, num_rows in zip(SPLITS, num_examples, strict=True):

@@ -3,7 +3,7 @@
 Owns the names, types and widths of the columns, RecapWriter and schema.json. Does not know where values come
 from (generate.py) nor how they are read again. Use it for tables of your own as well:
 
-    columns = recap_columns(Widths(continuous=48, binary=16, discrete=4, embedding=16), tasks=["my_label"])
+    columns = recap_columns(Widths(continuous=48, binary=16), tasks=["my_label"])
     with RecapWriter(Path("data/train/part-00000.parquet"), columns) as writer:
         writer.write({"continuous": ..., "binary": ..., ...})   # as often as you like
     write_schema_json(Path("data/schema.json"), columns)
@@ -57,27 +57,29 @@ class Column(NamedTuple):
 
 
 class Widths(NamedTuple):
-    """Numbers a row of the vector columns; `embedding` is the width of each of the three EMBEDDINGS."""
+    """Numbers a row of the vector columns; `embedding` is the width of each of the three EMBEDDINGS; 0: none."""
 
     continuous: int
     binary: int
-    discrete: int
-    embedding: int
+    discrete: int = 0
+    embedding: int = 0
 
 
-def recap_columns(widths: Widths, tasks: Iterable[str] = TASKS, *, teacher: bool = False) -> list[Column]:
+def recap_columns(
+    widths: Widths, tasks: Iterable[str] = TASKS, *, ids: bool = False, teacher: bool = False
+) -> list[Column]:
     """The columns of a Heavy Ranker table, in their order in the file.
 
-    `continuous` float32, `binary` uint8 (0 or 1), `discrete` int64, the EMBEDDINGS float32, the IDS int64, a
+    `continuous` float32, `binary` uint8 (0 or 1), `discrete` int64, the EMBEDDINGS float32, with `ids` the IDS int64, a
     label per task, int8 (0 or 1), and with `teacher` also a probability per task, `teacher.<task>`, float32.
     """
     tasks = list(tasks)
     columns = [
         Column("continuous", "float32", widths.continuous),
         Column("binary", "uint8", widths.binary),
-        Column("discrete", "int64", widths.discrete),
-        *(Column(name, "float32", widths.embedding) for name in EMBEDDINGS),
-        *(Column(name, "int64") for name in IDS),
+        *(Column("discrete", "int64", width) for width in (widths.discrete,) if width),
+        *(Column(name, "float32", widths.embedding) for name in EMBEDDINGS if widths.embedding),
+        *(Column(name, "int64") for name in IDS if ids),
         *(Column(task, "int8") for task in tasks),
     ]
     return columns + [Column(TEACHER_PREFIX + task, "float32") for task in tasks if teacher]

@@ -198,7 +198,7 @@ def test_debug_loop_writes_nothing_and_makes_the_same_first_step(
     printed = capsys.readouterr().err
     assert f"step 1: loss {losses(tmp_path / 'loop')[0]:.6f}" in printed
     assert "step 2: loss" in printed
-    assert "validation mean/loss: " in printed
+    assert "evaluated validation: {'mean/loss': " in printed
 
 
 def test_too_few_rows_for_a_batch(train: Train, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ TASKS = ("engagement.like", "engagement.reply", "engagement.share")
 NUM_ROWS = 50
 WIDTHS = Widths(continuous=6, binary=4, discrete=2, embedding=3)
 COLUMNS = [
-    *recap_columns(WIDTHS, TASKS),
+    *recap_columns(WIDTHS, TASKS, ids=True),
     Column("weight", "float64"),
     *(Column(f"teacher.{task}", "float32") for task in TASKS),
 ]

@@ -109,7 +109,7 @@ def test_a_missing_column_is_refused(tmp_path):
 
 
 def test_schema_json_names_features_and_labels_but_not_the_teacher(tmp_path):
-    columns = recap_columns(Widths(continuous=5, binary=3, discrete=2, embedding=4), teacher=True)
+    columns = recap_columns(Widths(continuous=5, binary=3, discrete=2, embedding=4), ids=True, teacher=True)
     write_schema_json(tmp_path / "schema.json", columns)
     entries = json.loads((tmp_path / "schema.json").read_text())["schema"]
     assert {entry["feature_name"]: (entry["dtype"], entry["length"]) for entry in entries} == {

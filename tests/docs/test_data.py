@@ -1,0 +1,21 @@
+"""The table and the configuration of docs/data.md work as they stand there."""
+
+import re
+from pathlib import Path
+
+from common.metrics_file import read_metrics
+from tests.docs.test_own_project import ROOT, run
+
+
+def test_the_table_of_ones_own_is_written_and_learned(tmp_path: Path) -> None:
+    code, config = re.findall(r"```(?:python|yaml)\n(.*?)```", (ROOT / "docs/data.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "make_mine.py").write_text(code)
+    (tmp_path / "mine.yaml").write_text(config)
+    run(tmp_path, "make_mine.py")
+    run(tmp_path, "-m", "projects.home.recap.main", "--config", "mine.yaml")
+    last = read_metrics(tmp_path / "runs/mine/metrics.jsonl")[-1]
+    assert last.step == 4 * (20_000 // 256)
+    for task in ("clicked", "bought"):
+        auroc = last.metrics[f"{task}/auroc"]
+        assert auroc is not None
+        assert auroc > 0.8

@@ -3,6 +3,7 @@
 Without it one rank would leave (a signal, a bad row in its lanes, its clock) and the others would wait in a collective.
 """
 
+import datetime
 import enum
 import signal
 import types
@@ -35,9 +36,12 @@ class ControlWord:
     Pairs of them nest: an evaluation has words of its own while the one about the next training step is under way.
     """
 
-    def __init__(self) -> None:
-        """Makes a group of its own, so that control words never queue behind gradients. Collective."""
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+    def __init__(self, timeout: datetime.timedelta | None = None) -> None:
+        """Makes a group of its own, so that control words never queue behind gradients. Collective.
+
+        timeout: longest wait for the other ranks; None: torch's default.
+        """
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
         self._begun: list[tuple[torch.Tensor, dist.Work | None]] = []
 
     def begin(self, own: Control) -> None:
@@ -89,12 +93,15 @@ class ControlWord:
         self.together(action if self._group is None or dist.get_rank() == 0 else lambda: None)
 
     def together(self, action: Callable[[], None]) -> None:
-        """Runs `action` on this rank; where it is a user's mistake on any rank, raises it on every rank. Collective."""
+        """Runs `action` on this rank; a user's mistake on any rank, or what the operating system refuses there, is
+        raised on every rank as a UserError. Collective."""
         error: UserError | None = None
         try:
             action()
         except UserError as raised:
             error = raised
+        except OSError as raised:
+            error = UserError(f"{raised.filename or 'the file system'}: {raised.strerror or raised}")
         self.raise_together(error)
 
 

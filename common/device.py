@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from core.config.base_config import UserError
+
 
 @dataclass(frozen=True)
 class World:
@@ -18,6 +20,8 @@ class World:
     local_rank: int
     size: int
     device: torch.device
+    timeout: datetime.timedelta = datetime.timedelta(minutes=10)
+    """Longest wait of a collective, also in groups made beside the main one."""
 
     @property
     def is_main(self) -> bool:
@@ -47,6 +51,11 @@ def joined_world(timeout_in_s: float, device_type: str | None = None) -> Iterato
       device_type: "cpu" or "cuda"; None: CUDA where there is one.
     """
     rank, size = rank_from_env(), world_size_from_env()
+    timeout = datetime.timedelta(seconds=timeout_in_s)
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if size > 1 and name not in os.environ]:
+        raise UserError(
+            f"the environment says WORLD_SIZE={size} but not {', '.join(missing)}: start with torchrun, or unset it"
+        )
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device_type is None:
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,11 +65,11 @@ def joined_world(timeout_in_s: float, device_type: str | None = None) -> Iterato
     if size > 1:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            timeout=datetime.timedelta(seconds=timeout_in_s),
+            timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
     try:
-        yield World(rank, local_rank, size, device)
+        yield World(rank, local_rank, size, device, timeout)
     finally:
         if size > 1:
             dist.destroy_process_group()

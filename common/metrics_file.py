@@ -4,6 +4,7 @@ import json
 import math
 import os
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from common.measurement import Measurement
@@ -61,18 +62,19 @@ def _scan(path: Path) -> list[tuple[int, Measurement]]:
     """Each whole line's end, in bytes from the file's start, and its measurement."""
     found = []
     end = 0
-    lines = path.read_bytes().splitlines(keepends=True)
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}; mend it, or move it away") from error
     for number, line in enumerate(lines, start=1):
         end += len(line)
+        if not line.endswith(b"\n"):  # torn: a process was killed while it wrote
+            break
         try:
-            if not line.endswith(b"\n"):
-                raise ValueError("the line is torn")
             found.append((end, _parse(line)))
         except (ValueError, TypeError) as error:
-            if number == len(lines):
-                break
             raise UserError(
-                f"{path}, line {number}: not a measurement ({error}). Nothing was changed. "
+                f"{path}, line {number}: not a measurement ({error}). The file was left as it is. "
                 "Mend or remove that line, or move the file away."
             ) from error
     return found
@@ -80,7 +82,8 @@ def _scan(path: Path) -> list[tuple[int, Measurement]]:
 
 def _parse(line: bytes) -> Measurement:
     fields: Any = json.loads(line)
-    if not isinstance(fields, dict) or not isinstance(fields.get("step"), int):
+    types: dict[str, Any] = {"step": int, "mode": str, "partition": (str, NoneType), "metrics": dict, "timing": dict}
+    if not isinstance(fields, dict) or not all(isinstance(fields.get(key), kind) for key, kind in types.items()):
         raise TypeError("expected a JSON object with step, mode, partition, metrics and timing")
     return Measurement(**fields)
 

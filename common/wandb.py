@@ -71,7 +71,7 @@ def check_key_file(config: WandbConfig) -> None:
 def _read_key(key_path: str) -> str:
     path = Path(key_path).expanduser()
     place = f"runtime.wandb.key_path {path}"
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises where a directory may not be entered
         raise ConfigError(f"{place}: no such file. Write the API key into it, and nothing else; then chmod 600 {path}")
     if not path.is_file():
         raise ConfigError(f"{place}: not a file. Give the path of a file that holds the API key.")

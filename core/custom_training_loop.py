@@ -39,6 +39,9 @@ from core.training_state import Progress, load_model, load_optimizer
 
 logger = logging.getLogger(__name__)
 
+# Updates left out one after the other, as far as the logs tell, that end a run.
+_DIVERGED = 100
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -86,7 +89,7 @@ def train(
     training, runtime = config.training, config.runtime
     directory = RunDirectory(training.save_dir)
     policy = CheckpointPolicy(directory.checkpoints, training.checkpoint_every_n, training.checkpoint_max_to_keep)
-    control = ControlWord()
+    control = ControlWord(world.timeout)
     identity = config.identity() | {"digest of the training files' sizes": train_reader.fingerprint}
 
     with contextlib.ExitStack() as stack:
@@ -96,15 +99,24 @@ def train(
         # Where does it begin?
         if world.is_main:
             stack.callback(directory.release)
-        control.on_main(lambda: _claim(directory, config, identity, policy, overwrite_save_dir))
-        checkpoint = policy.latest()
-        if checkpoint is not None:
-            progress = _restore(checkpoint, model, optimizer, world)
-        else:
-            progress = Progress.start(train_reader.lanes)
-            if training.initial_checkpoint_dir is not None:
+        holder = control.from_main(directory.claim)
+        control.together(lambda: directory.check_shared(holder))
+        checkpoint = None if overwrite_save_dir else control.from_main(policy.latest)
+        progress = Progress.start(train_reader.lanes)
+
+        def load() -> None:
+            nonlocal progress
+            if checkpoint is not None:
+                check_same_run(directory.path, read_state(checkpoint)["identity"], identity)
+                progress = _restore(checkpoint, model, optimizer, world)
+            elif training.initial_checkpoint_dir is not None:
                 load_model(model, Path(training.initial_checkpoint_dir).expanduser())
                 logger.info("warm start: weights from %s", training.initial_checkpoint_dir)
+
+        control.together(load)
+        # Nothing was changed or deleted so far.
+        resolved, goes_on = config.pretty_print(), checkpoint is not None
+        control.on_main(lambda: directory.begin(resolved, continues=goes_on, overwrite=overwrite_save_dir))
         remaining = train_reader.remaining_batches(progress.position, training.num_epochs)
         last_step = min(training.num_train_steps, progress.step + remaining // training.micro_batches)
         last_step = max(int(last_step), progress.step)
@@ -137,8 +149,8 @@ def train(
         def add_sinks() -> None:
             nonlocal trackers
             run_id = read_state(checkpoint)["tracker_run_id"] if checkpoint is not None else None
-            resolved = config.model_dump(mode="json")
-            trackers = build_trackers(directory.path, runtime.wandb, resolved, progress.step, run_id=run_id)
+            values = config.model_dump(mode="json")
+            trackers = build_trackers(directory.path, runtime.wandb, values, progress.step, run_id=run_id)
             for name, build in (sinks or {}).items():
                 trackers.add(name, build)
 
@@ -155,6 +167,10 @@ def train(
             except StoppedError:
                 return False
             return True
+
+        def save() -> None:
+            control.on_main(directory.check_held)
+            saver.save(Progress(step, position, window.fold()))
 
         # An evaluation that was due when the earlier run was killed is made up.
         go_on = True
@@ -230,9 +246,15 @@ def train(
                     report.logged(measurement)
                 trackers.log(measurement)
                 watch.restart()
+                if window.left_out_in_a_row >= _DIVERGED:
+                    raise UserError(
+                        f"training has diverged: the gradients of the last {window.left_out_in_a_row} steps were not "
+                        "finite, and no update was made. Lower the learning rates, or set max_grad_norm; the newest "
+                        f"checkpoint is {policy.latest()}"
+                    )
             paused = time.perf_counter()
             if policy.is_due(step) or step == last_step:
-                saver.save(Progress(step, position, window.fold()))
+                save()
             if _evaluation_is_due(config, step, last_step):
                 go_on = evaluate(list(partitions))
             watch.paused(time.perf_counter() - paused)
@@ -240,25 +262,9 @@ def train(
         stopped_by = None
         if not go_on:
             stopped_by = control.from_main(lambda: stop.received) or signal.SIGTERM
-            saver.save(Progress(step, position, window.fold()))
+            save()
             logger.info("stopped by %s after step %d; the same command continues", stopped_by.name, step)
         return Outcome(step, stopped_by, policy.latest(), directory)
-
-
-def _claim(
-    directory: RunDirectory,
-    config: JobConfig,
-    identity: Mapping[str, Any],
-    policy: CheckpointPolicy,
-    overwrite: bool,
-) -> None:
-    """Takes the run's directory, where it holds this run, no run, or one to overwrite."""
-    latest = policy.latest() if not overwrite else None
-    if latest is not None:
-        check_same_run(directory.path, read_state(latest)["identity"], identity)
-    elif config.training.initial_checkpoint_dir is not None:
-        read_state(Path(config.training.initial_checkpoint_dir).expanduser())  # before anything is made or deleted
-    directory.claim(config.pretty_print(), overwrite=overwrite)
 
 
 def _restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Progress:

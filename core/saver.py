@@ -51,7 +51,7 @@ class Saver:
         self._tracker_run_id = tracker_run_id
         self._saved_step = saved_step
         # Checkpoints have collectives of their own, which must not mix with those of training.
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=world.timeout) if world.size > 1 else None
 
     def save(self, progress: Progress) -> None:
         """Saves the state after progress.step, unless it is saved already."""

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +39,8 @@ def complete_steps(root: Path) -> list[int]:
     """Steps of the complete checkpoints under `root`, ascending; [] where there is no such directory."""
     if not root.is_dir():
         return []
-    return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit() and (path / _MANIFEST).is_file())
+    steps = [path for path in root.iterdir() if re.fullmatch(r"0|[1-9][0-9]*", path.name)]
+    return sorted(int(path.name) for path in steps if (path / _MANIFEST).is_file())
 
 
 def remove_unfinished(root: Path) -> None:
@@ -98,6 +100,8 @@ def write_checkpoint(
         _on_all_ranks(publish, group)
     except (OSError, dcp.CheckpointException) as error:
         # torch tells a rank's failure with its traceback, and a write cut short as an error of its own.
+        if rank == 0:  # a full disk needs the room
+            shutil.rmtree(aside, ignore_errors=True)
         cause = error if isinstance(error, OSError) else next(iter(error.failures.values()))[0]
         raise CheckpointError(
             f"{final}: the checkpoint can't be written (is the disk full?): {cause}. "

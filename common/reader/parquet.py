@@ -131,17 +131,24 @@ class ParquetTable:
 
 def _matching_files(inputs: str) -> list[Path]:
     path = Path(inputs).expanduser()
-    pattern = glob.escape(str(path)) if path.exists() else str(path)
-    if path.is_dir():
-        pattern += "/*.parquet"
-    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-    files = [file for file in sorted(map(Path, matches)) if file.is_file()]
+    try:
+        files = _glob(path)
+    except OSError as error:
+        raise DataError(f"{inputs}: can't be read: {error.strerror}: {error.filename}") from error
     if not files:
         raise DataError(
             f"{inputs}: no file matches (looked from {Path.cwd()}); give a glob pattern, a file, or a directory "
             "with *.parquet files"
         )
     return files
+
+
+def _glob(path: Path) -> list[Path]:
+    pattern = glob.escape(str(path)) if path.exists() else str(path)
+    if path.is_dir():
+        pattern += "/*.parquet"
+    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    return [file for file in sorted(map(Path, matches)) if file.is_file()]
 
 
 def _type_problem(found: pa.DataType, column: Column) -> str | None:

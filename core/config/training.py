@@ -34,7 +34,10 @@ class RuntimeConfig(BaseConfig):
         "bit-equal repeats on CUDA and on three or more ranks, somewhat slower.",
     )
     process_group_timeout_in_s: float = pydantic.Field(
-        600.0, gt=0, description="Longest time that a collective may wait for the other ranks, in seconds."
+        600.0,
+        ge=1,
+        le=7 * 24 * 3600,
+        description="Longest time that a collective may wait for the other ranks, in seconds.",
     )
 
 

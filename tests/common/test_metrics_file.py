@@ -57,7 +57,7 @@ def test_no_file_has_no_measurements(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
-@pytest.mark.parametrize("torn", ['{"step": 3, "mode": "tr', '{"step": 3, "mode": "tr\n', "\0\0\0\0", "{}\n"])
+@pytest.mark.parametrize("torn", ['{"step": 3, "mode": "tr', "\0\0\0\0", "{}"])
 def test_a_torn_last_line_is_ignored_and_cut(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
     write(path, train(1), train(2))
@@ -85,7 +85,17 @@ def test_a_new_run_cuts_everything(tmp_path):
     assert path.read_bytes() == b""
 
 
-@pytest.mark.parametrize("line", ["hello", "[1, 2]", '{"loss": 1}', '{"step": 2, "loss": 1}', ""])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "hello",
+        "[1, 2]",
+        '{"loss": 1}',
+        '{"step": 2, "loss": 1}',
+        "",
+        '{"step": 2, "mode": "train", "partition": null, "metrics": null, "timing": {}}',
+    ],
+)
 def test_a_damaged_line_is_named_and_nothing_is_changed(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     write(path, train(1))
@@ -97,3 +107,16 @@ def test_a_damaged_line_is_named_and_nothing_is_changed(tmp_path, line):
         with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: not a measurement"):
             use(path)
     assert path.read_bytes() == before
+
+
+def test_a_last_line_that_is_whole_but_no_measurement_is_not_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("my own notes\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 1: not a measurement"):
+        MetricsFile(path, last_step=0)
+    assert path.read_text() == "my own notes\n"
+
+
+def test_a_directory_in_the_files_place_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"can't be read: Is a directory"):
+        read_metrics(tmp_path)

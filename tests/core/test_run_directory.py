@@ -1,3 +1,6 @@
+import json
+import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +17,15 @@ HOLDER = """
 import sys
 from core.run_directory import RunDirectory
 directory = RunDirectory(sys.argv[1])
-directory.claim("holder: 1\\n", overwrite=False)
-print("claimed", flush=True)
+print(directory.claim(), end="", flush=True)
 sys.stdin.read()
 """
+
+
+def claimed(path: Path) -> RunDirectory:
+    directory = RunDirectory(str(path))
+    directory.claim()
+    return directory
 
 
 def test_a_run_keeps_others_out_until_it_ends_however_it_ends(tmp_path):
@@ -27,28 +35,53 @@ def test_a_run_keeps_others_out_until_it_ends_however_it_ends(tmp_path):
     ) as holder:
         try:
             assert holder.stdout is not None
-            assert holder.stdout.readline() == "claimed\n"
+            said = holder.stdout.readline()
+            assert f"process {holder.pid} on " in said
             other = RunDirectory(str(run))
             with pytest.raises(UserError, match="another run is training here") as raised:
-                other.claim("other: 1\n", overwrite=True)
+                other.claim()
             assert str(run) in str(raised.value)
+            assert f"process {holder.pid} on " in str(raised.value)
             other.release()
-            assert (run / "config.yaml").read_text() == "holder: 1\n"
+            other.check_shared(said)
         finally:
             holder.send_signal(signal.SIGKILL)
-    other.claim("other: 1\n", overwrite=False)
-    assert (run / "config.yaml").read_text() == "other: 1\n"
+    other.claim()
     other.release()
-    RunDirectory(str(run)).claim("third: 1\n", overwrite=False)
+    claimed(run)
 
 
-def test_claiming_makes_the_directory_and_writes_the_configuration(tmp_path):
-    directory = RunDirectory(str(tmp_path / "a" / "b"))
-    directory.claim("training: {}\n", overwrite=False)
-    assert directory.config.read_text() == "training: {}\n"
+def test_a_process_that_sees_another_directory_is_told(tmp_path):
+    with pytest.raises(UserError, match="all processes need the same directory on a shared file system"):
+        RunDirectory(str(tmp_path / "there")).check_shared("process 1 on here\n")
+
+
+def test_a_directory_that_was_removed_meanwhile_is_not_held_any_more(tmp_path):
+    directory = claimed(tmp_path / "run")
+    directory.check_held()
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(UserError, match="was removed while the run was training"):
+        directory.check_held()
+    claimed(tmp_path / "run")  # by another run
+    with pytest.raises(UserError, match="was removed while the run was training"):
+        directory.check_held()
+
+
+def test_a_run_begins_with_its_configuration(tmp_path):
+    directory = claimed(tmp_path / "a" / "b")
+    directory.begin("training: {}\n", continues=False, overwrite=False)
+    assert directory.config.read_text().endswith("\ntraining: {}\n")
     assert not list(directory.path.glob("*.writing"))
     directory.release()
     directory.release()  # twice does no harm
+    claimed(tmp_path / "a" / "b")  # its own config.yaml is no stranger's
+
+
+def test_a_config_of_somebody_elses_is_not_replaced(tmp_path):
+    (tmp_path / "config.yaml").write_text("# precious\n")
+    with pytest.raises(UserError, match=r"config\.yaml in it was not written by a run"):
+        RunDirectory(str(tmp_path)).claim()
+    assert (tmp_path / "config.yaml").read_text() == "# precious\n"
 
 
 def test_home_is_meant_by_a_tilde(tmp_path, monkeypatch):
@@ -57,43 +90,69 @@ def test_home_is_meant_by_a_tilde(tmp_path, monkeypatch):
 
 
 def earlier_run(path: Path) -> RunDirectory:
-    directory = RunDirectory(str(path))
-    for file in ("checkpoints/5/manifest.json", "checkpoints/.writing-7/state.json", "wandb/run-1/log"):
+    """A run that is over, with files of its user beside."""
+    directory = claimed(path)
+    directory.begin("earlier", continues=False, overwrite=False)
+    for file in ("checkpoints/5/manifest.json", "checkpoints/.writing-7/state.json", "wandb/run-1/log", "wandb.json"):
         (path / file).parent.mkdir(parents=True, exist_ok=True)
-        (path / file).write_text("{}")
-    for file in ("metrics.jsonl", "config.yaml", "wandb.json", "notes.txt", "metrics.png"):
+        (path / file).write_text(json.dumps({"run_id": "abcd1234", "sent": {}}))
+    for file in ("metrics.jsonl", "notes.txt", "metrics.png", "checkpoints/notes.txt"):
         (path / file).write_text("earlier")
     return directory
 
 
+def names(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
 def test_overwriting_removes_what_is_the_runs_and_nothing_else(tmp_path):
     directory = earlier_run(tmp_path)
-    directory.claim("now", overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml", "metrics.png", "notes.txt"]
-    assert directory.config.read_text() == "now"
+    directory.begin("now", continues=False, overwrite=True)
+    assert names(tmp_path) == [".lock", "checkpoints", "config.yaml", "metrics.png", "notes.txt"]
+    assert names(tmp_path / "checkpoints") == ["notes.txt"]
+    assert directory.config.read_text().endswith("now")
 
 
-def test_continuing_removes_unfinished_checkpoints_alone(tmp_path):
-    directory = earlier_run(tmp_path)
-    directory.claim("now", overwrite=False)
-    assert [path.name for path in directory.checkpoints.iterdir()] == ["5"]
-    assert directory.metrics.read_text() == "earlier"
-
-
-def test_what_cannot_be_deleted_is_an_error_not_a_run_that_quietly_continues(tmp_path):
+def test_overwriting_works_where_checkpoints_lie_on_another_disk(tmp_path):
     directory = earlier_run(tmp_path)
     elsewhere = tmp_path / "big-disk"
     directory.checkpoints.rename(elsewhere)
     directory.checkpoints.symlink_to(elsewhere)
-    with pytest.raises(UserError, match=r"training\.save_dir .*can't be written: .*symbolic link"):
-        directory.claim("now", overwrite=True)
-    assert (elsewhere / "5").is_dir()
+    directory.begin("now", continues=False, overwrite=True)
+    assert names(elsewhere) == ["notes.txt"]
+
+
+def test_continuing_removes_unfinished_checkpoints_alone(tmp_path):
+    directory = earlier_run(tmp_path)
+    directory.begin("now", continues=True, overwrite=False)
+    assert names(directory.checkpoints) == ["5", "notes.txt"]
+    assert directory.metrics.read_text() == "earlier"
+    assert (tmp_path / "wandb.json").exists()
+
+
+@pytest.mark.parametrize(("config", "is_same_run"), [("earlier", True), ("another", False)])
+def test_starting_anew_beside_an_earlier_runs_measurements_keeps_them(tmp_path, caplog, config, is_same_run):
+    """Its checkpoints are gone, or it was killed before the first."""
+    directory = earlier_run(tmp_path)
+    (tmp_path / "metrics.jsonl.1").write_text("still older")
+    with caplog.at_level(logging.INFO):
+        directory.begin(config, continues=False, overwrite=False)
+    assert not directory.metrics.exists()
+    assert (tmp_path / "metrics.jsonl.2").read_text() == "earlier"
+    assert "metrics.jsonl.2" in caplog.text
+    assert (tmp_path / "wandb.json").exists() == is_same_run
+    assert (tmp_path / "wandb.json.1").exists() != is_same_run
 
 
 def test_a_file_in_the_place_of_the_directory_is_a_clear_error(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(UserError, match=r"training\.save_dir .*run: can't be written"):
-        RunDirectory(str(tmp_path / "run")).claim("", overwrite=False)
+    with pytest.raises(UserError, match=r"training\.save_dir .*run: can't be written: Not a directory"):
+        claimed(tmp_path / "run")
+    (tmp_path / "run").unlink()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints").write_text("")
+    with pytest.raises(UserError, match=r"training\.save_dir .*run: can't be written: File exists"):
+        claimed(tmp_path / "run")
 
 
 IDENTITY = {

@@ -8,6 +8,8 @@ import functools
 import sys
 from collections.abc import Mapping
 
+import torch
+
 from common.device import (
     World,
     joined_world,
@@ -23,7 +25,7 @@ from common.metrics_file import read_metrics
 from common.program import ArgumentParser, run
 from common.wandb import check_key_file
 from core import custom_training_loop, debug_training_loop
-from core.config import load_config_from_yaml
+from core.config import ConfigError, load_config_from_yaml
 from core.evaluation import Partition
 from core.metrics.multi_task import MultiTaskMetrics
 from core.run_directory import RunDirectory
@@ -107,6 +109,12 @@ def _train(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: Wor
     }
     ranker = HeavyRanker(config.model, datasets[_TRAIN].widths, rates)
     model = ModelAndLoss(ranker, [task.pos_weight for task in tasks.values()]).to(world.device)
+    rows = config.train_data.global_batch_size // world.size
+    if rows == 1 and any(isinstance(module, torch.nn.BatchNorm1d) for module in model.modules()):
+        raise ConfigError(
+            f"train_data.global_batch_size: {config.train_data.global_batch_size} given, one example for each of "
+            f"{world.size} process(es); batch norm needs at least two"
+        )
     optimizer, learning_rates = build_optimizer(ranker, config.optimizer)
     partitions = {
         path.removeprefix("validation_data."): Partition(

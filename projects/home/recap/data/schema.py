@@ -91,7 +91,7 @@ def _read_lengths(schema_path: str, place: str) -> dict[str, int]:
         pairs = [(entry["feature_name"], entry["length"]) for entry in entries]
     except OSError as error:
         raise ConfigError(f"{place}: {file} can't be read: {error.strerror} (looked from {Path.cwd()})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f'{place}: {file} is not of the form {{"schema": [{{"feature_name": ..., "dtype": ..., "length": ...}}]}}: '
             f"{type(error).__name__}: {error}"

@@ -205,3 +205,34 @@ def test_too_few_rows_for_a_batch(train: Train, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2000 rows, fewer than one global batch of 2400"):
         train("train_data.global_batch_size=2400")
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_run_that_diverges_ends(train: Train, tmp_path: Path) -> None:
+    options = ("training.num_train_steps=400", "training.num_epochs=null", "training.checkpoint_every_n=1000")
+    rate = "optimizer={adam: {}, single_task_learning_rate: {constant: 1.0e+30}}"
+    with pytest.raises(UserError, match=r"training has diverged: the gradients of the last 1\d\d steps were not"):
+        train(*options, rate)
+    assert complete_steps(tmp_path / "run/checkpoints") == []
+
+
+def test_one_example_a_process_is_too_few_for_batch_norm(train: Train) -> None:
+    with pytest.raises(UserError, match=r"train_data.global_batch_size: 1 given, .* batch norm needs at least two"):
+        train("train_data.global_batch_size=1", "train_data.lanes=1")
+
+
+def test_overwriting_may_start_from_the_weights_that_it_overwrites(train: Train, tmp_path: Path) -> None:
+    assert train("training.eval_every_n=0") == 0
+    own = f"training.initial_checkpoint_dir={tmp_path / 'run/checkpoints/12'}"
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        train("training.initial_checkpoint_dir=/nowhere", "--overwrite_save_dir")
+    assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 12]
+    assert train(own, "--overwrite_save_dir", "training.num_train_steps=2", "training.eval_every_n=0") == 0
+    assert complete_steps(tmp_path / "run/checkpoints") == [2]
+
+
+def test_a_world_without_a_launcher_is_told(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"WORLD_SIZE=2 but not RANK, MASTER_ADDR, MASTER_PORT: start with torchrun"):
+        train()

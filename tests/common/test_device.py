@@ -1,3 +1,4 @@
+import datetime
 import itertools
 import os
 from collections.abc import Iterator
@@ -92,7 +93,7 @@ def test_a_world_of_one_makes_no_process_group(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert (rank_from_env(), world_size_from_env()) == (0, 1)
     with joined_world(5.0, "cpu") as world:
-        assert world == World(0, 0, 1, torch.device("cpu"))
+        assert world == World(0, 0, 1, torch.device("cpu"), datetime.timedelta(seconds=5))
         assert world.is_main
         assert not torch.distributed.is_initialized()
 

@@ -58,7 +58,7 @@ def test_a_mistake_on_the_command_line_is_the_users(capsys):
         return 0
 
     assert status_of(main) == 2
-    assert capsys.readouterr().err == "error: usage: prog [-h]\nprog: unrecognized arguments: --confg x\n"
+    assert capsys.readouterr().err == "error: unrecognized arguments: --confg x\nusage: prog [-h]\n"
 
 
 @pytest.mark.parametrize(

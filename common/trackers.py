@@ -77,27 +77,22 @@ def build_trackers(
     resolved_config: Mapping[str, Any],
     last_step: int | None,
     *,
-    group: str | None = None,
     run_id: str | None = None,
-    suffix: str = "",
 ) -> Trackers:
     """The sinks of a run, for rank 0: `run_dir`/metrics.jsonl, and W&B if configured.
 
     resolved_config: what W&B shows as the run's config; JSON values.
     last_step: the step that the run goes on from, 0 for a new run; None keeps all lines of the metrics file.
-    group: W&B group. run_id: the one in the checkpoint.
-    suffix: ends the stems of the file names: "-evaluator" for the side-car.
+    run_id: the one in the checkpoint.
 
     A sink that can't be set up is one warning. Raises UserError if the metrics file is damaged or the key
     file can't serve.
     """
     trackers = Trackers()
-    trackers.add("metrics file", functools.partial(MetricsFile, run_dir / f"metrics{suffix}.jsonl", last_step))
+    trackers.add("metrics file", functools.partial(MetricsFile, run_dir / "metrics.jsonl", last_step))
     if config is not None:
         trackers.add(
             "Weights & Biases",
-            functools.partial(
-                WandbTracker, config, run_dir, resolved_config, group=group, run_id=run_id, suffix=suffix
-            ),
+            functools.partial(WandbTracker, config, run_dir, resolved_config, run_id=run_id),
         )
     return trackers

@@ -152,12 +152,10 @@ class WandbTracker:
         run_dir: Path,
         resolved_config: Mapping[str, Any],
         *,
-        group: str | None = None,
         run_id: str | None = None,
-        suffix: str = "",
     ) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._run_file = _RunFile(run_dir / f"wandb{suffix}.json", run_id)
+        self._run_file = _RunFile(run_dir / "wandb.json", run_id)
         self.run_id = self._run_file.run_id
         key = _read_key(config.key_path) if config.key_path is not None else None
 
@@ -187,7 +185,6 @@ class WandbTracker:
                 name=config.name,
                 tags=config.tags,
                 notes=config.notes,
-                group=group,
                 config={**resolved_config, "metadata": config.metadata},
                 settings=wandb.Settings(**settings),
             )

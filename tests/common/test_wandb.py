@@ -82,7 +82,7 @@ def test_an_offline_run(tmp_path, monkeypatch, key_path, capfd, caplog):
     environment, hooks = dict(os.environ), (sys.exit, sys.excepthook)
     shown = WandbConfig(project="recap", name="first", tags=["a", "b"], notes="why", metadata={"ticket": 7})
     config = shown.model_copy(update={"key_path": str(key_path)})
-    trackers = build_trackers(tmp_path / "run", config, {"model": {"units": [8, 4]}}, 0, group="night")
+    trackers = build_trackers(tmp_path / "run", config, {"model": {"units": [8, 4]}}, 0)
     trackers.log(train)
     trackers.log(validation)
     trackers.finish()
@@ -100,7 +100,7 @@ def test_an_offline_run(tmp_path, monkeypatch, key_path, capfd, caplog):
     run = next(record["run"] for record in session if record["type"] == "run")
     assert run["run_id"] == trackers.run_id
     assert (run["project"], run["display_name"], run["notes"]) == ("recap", "first", "why")
-    assert (run["tags"], run["run_group"]) == (["a", "b"], "night")
+    assert run["tags"] == ["a", "b"]
     assert run["config"]["update"]["model"] == {"units": [8, 4]}
     assert run["config"]["update"]["metadata"] == {"ticket": 7}
 
@@ -186,16 +186,6 @@ def test_the_id_of_the_checkpoint_is_used_where_the_directory_has_none(tmp_path,
         trackers = build_trackers(tmp_path, WandbConfig(), {}, 0, run_id=given)
         trackers.finish()
         assert trackers.run_id == used
-
-
-def test_a_second_program_in_the_directory_has_files_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    for suffix in ("", "-evaluator"):
-        trackers = build_trackers(tmp_path, WandbConfig(), {}, None, suffix=suffix)
-        trackers.log(validation)
-        trackers.finish()
-        assert read_metrics(tmp_path / f"metrics{suffix}.jsonl") == [validation]
-        assert json.loads((tmp_path / f"wandb{suffix}.json").read_text())["sent"] == {}  # nothing is, if disabled
 
 
 def test_a_damaged_run_file_is_one_warning(tmp_path, caplog):

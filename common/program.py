@@ -41,7 +41,8 @@ def run(main: Callable[[], int]) -> NoReturn:
             _print(f"error on rank {rank}: {error}")
         status = USER_ERROR_STATUS
     except KeyboardInterrupt:
-        _print("interrupted; the same command continues from the newest checkpoint")
+        if rank_from_env() == 0:
+            _print("interrupted; the same command continues from the newest checkpoint")
         status = 128 + signal.SIGINT
     sys.exit(status)
 

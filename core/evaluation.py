@@ -148,7 +148,9 @@ class Evaluator:
             f"{values.get('examples', 0):,}",
             seconds,
             f", stopped by eval_timeout_in_s after {done} batches" if timed_out else "",
-            "".join(f", {key} {value:.5g}" for key, value in values.items() if key.startswith("mean/") and value),
+            "".join(
+                f", {key} {value:.5g}" for key, value in values.items() if key.startswith("mean/") and value is not None
+            ),
         )
         timing = {"seconds": seconds, "timed_out": timed_out}
         return Measurement(step, "evaluate", name, values, timing)

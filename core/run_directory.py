@@ -131,6 +131,9 @@ class RunDirectory:
     def _remove_earlier_run(self) -> None:
         for step in complete_steps(self.checkpoints):
             shutil.rmtree(self.checkpoints / str(step))
+        # A run begins with its config.yaml: without one, what else lies here is not known to be a run's.
+        if not self.config.exists():
+            return
         if self._wandb.exists():
             shutil.rmtree(self.path / "wandb", ignore_errors=True)
         for path in (self.metrics, self.config, self._wandb):

@@ -77,3 +77,13 @@ def test_a_mistake_that_no_other_rank_meets_is_told_by_the_rank_that_does(rank, 
             patch.setenv(name, value)
         assert status_of(mistaken("/data: not here")) == 2
     assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_an_interrupt_ends_with_130_and_rank_0_alone_tells(rank, lines, monkeypatch, capsys):
+    def main() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("RANK", rank)
+    assert status_of(main) == 130
+    assert capsys.readouterr().err.count("interrupted; the same command continues") == lines

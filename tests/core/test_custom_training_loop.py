@@ -130,3 +130,22 @@ def test_the_debug_loop_makes_the_same_steps(reader: BatchReader[ToyBatch], tmp_
     debug_train(job(tmp_path), debugged, optimizer, LearningRates(optimizer, [RATE]), reader, {}, ALONE)
     for one, other in zip(looped.parameters(), debugged.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_mean_of_zero_is_told_like_any_other(
+    reader: BatchReader[ToyBatch], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Zero:
+        def update(self, outputs: Any) -> None:
+            pass
+
+        def compute(self) -> dict[str, float | int | None]:
+            return {"mean/rce": 0.0, "mean/auroc": None, "examples": 7}
+
+    optimizer = torch.optim.Adam([{"params": list((model := ToyModel()).parameters()), "name": "all"}], fused=True)
+    partitions = {"rows": Partition(reader, lambda _: Zero())}
+    with caplog.at_level("INFO"):
+        train(job(tmp_path), model, optimizer, LearningRates(optimizer, [RATE]), reader, partitions, ALONE)
+    told = [message for message in caplog.messages if message.startswith("evaluated rows")]
+    assert told
+    assert all(message.endswith(", mean/rce 0") for message in told)

@@ -113,6 +113,15 @@ def test_overwriting_removes_what_is_the_runs_and_nothing_else(tmp_path):
     assert directory.config.read_text().endswith("now")
 
 
+def test_overwriting_deletes_nothing_where_no_run_has_begun(tmp_path):
+    for file in ("metrics.jsonl", "wandb.json", "checkpoints/mine/a", "wandb/b"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("a stranger's")
+    claimed(tmp_path).begin("now", continues=False, overwrite=True)
+    for file in ("metrics.jsonl.1", "wandb.json.1", "checkpoints/mine/a", "wandb/b"):
+        assert (tmp_path / file).read_text() == "a stranger's"
+
+
 def test_overwriting_works_where_checkpoints_lie_on_another_disk(tmp_path):
     directory = earlier_run(tmp_path)
     elsewhere = tmp_path / "big-disk"

@@ -4,7 +4,6 @@ torchrun --standalone --nproc-per-node 2 -m projects.home.recap.main --config pr
 """
 
 import argparse
-import functools
 import sys
 from collections.abc import Mapping
 
@@ -27,11 +26,10 @@ from common.wandb import check_key_file
 from core import custom_training_loop, debug_training_loop
 from core.config import ConfigError, load_config_from_yaml
 from core.evaluation import Partition
-from core.metrics.multi_task import MultiTaskMetrics
 from core.run_directory import RunDirectory
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.dataset import RecapDataset, check_batching
-from projects.home.recap.metrics import metrics_table
+from projects.home.recap.metrics import metrics_table, partition_metrics
 from projects.home.recap.model.heavy_ranker import HeavyRanker
 from projects.home.recap.model.model_and_loss import ModelAndLoss
 from projects.home.recap.optimizer import build_optimizer
@@ -118,8 +116,7 @@ def _train(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: Wor
     optimizer, learning_rates = build_optimizer(ranker, config.optimizer)
     partitions = {
         path.removeprefix("validation_data."): Partition(
-            dataset.reader(world.rank, world.size),
-            functools.partial(MultiTaskMetrics, tuple(tasks), has_reference=dataset.has_reference),
+            dataset.reader(world.rank, world.size), partition_metrics(config, dataset)
         )
         for path, dataset in datasets.items()
         if path != _TRAIN

@@ -1,8 +1,16 @@
 """What is measured of the Heavy Ranker, and how the end of a run is told."""
 
+import functools
+from collections.abc import Callable
+
 import tabulate
+import torch
 
 from common.measurement import Measurement
+from core.metrics.interface import Metrics
+from core.metrics.multi_task import MultiTaskMetrics
+from projects.home.recap.config import RecapConfig
+from projects.home.recap.data.dataset import RecapDataset
 
 _COLUMNS = {
     "loss": "loss",
@@ -12,6 +20,11 @@ _COLUMNS = {
     "mean_prediction": "mean p",
     "share_of_reachable_rce": "reached",
 }
+
+
+def partition_metrics(config: RecapConfig, dataset: RecapDataset) -> Callable[[torch.device], Metrics]:
+    """What makes the metrics of a partition of validation_data."""
+    return functools.partial(MultiTaskMetrics, tuple(config.model.tasks), has_reference=dataset.has_reference)
 
 
 def metrics_table(measurement: Measurement) -> str:

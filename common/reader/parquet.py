@@ -37,6 +37,7 @@ class Column:
       width: values per row in the file, decoded to [rows, keep]; None: a plain column, decoded to [rows].
       keep: the first so many of a row's values are kept; None: all.
       values: what a value must be: "label" 0 or 1, "weight" finite and >= 0, "probability" 0 <= p <= 1; None: any.
+      num_ids: of a list column, position -> n: the values there are ids, 0 <= id < n. None: no position holds ids.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Column:
     width: int | None = None
     keep: int | None = None
     values: Literal["label", "weight", "probability"] | None = None
+    num_ids: Mapping[int, int] | None = None
 
 
 # A larger weight would be infinite as a float32.
@@ -194,6 +196,7 @@ def _to_tensor(chunks: pa.ChunkedArray, column: Column, place: str) -> torch.Ten
     _check_values(numbers, column, place)
     if column.width is not None:
         numbers = numbers.reshape(-1, column.width)[:, : column.keep]
+        _check_ids(numbers, column, place)
     numpy_dtype = torch.empty(0, dtype=column.dtype).numpy().dtype
     with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, which models treat as missing
         # A copy always: arrow's memory is read-only and would outlive its table.
@@ -217,6 +220,16 @@ def _check_values(numbers: np.ndarray[Any, Any], column: Column, place: str) -> 
         index = int(np.flatnonzero(~good)[0])
         problem = f"{numbers[index]} found, {allowed}"
         raise DataError(_bad_value(place, column, index // (column.width or 1), problem))
+
+
+def _check_ids(numbers: np.ndarray[Any, Any], column: Column, place: str) -> None:
+    for position, num_ids in (column.num_ids or {}).items():
+        ids = numbers[:, position]
+        good = (ids >= 0) & (ids < num_ids)
+        if not good.all():
+            row = int(np.flatnonzero(~good)[0])
+            problem = f"{ids[row]} found at position {position}, ids from 0 to {num_ids - 1} can be looked up"
+            raise DataError(_bad_value(place, column, row, problem))
 
 
 def _bad_value(place: str, column: Column, row: int, problem: str) -> str:

@@ -37,6 +37,7 @@ def test_killed_and_resumed_is_bit_equal(recap_data: Path, tmp_path: Path, proce
         "training.max_grad_norm=1.0",
         "model.tasks[recap.engagement.is_replied].mlp_config="
         "{layer_sizes: [8, 1], dropout: {rate: 0.3}, batch_norm: {affine: true}}",
+        "model.small_embeddings.tables=[{name: topic, num_embeddings: 40, embedding_dim: 2, index: 0}]",
     )
     assert finish(small_run(recap_data, whole, *options), processes).returncode == 0
     assert len(logged(whole)) == 8 + 6

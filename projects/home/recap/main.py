@@ -90,7 +90,13 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
     datasets = {}
     for path, data_config in data.items():
         check_batching(data_config, path, world_size_from_env())
-        datasets[path] = RecapDataset.open(data_config, list(config.model.tasks), path, evaluation=path != _TRAIN)
+        datasets[path] = RecapDataset.open(
+            data_config,
+            list(config.model.tasks),
+            path,
+            evaluation=path != _TRAIN,
+            small_embeddings=config.model.small_embeddings,
+        )
         datasets[path].check_same_features(datasets[_TRAIN], path)
     return datasets
 

@@ -5,7 +5,7 @@ import torch
 
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import LearningRates
-from core.config.base_config import BaseConfig
+from core.config.base_config import BaseConfig, ConfigError
 from projects.home.recap.model.heavy_ranker import HeavyRanker, tower_key
 
 
@@ -21,8 +21,10 @@ class MultiTaskLearningRates(BaseConfig):
     """Learning rates by part of the model."""
 
     tower_learning_rates: dict[str, LearningRate] = pydantic.Field(description="One per task of the model.")
-    backbone_learning_rate: LearningRate = pydantic.Field(
-        description="Of all that the towers share: features, embedding norms, backbone."
+    backbone_learning_rate: LearningRate | None = pydantic.Field(
+        None,
+        description="Of all that is not a tower: norms of features and embeddings, small embeddings, backbone; null "
+        "where there is nothing of that kind.",
     )
 
 
@@ -42,14 +44,26 @@ class RecapOptimizerConfig(BaseConfig):
 
 def build_optimizer(ranker: HeavyRanker, config: RecapOptimizerConfig) -> tuple[torch.optim.Optimizer, LearningRates]:
     """The optimizer of a ranker that is on its device, and the learning rates of its parameter groups: "backbone" and
-    each task, or "model" for a single learning rate."""
+    each task, or "model" for a single learning rate.
+
+    Raises:
+      ConfigError: backbone_learning_rate is missing, or given where there is nothing to learn outside the towers.
+    """
     groups: list[dict[str, object]] = []
     rates: list[LearningRate] = []
     if config.multi_task_learning_rates is not None:
         towers = {id(p) for p in ranker.towers.parameters()}
         shared = [p for p in ranker.parameters() if id(p) not in towers]
-        groups.append({"params": shared, "name": "backbone"})
-        rates.append(config.multi_task_learning_rates.backbone_learning_rate)
+        backbone_rate = config.multi_task_learning_rates.backbone_learning_rate
+        place = "optimizer.multi_task_learning_rates.backbone_learning_rate"
+        if shared and backbone_rate is None:
+            count = sum(p.numel() for p in shared)
+            raise ConfigError(f"{place}: missing; the model has {count:,} parameters outside its towers")
+        if not shared and backbone_rate is not None:
+            raise ConfigError(f"{place}: given, but the model has no parameters outside its towers; set it to null")
+        if backbone_rate is not None:
+            groups.append({"params": shared, "name": "backbone"})
+            rates.append(backbone_rate)
         for task in ranker.tasks:
             groups.append({"params": list(ranker.towers[tower_key(task)].parameters()), "name": task})
             rates.append(config.multi_task_learning_rates.tower_learning_rates[task])

@@ -228,6 +228,26 @@ def test_nan_and_what_float32_cannot_hold_are_left_to_the_model(tmp_path):
     np.testing.assert_array_equal(read(path, x=Column("x"))["x"].numpy(), [np.nan, np.inf, -np.inf, np.inf])
 
 
+@pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.list_(pa.uint8(), 2), pa.list_(pa.uint64())], ids=str)
+def test_ids_beyond_their_number_are_told_with_position_and_row(tmp_path, kind):
+    path = write(tmp_path / "a.parquet", {"x": pa.array([[0, 9], [4, 200], [4, 9], [5, 9]], kind)}, row_group_size=3)
+    column = Column("x", torch.int64, 2, num_ids={0: 5})
+    table = ParquetTable(str(path), {"x": column})
+    assert table.decode(0)["x"].tolist() == [[0, 9], [4, 200], [4, 9]], "position 1 holds anything"
+    with pytest.raises(DataError) as caught:
+        table.decode(1)
+    assert str(caught.value) == (
+        f"{path}: row group 1, row 0 (both counted from 0): column 'x': 5 found at position 0, ids from 0 to 4 can be "
+        "looked up"
+    )
+
+
+def test_negative_ids(tmp_path):
+    path = write(tmp_path / "a.parquet", {"x": [[3, -1]]})
+    with pytest.raises(DataError, match="-1 found at position 1, ids from 0 to 6 can be looked up"):
+        read(path, x=Column("x", torch.int64, 2, num_ids={0: 7, 1: 7}))
+
+
 def test_two_keys_of_one_column(tmp_path):
     path = write(tmp_path / "a.parquet", {"x": [1, 0]})
     decoded = read(path, label=Column("x", torch.int8, values="label"), feature=Column("x"))

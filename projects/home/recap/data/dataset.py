@@ -1,6 +1,6 @@
 """From the files of a data set to batches of the Heavy Ranker."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -12,6 +12,7 @@ from core.config.base_config import ConfigError
 from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.schema import FeatureWidths, feature_widths, read_features
+from projects.home.recap.model.config import SmallEmbeddingsConfig
 
 _LABEL, _WEIGHT, _REFERENCE = "label ", "weight", "reference "
 
@@ -26,7 +27,15 @@ class RecapDataset:
         self._config = config
 
     @classmethod
-    def open(cls, config: RecapDataConfig, tasks: Sequence[str], path: str, *, evaluation: bool) -> Self:
+    def open(
+        cls,
+        config: RecapDataConfig,
+        tasks: Sequence[str],
+        path: str,
+        *,
+        evaluation: bool,
+        small_embeddings: SmallEmbeddingsConfig | None = None,
+    ) -> Self:
         """Reads schema and footers.
 
         Args:
@@ -35,12 +44,18 @@ class RecapDataset:
           path: of `config` within the whole configuration, for messages.
           evaluation: weigh examples by the inverse of their sampling rates, so that metrics speak of the data before
             sampling; a model in training sees the examples as they were sampled.
+          small_embeddings: the model's tables that discrete features are looked up in: ids beyond a table are mistakes
+            in the data.
 
         Raises:
           ConfigError, DataError: what is wrong with schema or files.
         """
         features = read_features(config, path)
-        columns = {name: Column(f.column, f.dtype, f.width, f.keep) for name, f in features.items()}
+        widths = feature_widths(features)
+        num_ids = {"discrete": _num_ids(small_embeddings, widths.discrete, path)}
+        columns = {
+            name: Column(f.column, f.dtype, f.width, f.keep, num_ids=num_ids.get(name)) for name, f in features.items()
+        }
         columns |= {_LABEL + task: Column(task, torch.int8, values="label") for task in tasks}
         if config.weight_column is not None:
             columns[_WEIGHT] = Column(config.weight_column, values="weight")
@@ -50,7 +65,7 @@ class RecapDataset:
         rates = [(config.tasks[task].pos_downsampling_rate, config.tasks[task].neg_downsampling_rate) for task in tasks]
         table = ParquetTable(config.inputs, columns)
         make_batch = _MakeBatch(tuple(tasks), rates if evaluation else [(1.0, 1.0)] * len(tasks))
-        return cls(table, feature_widths(features), make_batch, config)
+        return cls(table, widths, make_batch, config)
 
     def reader(self, rank: int, world_size: int) -> BatchReader[RecapBatch]:
         """This rank's share of the batches."""
@@ -83,6 +98,20 @@ def check_batching(config: RecapDataConfig, path: str, world_size: int) -> None:
         check_lanes(config.lanes, config.global_batch_size, world_size)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _num_ids(config: SmallEmbeddingsConfig | None, width: int, path: str) -> Mapping[int, int]:
+    """By position in the discrete features, the ids that all tables there have."""
+    num_ids: dict[int, int] = {}
+    for table in config.tables if config is not None else ():
+        if table.index >= width:
+            found = f"has {width} discrete features" if width else "reads no discrete features"
+            raise ConfigError(
+                f"model.small_embeddings.tables: the table {table.name} has index {table.index}, but {path} {found}; "
+                f"see {path}.seg_dense_schema"
+            )
+        num_ids[table.index] = min(table.num_embeddings, num_ids.get(table.index, table.num_embeddings))
+    return num_ids
 
 
 class _MakeBatch:

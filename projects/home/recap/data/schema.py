@@ -22,6 +22,8 @@ class FeatureWidths:
     continuous: int
     binary: int
     embeddings: Mapping[str, int]
+    discrete: int = 0
+    """0: the data has none."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def feature_widths(features: Mapping[str, Feature]) -> FeatureWidths:
         features["continuous"].keep,
         features["binary"].keep,
         {name: features[name].keep for name in EMBEDDINGS if name in features},
+        features["discrete"].keep if "discrete" in features else 0,
     )
 
 

@@ -1,6 +1,6 @@
 """Configuration of the Heavy Ranker's model."""
 
-from typing import Literal
+from typing import Literal, Self
 
 import pydantic
 
@@ -55,6 +55,31 @@ class TaskModel(BaseConfig):
     pos_weight: pydantic.PositiveFloat = pydantic.Field(1.0, description="Factor of the positives' loss, of a tower.")
 
 
+class SmallEmbeddingTable(BaseConfig):
+    """A table of embeddings that is looked up with one of the discrete features."""
+
+    name: str = pydantic.Field(min_length=1, description="Name of the table; its weights in a checkpoint bear it.")
+    num_embeddings: pydantic.PositiveInt = pydantic.Field(
+        description="Rows of the table: the discrete feature is an id from 0 to num_embeddings - 1."
+    )
+    embedding_dim: pydantic.PositiveInt = pydantic.Field(description="Width of an embedding.")
+    index: pydantic.NonNegativeInt = pydantic.Field(description="Position of the feature among the discrete ones.")
+
+
+class SmallEmbeddingsConfig(BaseConfig):
+    """Tables that every process holds whole, trained with the backbone."""
+
+    tables: list[SmallEmbeddingTable] = pydantic.Field(min_length=1, description="The tables.")
+
+    @pydantic.field_validator("tables")
+    @classmethod
+    def _names_differ(cls, tables: list[SmallEmbeddingTable]) -> list[SmallEmbeddingTable]:
+        names = [table.name.replace(".", "/") for table in tables]
+        if twice := sorted({table.name for table in tables if names.count(table.name.replace(".", "/")) > 1}):
+            raise ValueError(f"two tables are named {', '.join(twice)} (or differ in '.' and '/' alone)")
+        return tables
+
+
 class ModelConfig(BaseConfig):
     """The Heavy Ranker: features, a backbone, a tower per task."""
 
@@ -62,17 +87,17 @@ class ModelConfig(BaseConfig):
         min_length=1, description="A tower per task, by the name of its label; each ends with one output."
     )
     featurization_config: FeaturizationConfig = pydantic.Field(description="Continuous and binary features.")
-    multi_task_type: Literal["share_none", "share_all", "share_partial"] = pydantic.Field(
-        "share_none", description="share_all: every tower stands on the backbone alone."
+    small_embeddings: SmallEmbeddingsConfig | None = pydantic.Field(
+        None, description="Embeddings of discrete features; null: discrete features are not used."
     )
-    backbone: TaskModel = pydantic.Field(description="What all towers stand on.")
-
-    @pydantic.field_validator("multi_task_type")
-    @classmethod
-    def _is_supported(cls, multi_task_type: str) -> str:
-        if multi_task_type != "share_all":
-            raise ValueError(f"{multi_task_type} is not supported yet; give share_all")
-        return multi_task_type
+    multi_task_type: Literal["share_none", "share_all", "share_partial"] = pydantic.Field(
+        "share_none",
+        description="share_none: towers stand on the features, without a backbone; share_all: on the backbone's "
+        "output; share_partial: on both, side by side.",
+    )
+    backbone: TaskModel | None = pydantic.Field(
+        None, description="What towers share; null with share_none, and with it alone."
+    )
 
     @pydantic.field_validator("tasks")
     @classmethod
@@ -95,10 +120,24 @@ class ModelConfig(BaseConfig):
 
     @pydantic.field_validator("backbone")
     @classmethod
-    def _backbone_has_no_logit(cls, backbone: TaskModel) -> TaskModel:
-        if backbone.affine_map is not None or backbone.pos_weight != 1.0:
+    def _backbone_has_no_logit(cls, backbone: TaskModel | None) -> TaskModel | None:
+        if backbone is not None and (backbone.affine_map is not None or backbone.pos_weight != 1.0):
             raise ValueError(
                 "affine_map and pos_weight belong to the towers, which have a logit and a loss; leave them out of the "
                 "backbone"
             )
         return backbone
+
+    @pydantic.model_validator(mode="after")
+    def _has_a_backbone_where_it_is_shared(self) -> Self:
+        if self.multi_task_type == "share_none" and self.backbone is not None:
+            raise ValueError(
+                "multi_task_type share_none (the default) has no backbone, but backbone is given; choose share_all or "
+                "share_partial, or set backbone to null"
+            )
+        if self.multi_task_type != "share_none" and self.backbone is None:
+            raise ValueError(
+                f"multi_task_type {self.multi_task_type} needs a backbone, which is missing; give one, or choose "
+                "share_none"
+            )
+        return self

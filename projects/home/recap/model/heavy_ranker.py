@@ -12,10 +12,12 @@ from core.config.base_config import ConfigError
 from projects.home.recap.data.schema import FeatureWidths
 from projects.home.recap.model.config import AffineMap, ModelConfig, TaskModel
 from projects.home.recap.model.features import Featurization, finite
+from projects.home.recap.model.small_embeddings import SmallEmbeddings
 
 
 class HeavyRanker(nn.Module):
-    """Features and layer-normed embeddings, a shared backbone, a tower per task (a parallel MaskNet in production)."""
+    """Features and embeddings, a backbone (a parallel MaskNet in production) unless nothing is shared, a tower per
+    task."""
 
     def __init__(
         self, config: ModelConfig, widths: FeatureWidths, sampling_rates: Mapping[str, tuple[float, float]]
@@ -30,10 +32,17 @@ class HeavyRanker(nn.Module):
         self._embeddings = tuple(widths.embeddings)
         self.featurization = Featurization(widths.continuous, widths.binary, config.featurization_config)
         self.embedding_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name, width in widths.embeddings.items()})
+        self.small_embeddings = None if config.small_embeddings is None else SmallEmbeddings(config.small_embeddings)
         in_features = self.featurization.out_features + sum(widths.embeddings.values())
-        self.backbone = _architecture(config.backbone, in_features)
+        if self.small_embeddings is not None:
+            in_features += self.small_embeddings.out_features
+        self.backbone = None if config.backbone is None else _architecture(config.backbone, in_features)
+        self._towers_see_features = config.multi_task_type != "share_all"
+        tower_features = in_features if self._towers_see_features else 0
+        if self.backbone is not None:
+            tower_features += self.backbone.out_features
         self.towers = nn.ModuleDict(
-            {tower_key(task): _tower(tower, self.backbone.out_features) for task, tower in config.tasks.items()}
+            {tower_key(task): _tower(tower, tower_features) for task, tower in config.tasks.items()}
         )
         if len(self.towers) != len(self.tasks):
             raise ConfigError("model.tasks: two names differ in '.' and '/' alone")
@@ -49,6 +58,7 @@ class HeavyRanker(nn.Module):
         user_embedding: torch.Tensor | None = None,
         user_eng_embedding: torch.Tensor | None = None,
         author_embedding: torch.Tensor | None = None,
+        discrete: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Scores candidates.
 
@@ -58,6 +68,7 @@ class HeavyRanker(nn.Module):
           user_embedding: float [batch, width]; as the other two, where the data has it.
           user_eng_embedding: likewise.
           author_embedding: likewise.
+          discrete: int64 [batch, discrete], where the model has small embeddings; ids within their tables.
 
         Returns:
           logits, probabilities (of the data as sampled), calibrated_probabilities (of the data before sampling), each
@@ -73,7 +84,14 @@ class HeavyRanker(nn.Module):
             embedding = embeddings[name]
             assert embedding is not None, f"the model was built with {name}"
             parts.append(self.embedding_norms[name](finite(embedding)))
-        hidden = self.backbone(torch.cat(parts, dim=1))
+        if self.small_embeddings is not None:
+            assert discrete is not None, "the model was built with small embeddings of discrete"
+            parts.append(self.small_embeddings(discrete))
+        features = hidden = torch.cat(parts, dim=1)
+        if self.backbone is not None:
+            hidden = self.backbone(features)
+            if self._towers_see_features:
+                hidden = torch.cat([hidden, features], dim=1)
         logits = torch.cat([self.towers[tower_key(task)](hidden) for task in self.tasks], dim=1).float()
         return {
             "logits": logits,

@@ -34,6 +34,7 @@ class ModelAndLoss(nn.Module):
             batch.user_embedding,
             batch.user_eng_embedding,
             batch.author_embedding,
+            batch.discrete,
         )
         outputs |= {"labels": batch.labels, "weights": batch.weights}
         if batch.reference_probabilities is not None:

@@ -73,7 +73,7 @@ NORM = "model.featurization_config.double_norm_log_config"
             "model.dropout=0.1",
             "model.dropout",
             "unknown key",
-            "allowed here: tasks, featurization_config, multi_task_type",
+            "allowed here: tasks, ",
         ),
         (f"{TOWER}.mlp_config.layer_size=[1]", f"{TOWER}.mlp_config.layer_size", "unknown key", "'layer_sizes'"),
         # Types.
@@ -130,9 +130,23 @@ NORM = "model.featurization_config.double_norm_log_config"
         ("model.multi_task_type=share", "model.multi_task_type", "'share' given", "'share_none', 'share_all' or"),
         (
             "model.multi_task_type=share_none",
-            "model.multi_task_type",
-            "'share_none' given",
-            "not supported yet; give share_all",
+            "model",
+            "share_none (the default) has no backbone",
+            "choose share_all or share_partial, or set backbone to null",
+        ),
+        ("model.backbone=null", "model", "share_all needs a backbone, which is missing", "or choose share_none"),
+        (
+            "model.small_embeddings.tables=[&t {name: a.b, num_embeddings: 2, embedding_dim: 1, index: 0}, "
+            "{<<: *t, name: a/b}]",
+            "model.small_embeddings.tables",
+            "two tables are named a.b, a/b",
+            "differ in",
+        ),
+        (
+            "model.small_embeddings.tables=[{name: a, num_embeddings: 2, embedding_dim: 1, index: -1}]",
+            "model.small_embeddings.tables[0].index",
+            "-1 given",
+            "greater than or equal to 0",
         ),
         (
             "model.featurization_config.feature_names_to_concat=[discrete]",

@@ -12,7 +12,6 @@ from common.modules.config import LayerNormConfig
 from core.config import BaseConfig, ConfigError, load_config_from_yaml
 from projects.home.recap import main
 from projects.home.recap.config import RecapConfig
-from projects.home.recap.model.config import ModelConfig
 
 SHIPPED = sorted((Path(main.__file__).parent / "configs").glob("*.yaml"))
 
@@ -20,7 +19,6 @@ Field = tuple[type[BaseConfig], str]
 
 # Fields that allow one value only: there is nothing to read until another is allowed.
 ONE_VALUE: dict[Field, list[str]] = {
-    (ModelConfig, "multi_task_type"): ["model.multi_task_type=share_none", "model.multi_task_type=share_partial"],
     (LayerNormConfig, "axis"): [
         f"model.featurization_config.double_norm_log_config.layer_norm_config.axis={axis}" for axis in (-2, 0, 1)
     ],
@@ -36,6 +34,9 @@ OPTIONS = [
     "validation_data={}",
     "model.backbone.mask_net_config.mask_blocks=[{reduction_factor: 0.5, output_size: 8, input_layer_norm: true}]",
     "model.backbone.mask_net_config.mlp.dropout.rate=0.1",
+    "train_data.seg_dense_schema.features=[discrete]",
+    "model.small_embeddings.tables=[{name: kind, num_embeddings: 40, embedding_dim: 2, index: 1}]",
+    "model.multi_task_type=share_partial",
     "model.tasks={recap.engagement.is_replied: {mlp_config: {layer_sizes: [1]}, affine_map: {bias: -4.0}}}",
     "optimizer.multi_task_learning_rates=null",
 ]
@@ -121,6 +122,7 @@ def on_small_data(path: Path, data: Path, save_dir: Path) -> list[str]:
         "model.backbone.mask_net_config.mlp.layer_sizes=[8]",
     ]
     config = load_config_from_yaml(RecapConfig, path)
+    assert config.model.backbone is not None
     mask_net = config.model.backbone.mask_net_config
     for index in range(len(mask_net.mask_blocks) if mask_net is not None else 0):
         block = f"model.backbone.mask_net_config.mask_blocks[{index}]"

@@ -2,13 +2,17 @@ import pytest
 import torch
 
 from common.optimizers.config import LearningRate, LinearRampToConstant
+from core.config import ConfigError
+from projects.home.recap.data.schema import FeatureWidths
 from projects.home.recap.optimizer import (
     MultiTaskLearningRates,
     RecapAdamConfig,
     RecapOptimizerConfig,
     build_optimizer,
 )
-from tests.projects.home.recap.model.test_heavy_ranker import build
+from tests.projects.home.recap.model.test_heavy_ranker import SHARE_NONE, SMALL_EMBEDDINGS, build
+
+UNNORMED = "model.featurization_config.double_norm_log_config={}"
 
 
 def test_each_part_has_its_learning_rate_and_every_parameter_is_in_one_group() -> None:
@@ -31,6 +35,39 @@ def test_each_part_has_its_learning_rate_and_every_parameter_is_in_one_group() -
     assert learning_rates.at(4)["backbone"] == 1.0
     assert isinstance(optimizer, torch.optim.Adam)
     assert all(group["fused"] for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "given", "message"),
+    [
+        ((), False, r"missing; the model has [\d,]+ parameters outside its towers"),
+        (SHARE_NONE, False, r"missing; the model has 102 parameters outside its towers"),
+        ((*SHARE_NONE, UNNORMED), True, "given, but the model has no parameters outside its towers; set it to null"),
+        ((*SHARE_NONE, UNNORMED), False, None),
+        ((*SHARE_NONE, UNNORMED, SMALL_EMBEDDINGS), False, "missing; the model has 35 parameters outside its towers"),
+        ((*SHARE_NONE, UNNORMED, SMALL_EMBEDDINGS), True, None),
+    ],
+)
+def test_the_backbone_rate_is_given_where_something_is_outside_the_towers(
+    overrides: tuple[str, ...], given: bool, message: str | None
+) -> None:
+    widths = FeatureWidths(6, 3, {} if UNNORMED in overrides else {"user_embedding": 36})
+    ranker = build(widths=widths, overrides=overrides)
+    rate = LearningRate(constant=0.1)
+    rates = MultiTaskLearningRates(
+        tower_learning_rates=dict.fromkeys(ranker.tasks, rate), backbone_learning_rate=rate if given else None
+    )
+    config = RecapOptimizerConfig(multi_task_learning_rates=rates, adam=RecapAdamConfig())
+    if message is not None:
+        with pytest.raises(
+            ConfigError, match=f"^optimizer.multi_task_learning_rates.backbone_learning_rate: {message}"
+        ):
+            build_optimizer(ranker, config)
+    else:
+        optimizer, learning_rates = build_optimizer(ranker, config)
+        assert list(learning_rates.at(1)) == ["backbone"] * given + list(ranker.tasks)
+        found = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+        assert found == sum(parameter.numel() for parameter in ranker.parameters())
 
 
 def test_a_single_learning_rate_is_for_all() -> None:

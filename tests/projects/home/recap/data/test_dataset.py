@@ -22,6 +22,7 @@ from projects.home.recap.data.parquet import (
     recap_columns,
     write_schema_json,
 )
+from projects.home.recap.model.config import SmallEmbeddingsConfig
 
 TASKS = ("engagement.like", "engagement.reply", "engagement.share")
 NUM_ROWS = 50
@@ -279,6 +280,43 @@ def test_bad_values_are_told_with_their_place(folder, rows, column, bad, problem
     assert str(caught.value).startswith(
         f"{part}: row group 2, row 3 (both counted from 0): column '{column}': {problem}"
     )
+
+
+def tables(*tables: tuple[str, int, int]) -> SmallEmbeddingsConfig:
+    """(name, num_embeddings, index) of each."""
+    return SmallEmbeddingsConfig.model_validate(
+        {"tables": [{"name": n, "num_embeddings": size, "embedding_dim": 2, "index": i} for n, size, i in tables]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("features", "index", "found"),
+    [([], 2, "has 2 discrete features"), (["user_embedding"], 0, "reads no discrete features")],
+)
+def test_a_table_for_a_feature_that_is_not_there(folder, features, index, found):
+    data = config(folder, seg_dense_schema={"schema_path": str(folder / "schema.json"), "features": features})
+    with pytest.raises(ConfigError) as caught:
+        RecapDataset.open(data, TASKS, "train_data", evaluation=False, small_embeddings=tables(("country", 3, index)))
+    assert str(caught.value) == (
+        f"model.small_embeddings.tables: the table country has index {index}, but train_data {found}; see "
+        "train_data.seg_dense_schema"
+    )
+
+
+def test_an_id_beyond_the_smallest_table_of_its_feature(folder, rows):
+    largest = int(rows["discrete"][:, 1].max())
+
+    def read(num_embeddings: int) -> None:
+        both = tables(("large", 2**62, 1), ("small", num_embeddings, 1))
+        for evaluation in (True, False):
+            dataset = RecapDataset.open(config(folder), TASKS, "v", evaluation=evaluation, small_embeddings=both)
+            list(dataset.reader(0, 1).evaluate())
+
+    read(largest + 1)
+    with pytest.raises(
+        DataError, match=rf"column 'discrete': {largest} found at position 1, ids from 0 to {largest - 1} "
+    ):
+        read(largest)
 
 
 def test_check_same_features(folder):

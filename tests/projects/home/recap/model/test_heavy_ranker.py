@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,13 +15,15 @@ from tests.conftest import LOCAL_YAML
 WIDTHS = FeatureWidths(6, 3, {"user_embedding": 4, "user_eng_embedding": 4, "author_embedding": 4})
 
 
-def model_config() -> ModelConfig:
-    return load_config_from_yaml(RecapConfig, str(LOCAL_YAML)).model
+def model_config(*overrides: str) -> ModelConfig:
+    return load_config_from_yaml(RecapConfig, str(LOCAL_YAML), overrides).model
 
 
-def build(rates: dict[str, tuple[float, float]] | None = None, widths: FeatureWidths = WIDTHS) -> HeavyRanker:
+def build(
+    rates: dict[str, tuple[float, float]] | None = None, widths: FeatureWidths = WIDTHS, overrides: Sequence[str] = ()
+) -> HeavyRanker:
     torch.manual_seed(0)
-    config = model_config()
+    config = model_config(*overrides)
     return HeavyRanker(config, widths, dict.fromkeys(config.tasks, (1.0, 1.0)) | (rates or {})).eval()
 
 
@@ -28,6 +31,20 @@ def inputs(rows: int = 5) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(1)
     shapes = (6, 3, 4, 4, 4)
     return tuple(torch.randn(rows, width, generator=generator) for width in shapes)
+
+
+SHARE_NONE = ("model.multi_task_type=share_none", "model.backbone=null")
+SHARE_PARTIAL = ("model.multi_task_type=share_partial",)
+SMALL_EMBEDDINGS = (
+    "model.small_embeddings={tables: [{name: country, num_embeddings: 9, embedding_dim: 3, index: 1}, "
+    "{name: kind, num_embeddings: 4, embedding_dim: 2, index: 0}]}"
+)
+
+
+def discrete(rows: int = 5) -> torch.Tensor:
+    """Ids for two features with four and nine of them."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.stack([torch.randint(size, (rows,), generator=generator) for size in (4, 9)], dim=1)
 
 
 def test_outputs_have_a_column_per_task() -> None:
@@ -83,11 +100,87 @@ def test_works_without_embeddings() -> None:
     assert ranker(*inputs()[:2])["logits"].shape == (5, 10)
 
 
-def test_can_be_exported() -> None:
-    ranker = build()
+@pytest.mark.parametrize("overrides", [(), SHARE_NONE, SHARE_PARTIAL, (SMALL_EMBEDDINGS,)], ids=str)
+def test_can_be_exported(overrides: Sequence[str]) -> None:
+    ranker = build(overrides=overrides)
     batch = torch.export.Dim("batch", min=2)
-    exported = torch.export.export(ranker, inputs(), dynamic_shapes=tuple({0: batch} for _ in range(5)))
-    torch.testing.assert_close(exported.module()(*inputs(9)), ranker(*inputs(9)))
+    exported = torch.export.export(ranker, (*inputs(), discrete()), dynamic_shapes=tuple({0: batch} for _ in range(6)))
+    torch.testing.assert_close(exported.module()(*inputs(9), discrete(9)), ranker(*inputs(9), discrete(9)))
+
+
+# What towers stand on: closed forms with towers that are one linear layer, so that they show what they see.
+
+
+def linear_towers(ranker: HeavyRanker) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights [tasks, features] and biases [tasks] of towers with layer_sizes [1]."""
+    parameters = [list(tower.parameters()) for tower in ranker.towers.values()]
+    return torch.cat([weight for weight, _ in parameters]), torch.cat([bias for _, bias in parameters])
+
+
+LINEAR = "model.tasks={a: {mlp_config: &m {layer_sizes: [1]}}, b: {mlp_config: *m}}"
+RATES = "optimizer={adam: {}, single_task_learning_rate: {constant: 0.1}}"
+DATA = ("train_data.tasks={a: {}, b: {}}", "validation_data={}")
+
+
+def features(ranker: HeavyRanker) -> torch.Tensor:
+    continuous, binary, *embeddings = inputs()
+    normed = [torch.nn.functional.layer_norm(embedding, (4,)) for embedding in embeddings]
+    return torch.cat([ranker.featurization(continuous, binary), *normed], dim=1)
+
+
+def test_share_none_stands_on_the_features_alone() -> None:
+    ranker = build(overrides=(*SHARE_NONE, LINEAR, RATES, *DATA))
+    assert ranker.backbone is None
+    weights, biases = linear_towers(ranker)
+    torch.testing.assert_close(ranker(*inputs())["logits"], features(ranker) @ weights.T + biases)
+
+
+def test_share_all_stands_on_the_backbone_alone() -> None:
+    ranker = build(overrides=(LINEAR, RATES, *DATA))
+    assert ranker.backbone is not None
+    weights, biases = linear_towers(ranker)
+    torch.testing.assert_close(ranker(*inputs())["logits"], ranker.backbone(features(ranker)) @ weights.T + biases)
+
+
+def test_share_partial_stands_on_backbone_and_features() -> None:
+    ranker = build(overrides=(*SHARE_PARTIAL, LINEAR, RATES, *DATA))
+    assert ranker.backbone is not None
+    weights, biases = linear_towers(ranker)
+    both = torch.cat([ranker.backbone(features(ranker)), features(ranker)], dim=1)
+    torch.testing.assert_close(ranker(*inputs())["logits"], both @ weights.T + biases)
+
+
+def test_small_embeddings_stand_beside_the_other_embeddings() -> None:
+    ranker = build(overrides=(*SHARE_NONE, SMALL_EMBEDDINGS, LINEAR, RATES, *DATA))
+    weights, biases = linear_towers(ranker)
+    assert ranker.small_embeddings is not None
+    country, kind = ranker.small_embeddings.parameters()
+    looked_up = [country[discrete()[:, 1]], kind[discrete()[:, 0]]]
+    expected = torch.cat([features(ranker), *looked_up], dim=1) @ weights.T + biases
+    torch.testing.assert_close(ranker(*inputs(), discrete())["logits"], expected)
+
+
+MASK_NET = "{{use_parallel: {}, mask_blocks: [{{aggregation_size: 4, output_size: 5, input_layer_norm: true}}]{}}}"
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "{mlp_config: {layer_sizes: [7, 6], final_layer_activation: true}}",
+        f"{{mask_net_config: {MASK_NET.format('false', '')}}}",
+        f"{{mask_net_config: {MASK_NET.format('true', ', mlp: {layer_sizes: [3]}')}}}",
+    ],
+    ids=["mlp", "serial mask net", "parallel mask net"],
+)
+@pytest.mark.parametrize("tower", ["mlp_config: {layer_sizes: [4, 1]}", None], ids=["mlp", "mask net"])
+def test_backbone_and_towers_may_be_mlps_or_mask_nets(backbone: str, tower: str | None) -> None:
+    tower = tower or f"mask_net_config: {MASK_NET.format('false', ', mlp: {layer_sizes: [1]}')}"
+    task = f"model.tasks[recap.engagement.is_replied]={{{tower}}}"
+    ranker = build(overrides=(f"model.backbone={backbone}", task)).train()
+    logits = ranker(*inputs())["logits"]
+    assert logits.shape == (5, 10)
+    logits.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in ranker.parameters())
 
 
 @pytest.mark.parametrize("task", ["recap.engagement.is_favorited", "recap.engagement.is_video_playback_50"])

@@ -172,7 +172,8 @@ def check_same_run(save_dir: Path, saved: Mapping[str, Any], now: Mapping[str, A
 def _differences(path: str, saved: Any, now: Any) -> list[str]:
     if isinstance(saved, Mapping) and isinstance(now, Mapping):
         found = []
-        for key in [*saved, *(key for key in now if key not in saved)]:
+        # An option that has come since the run began, and is off, is as it was.
+        for key in [*saved, *(key for key in now if key not in saved and now[key])]:
             name = f"[{key}]" if "." in key else f".{key}"
             found += _differences(f"{path}{name}".removeprefix("."), saved.get(key), now.get(key))
         return found

@@ -1,12 +1,13 @@
 """The base class of every configuration, and the errors that a user causes.
 
-Owns: strictness, groups of fields that exclude each other, printing as YAML. Not: reading YAML (config_load).
+Owns: strictness, groups of fields that exclude each other, keys that are known but not used, printing as YAML. Not:
+reading YAML (config_load).
 """
 
 import re
 import sys
 from collections.abc import Collection
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import pydantic
 import yaml
@@ -18,6 +19,24 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """A mistake in a configuration file or in an override."""
+
+
+# --- Keys of another program's YAML, for which nothing here does what they say. ---
+
+
+def _refuse(value: Any) -> None:
+    if not (value is None or value is False or value in ([], {})):
+        raise ValueError("not supported yet; leave it out, or null")
+
+
+NotSupportedYet = Annotated[None, pydantic.BeforeValidator(_refuse), pydantic.Field(exclude=True)]
+"""Type of a field whose feature does not exist yet: it may be null, false or empty, and is null then."""
+
+_T = TypeVar("_T")
+WithoutEffect = Annotated[_T | None, pydantic.Field(exclude=True, json_schema_extra={"without_effect": True})]
+"""WithoutEffect[T]: type of a field that is a T or null and read by nothing; the loader warns where it is not null.
+
+Neither kind of field is printed, or part of what makes a run this run."""
 
 
 class BaseConfig(pydantic.BaseModel):
@@ -63,6 +82,12 @@ class BaseConfig(pydantic.BaseModel):
                 members.append(name)
 
     @classmethod
+    def fields_without_effect(cls) -> list[str]:
+        """The fields of type WithoutEffect."""
+        extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        return [name for name, extra in extras.items() if isinstance(extra, dict) and "without_effect" in extra]
+
+    @classmethod
     def broken_groups(cls, set_fields: Collection[str]) -> list[str]:
         """A message for each group that is violated where `set_fields` and no others are set."""
         messages = []
@@ -82,7 +107,8 @@ class BaseConfig(pydantic.BaseModel):
         return self
 
     def pretty_print(self) -> str:
-        """YAML of all fields, in their order, that `load_config_from_yaml` reads back to an equal config."""
+        """YAML of all fields that have an effect, in their order, that `load_config_from_yaml` reads back to a config
+        of equal effect."""
         plain = _escape_dollars(self.model_dump(mode="json"))
         return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
 

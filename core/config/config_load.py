@@ -6,6 +6,7 @@ that a configuration must keep; its classes declare them (base_config).
 
 import difflib
 import json
+import logging
 import os
 import pathlib
 import re
@@ -20,6 +21,8 @@ from pydantic_core import ErrorDetails
 from core.config.base_config import BaseConfig, ConfigError
 from core.config.yaml_document import KeyPath, YamlDocument, compose, shorten
 
+logger = logging.getLogger(__name__)
+
 _ConfigT = TypeVar("_ConfigT", bound=BaseConfig)
 
 
@@ -30,6 +33,8 @@ def load_config_from_yaml(
 
     Raises ConfigError. Its message lists all mistakes: the path of each, its line or override, what was given
     and what is allowed. YAML that does not parse and an override that leads nowhere are reported alone.
+
+    One warning lists the keys that are given but have no effect.
     """
     document = YamlDocument(_read(yaml_path), f"{yaml_path}")
     for override in overrides:
@@ -45,6 +50,8 @@ def load_config_from_yaml(
         mistakes = _describe(config_type, document, errors)
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         raise ConfigError("\n  ".join([f"{yaml_path}: {count}", *mistakes]))
+    if ignored := _without_effect(config_type, document):
+        logger.warning("%s: accepted, but without effect: %s", yaml_path, ", ".join(ignored))
     return config
 
 
@@ -133,6 +140,18 @@ def _walk(hint: Any, data: Any, path: KeyPath, found: _Configs) -> _Configs:
             for key, item in data.items() if isinstance(data, dict) else enumerate(data):
                 _walk(argument, item, (*path, key), found)
     return found
+
+
+def _without_effect(config: type[BaseConfig], document: YamlDocument) -> list[str]:
+    """The keys that are given and nothing reads; what an anchor repeats, once."""
+    found: dict[tuple[str, str], str] = {}
+    for path, here in _walk(config, document.data, (), {}).items():
+        for kind, given in here:
+            for name in kind.fields_without_effect():
+                if given.get(name) is not None:
+                    place = document.origin((*path, name))[-1]
+                    found.setdefault((place, name), f"{_show((*path, name))} ({place})")
+    return list(found.values())
 
 
 def _describe(config: type[BaseConfig], document: YamlDocument, errors: Sequence[ErrorDetails]) -> list[str]:

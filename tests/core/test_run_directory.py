@@ -208,6 +208,13 @@ def test_many_differences_are_cut_short():
         check_same_run(Path("run"), {"a": {"b": 1}}, {})
 
 
+def test_an_option_that_is_new_since_the_run_began_is_a_difference_where_it_is_on():
+    off = {"names": [], "weigh": False, "extra": None, "tables": {}}
+    check_same_run(Path("run"), {"model": {"depth": 3}}, {"model": {"depth": 3, **off}})
+    with pytest.raises(UserError, match=r"run:\n  model.weigh: null in the run, true now\nUndo"):
+        check_same_run(Path("run"), {"model": {"depth": 3}}, {"model": {"depth": 3, **off, "weigh": True}})
+
+
 def test_zero_and_false_are_differences_too():
     with pytest.raises(UserError, match=r"b: 0 in the run, null now"):
         check_same_run(Path("run"), {"a": {}, "b": 0}, {"a": {}, "b": None})

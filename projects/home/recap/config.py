@@ -1,9 +1,11 @@
 """The Heavy Ranker's configuration."""
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import pydantic
 
+from core.config.base_config import NotSupportedYet
 from core.config.training import JobConfig
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.model.config import ModelConfig
@@ -19,6 +21,13 @@ class RecapConfig(JobConfig):
         {}, description="What to evaluate on: partitions by name."
     )
     optimizer: RecapOptimizerConfig = pydantic.Field(description="How to update the model.")
+    which_metrics: NotSupportedYet = pydantic.Field(None, description="Another choice of metrics.")
+
+    def identity(self) -> dict[str, Any]:
+        """As the base's, less the weights of the score: nothing is trained on it."""
+        identity = super().identity()
+        del identity["model"]["score_weights"]
+        return identity
 
     @pydantic.model_validator(mode="after")
     def _tasks_match(self) -> "RecapConfig":

@@ -104,14 +104,7 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
 def _train(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World, args: argparse.Namespace) -> int:
     tasks = config.model.tasks
     seed_initial_weights(config.runtime.seed)
-    rates = {
-        task: (
-            config.train_data.tasks[task].pos_downsampling_rate,
-            config.train_data.tasks[task].neg_downsampling_rate,
-        )
-        for task in tasks
-    }
-    ranker = HeavyRanker(config.model, datasets[_TRAIN].widths, rates)
+    ranker = HeavyRanker(config.model, datasets[_TRAIN].widths, datasets[_TRAIN].calibration_rates)
     model = ModelAndLoss(ranker, [task.pos_weight for task in tasks.values()]).to(world.device)
     rows = config.train_data.global_batch_size // world.size
     if rows == 1 and any(isinstance(module, torch.nn.BatchNorm1d) for module in model.modules()):

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from core.config import BaseConfig, ConfigError, UserError, load_config_from_yaml
+from core.config.base_config import NotSupportedYet, WithoutEffect
 
 
 class Color(enum.Enum):
@@ -168,6 +169,49 @@ def reload(config: BaseConfig, tmp_path: Path) -> Any:
     path = tmp_path / "printed.yaml"
     path.write_text(config.pretty_print(), encoding="utf-8", newline="")
     return load_config_from_yaml(type(config), path)
+
+
+class Known(BaseConfig):
+    """Fields that nothing reads, one of them in a group."""
+
+    used: int | None = pydantic.Field(None, json_schema_extra={"one_of": "kind"})
+    later: NotSupportedYet = pydantic.Field(None, json_schema_extra={"one_of": "kind"})
+    cache: NotSupportedYet = pydantic.Field(None)
+    threads: WithoutEffect[pydantic.PositiveInt] = pydantic.Field(4)
+
+
+@pytest.mark.parametrize("nothing", [None, False, {}, []])
+def test_what_is_not_supported_yet_may_be_null_false_or_empty(nothing):
+    config = Known.model_validate({"used": 1, "cache": nothing})
+    assert config.cache is None
+    assert config == Known(used=1)
+
+
+@pytest.mark.parametrize("value", [True, 0, 1, "", "x", 0.0, {"a": None}, [None]])
+def test_what_is_not_supported_yet_is_refused(value):
+    for given in ({"used": 1, "cache": value}, {"later": value}):
+        with pytest.raises(pydantic.ValidationError, match="not supported yet; leave it out, or null") as caught:
+            Known.model_validate(given)
+        assert caught.value.error_count() == 1
+
+
+def test_what_is_not_supported_yet_does_not_make_a_group():
+    with pytest.raises(pydantic.ValidationError, match="exactly one of used, later must be set; set: none"):
+        Known()
+
+
+def test_what_has_no_effect_is_checked_all_the_same():
+    assert Known(used=1, threads=2).threads == 2
+    assert Known(used=1, threads=None).threads is None
+    with pytest.raises(pydantic.ValidationError, match="greater than 0"):
+        Known(used=1, threads=0)
+    assert Known.fields_without_effect() == ["threads"]
+
+
+def test_keys_that_nothing_reads_are_not_printed(tmp_path):
+    config = Known(used=1, threads=2)
+    assert config.pretty_print() == "used: 1\n"
+    assert reload(config, tmp_path) == Known(used=1)
 
 
 def test_pretty_print_is_yaml_of_all_fields_in_their_order():

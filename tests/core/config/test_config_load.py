@@ -8,6 +8,7 @@ import pydantic
 import pytest
 
 from core.config import BaseConfig, ConfigError, load_config_from_yaml
+from core.config.base_config import NotSupportedYet, WithoutEffect
 
 
 class Free(BaseConfig):
@@ -264,6 +265,47 @@ def test_only_an_int_becomes_a_float(load, message):
         assert message(text, config_type=Typed).startswith(f"c.yaml: 1 mistake\n  {text[0]} (line 1): ")
     for text in (".nan", ".inf", "-.inf", "1e999"):
         assert f"f (line 1): {text} given; Input should be a finite number" in message(f"f: {text}", config_type=Typed)
+
+
+# --- Keys without effect ---
+
+
+class Reader(BaseConfig):
+    lanes: int = 8
+    threads: WithoutEffect[int] = 4
+    service: WithoutEffect[str] = None
+    cache: NotSupportedYet = None
+
+
+class Job(BaseConfig):
+    train: Reader = Reader()
+    partitions: dict[str, Reader] = pydantic.Field({})
+    more: list[Reader] = pydantic.Field([])
+
+
+def test_one_warning_lists_the_keys_that_are_given_but_have_no_effect(load, caplog):
+    text = (
+        "train: &train {threads: 4, service: null, cache: false, lanes: 2}\n"
+        "partitions:\n  a.b: {<<: *train, threads: 5}\n  c: {}\n  d: *train"
+    )
+    load(text, "more=[{service: x}]", config_type=Job)
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        "c.yaml: accepted, but without effect: train.threads (line 1), partitions[a.b].threads (line 3), "
+        "more[0].service (--set more=[{service: x}])"
+    )
+
+
+def test_no_warning_where_all_has_an_effect(load, caplog):
+    load("train: {lanes: 2, service: null, cache: null}", config_type=Job)
+    assert caplog.records == []
+
+
+def test_a_key_that_is_not_supported_yet_is_told_with_its_place(message):
+    assert message("train: {cache: null}\npartitions:\n  a: {cache: true}", config_type=Job) == (
+        "c.yaml: 1 mistake\n  partitions.a.cache (line 3): true given; not supported yet; leave it out, or null"
+    )
 
 
 # --- The message ---

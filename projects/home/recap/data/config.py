@@ -1,8 +1,10 @@
 """Configuration of the Heavy Ranker's data."""
 
+from typing import Literal
+
 import pydantic
 
-from core.config.base_config import BaseConfig
+from core.config.base_config import BaseConfig, NotSupportedYet, WithoutEffect
 
 
 class TaskData(BaseConfig):
@@ -23,6 +25,9 @@ class SegDenseSchema(BaseConfig):
     renamed_features: dict[str, str] = pydantic.Field(
         {}, description="Our name of a feature -> its name in the records."
     )
+    mask_mantissa_features: NotSupportedYet = pydantic.Field(
+        None, description="Features whose values lose the last bits of their mantissa."
+    )
 
 
 class TruncateAndSlice(BaseConfig):
@@ -34,18 +39,34 @@ class TruncateAndSlice(BaseConfig):
     binary_feature_truncation: pydantic.PositiveInt | None = pydantic.Field(
         None, description="Use the first so many binary features; null: all."
     )
+    continuous_feature_mask_path: NotSupportedYet = pydantic.Field(
+        None, description="File that says which continuous features to use."
+    )
+    binary_feature_mask_path: NotSupportedYet = pydantic.Field(
+        None, description="File that says which binary features to use."
+    )
 
 
 class Preprocess(BaseConfig):
     """What happens to records as they are read."""
 
     truncate_and_slice: TruncateAndSlice | None = pydantic.Field(None, description="null: use all values.")
+    downcast: NotSupportedYet = pydantic.Field(None, description="Narrower types for some features.")
+    rectify_labels: NotSupportedYet = pydantic.Field(
+        None, description="Take labels back whose engagement came too late after the impression."
+    )
+    extract_features: NotSupportedYet = pydantic.Field(None, description="Single values as features of their own.")
+    downsample_negatives: NotSupportedYet = pydantic.Field(
+        None, description="Drop a share of the negatives of a batch."
+    )
 
 
-class RecapDataConfig(BaseConfig):
-    """A set of Parquet files and how batches are made of them."""
+class DatasetConfig(BaseConfig):
+    """Where the files of a data set are, and how many examples make a batch."""
 
     inputs: str = pydantic.Field(min_length=1, description="Glob pattern, file, or directory of Parquet files.")
+    explicit_datetime_inputs: NotSupportedYet = pydantic.Field(None, description="Files of so many hours up to a time.")
+    explicit_date_inputs: NotSupportedYet = pydantic.Field(None, description="Files of so many days up to a date.")
     global_batch_size: pydantic.PositiveInt = pydantic.Field(
         description="Examples per batch over all ranks; a multiple of lanes."
     )
@@ -54,11 +75,47 @@ class RecapDataConfig(BaseConfig):
         description="Parallel streams that the rows are dealt over; a multiple of the number of processes. The order "
         "of examples depends on it, and not on the number of processes.",
     )
+    num_files_to_keep: NotSupportedYet = pydantic.Field(None, description="Read the first so many files.")
+    cache: NotSupportedYet = pydantic.Field(None, description="Keep examples in memory.")
+    ignore_data_errors: NotSupportedYet = pydantic.Field(None, description="Go on after a record that can't be read.")
+    repeat_files: WithoutEffect[bool] = pydantic.Field(
+        True, description="training.num_epochs says how often files are read; an evaluation reads them once."
+    )
+    file_batch_size: WithoutEffect[pydantic.PositiveInt] = pydantic.Field(
+        16, description="Of tf.data: files to read together; lanes say how many streams there are."
+    )
+    examples_shuffle_buffer_size: WithoutEffect[int] = pydantic.Field(
+        1024, description="Of tf.data: an epoch of training is shuffled as a whole, an evaluation not at all."
+    )
+    map_num_parallel_calls: WithoutEffect[pydantic.PositiveInt] = pydantic.Field(
+        None, description="Of tf.data: threads that parse records."
+    )
+    interleave_num_parallel_calls: WithoutEffect[pydantic.PositiveInt] = pydantic.Field(
+        None, description="Of tf.data: threads that read files."
+    )
+    data_service_dispatcher: WithoutEffect[str] = pydantic.Field(
+        None, description="Of tf.data: address of a data service."
+    )
+    dataset_service_compression: WithoutEffect[Literal["AUTO"]] = pydantic.Field(
+        None, description="Of tf.data: compression between data service and trainer."
+    )
+
+
+class RecapDataConfig(DatasetConfig):
+    """A set of Parquet files and how batches of the Heavy Ranker are made of them."""
+
     seg_dense_schema: SegDenseSchema = pydantic.Field(description="The features.")
     tasks: dict[str, TaskData] = pydantic.Field(
         min_length=1, description="Labels in the data; those that the model has no tower for are not read."
     )
+    weigh_loss_by_sampling_rates: bool = pydantic.Field(
+        False,
+        description="Of train_data: weigh examples in the loss by 1/rate, so that the model learns the probabilities "
+        "before sampling; false: it learns those of the data as stored, and its calibrated_probabilities take sampling "
+        "back. Evaluations always weigh examples so.",
+    )
     preprocess: Preprocess | None = pydantic.Field(None, description="null: records are used as they are.")
+    sampler: NotSupportedYet = pydantic.Field(None, description="Choose among examples as they are read.")
     weight_column: str | None = pydantic.Field(
         None, min_length=1, description="Column of example weights, for loss and metrics; null: every example counts 1."
     )

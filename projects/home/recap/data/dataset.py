@@ -20,9 +20,19 @@ _LABEL, _WEIGHT, _REFERENCE = "label ", "weight", "reference "
 class RecapDataset:
     """A data set whose metadata was checked: every mistake that shows without reading a row is raised here."""
 
-    def __init__(self, table: ParquetTable, widths: FeatureWidths, make_batch: "_MakeBatch", config: RecapDataConfig):
+    def __init__(
+        self,
+        table: ParquetTable,
+        widths: FeatureWidths,
+        calibration_rates: Mapping[str, tuple[float, float]],
+        make_batch: "_MakeBatch",
+        config: RecapDataConfig,
+    ) -> None:
         self.table = table
         self.widths = widths
+        self.calibration_rates = calibration_rates
+        """By task, the shares of positives and negatives that a model of these batches is still to be corrected for:
+        (1, 1) where the weights of the examples make up for sampling."""
         self._make_batch = make_batch
         self._config = config
 
@@ -43,7 +53,7 @@ class RecapDataset:
           tasks: labels to read, in the order that batches shall have them.
           path: of `config` within the whole configuration, for messages.
           evaluation: weigh examples by the inverse of their sampling rates, so that metrics speak of the data before
-            sampling; a model in training sees the examples as they were sampled.
+            sampling; a model in training sees the examples as they were sampled, unless weigh_loss_by_sampling_rates.
           small_embeddings: the model's tables that discrete features are looked up in: ids beyond a table are mistakes
             in the data.
 
@@ -62,10 +72,13 @@ class RecapDataset:
         if config.reference_probability_prefix is not None and evaluation:
             prefix = config.reference_probability_prefix
             columns |= {_REFERENCE + task: Column(prefix + task, values="probability") for task in tasks}
-        rates = [(config.tasks[task].pos_downsampling_rate, config.tasks[task].neg_downsampling_rate) for task in tasks]
+        data = {task: config.tasks[task] for task in tasks}
+        rates = {task: (of.pos_downsampling_rate, of.neg_downsampling_rate) for task, of in data.items()}
+        none = dict.fromkeys(tasks, (1.0, 1.0))
+        # Sampling is corrected once: by the weights of the examples, or else by the model.
+        by_weights, by_model = (rates, none) if evaluation or config.weigh_loss_by_sampling_rates else (none, rates)
         table = ParquetTable(config.inputs, columns)
-        make_batch = _MakeBatch(tuple(tasks), rates if evaluation else [(1.0, 1.0)] * len(tasks))
-        return cls(table, widths, make_batch, config)
+        return cls(table, widths, by_model, _MakeBatch(by_weights), config)
 
     def reader(self, rank: int, world_size: int) -> BatchReader[RecapBatch]:
         """This rank's share of the batches."""
@@ -117,9 +130,10 @@ def _num_ids(config: SmallEmbeddingsConfig | None, width: int, path: str) -> Map
 class _MakeBatch:
     """Builds a RecapBatch of the columns that RecapDataset.open() asks for."""
 
-    def __init__(self, tasks: tuple[str, ...], sampling_rates: Sequence[tuple[float, float]]) -> None:
-        self._tasks = tasks
-        positive, negative = torch.tensor(sampling_rates).T
+    def __init__(self, sampling_rates: Mapping[str, tuple[float, float]]) -> None:
+        """sampling_rates: by task, in the order of labels and weights."""
+        self._tasks = tuple(sampling_rates)
+        positive, negative = torch.tensor(list(sampling_rates.values())).T
         self._sampled = bool((positive != 1).any() or (negative != 1).any())
         self._positive_factor, self._negative_factor = 1 / positive, 1 / negative
 

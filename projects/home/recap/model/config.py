@@ -5,7 +5,7 @@ from typing import Literal, Self
 import pydantic
 
 from common.modules.config import BatchNormConfig, LayerNormConfig, MaskNetConfig, MlpConfig
-from core.config.base_config import BaseConfig
+from core.config.base_config import BaseConfig, NotSupportedYet
 
 
 class DoubleNormLogConfig(BaseConfig):
@@ -22,14 +22,35 @@ class DoubleNormLogConfig(BaseConfig):
     )
 
 
+class Log1pAbsConfig(BaseConfig):
+    """sign(x) * log1p(|x|)."""
+
+
+class ClipLog1pAbsConfig(BaseConfig):
+    """x clamped, then sign(x) * log1p(|x|)."""
+
+    clip_magnitude: pydantic.NonNegativeFloat = pydantic.Field(
+        3e38, description="Continuous features are clamped to this magnitude, before the logarithm."
+    )
+
+
 class FeaturizationConfig(BaseConfig):
     """How continuous and binary features become the model's input."""
 
+    log1p_abs_config: Log1pAbsConfig | None = pydantic.Field(
+        None, json_schema_extra={"one_of": "featurization"}, description="Logarithm alone."
+    )
+    clip_log1p_abs_config: ClipLog1pAbsConfig | None = pydantic.Field(
+        None, json_schema_extra={"one_of": "featurization"}, description="Logarithm of clamped values."
+    )
+    z_score_log_config: NotSupportedYet = pydantic.Field(
+        None, json_schema_extra={"one_of": "featurization"}, description="Normalised by statistics from a file."
+    )
     double_norm_log_config: DoubleNormLogConfig | None = pydantic.Field(
         None, json_schema_extra={"one_of": "featurization"}, description="Logarithm and two normalisations."
     )
     feature_names_to_concat: list[Literal["binary"]] = pydantic.Field(
-        ["binary"], description="Features that join the continuous ones before the layer norm."
+        ["binary"], description="Features that stand beside the continuous ones, before a layer norm."
     )
 
 
@@ -50,6 +71,12 @@ class TaskModel(BaseConfig):
     )
     mask_net_config: MaskNetConfig | None = pydantic.Field(
         None, json_schema_extra={"one_of": "architecture"}, description="A MaskNet."
+    )
+    dcn_config: NotSupportedYet = pydantic.Field(
+        None, json_schema_extra={"one_of": "architecture"}, description="A Deep & Cross network."
+    )
+    dlrm_config: NotSupportedYet = pydantic.Field(
+        None, json_schema_extra={"one_of": "architecture"}, description="A DLRM."
     )
     affine_map: AffineMap | None = pydantic.Field(None, description="On a tower's logit; null: none.")
     pos_weight: pydantic.PositiveFloat = pydantic.Field(1.0, description="Factor of the positives' loss, of a tower.")
@@ -87,6 +114,10 @@ class ModelConfig(BaseConfig):
         min_length=1, description="A tower per task, by the name of its label; each ends with one output."
     )
     featurization_config: FeaturizationConfig = pydantic.Field(description="Continuous and binary features.")
+    large_embeddings: NotSupportedYet = pydantic.Field(None, description="Embeddings in tables sharded over processes.")
+    position_debias_config: NotSupportedYet = pydantic.Field(
+        None, description="An embedding of the position that a tweet was shown at."
+    )
     small_embeddings: SmallEmbeddingsConfig | None = pydantic.Field(
         None, description="Embeddings of discrete features; null: discrete features are not used."
     )
@@ -97,6 +128,13 @@ class ModelConfig(BaseConfig):
     )
     backbone: TaskModel | None = pydantic.Field(
         None, description="What towers share; null with share_none, and with it alone."
+    )
+
+    score_weights: dict[str, float] | None = pydantic.Field(
+        None,
+        min_length=1,
+        description="Weights of the tasks' calibrated probabilities in the score that ranks candidates, those left out "
+        "0; null: no score.",
     )
 
     @pydantic.field_validator("tasks")
@@ -127,6 +165,12 @@ class ModelConfig(BaseConfig):
                 "backbone"
             )
         return backbone
+
+    @pydantic.model_validator(mode="after")
+    def _scores_what_it_predicts(self) -> Self:
+        if unknown := [task for task in self.score_weights or () if task not in self.tasks]:
+            raise ValueError(f"score_weights has {', '.join(unknown)} (not in tasks)")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _has_a_backbone_where_it_is_shared(self) -> Self:

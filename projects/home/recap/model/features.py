@@ -12,34 +12,46 @@ def finite(features: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(features, nan=0.0, posinf=0.0, neginf=0.0)
 
 
+def log1p_abs(features: torch.Tensor) -> torch.Tensor:
+    """sign(x) log1p(|x|), of any shape."""
+    return features.sign() * features.abs().log1p()
+
+
 class Featurization(nn.Module):
-    """Continuous features: non-finite to 0, sign(x) log1p(|x|), batch norm, clamp; with the binary, layer norm."""
+    """Logarithms of the continuous features, non-finite ones as 0, and the binary features beside them.
+
+    As the configuration says: the logarithm alone; of clamped features; or followed by batch norm, clamp and, over all
+    features, layer norm.
+    """
 
     def __init__(self, continuous: int, binary: int, config: FeaturizationConfig) -> None:
         """continuous, binary: widths of the features."""
         super().__init__()
-        double_norm = config.double_norm_log_config
-        assert double_norm is not None
         self._concat_binary = "binary" in config.feature_names_to_concat
-        self._clip_magnitude = double_norm.clip_magnitude
         self.out_features = continuous + (binary if self._concat_binary else 0)
-        norm = double_norm.batch_norm_config
+        clip, double_norm = config.clip_log1p_abs_config, config.double_norm_log_config
+        assert config.log1p_abs_config is not None or clip is not None or double_norm is not None
+        self._clip_before = clip.clip_magnitude if clip is not None else None
+        self._clip_after = double_norm.clip_magnitude if double_norm is not None else None
+        batch_norm = double_norm.batch_norm_config if double_norm is not None else None
+        layer_norm = double_norm.layer_norm_config if double_norm is not None else None
         self.batch_norm = (
-            nn.BatchNorm1d(continuous, affine=norm.affine, momentum=norm.momentum) if norm is not None else None
-        )
-        self.layer_norm = (
-            LayerNorm(self.out_features, double_norm.layer_norm_config)
-            if double_norm.layer_norm_config is not None
+            nn.BatchNorm1d(continuous, affine=batch_norm.affine, momentum=batch_norm.momentum)
+            if batch_norm is not None
             else None
         )
+        self.layer_norm = LayerNorm(self.out_features, layer_norm) if layer_norm is not None else None
 
     def forward(self, continuous: torch.Tensor, binary: torch.Tensor) -> torch.Tensor:
         """continuous: [batch, continuous], binary: [batch, binary]; returns [batch, out_features]."""
         features = finite(continuous)
-        features = features.sign() * features.abs().log1p()
+        if self._clip_before is not None:
+            features = features.clamp(-self._clip_before, self._clip_before)
+        features = log1p_abs(features)
         if self.batch_norm is not None:
             features = self.batch_norm(features)
-        features = features.clamp(-self._clip_magnitude, self._clip_magnitude)
+        if self._clip_after is not None:
+            features = features.clamp(-self._clip_after, self._clip_after)
         if self._concat_binary:
             features = torch.cat([features, finite(binary)], dim=1)
         return features if self.layer_norm is None else self.layer_norm(features)

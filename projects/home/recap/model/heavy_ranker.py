@@ -12,6 +12,7 @@ from core.config.base_config import ConfigError
 from projects.home.recap.data.schema import FeatureWidths
 from projects.home.recap.model.config import AffineMap, ModelConfig, TaskModel
 from projects.home.recap.model.features import Featurization, finite
+from projects.home.recap.model.score import WeightedScore
 from projects.home.recap.model.small_embeddings import SmallEmbeddings
 
 
@@ -25,7 +26,8 @@ class HeavyRanker(nn.Module):
         """Args:
         config: the model.
         widths: of the features as the reader gives them.
-        sampling_rates: per task, the shares of positives and of negatives that the training data kept.
+        sampling_rates: per task, the shares of positives and of negatives that the training data kept, (1, 1) where
+          the loss weighs examples by their inverse.
         """
         super().__init__()
         self.tasks = tuple(config.tasks)
@@ -50,6 +52,7 @@ class HeavyRanker(nn.Module):
         shifts = [math.log(sampling_rates[task][1] / sampling_rates[task][0]) for task in self.tasks]
         self.register_buffer("_calibration", torch.tensor(shifts), persistent=False)
         self._calibration: torch.Tensor
+        self.score = None if config.score_weights is None else WeightedScore(self.tasks, config.score_weights)
 
     def forward(
         self,
@@ -71,8 +74,9 @@ class HeavyRanker(nn.Module):
           discrete: int64 [batch, discrete], where the model has small embeddings; ids within their tables.
 
         Returns:
-          logits, probabilities (of the data as sampled), calibrated_probabilities (of the data before sampling), each
-          float32 [batch, tasks] in the order of `tasks`.
+          logits, probabilities (of the data as the loss weighs it), calibrated_probabilities (of the data before
+          sampling), each float32 [batch, tasks] in the order of `tasks`; score, float32 [batch], where the model has
+          score_weights.
         """
         embeddings = {
             "user_embedding": user_embedding,
@@ -93,11 +97,14 @@ class HeavyRanker(nn.Module):
             if self._towers_see_features:
                 hidden = torch.cat([hidden, features], dim=1)
         logits = torch.cat([self.towers[tower_key(task)](hidden) for task in self.tasks], dim=1).float()
-        return {
+        outputs = {
             "logits": logits,
             "probabilities": torch.sigmoid(logits),
             "calibrated_probabilities": torch.sigmoid(logits + self._calibration),
         }
+        if self.score is not None:
+            outputs["score"] = self.score(outputs["calibrated_probabilities"])
+        return outputs
 
 
 def tower_key(task: str) -> str:

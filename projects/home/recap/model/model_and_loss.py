@@ -21,8 +21,8 @@ class ModelAndLoss(nn.Module):
         self._pos_weights: torch.Tensor
 
     def forward(self, batch: RecapBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Returns the loss (scalar) and outputs [batch, tasks], all in the order of the ranker's tasks: those of the
-        ranker, labels, weights and, where the batch has them, reference_probabilities.
+        """Returns the loss (scalar) and outputs: those of the ranker, and as [batch, tasks], in the order of the
+        ranker's tasks, labels, weights and, where the batch has them, reference_probabilities.
 
         Raises:
           ValueError: the batch lacks the labels of a task.

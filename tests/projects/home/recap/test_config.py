@@ -31,6 +31,14 @@ def test_shipped_configurations_load_and_print_themselves(path, tmp_path):
     assert load_config_from_yaml(RecapConfig, printed).pretty_print() == config.pretty_print()
 
 
+def test_the_weights_of_the_score_may_change_between_a_run_and_its_resume():
+    one, other, third = (
+        load_config_from_yaml(RecapConfig, CONFIGS / "local.yaml", overrides).identity()
+        for overrides in ([], ["model.score_weights=null"], ["model.multi_task_type=share_partial"])
+    )
+    assert one == other != third
+
+
 def config_classes(kind: type[BaseConfig], found: set[type[BaseConfig]]) -> set[type[BaseConfig]]:
     """A class of configurations and all that its fields can hold."""
 
@@ -134,6 +142,13 @@ NORM = "model.featurization_config.double_norm_log_config"
             "share_none (the default) has no backbone",
             "choose share_all or share_partial, or set backbone to null",
         ),
+        (
+            "model.score_weights={is_replied: 13.5, recap.engagement.is_replied: 13.5}",
+            "model",
+            "score_weights has is_replied",
+            "not in tasks",
+        ),
+        ("model.score_weights={}", "model.score_weights", "not 0", "at least 1 item"),
         ("model.backbone=null", "model", "share_all needs a backbone, which is missing", "or choose share_none"),
         (
             "model.small_embeddings.tables=[&t {name: a.b, num_embeddings: 2, embedding_dim: 1, index: 0}, "

@@ -38,6 +38,7 @@ OPTIONS = [
     "model.small_embeddings.tables=[{name: kind, num_embeddings: 40, embedding_dim: 2, index: 1}]",
     "model.multi_task_type=share_partial",
     "model.tasks={recap.engagement.is_replied: {mlp_config: {layer_sizes: [1]}, affine_map: {bias: -4.0}}}",
+    "model.score_weights={recap.engagement.is_replied: 13.5}",
     "optimizer.multi_task_learning_rates=null",
 ]
 RATES = [
@@ -106,7 +107,13 @@ def configs_within(value: typing.Any) -> Iterator[BaseConfig]:
 
 
 def fields_within(config: BaseConfig) -> set[Field]:
-    return {(type(part), name) for part in configs_within(config) for name in type(part).model_fields}
+    """Those that are meant to be read: of the others it is known that nothing does (test_original_keys)."""
+    return {
+        (type(part), name)
+        for part in configs_within(config)
+        for name, field in type(part).model_fields.items()
+        if not (field.annotation is type(None) or name in type(part).fields_without_effect())
+    }
 
 
 def names(fields: set[Field]) -> list[str]:

@@ -201,6 +201,21 @@ def test_training_sees_the_data_as_sampled(tmp_path):
         assert torch.equal(placed.batch.weights, torch.ones(16, 1))
 
 
+@pytest.mark.parametrize("weighs", [True, False])
+def test_sampling_is_corrected_once(tmp_path, weighs):
+    """By the weights of training batches or by the model's calibration, whichever is asked for."""
+    _, data = sampled(tmp_path)
+    data = data.model_copy(update={"inputs": str(tmp_path / TASKS[0]), "weigh_loss_by_sampling_rates": weighs})
+    dataset = opened(data, TASKS[:2], evaluation=False)
+    assert dataset.calibration_rates == dict(
+        zip(TASKS[:2], [(1.0, 1.0)] * 2 if weighs else [(1.0, 0.25), (0.5, 0.125)], strict=True)
+    )
+    for placed in dataset.reader(0, 1).train(seed=0):
+        labels, weights = placed.batch.labels, placed.batch.weights
+        expected = torch.where(labels == 1, torch.tensor([1.0, 2.0]), torch.tensor([4.0, 8.0]))
+        assert torch.equal(weights, expected if weighs else torch.ones_like(weights))
+
+
 def test_rates_and_weight_column_multiply(folder, rows):
     rates = {"pos_downsampling_rate": 0.5, "neg_downsampling_rate": 0.25}
     data = config(folder, weight_column="weight", tasks={TASKS[0]: rates, TASKS[1]: {}, TASKS[2]: {}})

@@ -3,8 +3,31 @@ import math
 import torch
 
 from common.modules.config import BatchNormConfig, LayerNormConfig
-from projects.home.recap.model.config import DoubleNormLogConfig, FeaturizationConfig
+from projects.home.recap.model.config import (
+    ClipLog1pAbsConfig,
+    DoubleNormLogConfig,
+    FeaturizationConfig,
+    Log1pAbsConfig,
+)
 from projects.home.recap.model.features import Featurization
+
+
+def test_logarithm_alone() -> None:
+    config = FeaturizationConfig(log1p_abs_config=Log1pAbsConfig())
+    features = Featurization(3, 2, config)
+    continuous = torch.tensor([[0.0, math.e - 1, 1 - math.e], [-3e38, math.inf, math.nan]])
+    outputs = features(continuous, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    expected = torch.tensor([[0.0, 1.0, -1.0, 1.0, 0.0], [-math.log(3e38), 0.0, 0.0, 0.0, 1.0]])
+    torch.testing.assert_close(outputs, expected)
+    assert list(features.parameters()) == []
+
+
+def test_clip_is_before_the_logarithm() -> None:
+    config = FeaturizationConfig(clip_log1p_abs_config=ClipLog1pAbsConfig(clip_magnitude=7.0))
+    continuous = torch.tensor([[7.5, -1e30, 1.0], [6.5, -7.0, math.nan]])
+    outputs = Featurization(3, 2, config)(continuous, torch.ones(2, 2))
+    expected = torch.tensor([[8.0, 1 / 8.0, 2.0], [7.5, 1 / 8.0, 1.0]]).log()
+    torch.testing.assert_close(outputs, torch.cat([expected, torch.ones(2, 2)], dim=1))
 
 
 def featurization(config: DoubleNormLogConfig, concat: list[str] | None = None) -> Featurization:

@@ -49,8 +49,10 @@ def discrete(rows: int = 5) -> torch.Tensor:
 
 def test_outputs_have_a_column_per_task() -> None:
     outputs = build()(*inputs())
-    assert set(outputs) == {"logits", "probabilities", "calibrated_probabilities"}
-    assert all(values.shape == (5, 10) and values.dtype == torch.float32 for values in outputs.values())
+    assert set(outputs) == {"logits", "probabilities", "calibrated_probabilities", "score"}
+    assert all(values.dtype == torch.float32 for values in outputs.values())
+    assert outputs.pop("score").shape == (5,)
+    assert all(values.shape == (5, 10) for values in outputs.values())
     torch.testing.assert_close(outputs["probabilities"], outputs["logits"].sigmoid())
     torch.testing.assert_close(outputs["calibrated_probabilities"], outputs["probabilities"])
 
@@ -63,6 +65,37 @@ def test_calibration_takes_down_sampling_back() -> None:
     before = (p / 0.8) / (p / 0.8 + (1 - p) / 0.01)
     torch.testing.assert_close(outputs["calibrated_probabilities"][:, 0].double(), before, rtol=1e-5, atol=1e-9)
     torch.testing.assert_close(outputs["calibrated_probabilities"][:, 1], outputs["probabilities"][:, 1])
+
+
+PUBLISHED = {
+    "is_favorited": 0.5,
+    "is_retweeted": 1.0,
+    "is_replied": 13.5,
+    "is_profile_clicked_and_profile_engaged": 12.0,
+    "is_video_playback_50": 0.005,
+    "is_replied_reply_engaged_by_author": 75.0,
+    "is_good_clicked_convo_desc_favorited_or_replied": 11.0,
+    "is_good_clicked_convo_desc_v2": 10.0,
+    "is_negative_feedback_v2": -74.0,
+    "is_report_tweet_clicked": -369.0,
+}
+
+
+def test_score_weighs_calibrated_probabilities_as_published() -> None:
+    rates = {task: (1.0, 0.01 * (index + 1)) for index, task in enumerate(model_config().tasks)}
+    ranker = build(rates)
+    outputs = ranker(*inputs())
+    expected = torch.zeros(5, dtype=torch.float64)
+    for name, weight in PUBLISHED.items():
+        column = ranker.tasks.index(f"recap.engagement.{name}")
+        expected += weight * outputs["calibrated_probabilities"][:, column].double()
+    torch.testing.assert_close(outputs["score"].double(), expected, rtol=1e-5, atol=1e-6)
+    shipped = load_config_from_yaml(RecapConfig, LOCAL_YAML.with_name("production.yaml")).model.score_weights
+    assert shipped == model_config().score_weights == {f"recap.engagement.{n}": w for n, w in PUBLISHED.items()}
+
+
+def test_no_score_without_weights() -> None:
+    assert "score" not in build(overrides=["model.score_weights=null"])(*inputs())
 
 
 def test_affine_map_begins_at_the_base_rate() -> None:
@@ -117,9 +150,13 @@ def linear_towers(ranker: HeavyRanker) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([weight for weight, _ in parameters]), torch.cat([bias for _, bias in parameters])
 
 
-LINEAR = "model.tasks={a: {mlp_config: &m {layer_sizes: [1]}}, b: {mlp_config: *m}}"
-RATES = "optimizer={adam: {}, single_task_learning_rate: {constant: 0.1}}"
-DATA = ("train_data.tasks={a: {}, b: {}}", "validation_data={}")
+LINEAR = (
+    "model.tasks={a: {mlp_config: &m {layer_sizes: [1]}}, b: {mlp_config: *m}}",
+    "model.score_weights=null",
+    "optimizer={adam: {}, single_task_learning_rate: {constant: 0.1}}",
+    "train_data.tasks={a: {}, b: {}}",
+    "validation_data={}",
+)
 
 
 def features(ranker: HeavyRanker) -> torch.Tensor:
@@ -129,21 +166,21 @@ def features(ranker: HeavyRanker) -> torch.Tensor:
 
 
 def test_share_none_stands_on_the_features_alone() -> None:
-    ranker = build(overrides=(*SHARE_NONE, LINEAR, RATES, *DATA))
+    ranker = build(overrides=(*SHARE_NONE, *LINEAR))
     assert ranker.backbone is None
     weights, biases = linear_towers(ranker)
     torch.testing.assert_close(ranker(*inputs())["logits"], features(ranker) @ weights.T + biases)
 
 
 def test_share_all_stands_on_the_backbone_alone() -> None:
-    ranker = build(overrides=(LINEAR, RATES, *DATA))
+    ranker = build(overrides=LINEAR)
     assert ranker.backbone is not None
     weights, biases = linear_towers(ranker)
     torch.testing.assert_close(ranker(*inputs())["logits"], ranker.backbone(features(ranker)) @ weights.T + biases)
 
 
 def test_share_partial_stands_on_backbone_and_features() -> None:
-    ranker = build(overrides=(*SHARE_PARTIAL, LINEAR, RATES, *DATA))
+    ranker = build(overrides=(*SHARE_PARTIAL, *LINEAR))
     assert ranker.backbone is not None
     weights, biases = linear_towers(ranker)
     both = torch.cat([ranker.backbone(features(ranker)), features(ranker)], dim=1)
@@ -151,7 +188,7 @@ def test_share_partial_stands_on_backbone_and_features() -> None:
 
 
 def test_small_embeddings_stand_beside_the_other_embeddings() -> None:
-    ranker = build(overrides=(*SHARE_NONE, SMALL_EMBEDDINGS, LINEAR, RATES, *DATA))
+    ranker = build(overrides=(*SHARE_NONE, SMALL_EMBEDDINGS, *LINEAR))
     weights, biases = linear_towers(ranker)
     assert ranker.small_embeddings is not None
     country, kind = ranker.small_embeddings.parameters()

@@ -96,7 +96,8 @@ class BaseConfig(pydantic.BaseModel):
             if len(chosen) > 1 or (kind == "one_of" and not chosen):
                 rule = "exactly one of" if kind == "one_of" else "at most one of"
                 found = ", ".join(chosen) or "none"
-                messages.append(f"{rule} {', '.join(members)} must be set; set: {found}")
+                choice = [name for name in members if cls.model_fields[name].annotation is not type(None)]
+                messages.append(f"{rule} {', '.join(choice)} must be set; set: {found}")
         return messages
 
     @pydantic.model_validator(mode="after")

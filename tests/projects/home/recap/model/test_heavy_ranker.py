@@ -172,6 +172,18 @@ def test_share_none_stands_on_the_features_alone() -> None:
     torch.testing.assert_close(ranker(*inputs())["logits"], features(ranker) @ weights.T + biases)
 
 
+def test_affine_map_scales_and_shifts_the_logit_and_is_learned() -> None:
+    affine = "model.tasks.b={mlp_config: {layer_sizes: [1]}, affine_map: {scale: -2.0, bias: 0.5}}"
+    ranker = build(overrides=(*SHARE_NONE, *LINEAR, affine))
+    weight, shift, scale, bias = ranker.towers["b"].parameters()
+    plain = features(ranker) @ weight.T + shift
+    logits = ranker(*inputs())["logits"][:, 1:]
+    torch.testing.assert_close(logits, -2.0 * plain + 0.5)
+    by_scale, by_bias = torch.autograd.grad(logits.sum(), [scale, bias])
+    torch.testing.assert_close(by_scale, plain.sum())
+    assert by_bias.item() == 5
+
+
 def test_share_all_stands_on_the_backbone_alone() -> None:
     ranker = build(overrides=LINEAR)
     assert ranker.backbone is not None

@@ -1,25 +1,28 @@
-"""Metrics of several binary tasks: loss, RCE, AUROC, CTR and mean prediction, each per task and as a mean over tasks.
-
-Sums and histograms in float64, of constant size, reduced over the ranks once, when they are asked for.
-"""
+"""Metrics of several binary tasks, each per task and as a mean over tasks, of all examples and of strata of them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 
-# AUROC is computed from histograms of the logit of the prediction: this many bins over [-_LOGIT_RANGE, _LOGIT_RANGE].
-_BINS = 2**15
-_LOGIT_RANGE = 20.0
-# Keeps the logarithm of a prediction of exactly 0 or 1 finite.
-_EPSILON = 1e-12
+from core.metrics.cross_entropy import cross_entropy, relative_cross_entropy
+from core.metrics.exact import KeptScores
+from core.metrics.histogram import LogitHistograms
+from core.metrics.scores import ScoreDistribution, Scores
+
 # A reachable RCE below this is rounding: the reference probabilities are all alike.
 _NOTHING_REACHABLE = 1e-9
 
-# Rows of the sums; the last three in expectation over labels drawn from the reference probabilities.
-_EXAMPLES, _WEIGHT, _POSITIVE, _PREDICTED, _CROSS_ENTROPY = range(5)
-_REFERENCE_POSITIVE, _REFERENCE_CROSS_ENTROPY, _REFERENCE_ENTROPY = range(5, 8)
+_MEANS = ("loss", "rce", "nrce", "auroc")
+
+# Rows of the sums; those of the reference in expectation over labels drawn from the reference probabilities. Behind
+# them come, for each threshold, the weights of the predicted positives and of the true ones among them.
+_EXAMPLES, _NAN_PREDICTIONS, _WEIGHT, _POSITIVE, _PREDICTED, _CROSS_ENTROPY = range(6)
+_REFERENCE_POSITIVE, _REFERENCE_CROSS_ENTROPY, _REFERENCE_ENTROPY = range(6, 9)
+_THRESHOLDS = 9
+
+_WITHOUT_PREDICTIONS = ("ctr", "reachable_rce")
 
 
 class MultiTaskMetrics:
@@ -28,112 +31,150 @@ class MultiTaskMetrics:
     - loss: weighted mean cross-entropy, in nats.
     - rce: relative cross-entropy, 100 * (1 - CE(model) / CE(the base rate as a constant prediction)): the percentage of
       the naive predictor's cross-entropy that the model saves.
-    - auroc: area under the ROC curve; pairs whose logits fall into one bin of width 2 * 20 / 2**15 (beyond -20 and 20
-      it is one bin each) count half, so that its error is at most half the share of such pairs among all pairs of a
-      positive and a negative.
+    - nrce: the RCE of p * mean(label) / mean(p) instead of the predictions p: of the model, were it calibrated.
+    - auroc: area under the ROC curve, ties half.
+    - calibration: sum of predictions / sum of labels.
     - ctr: weighted share of positives. mean_prediction: weighted mean of the predictions.
+    - precision_at_<t> and recall_at_<t>: of p >= t, for each threshold t; compared in the predictions' own dtype.
     - reachable_rce and share_of_reachable_rce: where the data brings the probability that each label was drawn from,
       its RCE, which no model exceeds, and the model's share of it. Both in expectation over labels drawn from it, so
       that a handful of positives doesn't blur them.
 
-    A task without a positive (or a negative) has no rce and no auroc: None, left out of means over tasks. A prediction
-    that is NaN makes its task's metrics NaN, and their means.
+    nrce and auroc come from histograms (histogram.py tells how far they may be off) or, if `exact`, from all examples,
+    which are kept. All else is sums in float64. State is reduced over the ranks once, when metrics are asked for.
+
+    What is not defined is None, and left out of means over tasks: rce, nrce and auroc without positives or without
+    negatives, calibration and recall without positives, precision where nothing is predicted positive. A prediction
+    that is NaN makes all of its task NaN that looks at predictions, and the means over tasks.
     """
 
-    def __init__(self, tasks: Sequence[str], device: torch.device, *, has_reference: bool = False) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        device: torch.device,
+        *,
+        evaluation_tasks: Collection[str] = (),
+        strata: Sequence[str] = (),
+        thresholds: Sequence[float] = (),
+        exact: bool = False,
+        has_reference: bool = False,
+    ) -> None:
         """Args:
         tasks: names, in the order of the outputs' columns.
         device: of the outputs.
+        evaluation_tasks: those of `tasks` to measure; empty: all.
+        strata: names of subsets of the examples, for which all is measured again; outputs bring "strata".
+        thresholds: of precision and recall, in (0, 1).
+        exact: nrce and auroc without bins, in memory that grows with the examples.
         has_reference: outputs bring "reference_probabilities".
         """
-        self._tasks = list(tasks)
+        chosen = [column for column, task in enumerate(tasks) if not evaluation_tasks or task in evaluation_tasks]
+        self._tasks = [tasks[column] for column in chosen]
+        self._columns = torch.tensor(chosen, device=device)
+        self._all_columns = len(chosen) == len(tasks)
+        self._strata = list(strata)
+        self._thresholds = list(thresholds)
         self._has_reference = has_reference
-        self._sums = torch.zeros(8, len(self._tasks), dtype=torch.float64, device=device)
-        # Weight per label (negative, positive), task and bin.
-        self._histogram = torch.zeros(2 * len(self._tasks) * _BINS, dtype=torch.float64, device=device)
-        self._offsets = torch.arange(len(self._tasks), device=device) * _BINS
+        groups = 1 + len(self._strata)  # all examples, and the strata
+        rows = _THRESHOLDS + 2 * len(self._thresholds)
+        self._sums = torch.zeros(rows, groups, len(self._tasks), dtype=torch.float64, device=device)
+        kind = KeptScores if exact else LogitHistograms
+        self._scores: Scores = kind(groups, len(self._tasks), device)
 
     def update(self, outputs: Mapping[str, torch.Tensor]) -> None:
         """Adds a batch. "calibrated_probabilities", "labels" (0 or 1), "weights" and, where announced,
-        "reference_probabilities": [batch, tasks]. A row of weight 0 counts as absent."""
-        labels, weights = outputs["labels"].double(), outputs["weights"].double()
-        # 0 * NaN is NaN: what a model makes of an absent row must not be looked at.
-        predictions = outputs["calibrated_probabilities"].double().where(weights > 0, 0.5)
-        self._sums[_EXAMPLES] += (weights > 0).sum(0)
+        "reference_probabilities": [batch, tasks]; where announced, "strata": bool [batch, strata]. A row of weight 0
+        counts as absent."""
+        probabilities = self._chosen(outputs["calibrated_probabilities"])
+        raw_labels = self._chosen(outputs["labels"])
+        raw_weights = self._chosen(outputs["weights"])[:, None]
+        if self._strata:
+            strata = outputs["strata"][:, :, None]
+            raw_weights = torch.cat([raw_weights, raw_weights * strata], dim=1)
+        self._scores.update(probabilities, raw_labels, raw_weights)
+
+        predictions, labels, weights = probabilities.double(), raw_labels.double(), raw_weights.double()
+        present = weights > 0
+        # 0 * NaN is NaN: a row that is absent, here or in a stratum, must not be looked at. So NaN is only counted.
+        is_nan = predictions.isnan()
+        predictions = predictions.where(~is_nan, 0.5)
+
+        def add(row: int, values: torch.Tensor) -> None:
+            self._sums[row] += (weights * values[:, None]).sum(0)
+
+        self._sums[_EXAMPLES] += present.sum(0)
+        self._sums[_NAN_PREDICTIONS] += (present & is_nan[:, None]).sum(0)
         self._sums[_WEIGHT] += weights.sum(0)
-        self._sums[_POSITIVE] += (weights * labels).sum(0)
-        self._sums[_PREDICTED] += (weights * predictions).sum(0)
-        self._sums[_CROSS_ENTROPY] += (weights * _cross_entropy(predictions, labels)).sum(0)
+        add(_POSITIVE, labels)
+        add(_PREDICTED, predictions)
+        add(_CROSS_ENTROPY, cross_entropy(predictions, labels))
         if self._has_reference:
-            reference = outputs["reference_probabilities"].double()
-            self._sums[_REFERENCE_POSITIVE] += (weights * reference).sum(0)
-            self._sums[_REFERENCE_CROSS_ENTROPY] += (weights * _cross_entropy(predictions, reference)).sum(0)
-            self._sums[_REFERENCE_ENTROPY] += (weights * _cross_entropy(reference, reference)).sum(0)
-        logits = torch.logit(predictions, eps=_EPSILON)
-        bins = ((logits + _LOGIT_RANGE) * (_BINS / (2 * _LOGIT_RANGE))).long().clamp_(0, _BINS - 1)
-        index = bins + self._offsets + labels.long() * (len(self._tasks) * _BINS)
-        self._histogram.index_add_(0, index.flatten(), weights.flatten())
+            reference = self._chosen(outputs["reference_probabilities"]).double()
+            add(_REFERENCE_POSITIVE, reference)
+            add(_REFERENCE_CROSS_ENTROPY, cross_entropy(predictions, reference))
+            add(_REFERENCE_ENTROPY, cross_entropy(reference, reference))
+        for row, threshold in zip(range(_THRESHOLDS, len(self._sums), 2), self._thresholds, strict=True):
+            predicted_positive = probabilities >= threshold
+            add(row, predicted_positive)
+            add(row + 1, predicted_positive * labels)
 
     def compute(self) -> dict[str, float | int | None]:
-        """All metrics as `<task>/<metric>`, then `mean/<metric>` over the tasks that have one, and `examples`."""
-        state = torch.cat([self._sums.flatten(), self._histogram])
+        """All metrics as `<task>/<metric>`, then `mean/<metric>` over the tasks that have one, and `examples`; the same
+        again for each stratum as `stratum/<stratum>/...`."""
+        state = torch.cat([self._sums.flatten(), self._scores.summands()])
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(state)
         state = state.cpu()
         sums = state[: self._sums.numel()].view(self._sums.shape)
-        negatives, positives = state[self._sums.numel() :].view(2, len(self._tasks), _BINS)
+        distribution = self._scores.over_all_ranks(state[self._sums.numel() :])
         metrics: dict[str, float | int | None] = {}
-        for task, name in enumerate(self._tasks):
-            values = self._task_metrics(sums[:, task].tolist())
-            is_nan = math.isnan(float(sums[_PREDICTED, task]))
-            values["auroc"] = math.nan if is_nan else _auroc(negatives[task], positives[task])
-            metrics |= {f"{name}/{key}": value for key, value in values.items()}
-        for key in ("loss", "rce", "auroc"):
-            known = [v for name in self._tasks if (v := metrics[f"{name}/{key}"]) is not None]
-            metrics[f"mean/{key}"] = sum(known) / len(known) if known else None
-        metrics["examples"] = int(sums[_EXAMPLES].max())
+        for group, prefix in enumerate(["", *(f"stratum/{name}/" for name in self._strata)]):
+            of_tasks = {
+                name: self._task_metrics(sums[:, group, task].tolist(), distribution(group, task))
+                for task, name in enumerate(self._tasks)
+            }
+            for name, values in of_tasks.items():
+                metrics |= {f"{prefix}{name}/{key}": value for key, value in values.items()}
+            for key in _MEANS:
+                known = [value for values in of_tasks.values() if (value := values[key]) is not None]
+                metrics[f"{prefix}mean/{key}"] = sum(known) / len(known) if known else None
+            metrics[f"{prefix}examples"] = int(sums[_EXAMPLES, group].max())
         return metrics
 
-    def _task_metrics(self, sums: Sequence[float]) -> dict[str, float | int | None]:
-        weight, positive = sums[_WEIGHT], sums[_POSITIVE]
-        loss = ctr = mean_prediction = None
-        if weight > 0:
-            loss, ctr = sums[_CROSS_ENTROPY] / weight, positive / weight
-            mean_prediction = sums[_PREDICTED] / weight
-        rce = _rce(sums[_CROSS_ENTROPY], weight, positive)
-        values: dict[str, float | int | None] = {
-            "loss": loss,
-            "rce": rce,
-            "ctr": ctr,
-            "mean_prediction": mean_prediction,
+    def _chosen(self, output: torch.Tensor) -> torch.Tensor:
+        """The columns of the tasks to measure."""
+        return output if self._all_columns else output.index_select(1, self._columns)
+
+    def _task_metrics(self, sums: Sequence[float], scores: ScoreDistribution) -> dict[str, float | None]:
+        weight, positive, predicted = sums[_WEIGHT], sums[_POSITIVE], sums[_PREDICTED]
+        values = {
+            "loss": _ratio(sums[_CROSS_ENTROPY], weight),
+            "rce": relative_cross_entropy(sums[_CROSS_ENTROPY], weight, positive),
+            "nrce": None,
+            "auroc": scores.auroc(),
+            "calibration": _ratio(predicted, positive),
+            "ctr": _ratio(positive, weight),
+            "mean_prediction": _ratio(predicted, weight),
         }
+        # Where nothing is predicted, no factor makes the means equal.
+        if positive > 0 and predicted > 0:
+            change = scores.cross_entropy_change(positive / predicted)
+            values["nrce"] = relative_cross_entropy(sums[_CROSS_ENTROPY] + change, weight, positive)
+        for row, threshold in zip(range(_THRESHOLDS, len(sums), 2), self._thresholds, strict=True):
+            predicted_positive, true_positive = sums[row : row + 2]
+            values[f"precision_at_{threshold}"] = _ratio(true_positive, predicted_positive)
+            values[f"recall_at_{threshold}"] = _ratio(true_positive, positive)
         if self._has_reference:
-            reachable = _rce(sums[_REFERENCE_ENTROPY], weight, sums[_REFERENCE_POSITIVE])
-            expected = _rce(sums[_REFERENCE_CROSS_ENTROPY], weight, sums[_REFERENCE_POSITIVE])
+            reachable = relative_cross_entropy(sums[_REFERENCE_ENTROPY], weight, sums[_REFERENCE_POSITIVE])
+            expected = relative_cross_entropy(sums[_REFERENCE_CROSS_ENTROPY], weight, sums[_REFERENCE_POSITIVE])
             values["reachable_rce"] = reachable
             values["share_of_reachable_rce"] = None
             if expected is not None and reachable is not None and reachable > _NOTHING_REACHABLE:
                 values["share_of_reachable_rce"] = expected / reachable
+        if sums[_NAN_PREDICTIONS] > 0:
+            values |= dict.fromkeys((key for key in values if key not in _WITHOUT_PREDICTIONS), math.nan)
         return values
 
 
-def _cross_entropy(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    predictions = predictions.clamp(_EPSILON, 1 - _EPSILON)
-    return -(labels * predictions.log() + (1 - labels) * torch.log1p(-predictions))
-
-
-def _rce(cross_entropy: float, weight: float, positive: float) -> float | None:
-    """100 * (1 - CE / CE of the base rate); None without positives or without negatives."""
-    if not 0 < positive < weight:
-        return None
-    rate = torch.tensor(positive / weight, dtype=torch.float64)
-    return 100.0 * (1.0 - cross_entropy / (weight * float(_cross_entropy(rate, rate))))
-
-
-def _auroc(negatives: torch.Tensor, positives: torch.Tensor) -> float | None:
-    """From weights per bin, ascending: the weighted share of (positive, negative) pairs in order, ties half."""
-    pairs = float(negatives.sum() * positives.sum())
-    if pairs == 0:
-        return None
-    below = negatives.cumsum(0) - negatives
-    return float((positives * (below + negatives / 2)).sum()) / pairs
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None

@@ -1,0 +1,58 @@
+"""Distributions of scores without bins, in memory that grows with the examples."""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from core.metrics.scores import ScoreDistribution
+
+
+class KeptScores:
+    """Every prediction with its label and weights.
+
+    Memory: 4 * tasks * (2 + groups) bytes per example on the rank that reads it; over_all_ranks() then needs twice that
+    per example of all ranks, on each. It gathers the examples, beside the one reduction.
+    """
+
+    def __init__(self, groups: int, tasks: int, device: torch.device) -> None:
+        self._rank, self._world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        # [batch, prediction and label and weight in each group, tasks].
+        self._batches = [torch.zeros(0, 2 + groups, tasks, device=device)]
+
+    def update(self, predictions: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> None:
+        self._batches.append(torch.cat([predictions[:, None], labels[:, None], weights], dim=1))
+
+    def summands(self) -> torch.Tensor:
+        """The number of examples, in the place of this rank."""
+        counts = torch.zeros(self._world_size, dtype=torch.float64, device=self._batches[0].device)
+        counts[self._rank] = sum(len(batch) for batch in self._batches)
+        return counts
+
+    def over_all_ranks(self, sums: torch.Tensor) -> Callable[[int, int], ScoreDistribution]:
+        rows = torch.cat(self._batches).double()
+        if self._world_size > 1:
+            rows = _gathered(rows, [int(count) for count in sums])
+        rows = rows.cpu()
+
+        def distribution(group: int, task: int) -> ScoreDistribution:
+            predictions, labels, weights = rows[:, 0, task], rows[:, 1, task], rows[:, 2 + group, task]
+            present = weights > 0
+            predictions, labels, weights = predictions[present], labels[present], weights[present]
+            values, index = torch.unique(predictions, return_inverse=True)
+            negatives, positives = (
+                torch.zeros_like(values).index_add_(0, index, part)
+                for part in (weights * (1 - labels), weights * labels)
+            )
+            return ScoreDistribution(values, negatives, positives)
+
+        return distribution
+
+
+def _gathered(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """The rows [count, ...] of all ranks one after the other; `counts` by rank."""
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -7,7 +7,7 @@ import torch
 
 
 class Metrics(Protocol):
-    """Accumulates the outputs of a model over a partition, in memory that doesn't grow."""
+    """Accumulates the outputs of a model over a partition."""
 
     def update(self, outputs: Mapping[str, torch.Tensor]) -> None:
         """Adds a batch: the outputs of the model, [batch, ...]."""

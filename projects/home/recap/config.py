@@ -1,12 +1,13 @@
 """The Heavy Ranker's configuration."""
 
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import pydantic
 
 from core.config.base_config import NotSupportedYet
 from core.config.training import JobConfig
+from core.metrics.config import MetricsConfig
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.model.config import ModelConfig
 from projects.home.recap.optimizer import RecapOptimizerConfig
@@ -15,19 +16,16 @@ from projects.home.recap.optimizer import RecapOptimizerConfig
 class RecapConfig(JobConfig):
     """What a run of projects.home.recap.main reads."""
 
+    evaluation_only_keys: ClassVar[frozenset[str]] = frozenset({"validation_data", "metrics"})
+
     model: ModelConfig = pydantic.Field(description="The model.")
     train_data: RecapDataConfig = pydantic.Field(description="What to train on.")
     validation_data: dict[str, RecapDataConfig] = pydantic.Field(
         {}, description="What to evaluate on: partitions by name."
     )
+    metrics: MetricsConfig = pydantic.Field(MetricsConfig(), description="What to measure on every partition.")
     optimizer: RecapOptimizerConfig = pydantic.Field(description="How to update the model.")
     which_metrics: NotSupportedYet = pydantic.Field(None, description="Another choice of metrics.")
-
-    def identity(self) -> dict[str, Any]:
-        """As the base's, less the weights of the score: nothing is trained on it."""
-        identity = super().identity()
-        del identity["model"]["score_weights"]
-        return identity
 
     @pydantic.model_validator(mode="after")
     def _tasks_match(self) -> "RecapConfig":
@@ -36,6 +34,14 @@ class RecapConfig(JobConfig):
         problems = _missing("train_data.tasks", tasks, self.train_data.tasks)
         for name, data in self.validation_data.items():
             problems += _missing(f"validation_data.{name}.tasks", tasks, data.tasks)
+            if unknown := [task for task in data.evaluation_tasks if task not in tasks]:
+                place = f"validation_data.{name}.evaluation_tasks"
+                problems.append(f"{place} has {', '.join(unknown)} (not in model.tasks)")
+        if self.train_data.evaluation_tasks:
+            problems.append(
+                "train_data.evaluation_tasks is given, but nothing is evaluated on train_data; give the same inputs as "
+                "a partition of validation_data"
+            )
         if (rates := self.optimizer.multi_task_learning_rates) is not None:
             place = "optimizer.multi_task_learning_rates.tower_learning_rates"
             problems += _missing(place, tasks, rates.tower_learning_rates)
@@ -44,6 +50,14 @@ class RecapConfig(JobConfig):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """As the base's, less the weights of the score and what is measured: nothing is trained on them."""
+        identity = super().identity()
+        for key in ("score_weights", "stratifiers"):
+            del identity["model"][key]
+        del identity["train_data"]["evaluation_tasks"]
+        return identity
 
 
 def _missing(place: str, tasks: Iterable[str], found: Collection[str]) -> list[str]:

@@ -29,7 +29,7 @@ from core.evaluation import Partition
 from core.run_directory import RunDirectory
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.dataset import RecapDataset, check_batching
-from projects.home.recap.metrics import metrics_table, partition_metrics
+from projects.home.recap.metrics import check_strata, metrics_table, partition_metrics
 from projects.home.recap.model.heavy_ranker import HeavyRanker
 from projects.home.recap.model.model_and_loss import ModelAndLoss
 from projects.home.recap.optimizer import build_optimizer
@@ -98,6 +98,7 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
             small_embeddings=config.model.small_embeddings,
         )
         datasets[path].check_same_features(datasets[_TRAIN], path)
+    check_strata(config.model.stratifiers or (), datasets[_TRAIN].widths)
     return datasets
 
 
@@ -105,7 +106,9 @@ def _train(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: Wor
     tasks = config.model.tasks
     seed_initial_weights(config.runtime.seed)
     ranker = HeavyRanker(config.model, datasets[_TRAIN].widths, datasets[_TRAIN].calibration_rates)
-    model = ModelAndLoss(ranker, [task.pos_weight for task in tasks.values()]).to(world.device)
+    model = ModelAndLoss(ranker, [task.pos_weight for task in tasks.values()], config.model.stratifiers or ()).to(
+        world.device
+    )
     rows = config.train_data.global_batch_size // world.size
     if rows == 1 and any(isinstance(module, torch.nn.BatchNorm1d) for module in model.modules()):
         raise ConfigError(

@@ -1,57 +1,101 @@
 """What is measured of the Heavy Ranker, and how the end of a run is told."""
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 import tabulate
 import torch
 
 from common.measurement import Measurement
+from core.config.base_config import ConfigError
 from core.metrics.interface import Metrics
 from core.metrics.multi_task import MultiTaskMetrics
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.dataset import RecapDataset
+from projects.home.recap.data.schema import FeatureWidths
+from projects.home.recap.model.config import StratifierConfig
 
 _COLUMNS = {
     "loss": "loss",
     "rce": "RCE",
+    "nrce": "NRCE",
     "auroc": "AUROC",
     "ctr": "CTR",
-    "mean_prediction": "mean p",
+    "calibration": "p/CTR",
     "share_of_reachable_rce": "reached",
 }
 
 
+def check_strata(stratifiers: Sequence[StratifierConfig], widths: FeatureWidths) -> None:
+    """Raises ConfigError where a stratum is of a discrete feature that the data hasn't."""
+    for position, stratifier in enumerate(stratifiers):
+        if stratifier.index >= widths.discrete:
+            found = f"the data has {widths.discrete}" if widths.discrete else "the data brings no discrete features"
+            raise ConfigError(
+                f"model.stratifiers[{position}].index: {stratifier.index} given, counted from 0, but {found}; see "
+                "seg_dense_schema of train_data and validation_data"
+            )
+
+
 def partition_metrics(config: RecapConfig, dataset: RecapDataset) -> Callable[[torch.device], Metrics]:
     """What makes the metrics of a partition of validation_data."""
-    return functools.partial(MultiTaskMetrics, tuple(config.model.tasks), has_reference=dataset.has_reference)
+    return functools.partial(
+        MultiTaskMetrics,
+        tuple(config.model.tasks),
+        evaluation_tasks=dataset.evaluation_tasks,
+        strata=[stratifier.name for stratifier in config.model.stratifiers or ()],
+        thresholds=config.metrics.thresholds,
+        exact=config.metrics.exact,
+        has_reference=dataset.has_reference,
+    )
 
 
 def metrics_table(measurement: Measurement) -> str:
-    """An evaluation's metrics, a row a task; a dash where one is not available.
+    """An evaluation's metrics, a row a task, then a row a stratum with its means over tasks; a dash where one is not
+    available.
 
-    "mean p" is the mean prediction, "reached" the share of the reachable RCE.
+    "p/CTR" is calibration, "reached" the share of the reachable RCE.
     """
     metrics = measurement.metrics
-    shown = {key: title for key, title in _COLUMNS.items() if any(name.endswith(f"/{key}") for name in metrics)}
-    tasks = dict.fromkeys(name.rpartition("/")[0] for name in metrics if "/" in name)
-    rows = [
-        [task.removeprefix("recap.engagement."), *(_cell(key, metrics.get(f"{task}/{key}")) for key in shown)]
-        for task in tasks
-    ]
-    return tabulate.tabulate(
-        rows,
-        headers=["task", *shown.values()],
-        disable_numparse=True,
-        colalign=("left", *("right" for _ in shown)),
+    tasks = dict.fromkeys(
+        name.rpartition("/")[0] for name in metrics if "/" in name and not name.startswith("stratum/")
     )
+    shown = [key for key in _COLUMNS if any(f"{task}/{key}" in metrics for task in tasks)]
+    table = _table(
+        ["task", *(_COLUMNS[key] for key in shown)],
+        [
+            [task.removeprefix("recap.engagement."), *(_cell(key, metrics.get(f"{task}/{key}")) for key in shown)]
+            for task in tasks
+        ],
+    )
+    strata = [name.removesuffix("/examples") for name in metrics if re.fullmatch("stratum/[^/]*/examples", name)]
+    if not strata:
+        return table
+    means = [key for key in shown if f"mean/{key}" in metrics]
+    of_strata = _table(
+        ["mean of tasks in stratum", "examples", *(_COLUMNS[key] for key in means)],
+        [
+            [
+                stratum.removeprefix("stratum/"),
+                f"{metrics[f'{stratum}/examples']:,}",
+                *(_cell(key, metrics[f"{stratum}/mean/{key}"]) for key in means),
+            ]
+            for stratum in strata
+        ],
+    )
+    return f"{table}\n\n{of_strata}"
+
+
+def _table(headers: list[str], rows: list[list[str]]) -> str:
+    alignment = ("left", *("right" for _ in headers[1:]))
+    return tabulate.tabulate(rows, headers=headers, disable_numparse=True, colalign=alignment)
 
 
 def _cell(key: str, value: float | int | None) -> str:
     if value is None:
         return "-"
-    if key == "rce":
-        return f"{value:.2f}"
     if key == "share_of_reachable_rce":
         return f"{value:.1%}" if value >= 0 else "<0%"
-    return f"{value:.5f}" if key in ("ctr", "mean_prediction") else f"{value:.4f}"
+    decimals = {"rce": 2, "nrce": 2, "calibration": 3, "ctr": 5}.get(key, 4)
+    return f"{value:.{decimals}f}"

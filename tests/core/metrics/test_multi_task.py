@@ -4,72 +4,140 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from sklearn.metrics import log_loss, roc_auc_score
 
 from core.metrics.multi_task import MultiTaskMetrics
+from tests.core.metrics import truth
+from tests.core.metrics.truth import Outputs, column
+from tests.core.metrics.truth import outputs_of as example
 
 CPU = torch.device("cpu")
-Outputs = dict[str, torch.Tensor]
+THRESHOLDS = (0.05, 0.3, 0.7)
 
 
-def example(rows: int = 20_000, tasks: int = 2, seed: int = 0) -> Outputs:
-    """Predictions as a model makes them, rare positives, weights far from uniform, a tenth of the rows masked."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(rows, tasks, generator=generator) - 2
-    probabilities = torch.sigmoid(logits + 0.5 * torch.randn(rows, tasks, generator=generator))
-    weights = 3 * torch.rand(rows, tasks, generator=generator)
-    weights[torch.rand(rows, generator=generator) < 0.1] = 0
-    return {
-        "calibrated_probabilities": torch.sigmoid(logits),
-        "labels": (torch.rand(rows, tasks, generator=generator) < probabilities).float(),
-        "weights": weights,
-        "reference_probabilities": probabilities,
-    }
-
-
-def computed(outputs: Outputs, *, batch: int = 700, has_reference: bool = False) -> dict[str, Any]:
+def computed(outputs: Outputs, *, batch: int = 700, **options: Any) -> dict[str, Any]:
     tasks = [f"t{i}" for i in range(outputs["labels"].shape[1])]
-    metrics = MultiTaskMetrics(tasks, CPU, has_reference=has_reference)
+    metrics = MultiTaskMetrics(tasks, CPU, **options)
     for begin in range(0, len(outputs["labels"]), batch):
         metrics.update({name: tensor[begin : begin + batch] for name, tensor in outputs.items()})
     return metrics.compute()
 
 
-def column(outputs: Outputs, name: str, task: int) -> NDArray[np.float64]:
-    return outputs[name][:, task].double().numpy()
-
-
-def of_task(probabilities: list[float], labels: list[float], weights: list[float] | None = None) -> dict[str, Any]:
+def of_task(
+    probabilities: list[float], labels: list[float], weights: list[float] | None = None, **options: Any
+) -> dict[str, Any]:
     """The metrics of one task, "t0", without its name."""
     outputs = {
         "calibrated_probabilities": torch.tensor(probabilities)[:, None],
         "labels": torch.tensor(labels)[:, None],
         "weights": torch.tensor(weights or [1.0] * len(labels))[:, None],
     }
-    return {name.removeprefix("t0/"): value for name, value in computed(outputs).items()}
+    return {name.removeprefix("t0/"): value for name, value in computed(outputs, **options).items()}
 
 
-def test_equals_sklearn():
+def assert_close(found: dict[str, Any], expected: dict[str, float], *, exact: bool) -> None:
+    """auroc and nrce as near as histograms come to them, or as float64 does; all else exactly."""
+    for key, value in expected.items():
+        tolerance = {"auroc": 5e-5, "nrce": 1e-3}.get(key, 0) if not exact else 0
+        assert found[key] == pytest.approx(value, rel=1e-9, abs=tolerance or 1e-10), key
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_equals_sklearn(exact):
     outputs = example()
-    found = computed(outputs)
-    expected: dict[str, list[float]] = {"loss": [], "rce": [], "auroc": []}
-    for task in range(2):
-        p, y, w = (column(outputs, name, task) for name in ("calibrated_probabilities", "labels", "weights"))
-        loss = log_loss(y, p, sample_weight=w)
-        rate = np.average(y, weights=w)
-        naive = log_loss(y, np.full_like(y, rate), sample_weight=w)
-        expected["loss"].append(loss)
-        expected["rce"].append(100 * (1 - loss / naive))
-        expected["auroc"].append(roc_auc_score(y, p, sample_weight=w))
-        for key in ("loss", "rce"):
-            assert found[f"t{task}/{key}"] == pytest.approx(expected[key][-1], rel=1e-9)
-        assert abs(found[f"t{task}/auroc"] - expected["auroc"][-1]) < 1e-5
-        assert found[f"t{task}/ctr"] == pytest.approx(rate, rel=1e-12)
-        assert found[f"t{task}/mean_prediction"] == pytest.approx(np.average(p, weights=w), rel=1e-12)
-    for key, values in expected.items():
-        assert found[f"mean/{key}"] == pytest.approx(np.mean(values), rel=1e-5)
+    found = computed(outputs, exact=exact, thresholds=THRESHOLDS)
+    expected = [truth.of_task(outputs, task, THRESHOLDS) for task in range(2)]
+    for task, metrics in enumerate(expected):
+        assert_close({key: found[f"t{task}/{key}"] for key in metrics}, metrics, exact=exact)
+    means = {key: float(np.mean([metrics[key] for metrics in expected])) for key in ("loss", "rce", "nrce", "auroc")}
+    assert_close({key: found[f"mean/{key}"] for key in means}, means, exact=exact)
+    assert {key for key in found if key.startswith("mean/")} == {f"mean/{key}" for key in means}
     assert found["examples"] == int((outputs["weights"][:, 0] > 0).sum())
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_stratum_is_measured_like_a_partition_of_its_rows(exact):
+    outputs = example(5000)
+    options = {"exact": exact, "thresholds": THRESHOLDS, "has_reference": True}
+    found = computed(outputs, strata=["even", "odd", "none"], **options)
+    whole = computed(outputs, **options)
+    assert {key: value for key, value in found.items() if not key.startswith("stratum/")} == whole
+    for index, name in enumerate(["even", "odd"]):
+        rows = outputs["strata"][:, index]
+        alone = computed({key: tensor[rows] for key, tensor in outputs.items()}, **options)
+        of_stratum = {key: found[f"stratum/{name}/{key}"] for key in alone}
+        truth.assert_same(of_stratum, alone)
+        expected = truth.of_task({key: tensor[rows] for key, tensor in outputs.items()}, 0, THRESHOLDS)
+        assert_close({key: of_stratum[f"t0/{key}"] for key in expected}, expected, exact=exact)
+    empty = {key: value for key, value in found.items() if key.startswith("stratum/none/")}
+    assert empty.pop("stratum/none/examples") == 0
+    assert empty.keys() == {f"stratum/none/{key}" for key in whole if key != "examples"}
+    assert set(empty.values()) == {None}
+
+
+def test_strata_may_overlap_and_what_is_nan_in_one_leaves_the_other_alone():
+    outputs = example(300, tasks=1)
+    outputs["strata"] = torch.stack([torch.arange(300) < 200, torch.arange(300) >= 100], dim=1)
+    outputs["calibrated_probabilities"][250] = math.nan
+    outputs["weights"][250] = 1.0
+    found = computed(outputs, strata=["first", "last"])
+    assert math.isnan(found["stratum/last/t0/rce"])
+    assert math.isnan(found["t0/rce"])
+    expected = truth.of_task({key: tensor[:200] for key, tensor in outputs.items()}, 0)
+    assert_close({key: found[f"stratum/first/t0/{key}"] for key in expected}, expected, exact=False)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_only_the_evaluation_tasks_are_measured(exact):
+    outputs = example(1000, tasks=3)
+    options = {"exact": exact, "has_reference": True, "strata": ["even", "odd", "none"]}
+    found = computed(outputs, evaluation_tasks=["t2", "t1"], **options)
+    kept = {name: tensor[:, 1:] if name != "strata" else tensor for name, tensor in outputs.items()}
+    expected = computed(kept, **options)
+    renamed = {key.replace("t1/", "t2/").replace("t0/", "t1/"): value for key, value in expected.items()}
+    assert found == renamed
+
+
+def test_a_prediction_at_the_threshold_is_positive():
+    """Also where the threshold is no float32: 0.7 is less as a float32 than as a float64."""
+    found = of_task([0.7, 0.7, 0.69, 0.71], [1.0, 0.0, 1.0, 1.0], thresholds=[0.7])
+    assert found["precision_at_0.7"] == pytest.approx(2 / 3)
+    assert found["recall_at_0.7"] == pytest.approx(2 / 3)
+
+
+def test_precision_and_recall_where_they_are_not_defined():
+    nothing_predicted = of_task([0.1, 0.2], [1.0, 0.0], thresholds=[0.5])
+    assert (nothing_predicted["precision_at_0.5"], nothing_predicted["recall_at_0.5"]) == (None, 0.0)
+    no_positive = of_task([0.1, 0.8], [0.0, 0.0], thresholds=[0.5])
+    assert (no_positive["precision_at_0.5"], no_positive["recall_at_0.5"]) == (0.0, None)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("factor", [0.2, 0.9, 1.0, 1.5])
+def test_nrce_does_not_depend_on_a_factor_of_the_predictions(exact, factor):
+    outputs = example()
+    outputs["calibrated_probabilities"] = outputs["calibrated_probabilities"].double()
+    outputs["calibrated_probabilities"] *= 0.6 / outputs["calibrated_probabilities"].max()
+    before = computed(outputs, exact=exact)
+    outputs["calibrated_probabilities"] *= factor
+    found = computed(outputs, exact=exact)
+    assert found["t0/calibration"] == pytest.approx(factor * before["t0/calibration"], rel=1e-12)
+    assert found["t0/nrce"] == pytest.approx(before["t0/nrce"], abs=1e-9 if exact else 1e-3)
+
+
+def test_nrce_of_a_calibrated_model_is_its_rce():
+    outputs = example(1000, tasks=1)
+    p, y, w = (column(outputs, name, 0) for name in ("calibrated_probabilities", "labels", "weights"))
+    calibrated = truth.of_one_task(p * np.average(y, weights=w) / np.average(p, weights=w), y, w)
+    found = computed(calibrated)
+    assert found["t0/calibration"] == pytest.approx(1.0, rel=1e-12)
+    assert found["t0/nrce"] == pytest.approx(found["t0/rce"], abs=1e-10)
+
+
+def test_without_any_prediction_above_0_there_is_no_nrce():
+    found = of_task([0.0, 0.0], [1.0, 0.0])
+    assert found["nrce"] is None
+    assert found["calibration"] == 0.0
+    assert found["rce"] < 0
 
 
 def test_does_not_depend_on_how_rows_are_cut_into_batches():
@@ -78,39 +146,20 @@ def test_does_not_depend_on_how_rows_are_cut_into_batches():
     assert whole == pytest.approx(pieces, rel=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_auroc_is_within_its_bound_where_predictions_crowd(seed):
-    """Predictions within two bins' width of each other, many of them equal."""
-    generator = np.random.default_rng(seed)
-    width = 40 / 2**15
-    logits = 1.0 + generator.integers(0, 8, 400) * width / 4
-    labels, weights = generator.integers(0, 2, 400).astype(float), generator.random(400)
-    outputs = {
-        "calibrated_probabilities": torch.sigmoid(torch.tensor(logits))[:, None],
-        "labels": torch.tensor(labels)[:, None],
-        "weights": torch.tensor(weights)[:, None],
-    }
-    truth = roc_auc_score(labels, logits, sample_weight=weights)
-    positive, negative = labels == 1, labels == 0
-    pairs = weights[positive, None] * weights[None, negative]
-    # Pairs that may share a bin: closer than its width.
-    close = np.abs(logits[positive, None] - logits[None, negative]) < width
-    bound = (pairs * close).sum() / pairs.sum() / 2
-    assert abs(computed(outputs)["t0/auroc"] - truth) <= bound
-
-
 def test_auroc_counts_ties_half():
     assert of_task([0.3, 0.3, 0.3], [1.0, 0.0, 0.0])["auroc"] == 0.5
     assert of_task([0.3, 0.1, 0.3], [1.0, 0.0, 0.0])["auroc"] == 0.75
 
 
-def test_absent_rows_count_for_nothing_whatever_the_model_makes_of_them():
+@pytest.mark.parametrize("exact", [False, True])
+def test_absent_rows_count_for_nothing_whatever_the_model_makes_of_them(exact):
     outputs = example(1000)
     absent = outputs["weights"][:, 0] == 0
-    expected = computed({name: tensor[~absent] for name, tensor in outputs.items()}, has_reference=True)
+    options = {"has_reference": True, "exact": exact, "thresholds": THRESHOLDS, "strata": ["even", "odd", "none"]}
+    expected = computed({name: tensor[~absent] for name, tensor in outputs.items()}, **options)
     outputs["calibrated_probabilities"][absent] = math.nan
-    found = computed(outputs, has_reference=True)
-    assert found == pytest.approx(expected, rel=1e-12)
+    found = computed(outputs, **options)
+    truth.assert_same(found, expected, rel=1e-12)
     assert found["examples"] == int((~absent).sum())
 
 
@@ -124,8 +173,8 @@ def test_weights_count_like_repeated_rows():
 @pytest.mark.parametrize(("label", "ctr"), [(0.0, 0.0), (1.0, 1.0)])
 def test_without_positives_or_negatives_there_is_neither_rce_nor_auroc(label, ctr):
     found = of_task([0.25, 0.25], [label, label])
-    assert found["rce"] is None
-    assert found["auroc"] is None
+    assert found["rce"] is found["nrce"] is found["auroc"] is None
+    assert found["calibration"] == (0.25 if label else None)
     assert found["ctr"] == ctr
     assert found["loss"] == pytest.approx(-math.log(0.25 if label else 0.75), rel=1e-7)
 
@@ -136,11 +185,9 @@ def test_what_a_task_lacks_is_left_out_of_the_means():
     outputs["labels"][:, 2] = 1  # no negative
     outputs["weights"][:, 3] = 0  # no row
     found = computed(outputs)
-    assert {key: found[f"t3/{key}"] for key in ("loss", "rce", "auroc", "ctr", "mean_prediction")} == dict.fromkeys(
-        ("loss", "rce", "auroc", "ctr", "mean_prediction")
-    )
-    assert found["mean/rce"] == found["t0/rce"]
-    assert found["mean/auroc"] == found["t0/auroc"]
+    assert {value for key, value in found.items() if key.startswith("t3/")} == {None}
+    for key in ("rce", "nrce", "auroc"):
+        assert found[f"mean/{key}"] == found[f"t0/{key}"]
     assert found["mean/loss"] == pytest.approx(np.mean([found[f"t{task}/loss"] for task in range(3)]))
     assert found["examples"] == int((outputs["weights"][:, 0] > 0).sum())
 
@@ -161,13 +208,16 @@ def test_predictions_of_exactly_0_and_1_are_finite():
     assert math.isfinite(wrong["rce"])
 
 
-def test_a_prediction_that_is_nan_is_not_hidden():
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_prediction_that_is_nan_is_not_hidden(exact):
     outputs = example(100)
     outputs["calibrated_probabilities"][5, 1] = math.nan
     outputs["weights"][5, 1] = 1.0
-    found = computed(outputs)
-    assert all(math.isnan(found[name]) for name in ("t1/loss", "t1/rce", "t1/auroc", "mean/loss", "mean/auroc"))
-    assert math.isfinite(found["t0/auroc"])
+    found = computed(outputs, exact=exact, thresholds=[0.5], has_reference=True)
+    of_labels = {"t1/ctr", "t1/reachable_rce"}
+    assert {key for key, value in found.items() if value is not None and math.isnan(value)} == {
+        key for key in found if key.startswith(("t1/", "mean/")) and key not in of_labels
+    }
 
 
 def test_the_reference_itself_reaches_all_of_the_reachable_rce():

@@ -114,6 +114,9 @@ class RecapDataConfig(DatasetConfig):
         "before sampling; false: it learns those of the data as stored, and its calibrated_probabilities take sampling "
         "back. Evaluations always weigh examples so.",
     )
+    evaluation_tasks: list[str] = pydantic.Field(
+        [], description="Tasks that a partition of validation_data is evaluated on; empty: all of the model's."
+    )
     preprocess: Preprocess | None = pydantic.Field(None, description="null: records are used as they are.")
     sampler: NotSupportedYet = pydantic.Field(None, description="Choose among examples as they are read.")
     weight_column: str | None = pydantic.Field(

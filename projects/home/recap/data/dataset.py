@@ -100,6 +100,11 @@ class RecapDataset:
             )
 
     @property
+    def evaluation_tasks(self) -> Sequence[str]:
+        """Tasks to measure; empty: all."""
+        return self._config.evaluation_tasks
+
+    @property
     def has_reference(self) -> bool:
         """Whether batches for evaluation bring the probabilities that labels were drawn from."""
         return self._config.reference_probability_prefix is not None

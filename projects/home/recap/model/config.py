@@ -107,6 +107,21 @@ class SmallEmbeddingsConfig(BaseConfig):
         return tables
 
 
+class StratifierConfig(BaseConfig):
+    """A stratum: the examples in which a discrete feature has a certain value."""
+
+    name: str = pydantic.Field(min_length=1, description="Of the stratum, in names of metrics; without a slash.")
+    index: pydantic.NonNegativeInt = pydantic.Field(description="Position of the feature among the discrete ones.")
+    value: int = pydantic.Field(description="Value of the feature.")
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _is_one_part_of_a_name(cls, name: str) -> str:
+        if "/" in name:
+            raise ValueError("a name without a slash is expected: slashes separate the parts of a metric's name")
+        return name
+
+
 class ModelConfig(BaseConfig):
     """The Heavy Ranker: features, a backbone, a tower per task."""
 
@@ -136,6 +151,17 @@ class ModelConfig(BaseConfig):
         description="Weights of the tasks' calibrated probabilities in the score that ranks candidates, those left out "
         "0; null: no score.",
     )
+    stratifiers: list[StratifierConfig] | None = pydantic.Field(
+        None, description="Strata of the examples that metrics are computed of, too; null: none. No part of training."
+    )
+
+    @pydantic.field_validator("stratifiers")
+    @classmethod
+    def _strata_differ(cls, stratifiers: list[StratifierConfig] | None) -> list[StratifierConfig] | None:
+        names = [stratifier.name for stratifier in stratifiers or ()]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two strata are named {', '.join(twice)}; give each a name of its own")
+        return stratifiers
 
     @pydantic.field_validator("tasks")
     @classmethod

@@ -7,22 +7,31 @@ from torch import nn
 
 from core.losses import multi_task_cross_entropy
 from projects.home.recap.data.batch import RecapBatch
+from projects.home.recap.model.config import StratifierConfig
 from projects.home.recap.model.heavy_ranker import HeavyRanker
 
 
 class ModelAndLoss(nn.Module):
     """Scores a batch and compares with its labels, task by task, matched by name."""
 
-    def __init__(self, ranker: HeavyRanker, pos_weights: Sequence[float]) -> None:
-        """pos_weights: factors of the positives' loss, in the order of the ranker's tasks."""
+    def __init__(
+        self, ranker: HeavyRanker, pos_weights: Sequence[float], stratifiers: Sequence[StratifierConfig] = ()
+    ) -> None:
+        """Args:
+        ranker: the model.
+        pos_weights: factors of the positives' loss, in the order of the ranker's tasks.
+        stratifiers: strata to tell in evaluation.
+        """
         super().__init__()
         self.ranker = ranker
+        self._strata = [(stratifier.index, stratifier.value) for stratifier in stratifiers]
         self.register_buffer("_pos_weights", torch.tensor(pos_weights), persistent=False)
         self._pos_weights: torch.Tensor
 
     def forward(self, batch: RecapBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Returns the loss (scalar) and outputs: those of the ranker, and as [batch, tasks], in the order of the
-        ranker's tasks, labels, weights and, where the batch has them, reference_probabilities.
+        ranker's tasks, labels, weights and, where the batch has them, reference_probabilities. In evaluation also
+        strata, if there are any: bool [batch, strata], whether the example is in the stratum.
 
         Raises:
           ValueError: the batch lacks the labels of a task.
@@ -39,5 +48,8 @@ class ModelAndLoss(nn.Module):
         outputs |= {"labels": batch.labels, "weights": batch.weights}
         if batch.reference_probabilities is not None:
             outputs["reference_probabilities"] = batch.reference_probabilities
+        if self._strata and not self.training:
+            assert batch.discrete is not None, "checked by check_strata()"
+            outputs["strata"] = torch.stack([batch.discrete[:, index] == value for index, value in self._strata], dim=1)
         loss = multi_task_cross_entropy(outputs["logits"], batch.labels, batch.weights, self._pos_weights)
         return loss, outputs

@@ -237,6 +237,38 @@ NORM = "model.featurization_config.double_norm_log_config"
             "validation_data.validation.tasks lacks recap.engagement.is_favorited, ",
             "every key of model.tasks is needed",
         ),
+        (
+            "validation_data.validation.evaluation_tasks=[recap.engagement.is_replied, is_liked]",
+            "(top level)",
+            "validation_data.validation.evaluation_tasks has is_liked",
+            "not in model.tasks",
+        ),
+        (
+            "train_data.evaluation_tasks=[recap.engagement.is_replied]",
+            "(top level)",
+            "train_data.evaluation_tasks is given",
+            "give the same inputs as a partition of validation_data",
+        ),
+        ("metrics.thresholds=[0.5, 1.0]", "metrics.thresholds[1]", "1.0 given", "less than 1"),
+        ("metrics.thresholds=[0.5, 0.5]", "metrics.thresholds", "0.5 stands there twice", "give each once"),
+        (
+            "model.stratifiers=[{name: s, index: 0, value: 1}, {name: s, index: 0, value: 2}]",
+            "model.stratifiers",
+            "two strata are named s",
+            "a name of its own",
+        ),
+        (
+            "model.stratifiers=[{name: a/b, index: 0, value: 1}]",
+            "model.stratifiers[0].name",
+            "'a/b' given",
+            "without a slash",
+        ),
+        (
+            "model.stratifiers=[{name: a, index: -1, value: 1}]",
+            "model.stratifiers[0].index",
+            "-1 given",
+            "or equal to 0",
+        ),
         # What would harm a run.
         (
             "training.save_dir=gs://bucket/run",

@@ -41,6 +41,12 @@ OPTIONS = [
     "model.score_weights={recap.engagement.is_replied: 13.5}",
     "optimizer.multi_task_learning_rates=null",
 ]
+# The same, for evaluation.
+EVALUATION_OPTIONS = [
+    "train_data.seg_dense_schema.features=[discrete]",
+    "validation_data.validation.seg_dense_schema.features=[discrete]",
+    "model.stratifiers=[{name: s, index: 0, value: 1}]",
+]
 RATES = [
     "{constant: 0.01}",
     "{linear_ramp_to_constant: {learning_rate: 0.01, num_ramp_steps: 1}}",
@@ -150,7 +156,7 @@ def on_small_data(path: Path, data: Path, save_dir: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[set[Field], set[Field]]]:
-    """Of each shipped configuration, trained as it is and with OPTIONS: the fields that it has, with and without them,
+    """Of each shipped configuration, trained as it is and with options: the fields that it has, with and without them,
     and those that were read."""
     directory = tmp_path_factory.mktemp("runs")
     key_path = directory / "key"
@@ -165,7 +171,7 @@ def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
             recorder = Recorder()
             has: set[Field] = set()
             others = [[*OPTIONS, f"optimizer.single_task_learning_rate={rate}"] for rate in RATES]
-            for index, options in enumerate([[], *others]):
+            for index, options in enumerate([[], EVALUATION_OPTIONS, *others]):
                 overrides = [*on_small_data(path, recap_data, directory / f"{path.stem}-{index}"), *options]
                 arguments = [word for override in overrides for word in ("--set", override)]
                 patcher.setattr(sys, "argv", ["main", "--config", str(path), *arguments])

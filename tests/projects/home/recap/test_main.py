@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 
 from common.checkpointing.storage import CheckpointError, complete_steps, read_tensors
 from common.reader.parquet import DataError
-from core.config import UserError
+from core.config import ConfigError, UserError
 from projects.home.recap.main import main
 from tests.conftest import small_run
 
@@ -77,6 +79,38 @@ def test_the_same_command_again_says_finished_and_more_steps_go_on(
 def test_rotation_leaves_the_newest_two(train: Train, tmp_path: Path) -> None:
     assert train("training.checkpoint_max_to_keep=2", "training.checkpoint_every_n=3", "training.eval_every_n=0") == 0
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["12", "9"]
+
+
+def test_what_is_measured_may_change_between_a_run_and_its_resume(
+    train: Train, recap_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("training.num_train_steps=4") == 0
+    one = "recap.engagement.is_favorited"
+    strata = "model.stratifiers=[{name: kind 0, index: 3, value: 0}, {name: none, index: 3, value: -5}]"
+    choice = ("metrics={exact: true, thresholds: [0.1]}", f"validation_data.validation.evaluation_tasks=[{one}]")
+    capsys.readouterr()
+    assert train("training.num_train_steps=8", strata, *choice) == 0
+    before, after = (line["metrics"] for line in lines(tmp_path / "run") if line["mode"] == "evaluate")
+    tasks = {name.partition("/")[0] for name in after} - {"mean", "stratum", "examples"}
+    assert tasks == {one}
+    assert after["mean/rce"] == after[f"{one}/rce"] != before["mean/rce"]
+    assert f"{one}/precision_at_0.5" in before
+    assert f"{one}/recall_at_0.1" in after
+    stored = pq.read_table(recap_data / "validation", columns=["discrete", one])
+    kind = np.array(stored["discrete"].to_pylist())[:, 3]
+    assert after["stratum/kind 0/examples"] == (kind == 0).sum() > 0
+    labels = stored[one].to_numpy()
+    assert after[f"stratum/kind 0/{one}/ctr"] == pytest.approx(labels[kind == 0].mean(), rel=1e-12)
+    assert after["stratum/none/examples"] == 0
+    assert after["stratum/none/mean/rce"] is None
+    printed = capsys.readouterr().out
+    assert "is_replied" not in printed
+    assert "\nkind 0 " in printed
+
+
+def test_a_stratum_beyond_the_discrete_features_is_told(train: Train) -> None:
+    with pytest.raises(ConfigError, match=r"model.stratifiers\[0\].index: 4 given, .* but the data has 4"):
+        train("model.stratifiers=[{name: a, index: 4, value: 0}]")
 
 
 def test_refuses_to_continue_another_run_unless_told_to_overwrite(train: Train, tmp_path: Path) -> None:

@@ -1,5 +1,10 @@
+import pytest
+
 from common.measurement import Measurement
-from projects.home.recap.metrics import metrics_table
+from core.config import ConfigError
+from projects.home.recap.data.schema import FeatureWidths
+from projects.home.recap.metrics import check_strata, metrics_table
+from projects.home.recap.model.config import StratifierConfig
 
 
 def test_a_row_per_task_and_a_dash_for_what_is_not_available() -> None:
@@ -20,3 +25,35 @@ def test_a_row_per_task_and_a_dash_for_what_is_not_available() -> None:
         ["is_replied", "0.1250", "-", "<0%"],
         ["mean", "0.1875", "-", "-"],
     ]
+
+
+def test_a_row_per_stratum_with_its_means() -> None:
+    of_task = {"recap.engagement.is_replied/rce": 5.0, "recap.engagement.is_replied/calibration": 0.98}
+    whole = {**of_task, "mean/rce": 5.0, "mean/auroc": 0.75, "examples": 1234567}
+    metrics = {
+        **whole,
+        **{f"stratum/in network/{key}": value for key, value in whole.items()},
+        **{f"stratum/none/{key}": None for key in whole},
+        "stratum/none/examples": 0,
+    }
+    tasks, strata = metrics_table(Measurement(3, "evaluate", "validation", metrics, {})).split("\n\n")
+    assert [line.split() for line in tasks.splitlines()[2:]] == [
+        ["is_replied", "5.00", "-", "0.980"],
+        ["mean", "5.00", "0.7500", "-"],
+    ]
+    header, _, *rows = strata.splitlines()
+    assert header.split() == ["mean", "of", "tasks", "in", "stratum", "examples", "RCE", "AUROC"]
+    assert [row.split() for row in rows] == [
+        ["in", "network", "1,234,567", "5.00", "0.7500"],
+        ["none", "0", "-", "-"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("index", "width", "found"), [(4, 4, "but the data has 4"), (0, 0, "but the data brings no discrete features")]
+)
+def test_a_stratum_of_a_feature_that_the_data_has_not(index: int, width: int, found: str) -> None:
+    strata = [StratifierConfig(name="a", index=0, value=1), StratifierConfig(name="b", index=index, value=1)]
+    with pytest.raises(ConfigError, match=r"model.stratifiers\[\d\].index: .*" + found):
+        check_strata(strata, FeatureWidths(48, 16, {}, width))
+    check_strata(strata, FeatureWidths(48, 16, {}, index + 1))

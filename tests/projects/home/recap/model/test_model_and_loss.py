@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from projects.home.recap.data.batch import RecapBatch
+from projects.home.recap.model.config import StratifierConfig
 from projects.home.recap.model.heavy_ranker import HeavyRanker
 from projects.home.recap.model.model_and_loss import ModelAndLoss
 from tests.projects.home.recap.model.test_heavy_ranker import build, inputs
@@ -68,6 +69,19 @@ def test_a_task_without_labels_is_refused() -> None:
     ranker = build()
     with pytest.raises(ValueError, match=r"no labels of recap.engagement.is_favorited"):
         ModelAndLoss(ranker, [1.0] * 10)(batch(ranker.tasks[1:]))
+
+
+def test_strata_are_told_in_evaluation_alone() -> None:
+    ranker = build()
+    strata = [StratifierConfig(name=name, index=i, value=v) for name, i, v in (("a", 1, 7), ("b", 0, -2), ("c", 1, 9))]
+    model = ModelAndLoss(ranker, [1.0] * 10, strata)
+    discrete = torch.tensor([[-2, 7], [0, 7], [-2, 3], [7, 7], [1, -2]])
+    rows = dataclasses.replace(batch(ranker.tasks), discrete=discrete)
+    assert "strata" not in model.train()(rows)[1]
+    found = model.eval()(rows)[1]["strata"]
+    assert found.dtype == torch.bool
+    assert found.T.tolist() == [[True, True, False, True, False], [True, False, True, False, False], [False] * 5]
+    assert "strata" not in ModelAndLoss(ranker, [1.0] * 10).eval()(rows)[1]
 
 
 def test_rows_of_weight_0_change_nothing_but_the_number_of_examples() -> None:

@@ -136,14 +136,15 @@ def test_metrics_are_those_of_all_rows_with_the_model_of_rank_0(ranks, name, cou
     for found in ranks:
         assert found[f"{name} raised"] is None
         ((metrics, timed_out),) = found[name]
-        assert metrics == pytest.approx(expected, rel=1e-6)
+        # A prediction whose last bit differs may fall into the next bin.
+        assert metrics == pytest.approx(expected, rel=1e-6, abs=1e-5)
         assert not timed_out
     assert ranks[0][name] == ranks[1][name]
 
 
 def test_a_rank_without_rows_knows_the_metrics_too(ranks):
     assert ranks[0]["rows on 0 only"] == ranks[1]["rows on 0 only"]
-    assert ranks[1]["rows on 0 only"] == pytest.approx(alone([toy_batch(ROWS)]), rel=1e-6)
+    assert ranks[1]["rows on 0 only"] == pytest.approx(alone([toy_batch(ROWS)]), rel=1e-6, abs=1e-5)
 
 
 def test_buffers_of_rank_1_follow_rank_0_and_the_mode_is_restored(ranks):

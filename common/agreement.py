@@ -42,26 +42,26 @@ class ControlWord:
         timeout: longest wait for the other ranks; None: torch's default.
         """
         self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
-        self._begun: list[tuple[torch.Tensor, dist.Work | None]] = []
+        self._begun: list[tuple[Control | torch.Tensor, dist.Work | None]] = []
 
     def begin(self, own: Control) -> None:
         """Starts to reduce, in the background, without waiting."""
-        flags = torch.tensor([int(flag in own) for flag in Control], dtype=torch.int32)
-        work = None
-        if self._group is not None:
-            work = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        if self._group is None:
+            self._begun.append((own, None))
+            return
+        word = int(own)
+        flags = torch.tensor([word >> bit & 1 for bit in range(len(Control))], dtype=torch.int32)
+        work = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         self._begun.append((flags, work))
 
     def result(self) -> Control:
         """The flags that any rank has set since the last begin() without a result. The same on all ranks."""
         flags, work = self._begun.pop()
-        if work is not None:
-            work.wait()
-        joined = Control.NONE
-        for flag, is_set in zip(Control, flags.tolist(), strict=True):
-            if is_set:
-                joined |= flag
-        return joined
+        if isinstance(flags, Control):
+            return flags
+        assert work is not None
+        work.wait()
+        return Control(sum(is_set << bit for bit, is_set in enumerate(flags.tolist())))
 
     def raise_together(self, error: UserError | None) -> None:
         """Raises on every rank the error of the lowest rank that has one; returns where none has. Collective."""

@@ -50,9 +50,18 @@ class Outcome:
     step: int
     stopped_by: signal.Signals | None
     """The signal that ended it early; None: it is finished."""
+    is_saved: bool
+    """Whether the state at the end is in a checkpoint; else the log says why not."""
     checkpoint: Path | None
     """The newest checkpoint."""
     directory: RunDirectory
+
+    @property
+    def exit_status(self) -> int:
+        """Of the program: 0, 1 where the end is not saved, or 128 + the number of the signal."""
+        if not self.is_saved:
+            return 1
+        return 0 if self.stopped_by is None else 128 + self.stopped_by
 
 
 def train(
@@ -157,6 +166,7 @@ def train(
         control.on_main(add_sinks)
         stack.callback(trackers.finish)
         saver = Saver(policy, identity, world, wrapped, optimizer, train_step, trackers.run_id, progress.step)
+        stack.callback(saver.close)
         window, watch = TrainWindow(world, progress.window), Stopwatch()
         step, position = progress.step, progress.position
 
@@ -181,7 +191,7 @@ def train(
         if step == last_step and go_on:
             limit = "num_train_steps" if step >= training.num_train_steps else "num_epochs"
             logger.info("finished: all %d steps are done; raise training.%s to go on", step, limit)
-            return Outcome(step, None, checkpoint, directory)
+            return Outcome(step, None, True, checkpoint, directory)
         logger.info(
             "training %s parameters on %s, %d process(es), steps %d to %d",
             f"{num_parameters(model):,}",
@@ -211,10 +221,8 @@ def train(
             started = time.perf_counter()
             fetched = _next_micro_batches(batches, training.micro_batches)
             watch.waited(time.perf_counter() - started)
-            control.begin(
-                (Control.BAD_DATA if isinstance(fetched, UserError) else Control.NONE)
-                | (Control.STOP if stop.received is not None else Control.NONE)
-            )
+            word = Control.BAD_DATA if isinstance(fetched, UserError) else Control.NONE
+            control.begin(word if stop.received is None else word | Control.STOP)
             return fetched
 
         if go_on:
@@ -263,8 +271,10 @@ def train(
         if not go_on:
             stopped_by = control.from_main(lambda: stop.received) or signal.SIGTERM
             save()
+        is_saved = saver.wait()
+        if stopped_by is not None:
             logger.info("stopped by %s after step %d; the same command continues", stopped_by.name, step)
-        return Outcome(step, stopped_by, policy.latest(), directory)
+        return Outcome(step, stopped_by, is_saved, policy.latest(), directory)
 
 
 def _restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Progress:
@@ -304,4 +314,6 @@ def _next_micro_batches(batches: Any, count: int) -> list[Placed[Any]] | UserErr
 
 
 def _to_device(placed: list[Placed[Any]], device: torch.device) -> list[Batch]:
+    if device.type == "cpu":  # where they were made
+        return [item.batch for item in placed]
     return [item.batch.to(device, non_blocking=True) for item in placed]

@@ -1,6 +1,11 @@
-"""Saves the state of a training run as checkpoints, and rotates them."""
+"""Saves the state of a training run as checkpoints beside the training, and rotates them.
+
+Training stops for the copy to host memory alone. One save is under way at a time: the next one waits for it.
+"""
 
 import logging
+import sys
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +14,16 @@ import torch.distributed as dist
 from torch import nn
 
 from common.checkpointing.policy import CheckpointPolicy
-from common.checkpointing.storage import write_checkpoint
+from common.checkpointing.storage import CheckpointError, write_checkpoint
 from common.device import World
 from core.parallel import share_buffers, unwrap
 from core.train_step import TrainStep
 from core.training_state import Progress, training_tensors
 
 logger = logging.getLogger(__name__)
+
+# How long an exception that ends training waits for a save that may hang because a rank is gone, in seconds.
+_PATIENCE_IN_S = 20.0
 
 
 class Saver:
@@ -52,9 +60,16 @@ class Saver:
         self._saved_step = saved_step
         # Checkpoints have collectives of their own, which must not mix with those of training.
         self._group = dist.new_group(backend="gloo", timeout=world.timeout) if world.size > 1 else None
+        self._staged: dict[str, torch.Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
 
     def save(self, progress: Progress) -> None:
-        """Saves the state after progress.step, unless it is saved already."""
+        """Copies the state after progress.step and begins to save it, unless it is saved already.
+
+        What the disk refuses is one error in the log, on rank 0; training goes on.
+        """
+        self.wait()
         if progress.step == self._saved_step:
             return
         share_buffers(self._model)
@@ -65,9 +80,48 @@ class Saver:
             "tracker_run_id": self._tracker_run_id,
             "environment": environment(self._world),
         }
-        tensors = training_tensors(unwrap(self._model), self._optimizer)
-        path = write_checkpoint(self._policy.root, progress.step, tensors, state, self._group)
-        self._saved_step = progress.step
+        self._stage(training_tensors(unwrap(self._model), self._optimizer))
+        self._failure = None
+        # A daemon, because a save that hangs on a rank that is gone must not keep the process.
+        self._thread = threading.Thread(
+            target=self._write, args=(progress.step, state), name="save checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> bool:
+        """Waits for the save under way; whether the newest one succeeded. The same on all ranks."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None and not isinstance(self._failure, CheckpointError):
+            raise self._failure
+        return self._failure is None
+
+    def close(self) -> None:
+        """Lets the save under way end where training has ended without wait(), unless somebody is in a hurry."""
+        if self._thread is not None and not isinstance(sys.exception(), KeyboardInterrupt):
+            self._thread.join(None if self._group is None else _PATIENCE_IN_S)
+
+    def _stage(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Copies the tensors to host memory, which every save uses again: new pages would cost more than the copy."""
+        pin_memory = self._world.device.type == "cuda"
+        for name, tensor in tensors.items():
+            if name not in self._staged:
+                self._staged[name] = torch.empty_like(tensor, device="cpu", pin_memory=pin_memory)
+            self._staged[name].copy_(tensor.detach(), non_blocking=True)
+        if pin_memory:
+            torch.cuda.synchronize()
+
+    def _write(self, step: int, state: Mapping[str, Any]) -> None:
+        """In the thread."""
+        try:
+            path = write_checkpoint(self._policy.root, step, self._staged, state, self._group)
+        except Exception as error:
+            self._failure = error
+            if isinstance(error, CheckpointError) and self._world.is_main:
+                logger.error("%s", error)
+            return
+        self._saved_step = step
         logger.info("saved %s", path)
         if self._world.is_main:
             self._policy.rotate()

@@ -75,9 +75,12 @@ class TrainStep:
         self._seed = seed
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # torch's fused SGD can't be told to leave its first update out: its momentum stays uninitialised memory.
-        self._is_fused_adam = isinstance(optimizer, torch.optim.Adam) and all(
-            group.get("fused") for group in optimizer.param_groups
+        self._skips_on_device = (
+            world.device.type != "cpu"
+            and isinstance(optimizer, torch.optim.Adam)
+            and all(group.get("fused") for group in optimizer.param_groups)
         )
+        self._one = torch.ones((), device=world.device)
         self.scaler = torch.amp.GradScaler(
             world.device.type, enabled=autocast.dtype == torch.float16, init_scale=2.0**16
         )
@@ -94,7 +97,8 @@ class TrainStep:
         """
         seed_step(self._seed, step, self._world.rank)
         self._learning_rates.apply(step)
-        self._optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters:  # optimizer.zero_grad() takes 25 times as long
+            parameter.grad = None
         count = len(micro_batches)
         total: torch.Tensor | None = None
         for index, batch in enumerate(micro_batches):
@@ -118,17 +122,30 @@ class TrainStep:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self.scaler.is_enabled():
             self.scaler.unscale_(self._optimizer)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        not_finite = (~torch.isfinite(norm)).to(torch.float32)
         if self._max_grad_norm is not None:
+            norm = torch.nn.utils.get_total_norm(gradients)
+            not_finite = (~torch.isfinite(norm)).to(torch.float32)
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._max_grad_norm, norm)
+        else:
+            not_finite = self._any_not_finite(gradients)
         if self.scaler.is_enabled():
             self.scaler.step(self._optimizer)
             self.scaler.update()
-        elif self._is_fused_adam:
+        elif self._skips_on_device:
             # It leaves the update out on the device itself, as it does for the GradScaler.
             self._optimizer.found_inf = not_finite  # type: ignore[attr-defined]
             self._optimizer.step()
         elif not not_finite.item():
             self._optimizer.step()
         return not_finite
+
+    def _any_not_finite(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        """1.0 where a gradient is NaN or infinite, else 0.0, without reading the device."""
+        found = torch.zeros_like(self._one)
+        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+        for gradient in gradients:
+            by_dtype.setdefault(gradient.dtype, []).append(gradient)
+        for alike in by_dtype.values():
+            # The GradScaler's own check, with a scale of 1: one operation, where get_total_norm takes a dozen.
+            torch._amp_foreach_non_finite_check_and_unscale_(alike, found, self._one)
+        return found

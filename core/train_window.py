@@ -8,6 +8,9 @@ import torch.distributed as dist
 
 from common.device import World
 
+# Steps whose scalars wait on the device, at most.
+_MOST_PENDING = 1024
+
 
 class TrainWindow:
     """Sums since the last train log."""
@@ -24,16 +27,23 @@ class TrainWindow:
         self.left_out_in_a_row = 0
         """Updates left out one after the other, up to the last close(), counted in whole windows."""
         self._own = torch.zeros(2, dtype=torch.float64, device=world.device)
+        # Added up many at a time: an operation for each step would cost more than all the rest of the window.
+        self._losses: list[torch.Tensor] = []
+        self._skips: list[torch.Tensor] = []
 
     def add(self, loss: torch.Tensor, skipped: torch.Tensor) -> None:
         """Adds a step: this rank's loss and whether its update was left out, scalars on the device."""
-        self._own[0] += loss
-        self._own[1] += skipped
+        self._losses.append(loss)
+        self._skips.append(skipped)
         self._steps += 1
+        if len(self._losses) == _MOST_PENDING:
+            self._add_pending()
 
     def fold(self) -> dict[str, float | None]:
         """Joins the ranks' sums, here and in the checkpoint that takes the result, so that both runs go on adding the
         same numbers in the same order. Collective."""
+        if self._losses:
+            self._add_pending()
         if self._world.size > 1:
             dist.all_reduce(self._own)
         self._reduced = [r + own for r, own in zip(self._reduced, self._own.tolist(), strict=True)]
@@ -45,6 +55,12 @@ class TrainWindow:
             "steps": float(self._steps),
             "ranks": float(self._world.size),
         }
+
+    def _add_pending(self) -> None:
+        sums = [torch.stack(scalars).sum(dtype=torch.float64) for scalars in (self._losses, self._skips)]
+        self._own += torch.stack(sums)
+        self._losses.clear()
+        self._skips.clear()
 
     def close(self) -> dict[str, float | int | None]:
         """Train metrics of the window, which begins anew: loss (mean over steps and ranks; None where one was not

@@ -22,6 +22,13 @@ def test_means_are_over_the_steps_since_the_last_log():
     assert window.close() == {"loss": 8.0, "skipped_updates": 0}
 
 
+def test_a_long_window_is_added_up_in_parts():
+    window = TrainWindow(ALONE, {})
+    losses = [float(step) for step in range(3000)]
+    add(window, *losses, skipped=1500)
+    assert window.close() == {"loss": 1499.5, "skipped_updates": 1500}
+
+
 def test_an_empty_window_has_no_loss():
     assert TrainWindow(ALONE, {}).close() == {"loss": None, "skipped_updates": 0}
 

@@ -41,7 +41,8 @@ def main() -> int:
     """Reads the command line and the configuration, checks the data, trains, and tells what was made.
 
     Returns:
-      the exit status: 0, or 128 + the number of the signal that stopped the run.
+      the exit status: 0; 1 where the last checkpoint could not be written; or 128 + the number of the signal that
+      stopped the run.
     """
     setup_logging(rank_from_env())
     args = _parse_args()
@@ -131,7 +132,7 @@ def _train(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: Wor
     outcome = custom_training_loop.train(*job, overwrite_save_dir=args.overwrite_save_dir)
     if world.is_main:
         sys.stdout.write(_closing_report(outcome.directory))
-    return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
+    return outcome.exit_status
 
 
 def _closing_report(directory: RunDirectory) -> str:

@@ -1,6 +1,7 @@
 """The program of the Heavy Ranker, in this process: what its options and its configuration do."""
 
 import json
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -212,6 +213,19 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(train: Train, tmp_pat
     damaged.write_bytes(content)
     with pytest.raises(CheckpointError, match=f"{damaged.name}: damaged checkpoint"):
         train("training.num_train_steps=16")
+    assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 12]
+
+
+def test_a_run_whose_end_is_not_saved_ends_with_1(train: Train, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))  # no file may grow larger, as on a full disk
+    try:
+        assert train() == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(losses(tmp_path / "run")) == 4, "training went on"
+    assert complete_steps(tmp_path / "run/checkpoints") == []
+    assert train() == 0
     assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 12]
 
 

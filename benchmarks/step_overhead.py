@@ -11,6 +11,7 @@ its default checks and logging.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -228,9 +229,9 @@ def ours(case: Case, batches: Sequence[Batch], world: World, amp: bool = False) 
 
 LOOPS: dict[str, Callable[[Case, Sequence[Batch], World], float]] = {
     "bare": bare,
-    "bare, fused Adam": lambda *args: bare(*args, fused=True),
+    "bare, fused Adam": functools.partial(bare, fused=True),
     "ours": ours,
-    "ours, enable_amp": lambda *args: ours(*args, amp=True),
+    "ours, enable_amp": functools.partial(ours, amp=True),
 }
 
 

@@ -97,7 +97,8 @@ def partition(name: str) -> str:
       <<: *tasks
       recap.engagement.{name}:
         pos_downsampling_rate: {positive}
-        neg_downsampling_rate: {negative}"""
+        neg_downsampling_rate: {negative}
+    evaluation_tasks: [recap.engagement.{name}]"""
 
 
 def learning_rate(name: str) -> str:
@@ -128,6 +129,7 @@ model:
   large_embeddings: null
   small_embeddings: null
   position_debias_config: null
+  stratifiers: null
   featurization_config:
     log1p_abs_config: null
     clip_log1p_abs_config: null
@@ -178,6 +180,7 @@ train_data: &train_data
     renamed_features:{"".join(f"{chr(10)}      {ours}: {theirs}" for ours, theirs in RENAMED.items())}
     mask_mantissa_features: {{}}
   tasks: &tasks{"".join(f"{chr(10)}    recap.engagement.{label}: {{}}" for label in LABELS)}
+  evaluation_tasks: []
   preprocess:
     truncate_and_slice:
       continuous_feature_truncation: 2117
@@ -249,6 +252,7 @@ def test_each_partition_has_its_files_rates_and_tasks(home: Path) -> None:
     for name, (*_, positive, negative) in TOWERS.items():
         data = partitions[name]
         assert data.inputs == f"{home}/data/validation/*.parquet"
+        assert data.evaluation_tasks == [f"recap.engagement.{name}"]
         rates = {task: (of.pos_downsampling_rate, of.neg_downsampling_rate) for task, of in data.tasks.items()}
         assert rates.pop(f"recap.engagement.{name}") == (positive, negative)
         assert set(rates.values()) == {(1.0, 1.0)}
@@ -382,6 +386,7 @@ def test_it_trains_and_evaluates_each_task_on_its_partition(
     table = pq.read_table(home / "data/validation/part-0.parquet")
     for name, (*_, positive, negative) in TOWERS.items():
         task = f"recap.engagement.{name}"
+        assert {key.split("/")[0] for key in evaluated[name] if key.startswith("recap.")} == {task}
         labels = np.array(table[task])
         positives, negatives = (labels == 1).sum() / positive, (labels == 0).sum() / negative
         assert evaluated[name][f"{task}/ctr"] == pytest.approx(positives / (positives + negatives)), "before sampling"

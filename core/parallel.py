@@ -1,10 +1,21 @@
 """Spreads a model over the ranks: DistributedDataParallel for dense models."""
 
+import inspect
+from typing import Any
+
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.device import World
+
+# Batch norm is local to a rank in training; share_buffers() gives all ranks rank 0's statistics where they matter. A
+# broadcast at every step would cost a tenth of it. (torch before 2.13 has the older name alone.)
+_WITHOUT_BUFFERS: dict[str, Any] = (
+    {"forward_sync_buffers": False}
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else {"broadcast_buffers": False}
+)
 
 
 def parallelize(model: nn.Module, world: World, *, deterministic: bool = False) -> nn.Module:
@@ -20,9 +31,8 @@ def parallelize(model: nn.Module, world: World, *, deterministic: bool = False) 
         model,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        # Batch norm is local to a rank; all follow rank 0's statistics.
-        forward_sync_buffers=True,
         find_unused_parameters=deterministic and world.size > 2,
+        **_WITHOUT_BUFFERS,
     )
 
 
@@ -32,7 +42,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Gives every rank rank 0's buffers, as DDP does before a training step, to evaluate and save one model."""
+    """Gives every rank rank 0's buffers: before an evaluation and a save, so that all have one model. Collective."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in unwrap(model).buffers():
             dist.broadcast(buffer, src=0)

@@ -68,7 +68,7 @@ class ToyModel(nn.Module):
             "labels": batch.labels,
             "weights": batch.weights,
         }
-        pos_weights = torch.ones(TASKS, dtype=batch.labels.dtype)
+        pos_weights = torch.ones(TASKS, dtype=batch.labels.dtype, device=batch.labels.device)
         return multi_task_cross_entropy(logits, batch.labels, batch.weights, pos_weights), outputs
 
 

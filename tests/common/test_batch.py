@@ -49,16 +49,3 @@ def test_to_leaves_the_original_alone():
     batch = some_batch()
     batch.to("meta")
     assert batch.features.device.type == "cpu"
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_pinned_batch_reaches_cuda_on_another_stream():
-    pinned = some_batch().pin_memory()
-    assert pinned.features.is_pinned()
-    assert pinned.labels.is_pinned()
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(stream):
-        moved = pinned.to("cuda", non_blocking=True)
-    torch.cuda.current_stream().wait_stream(stream)
-    moved.record_stream(torch.cuda.current_stream())
-    assert torch.equal(moved.features.cpu(), some_batch().features)

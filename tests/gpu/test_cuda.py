@@ -1,0 +1,253 @@
+"""What only a GPU can show. `pytest -m gpu` runs these alone; without CUDA they are skipped."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from common.checkpointing.storage import complete_steps, read_tensors
+from common.device import World, set_deterministic, set_precision
+from common.metrics_file import read_metrics
+from common.optimizers.config import LearningRate
+from common.optimizers.learning_rate import LearningRates
+from common.reader.parquet import Column, Columns, ParquetTable
+from common.reader.reader import BatchReader
+from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
+from core.custom_training_loop import train
+from core.evaluation import Partition
+from core.metrics.multi_task import MultiTaskMetrics
+from core.parallel import parallelize, unwrap
+from core.train_step import TrainStep
+from tests.distributed.harness import run_ranks
+from tests.toy import FEATURES, TASKS, ToyBatch, ToyModel, gradients, largest_difference, toy_batch, toy_step
+
+pytestmark = pytest.mark.gpu
+
+CUDA = torch.device("cuda", 0)
+ALONE = World(0, 0, 1, CUDA)
+
+
+def fused_adam(model: torch.nn.Module) -> torch.optim.Adam:
+    return torch.optim.Adam([{"params": list(model.parameters()), "name": "all"}], lr=0.01, fused=True)
+
+
+def cuda_step(model: ToyModel, amp: torch.dtype | None = None) -> TrainStep:
+    rate = LearningRate(constant=0.01)
+    return toy_step(model, optimizer=fused_adam(model), learning_rate=rate, world=ALONE, amp=amp)
+
+
+# --- Precision. ---
+
+
+@pytest.fixture
+def precision() -> Iterator[None]:
+    yield
+    set_precision(False)
+
+
+@pytest.mark.usefixtures("precision")
+def test_tf32_rounds_products_to_ten_bits_and_ieee_does_not():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    truth = a.double() @ b.double()
+    error = {}
+    for tf32 in (False, True):
+        set_precision(tf32)
+        found = (a.to(CUDA) @ b.to(CUDA)).cpu().double()
+        error[tf32] = ((found - truth).norm() / truth.norm()).item()
+    assert error[False] < 1e-6
+    if torch.cuda.get_device_capability() >= (8, 0):
+        assert 1e-5 < error[True] < 1e-3
+
+
+@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
+def test_autocast_follows_float32(amp):
+    losses = {}
+    for dtype in (None, amp):
+        model = ToyModel().to(CUDA)
+        step = cuda_step(model, dtype)
+        losses[dtype] = [step([toy_batch(64, seed=n).to(CUDA)], n)[0].item() for n in range(1, 101)]
+    first, last = (sum(losses[None][part]) for part in (slice(0, 10), slice(-10, None)))
+    assert last < 0.9 * first
+    np.testing.assert_allclose(losses[amp], losses[None], rtol=0.05)
+
+
+def test_float16_leaves_an_overflow_out_and_halves_its_scale():
+    model = ToyModel().to(CUDA)
+    step = cuda_step(model, torch.float16)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batch = toy_batch(8).to(CUDA)
+    batch.weights[0, 0] = float("inf")
+    _, skipped = step([batch], 1)
+    assert skipped.item() == 1
+    assert step.scaler.get_scale() == 2.0**15
+    assert largest_difference(model.state_dict(), before) == 0
+    assert step([toy_batch(8).to(CUDA)], 2)[1].item() == 0
+    assert largest_difference(model.state_dict(), before) > 0
+
+
+# --- The step and the device. ---
+
+
+@pytest.fixture
+def no_synchronisation() -> Iterator[None]:
+    """Whatever waits for the device is an error."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.usefixtures("no_synchronisation")
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_a_step_never_waits_for_the_device_even_where_its_update_is_left_out(amp):
+    model = ToyModel().to(CUDA)
+    step = cuda_step(model, amp)
+    good, bad = toy_batch(8).to(CUDA), toy_batch(8).to(CUDA)
+    bad.weights[0, 0] = float("nan")
+    step([good], 1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    _, skipped = step([bad], 2)
+    torch.cuda.set_sync_debug_mode("default")
+    assert skipped.item() == 1
+    assert largest_difference(model.state_dict(), before) == 0
+    torch.cuda.set_sync_debug_mode("error")
+    _, skipped = step([good], 3)
+    torch.cuda.set_sync_debug_mode("default")
+    assert skipped.item() == 0
+    assert largest_difference(model.state_dict(), before) > 0
+
+
+def test_gradients_are_those_of_the_cpu():
+    own, cpu = ToyModel().to(CUDA), ToyModel()
+    cuda_step(own)([toy_batch(24).to(CUDA)], 1)
+    toy_step(cpu)([toy_batch(24)], 1)
+    found = {name: gradient.cpu() for name, gradient in gradients(own).items()}
+    assert largest_difference(found, gradients(cpu)) < 1e-6
+
+
+def test_pinned_batch_reaches_cuda_on_another_stream():
+    pinned = toy_batch(8).pin_memory()
+    assert pinned.features.is_pinned()
+    assert pinned.labels.is_pinned()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        moved = pinned.to(CUDA, non_blocking=True)
+    torch.cuda.current_stream().wait_stream(stream)
+    moved.record_stream(torch.cuda.current_stream())
+    assert torch.equal(moved.features.cpu(), toy_batch(8).features)
+
+
+# --- nccl. ---
+
+
+@pytest.fixture
+def nccl_of_one() -> Iterator[World]:
+    """A process group of one rank, as joined_world() makes it for several."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29641", "RANK": "0", "WORLD_SIZE": "1"}
+    torch.cuda.set_device(CUDA)
+    dist.init_process_group("cpu:gloo,cuda:nccl", device_id=CUDA)
+    yield World(0, 0, 2, CUDA)  # of two, so that the model is wrapped
+    dist.destroy_process_group()
+    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"):
+        del os.environ[name]
+
+
+def test_a_model_over_nccl_has_the_gradients_of_one_without(nccl_of_one: World):
+    wrapped = parallelize(ToyModel().to(CUDA), nccl_of_one)
+    assert isinstance(wrapped, DistributedDataParallel)
+    loss, _ = wrapped(toy_batch(24).to(CUDA))
+    loss.backward()
+    alone = ToyModel().to(CUDA)
+    alone(toy_batch(24).to(CUDA))[0].backward()
+    assert largest_difference(gradients(unwrap(wrapped)), gradients(alone)) < 1e-6
+
+
+def two_gpus(world: World) -> dict[str, torch.Tensor]:
+    wrapped = parallelize(ToyModel().to(world.device), world)
+    toy_step(wrapped, world=world)([toy_batch(24).parts(world.size)[world.rank].to(world.device)], 1)
+    return {name: gradient.cpu() for name, gradient in gradients(unwrap(wrapped)).items()}
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_have_the_gradients_of_one():
+    cpu = ToyModel()
+    toy_step(cpu)([toy_batch(24)], 1)
+    for found in run_ranks(two_gpus):
+        assert largest_difference(found, gradients(cpu)) < 1e-5
+
+
+# --- The loop. ---
+
+
+def make_batch(columns: Columns, mask: torch.Tensor) -> ToyBatch:
+    labels = (columns["features"][:, :TASKS] > 0).float()
+    return ToyBatch(columns["features"], labels, mask[:, None].expand_as(labels).contiguous())
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> BatchReader[ToyBatch]:
+    features = np.random.default_rng(0).normal(size=(400, FEATURES)).astype("float32")
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), FEATURES)
+    pq.write_table(pa.table({"features": lists}), tmp_path / "rows.parquet", row_group_size=50)
+    table = ParquetTable(str(tmp_path / "rows.parquet"), {"features": Column("features", width=FEATURES)})
+    return BatchReader(table, make_batch, global_batch_size=16, lanes=4)
+
+
+def test_the_reader_gives_pinned_batches(reader: BatchReader[ToyBatch]):
+    batches = reader.train(seed=0, pin_memory=True)
+    try:
+        assert next(batches).batch.features.is_pinned()
+    finally:
+        batches.close()
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    set_deterministic(True)
+    yield
+    set_deterministic(False)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("amp_dtype", [None, "bfloat16", "float16"])
+def test_a_resumed_run_has_the_numbers_of_one_that_was_not_stopped(
+    tmp_path: Path, reader: BatchReader[ToyBatch], amp_dtype: Literal["bfloat16", "float16"] | None
+) -> None:
+    """Weights, optimizer state, loss scale and metrics, bit for bit; saved through pinned memory."""
+
+    def run(name: str, num_train_steps: int) -> Path:
+        runtime = RuntimeConfig(deterministic=True, enable_amp=amp_dtype is not None, amp_dtype=amp_dtype or "bfloat16")
+        training = TrainingConfig(
+            save_dir=str(tmp_path / name),
+            num_train_steps=num_train_steps,
+            checkpoint_every_n=4,
+            train_log_every_n=3,
+        )
+        model = ToyModel(dropout=0.2, batch_norm=True).to(CUDA)
+        optimizer = fused_adam(model)
+        rates = LearningRates(optimizer, [LearningRate(constant=0.01)])
+        partitions = {"rows": Partition(reader, lambda device: MultiTaskMetrics(["a", "b"], device))}
+        config = JobConfig(runtime=runtime, training=training)
+        train(config, model, optimizer, rates, reader, partitions, ALONE)
+        return tmp_path / name
+
+    whole, parts = run("whole", 12), run("parts", 8)
+    assert run("parts", 12) == parts
+    assert complete_steps(whole / "checkpoints")[-1] == complete_steps(parts / "checkpoints")[-1] == 12
+    expected, found = (read_tensors(path / "checkpoints/12") for path in (whole, parts))
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    lines = [
+        [(m.step, m.metrics) for m in read_metrics(path / "metrics.jsonl") if m.mode == "evaluate" and m.step == 12]
+        for path in (whole, parts)
+    ]
+    assert lines[0] == lines[1]

@@ -1,6 +1,6 @@
 """The sinks of a run, as the container that the loop logs to.
 
-A sink that fails is one warning and never stops training. What is measured, and when, is the loop's business; the sinks
+A sink that fails is one warning and never stops the run. What is measured, and when, is the loop's business; the sinks
 are in `common.metrics_file` and `common.wandb`.
 """
 
@@ -41,7 +41,7 @@ class Trackers:
         except UserError:
             raise
         except Exception as error:
-            _warn(name, "could not be set up, training goes on without it", error)
+            _warn(name, "could not be set up; going on without it", error)
             return
         self._logging.append((name, sink))
         self._unfinished.append((name, sink))

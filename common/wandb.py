@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 
@@ -23,6 +23,8 @@ from core.config.base_config import BaseConfig, ConfigError
 logger = logging.getLogger(__name__)
 
 STEP_KEY = "trainer/global_step"
+
+_RUN_FILES = {"train": "wandb.json", "evaluate": "wandb-evaluator.json"}
 
 _INIT_TIMEOUT_IN_S = 30.0
 _FINISH_TIMEOUT_IN_S = 20.0  # torchrun gives a job that it stops 30 s
@@ -89,7 +91,7 @@ def _read_key(key_path: str) -> str:
 
 
 class _RunFile:
-    """`wandb.json` of a run directory: the id of the W&B run, and the last step sent of each stream."""
+    """One of _RUN_FILES in a run directory: the id of the W&B run, and the last step sent of each stream."""
 
     def __init__(self, path: Path, run_id: str | None) -> None:
         self._path = path
@@ -140,7 +142,10 @@ class WandbTracker:
 
     Keys are `train/<metric>`, `evaluate/<partition>/<metric>` and `.../timing/<name>`, drawn over
     `trainer/global_step`. What a run sent before it was resumed is not sent again. The API key is handed over
-    in memory: no file and no environment variable gets it. `run_id` is used if there is no `wandb.json` yet.
+    in memory: no file and no environment variable gets it.
+
+    Trainer and evaluator have a W&B run each, with a file of its own (`wandb.json`, `wandb-evaluator.json`). One group,
+    named by the id of the trainer's, holds both.
 
     Raises whatever hinders the start: the package is missing, the server doesn't answer within 30 s (or
     WANDB_INIT_TIMEOUT), the key is refused.
@@ -152,10 +157,20 @@ class WandbTracker:
         run_dir: Path,
         resolved_config: Mapping[str, Any],
         *,
+        job_type: Literal["train", "evaluate"] = "train",
         run_id: str | None = None,
+        group: str | None = None,
     ) -> None:
+        """Args:
+        config: the user's.
+        run_dir: save_dir of the run.
+        resolved_config: what W&B shows as the run's config; JSON values.
+        job_type: which of the two processes this is.
+        run_id: used if the file has none yet.
+        group: id of the trainer's run; None: this run's own.
+        """
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._run_file = _RunFile(run_dir / "wandb.json", run_id)
+        self._run_file = _RunFile(run_dir / _RUN_FILES[job_type], run_id)
         self.run_id = self._run_file.run_id
         key = _read_key(config.key_path) if config.key_path is not None else None
 
@@ -182,6 +197,8 @@ class WandbTracker:
                 dir=run_dir,
                 entity=config.entity,
                 project=config.project,
+                group=group or self.run_id,
+                job_type=job_type,
                 name=config.name,
                 tags=config.tags,
                 notes=config.notes,

@@ -35,7 +35,7 @@ from core.run_directory import RunDirectory, check_same_run
 from core.saver import Saver, environment
 from core.train_step import AMP_DTYPES, Autocast, TrainStep
 from core.train_window import Stopwatch, TrainWindow
-from core.training_state import Progress, load_model, load_optimizer
+from core.training_state import Progress, find_last_step, load_model, load_optimizer, run_identity
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def train(
     directory = RunDirectory(training.save_dir)
     policy = CheckpointPolicy(directory.checkpoints, training.checkpoint_every_n, training.checkpoint_max_to_keep)
     control = ControlWord(world.timeout)
-    identity = config.identity() | {"digest of the training files' sizes": train_reader.fingerprint}
+    identity = run_identity(config, train_reader)
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
@@ -126,9 +126,7 @@ def train(
         # Nothing was changed or deleted so far.
         resolved, goes_on = config.pretty_print(), checkpoint is not None
         control.on_main(lambda: directory.begin(resolved, continues=goes_on, overwrite=overwrite_save_dir))
-        remaining = train_reader.remaining_batches(progress.position, training.num_epochs)
-        last_step = min(training.num_train_steps, progress.step + remaining // training.micro_batches)
-        last_step = max(int(last_step), progress.step)
+        last_step = find_last_step(training, train_reader, progress)
 
         # What it takes.
         autocast = Autocast(world.device, AMP_DTYPES[runtime.amp_dtype] if runtime.enable_amp else None)

@@ -1,18 +1,15 @@
 """The directory of a run: what belongs to it, who may write in it, and whether a run may go on there."""
 
-import fcntl
 import itertools
 import json
 import logging
-import os
-import secrets
 import shutil
-import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from common.checkpointing.storage import complete_steps, remove_unfinished
+from core.claimed_directory import ClaimedDirectory
 from core.config.base_config import UserError
 
 logger = logging.getLogger(__name__)
@@ -22,17 +19,45 @@ logger = logging.getLogger(__name__)
 _OURS = "# The resolved configuration of the run in this directory.\n"
 
 
-class RunDirectory:
+class EvaluatorDirectory(ClaimedDirectory):
+    """What the evaluator of a run has in its save_dir: a lock and files of its own."""
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__(save_dir, ".lock-evaluator")
+        self.metrics = self.path / "metrics-evaluator.jsonl"
+        self.wandb = self.path / "wandb-evaluator.json"
+
+    def claim(self) -> str:
+        """Makes evaluating here this process's own until release(), and the directory if need be. Rank 0 calls it.
+
+        Returns:
+          what is written in it for as long: seen by every process that shares the directory.
+
+        Raises:
+          UserError: it can't be written, or another evaluator is at work in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            holder = self.lock()
+        except OSError as error:
+            raise self.refused(error) from error
+        if holder is None:
+            raise UserError(
+                f"training.save_dir {self.path}: another evaluator is at work here, or a run is just starting anew "
+                f"({self.holder}); one evaluates every checkpoint, so wait for it or stop it"
+            )
+        return holder
+
+
+class RunDirectory(ClaimedDirectory):
     """Paths below save_dir."""
 
     def __init__(self, save_dir: str) -> None:
-        self.path = Path(save_dir).expanduser()
-        self.checkpoints = self.path / "checkpoints"
+        super().__init__(save_dir, ".lock")
         self.metrics = self.path / "metrics.jsonl"
         self.config = self.path / "config.yaml"
         self._wandb = self.path / "wandb.json"
-        self._lock_path = self.path / ".lock"
-        self._lock: IO[str] | None = None
+        self._evaluator = EvaluatorDirectory(save_dir)
 
     def claim(self) -> str:
         """Makes the directory this process's own until release(). Rank 0 calls it.
@@ -45,19 +70,14 @@ class RunDirectory:
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = self._lock_path.open("a+")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            holder = f"process {os.getpid()} on {socket.gethostname()}, {secrets.token_hex(4)}\n"
-            self._lock.truncate(0)
-            self._lock.write(holder)
-            self._lock.flush()
-        except BlockingIOError:
-            raise UserError(
-                f"training.save_dir {self.path}: another run is training here ({self._holder().strip()}); wait for it, "
-                "stop it, or give this one a save_dir of its own"
-            ) from None
+            holder = self.lock()
         except OSError as error:
-            raise self._refused(error) from error
+            raise self.refused(error) from error
+        if holder is None:
+            raise UserError(
+                f"training.save_dir {self.path}: another run is training here ({self.holder}); wait for it, "
+                "stop it, or give this one a save_dir of its own"
+            )
         if self.config.exists() and not self.config.read_text(encoding="utf-8", errors="replace").startswith(_OURS):
             raise UserError(
                 f"training.save_dir {self.path}: the config.yaml in it was not written by a run, which would replace "
@@ -65,42 +85,31 @@ class RunDirectory:
             )
         return holder
 
-    def check_shared(self, holder: str) -> None:
-        """Raises UserError where this process doesn't see what claim() has written on rank 0."""
-        if self._holder() != holder:
-            raise UserError(
-                f"training.save_dir {self.path}: this process (on {socket.gethostname()}, in {Path.cwd()}) doesn't see "
-                "what rank 0 has written there; all processes need the same directory on a shared file system"
-            )
-
-    def check_held(self) -> None:
-        """Raises UserError where the directory was removed, or taken over by another run, since claim()."""
-        assert self._lock is not None
-        try:
-            held = os.path.samestat(os.fstat(self._lock.fileno()), self._lock_path.stat())
-        except FileNotFoundError:
-            held = False
-        if not held:
-            raise UserError(f"training.save_dir {self.path}: the directory was removed while the run was training")
-
     def begin(self, resolved_config: str, *, continues: bool, overwrite: bool) -> None:
         """Tidies up, and writes config.yaml. Rank 0 calls it, once all that could refuse the run has been checked.
 
         Args:
           resolved_config: YAML.
-          continues: the run goes on from a checkpoint here; else measurements of an earlier run are set aside.
+          continues: the run goes on from a checkpoint here; else measurements of an earlier run are set aside, and
+            so are those of its evaluator.
           overwrite: delete what an earlier run left here; files of others stay.
 
         Raises:
-          UserError: the directory can't be written.
+          UserError: the directory can't be written, or an evaluator of the earlier run is at work in it.
         """
         text = _OURS + resolved_config
+        evaluator = self._evaluator
         try:
+            if overwrite or (not continues and _has_content(evaluator.metrics)):
+                self._keep_evaluator_out()
             if overwrite:
                 self._remove_earlier_run()
             remove_unfinished(self.checkpoints)
             if not continues:
                 _set_aside(self.metrics)
+                if _has_content(evaluator.metrics):
+                    _set_aside(evaluator.metrics)
+                    _set_aside(evaluator.wandb)
                 # The same run, killed before its first checkpoint, is the same run for a tracking service.
                 if not self.config.exists() or self.config.read_text(encoding="utf-8") != text:
                     _set_aside(self._wandb)
@@ -108,25 +117,17 @@ class RunDirectory:
             aside.write_text(text, encoding="utf-8")
             aside.replace(self.config)
         except OSError as error:
-            raise self._refused(error) from error
+            raise self.refused(error) from error
+        finally:
+            evaluator.release()
 
-    def release(self) -> None:
-        """Lets other runs have the directory."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
-    def _holder(self) -> str:
-        try:
-            return self._lock_path.read_text()
-        except OSError:
-            return ""
-
-    def _refused(self, error: OSError) -> UserError:
-        return UserError(
-            f"training.save_dir {self.path}: can't be written: {error.strerror}: {error.filename or self.path}; choose "
-            "a directory that this user may write, with room for checkpoints"
-        )
+    def _keep_evaluator_out(self) -> None:
+        """Holds the evaluator's lock, so that none takes a checkpoint of the earlier run for one of this."""
+        if self._evaluator.lock() is None:
+            raise UserError(
+                f"training.save_dir {self.path}: an evaluator of the earlier run is at work here "
+                f"({self._evaluator.holder}); stop it, and start it again when this run has begun"
+            )
 
     def _remove_earlier_run(self) -> None:
         for step in complete_steps(self.checkpoints):
@@ -134,27 +135,40 @@ class RunDirectory:
         # A run begins with its config.yaml: without one, what else lies here is not known to be a run's.
         if not self.config.exists():
             return
-        if self._wandb.exists():
+        evaluator = self._evaluator
+        if self._wandb.exists() or evaluator.wandb.exists():
             shutil.rmtree(self.path / "wandb", ignore_errors=True)
-        for path in (self.metrics, self.config, self._wandb):
+        for path in (self.metrics, self.config, self._wandb, evaluator.metrics, evaluator.wandb):
             path.unlink(missing_ok=True)
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _set_aside(path: Path) -> None:
     """Renames a file that is not empty to the first of <path>.1, <path>.2, ... that is free."""
-    if path.exists() and path.stat().st_size > 0:
+    if _has_content(path):
         number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.{n}").exists())
         path.rename(path.with_name(f"{path.name}.{number}"))
         logger.info("%s of an earlier run is now %s.%d", path, path.name, number)
 
 
-def check_same_run(save_dir: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+CONTINUE = (
+    "Undo these changes to continue it, give this run a save_dir of its own, or start anew with --overwrite_save_dir "
+    "(which deletes the run there)."
+)
+EVALUATE = "Evaluate it with the configuration that it was trained with."
+
+
+def check_same_run(save_dir: Path, saved: Mapping[str, Any], now: Mapping[str, Any], advice: str = CONTINUE) -> None:
     """Refuses to go on with a run that was another one.
 
     Args:
       save_dir: of the run.
       saved: what the checkpoint says the run is, nested by configuration keys.
       now: what the configuration says.
+      advice: what to do.
 
     Raises:
       UserError: lists each difference.
@@ -162,11 +176,7 @@ def check_same_run(save_dir: Path, saved: Mapping[str, Any], now: Mapping[str, A
     differences = _differences("", saved, now)
     if differences:
         listed = "\n  ".join(differences[:20] + [f"and {len(differences) - 20} more"] * (len(differences) > 20))
-        raise UserError(
-            f"training.save_dir {save_dir} holds another run:\n  {listed}\n"
-            "Undo these changes to continue it, give this run a save_dir of its own, or start anew with "
-            "--overwrite_save_dir (which deletes the run there)."
-        )
+        raise UserError(f"training.save_dir {save_dir} holds another run:\n  {listed}\n{advice}")
 
 
 def _differences(path: str, saved: Any, now: Any) -> list[str]:

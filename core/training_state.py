@@ -10,6 +10,8 @@ from torch import nn
 
 from common.checkpointing.storage import CheckpointError, read_tensors
 from common.reader.order import Position
+from common.reader.reader import BatchReader
+from core.config.training import JobConfig, TrainingConfig
 
 _MODEL = "model."
 _OPTIMIZER = "optimizer."
@@ -38,6 +40,17 @@ class Progress:
         """The inverse of to_json()."""
         position = Position(values["position"]["epoch"], tuple(values["position"]["cursors"]))
         return cls(values["step"], position, values["window"])
+
+
+def find_last_step(config: TrainingConfig, reader: BatchReader[Any], progress: Progress) -> int:
+    """The step that a run ends with which has come as far as `progress`: num_train_steps, or what its epochs hold."""
+    remaining = reader.remaining_batches(progress.position, config.num_epochs)
+    return max(int(min(config.num_train_steps, progress.step + remaining // config.micro_batches)), progress.step)
+
+
+def run_identity(config: JobConfig, reader: BatchReader[Any]) -> dict[str, Any]:
+    """What makes a run this run, as JSON values: its checkpoints have it, a resume must find it unchanged."""
+    return config.identity() | {"digest of the training files' sizes": reader.fingerprint}
 
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

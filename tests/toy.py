@@ -2,8 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import nn
 
@@ -11,8 +15,9 @@ from common.batch import Batch
 from common.device import World
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import LearningRates
+from common.reader.parquet import Column, Columns, ParquetTable
 from common.reader.prefetch import Prefetcher
-from common.reader.reader import Placed
+from common.reader.reader import BatchReader, Placed
 from core.losses import multi_task_cross_entropy
 from core.train_step import Autocast, TrainStep
 
@@ -106,6 +111,23 @@ def true_gradients(batch: ToyBatch) -> dict[str, torch.Tensor]:
 def largest_difference(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> float:
     assert found.keys() == expected.keys()
     return max((found[name].double() - expected[name].double()).abs().max().item() for name in expected)
+
+
+def rows_reader(directory: Path, world: World = ALONE) -> BatchReader[ToyBatch]:
+    """Of 200 rows in a Parquet file, written if need be; 16 a global batch."""
+    path = directory / "rows.parquet"
+    if not path.exists():
+        features = np.random.default_rng(0).normal(size=(200, FEATURES)).astype("float32")
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), FEATURES)
+        pq.write_table(pa.table({"features": lists}), path, row_group_size=30)
+    table = ParquetTable(str(path), {"features": Column("features", width=FEATURES)})
+    shares = {"rank": world.rank, "world_size": world.size}
+    return BatchReader(table, _labelled, global_batch_size=16, lanes=4, **shares)
+
+
+def _labelled(columns: Columns, mask: torch.Tensor) -> ToyBatch:
+    labels = (columns["features"][:, :TASKS] > 0).float()
+    return ToyBatch(columns["features"], labels, mask[:, None].expand_as(labels).contiguous())
 
 
 class ToyReader:

@@ -35,6 +35,14 @@ class CheckpointError(UserError):
     """A checkpoint that can't be written or used: the message names its path and what to do."""
 
 
+class NoCheckpointError(CheckpointError):
+    """There is no complete checkpoint at the path, or not any more: it may have vanished while it was read."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose files are not what its manifest says, or can't be read."""
+
+
 def complete_steps(root: Path) -> list[int]:
     """Steps of the complete checkpoints under `root`, ascending; [] where there is no such directory."""
     if not root.is_dir():
@@ -114,10 +122,12 @@ def read_state(path: Path) -> dict[str, Any]:
     """The values that were saved beside the tensors.
 
     Raises:
-      CheckpointError: `path` is no complete checkpoint, or its state is damaged.
+      NoCheckpointError: `path` is no complete checkpoint.
+      DamagedCheckpointError: its state is damaged, or can't be read.
     """
-    _verify(path, _STATE)
-    return _read_json(path, _STATE)
+    with _reading(path):
+        _verify(path, _STATE)
+        return _read_json(path, _STATE)
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -126,18 +136,33 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
     Only read checkpoints that you trust: torch.distributed.checkpoint unpickles their metadata.
 
     Raises:
-      CheckpointError: `path` is no complete checkpoint, or the size or digest of a file is not the manifest's.
+      NoCheckpointError: `path` is no complete checkpoint.
+      DamagedCheckpointError: the size or digest of a file is not the manifest's, or a file can't be read.
     """
-    _verify(path)
-    reader = dcp.FileSystemReader(path)
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-    }
-    with _world_of_one_is_meant():
+    with _reading(path), _world_of_one_is_meant():
+        _verify(path)
+        reader = dcp.FileSystemReader(path)
+        tensors = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in reader.read_metadata().state_dict_metadata.items()
+            if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+        }
         dcp.load(tensors, storage_reader=reader, no_dist=True)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tells a checkpoint that vanishes while it is read (rotated away by another process) from a damaged one."""
+    try:
+        yield
+    except (OSError, dcp.CheckpointException, DamagedCheckpointError) as error:
+        if not (path / _MANIFEST).is_file():
+            raise NoCheckpointError(f"{path}: the checkpoint was removed while it was read") from error
+        cause = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
+        if not isinstance(cause, OSError):
+            raise
+        raise DamagedCheckpointError(f"{cause.filename or path}: can't be read: {cause.strerror or cause}") from error
 
 
 @contextlib.contextmanager
@@ -168,7 +193,7 @@ def _on_all_ranks(action: Callable[[], T], group: dist.ProcessGroup | None) -> l
 def _verify(path: Path, only: str | None = None) -> None:
     """Compares the files, or only one of them, with the manifest."""
     if not (path / _MANIFEST).is_file():
-        raise CheckpointError(
+        raise NoCheckpointError(
             f"{path}: no complete checkpoint here (no {_MANIFEST}); give a directory such as .../checkpoints/1000"
         )
     try:
@@ -188,8 +213,8 @@ def _verify(path: Path, only: str | None = None) -> None:
             raise _damaged(path, name, "its digest is not the manifest's")
 
 
-def _damaged(path: Path, name: str, found: str) -> CheckpointError:
-    return CheckpointError(
+def _damaged(path: Path, name: str, found: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
         f"{path}/{name}: damaged checkpoint: {found}; remove {path} to continue from the checkpoint before it"
     )
 

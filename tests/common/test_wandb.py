@@ -154,7 +154,7 @@ def test_an_unreachable_host_is_one_warning(tmp_path, monkeypatch, key_path, cap
     trackers.log(train)
     trackers.finish()
     (record,) = said(caplog)
-    assert "Weights & Biases could not be set up, training goes on without it" in record.message
+    assert "Weights & Biases could not be set up; going on without it" in record.message
     assert "connection refused" in record.message
     assert capfd.readouterr() == ("", "")
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == [train]

@@ -3,9 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -14,30 +11,20 @@ from common.device import seed_step
 from common.measurement import Measurement
 from common.optimizers.config import LearningRate, LinearRampToConstant
 from common.optimizers.learning_rate import LearningRates
-from common.reader.parquet import Column, Columns, ParquetTable
 from common.reader.reader import BatchReader
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
 from core.custom_training_loop import Outcome, train
 from core.debug_training_loop import train as debug_train
 from core.evaluation import Partition
 from core.metrics.multi_task import MultiTaskMetrics
-from tests.toy import ALONE, FEATURES, TASKS, ToyBatch, ToyModel
+from tests.toy import ALONE, ToyBatch, ToyModel, rows_reader
 
 RATE = LearningRate(linear_ramp_to_constant=LinearRampToConstant(learning_rate=0.1, num_ramp_steps=4))
 
 
-def make_batch(columns: Columns, mask: torch.Tensor) -> ToyBatch:
-    labels = (columns["features"][:, :TASKS] > 0).float()
-    return ToyBatch(columns["features"], labels, mask[:, None].expand_as(labels).contiguous())
-
-
 @pytest.fixture
 def reader(tmp_path: Path) -> BatchReader[ToyBatch]:
-    features = np.random.default_rng(0).normal(size=(200, FEATURES)).astype("float32")
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), FEATURES)
-    pq.write_table(pa.table({"features": lists}), tmp_path / "rows.parquet", row_group_size=30)
-    table = ParquetTable(str(tmp_path / "rows.parquet"), {"features": Column("features", width=FEATURES)})
-    return BatchReader(table, make_batch, global_batch_size=16, lanes=4)
+    return rows_reader(tmp_path)
 
 
 def job(tmp_path: Path, **training: Any) -> JobConfig:

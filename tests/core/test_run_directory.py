@@ -1,6 +1,6 @@
 import json
 import logging
-import shutil
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.config.base_config import UserError
-from core.run_directory import RunDirectory, check_same_run
+from core.run_directory import EvaluatorDirectory, RunDirectory, check_same_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,22 +51,6 @@ def test_a_run_keeps_others_out_until_it_ends_however_it_ends(tmp_path):
     claimed(run)
 
 
-def test_a_process_that_sees_another_directory_is_told(tmp_path):
-    with pytest.raises(UserError, match="all processes need the same directory on a shared file system"):
-        RunDirectory(str(tmp_path / "there")).check_shared("process 1 on here\n")
-
-
-def test_a_directory_that_was_removed_meanwhile_is_not_held_any_more(tmp_path):
-    directory = claimed(tmp_path / "run")
-    directory.check_held()
-    shutil.rmtree(tmp_path / "run")
-    with pytest.raises(UserError, match="was removed while the run was training"):
-        directory.check_held()
-    claimed(tmp_path / "run")  # by another run
-    with pytest.raises(UserError, match="was removed while the run was training"):
-        directory.check_held()
-
-
 def test_a_run_begins_with_its_configuration(tmp_path):
     directory = claimed(tmp_path / "a" / "b")
     directory.begin("training: {}\n", continues=False, overwrite=False)
@@ -98,6 +82,15 @@ def earlier_run(path: Path) -> RunDirectory:
         (path / file).write_text(json.dumps({"run_id": "abcd1234", "sent": {}}))
     for file in ("metrics.jsonl", "notes.txt", "metrics.png", "checkpoints/notes.txt"):
         (path / file).write_text("earlier")
+    for file in ("metrics-evaluator.jsonl", "wandb-evaluator.json"):
+        (path / file).write_text("the evaluator's")
+    return directory
+
+
+def evaluator(path: Path) -> EvaluatorDirectory:
+    """One at work."""
+    directory = EvaluatorDirectory(str(path))
+    directory.claim()
     return directory
 
 
@@ -108,17 +101,18 @@ def names(path: Path) -> list[str]:
 def test_overwriting_removes_what_is_the_runs_and_nothing_else(tmp_path):
     directory = earlier_run(tmp_path)
     directory.begin("now", continues=False, overwrite=True)
-    assert names(tmp_path) == [".lock", "checkpoints", "config.yaml", "metrics.png", "notes.txt"]
+    assert names(tmp_path) == [".lock", ".lock-evaluator", "checkpoints", "config.yaml", "metrics.png", "notes.txt"]
     assert names(tmp_path / "checkpoints") == ["notes.txt"]
     assert directory.config.read_text().endswith("now")
 
 
 def test_overwriting_deletes_nothing_where_no_run_has_begun(tmp_path):
-    for file in ("metrics.jsonl", "wandb.json", "checkpoints/mine/a", "wandb/b"):
+    files = ("metrics.jsonl", "wandb.json", "metrics-evaluator.jsonl", "wandb-evaluator.json")
+    for file in (*files, "checkpoints/mine/a", "wandb/b"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("a stranger's")
     claimed(tmp_path).begin("now", continues=False, overwrite=True)
-    for file in ("metrics.jsonl.1", "wandb.json.1", "checkpoints/mine/a", "wandb/b"):
+    for file in (*(f"{file}.1" for file in files), "checkpoints/mine/a", "wandb/b"):
         assert (tmp_path / file).read_text() == "a stranger's"
 
 
@@ -137,6 +131,8 @@ def test_continuing_removes_unfinished_checkpoints_alone(tmp_path):
     assert names(directory.checkpoints) == ["5", "notes.txt"]
     assert directory.metrics.read_text() == "earlier"
     assert (tmp_path / "wandb.json").exists()
+    for file in ("metrics-evaluator.jsonl", "wandb-evaluator.json"):
+        assert (tmp_path / file).read_text() == "the evaluator's"
 
 
 @pytest.mark.parametrize(("config", "is_same_run"), [("earlier", True), ("another", False)])
@@ -151,6 +147,35 @@ def test_starting_anew_beside_an_earlier_runs_measurements_keeps_them(tmp_path, 
     assert "metrics.jsonl.2" in caplog.text
     assert (tmp_path / "wandb.json").exists() == is_same_run
     assert (tmp_path / "wandb.json.1").exists() != is_same_run
+    for file in ("metrics-evaluator.jsonl", "wandb-evaluator.json"):
+        assert not (tmp_path / file).exists()
+        assert (tmp_path / f"{file}.1").read_text() == "the evaluator's"
+
+
+def test_a_second_evaluator_is_refused_and_a_run_is_not(tmp_path):
+    first = evaluator(tmp_path / "run")
+    with pytest.raises(UserError, match=rf"run: another evaluator is at work here.* \(process {os.getpid()} on "):
+        evaluator(tmp_path / "run")
+    claimed(tmp_path / "run").begin("now", continues=False, overwrite=False)
+    first.check_held()
+    first.release()
+    evaluator(tmp_path / "run")
+
+
+def test_a_run_that_would_leave_its_evaluator_with_another_runs_measurements_is_refused(tmp_path):
+    directory = earlier_run(tmp_path)
+    at_work = evaluator(tmp_path)
+    before = names(tmp_path)
+    for overwrite in (True, False):
+        with pytest.raises(UserError, match=rf"evaluator of the earlier run is at work here \(process {os.getpid()}"):
+            directory.begin("now", continues=False, overwrite=overwrite)
+        assert names(tmp_path) == before
+        assert directory.config.read_text().endswith("earlier")
+    directory.begin("now", continues=True, overwrite=False)
+    at_work.check_held()
+    at_work.release()
+    directory.begin("now", continues=False, overwrite=True)
+    evaluator(tmp_path)  # which may come as soon as the run has begun
 
 
 def test_a_file_in_the_place_of_the_directory_is_a_clear_error(tmp_path):
@@ -206,6 +231,8 @@ def test_many_differences_are_cut_short():
         check_same_run(Path("run"), {str(key): 0 for key in range(25)}, {})
     with pytest.raises(UserError, match=r"a: in the run, not any more"):
         check_same_run(Path("run"), {"a": {"b": 1}}, {})
+    with pytest.raises(UserError, match=r"not any more\nDo this\.$"):
+        check_same_run(Path("run"), {"a": {"b": 1}}, {}, "Do this.")
 
 
 def test_an_option_that_is_new_since_the_run_began_is_a_difference_where_it_is_on():

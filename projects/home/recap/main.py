@@ -1,4 +1,4 @@
-"""Trains the Heavy Ranker.
+"""Trains the Heavy Ranker, or evaluates its checkpoints beside the training.
 
 torchrun --standalone --nproc-per-node 2 -m projects.home.recap.main --config projects/home/recap/configs/local.yaml
 """
@@ -6,6 +6,7 @@ torchrun --standalone --nproc-per-node 2 -m projects.home.recap.main --config pr
 import argparse
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
@@ -24,9 +25,9 @@ from common.metrics_file import read_metrics
 from common.program import ArgumentParser, run
 from common.wandb import check_key_file
 from core import custom_training_loop, debug_training_loop
+from core.checkpoint_evaluation import only_evaluate
 from core.config import ConfigError, load_config_from_yaml
 from core.evaluation import Partition
-from core.run_directory import RunDirectory
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.dataset import RecapDataset, check_batching
 from projects.home.recap.metrics import check_strata, metrics_table, partition_metrics
@@ -38,7 +39,7 @@ _TRAIN = "train_data"
 
 
 def main() -> int:
-    """Reads the command line and the configuration, checks the data, trains, and tells what was made.
+    """Reads the command line and the configuration, checks the data, trains or evaluates, and tells what was made.
 
     Returns:
       the exit status: 0; 1 where the last checkpoint could not be written; or 128 + the number of the signal that
@@ -59,11 +60,19 @@ def main() -> int:
     set_precision(config.runtime.enable_tensorfloat32)
     set_deterministic(config.runtime.deterministic)
     with joined_world(config.runtime.process_group_timeout_in_s) as world:
+        if args.mode == "evaluate":
+            return _evaluate(config, datasets, world)
         return _train(config, datasets, world, args)
 
 
 def _parse_args() -> argparse.Namespace:
     parser = ArgumentParser(prog="python -m projects.home.recap.main", description="Trains the Heavy Ranker.")
+    parser.add_argument(
+        "--mode",
+        choices=["train", "evaluate"],
+        default="train",
+        help="evaluate: evaluate each checkpoint in training.save_dir as it appears, beside the run that trains",
+    )
     parser.add_argument("--config", required=True, metavar="YAML", help="the configuration")
     parser.add_argument(
         "--set",
@@ -81,7 +90,11 @@ def _parse_args() -> argparse.Namespace:
         action="store_true",
         help="train in the plain loop: no DDP, no checkpoints, every loss",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    for option in ("overwrite_save_dir", "debug_loop"):
+        if args.mode == "evaluate" and getattr(args, option):
+            parser.error(f"--{option}: not with --mode evaluate, which neither trains nor deletes")
+    return args
 
 
 def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
@@ -103,13 +116,28 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
     return datasets
 
 
-def _train(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World, args: argparse.Namespace) -> int:
+def _build_model(
+    config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World
+) -> tuple[HeavyRanker, ModelAndLoss]:
     tasks = config.model.tasks
     seed_initial_weights(config.runtime.seed)
     ranker = HeavyRanker(config.model, datasets[_TRAIN].widths, datasets[_TRAIN].calibration_rates)
-    model = ModelAndLoss(ranker, [task.pos_weight for task in tasks.values()], config.model.stratifiers or ()).to(
-        world.device
-    )
+    pos_weights = [task.pos_weight for task in tasks.values()]
+    return ranker, ModelAndLoss(ranker, pos_weights, config.model.stratifiers or ()).to(world.device)
+
+
+def _partitions(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World) -> dict[str, Partition]:
+    return {
+        path.removeprefix("validation_data."): Partition(
+            dataset.reader(world.rank, world.size), partition_metrics(config, dataset)
+        )
+        for path, dataset in datasets.items()
+        if path != _TRAIN
+    }
+
+
+def _train(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World, args: argparse.Namespace) -> int:
+    ranker, model = _build_model(config, datasets, world)
     rows = config.train_data.global_batch_size // world.size
     if rows == 1 and any(isinstance(module, torch.nn.BatchNorm1d) for module in model.modules()):
         raise ConfigError(
@@ -117,40 +145,40 @@ def _train(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: Wor
             f"{world.size} process(es); batch norm needs at least two"
         )
     optimizer, learning_rates = build_optimizer(ranker, config.optimizer)
-    partitions = {
-        path.removeprefix("validation_data."): Partition(
-            dataset.reader(world.rank, world.size), partition_metrics(config, dataset)
-        )
-        for path, dataset in datasets.items()
-        if path != _TRAIN
-    }
     train_reader = datasets[_TRAIN].reader(world.rank, world.size)
+    partitions = _partitions(config, datasets, world)
     job = (config, model, optimizer, learning_rates, train_reader, partitions, world)
     if args.debug_loop:
         debug_training_loop.train(*job)
         return 0
     outcome = custom_training_loop.train(*job, overwrite_save_dir=args.overwrite_save_dir)
     if world.is_main:
-        sys.stdout.write(_closing_report(outcome.directory))
+        directory = outcome.directory
+        sys.stdout.write(_closing_report(directory.checkpoints, directory.metrics, directory.config))
     return outcome.exit_status
 
 
-def _closing_report(directory: RunDirectory) -> str:
-    """The newest metrics of each partition, and what the run has made."""
-    newest: dict[str | None, Measurement] = {
-        m.partition: m for m in read_metrics(directory.metrics) if m.mode == "evaluate"
-    }
+def _evaluate(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World) -> int:
+    _, model = _build_model(config, datasets, world)
+    train_reader = datasets[_TRAIN].reader(world.rank, world.size)
+    outcome = only_evaluate(config, model, train_reader, _partitions(config, datasets, world), world)
+    if world.is_main:
+        sys.stdout.write(_closing_report(outcome.directory.checkpoints, outcome.directory.metrics))
+    return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
+
+
+def _closing_report(checkpoints: Path, metrics: Path, resolved_config: Path | None = None) -> str:
+    """The newest metrics of each partition, and where everything is."""
+    newest: dict[str | None, Measurement] = {m.partition: m for m in read_metrics(metrics) if m.mode == "evaluate"}
     lines = [""]
     for measurement in newest.values():
         partial = ", stopped by eval_timeout_in_s" if measurement.timing.get("timed_out") else ""
         examples = f"{measurement.metrics['examples']:,} examples{partial}"
         title = f"{measurement.partition} after step {measurement.step}: {examples}"
         lines += [title, metrics_table(measurement), ""]
-    lines += [
-        f"checkpoints    {directory.checkpoints}",
-        f"metrics        {directory.metrics}",
-        f"configuration  {directory.config}",
-    ]
+    lines += [f"checkpoints    {checkpoints}", f"metrics        {metrics}"]
+    if resolved_config is not None:
+        lines.append(f"configuration  {resolved_config}")
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,311 @@
+"""The evaluator beside a training run: evaluates each checkpoint of a save_dir as it appears, and trains nothing.
+
+What is done is what stands in metrics-evaluator.jsonl: a line is the mark of its partition at its step. A kill at any
+moment loses at most the partition at hand, and nothing is recorded twice.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from common.agreement import Control, ControlWord, StopSignals
+from common.checkpointing.storage import DamagedCheckpointError, NoCheckpointError, complete_steps, read_state
+from common.device import World
+from common.measurement import Measurement, Tracker
+from common.metrics_file import MetricsFile, read_metrics
+from common.reader.reader import BatchReader
+from common.trackers import Trackers
+from common.wandb import WandbTracker
+from core.config.base_config import UserError
+from core.config.training import JobConfig
+from core.evaluation import Evaluator, Partition, StoppedError
+from core.run_directory import EVALUATE, EvaluatorDirectory, check_same_run
+from core.train_step import AMP_DTYPES, Autocast
+from core.training_state import Progress, find_last_step, load_model, run_identity
+
+logger = logging.getLogger(__name__)
+
+_POLL_IN_S = 1.0
+# After which a wait is told again; each next time after twice as long.
+_PATIENCE_IN_S = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatorOutcome:
+    """How the evaluator ended."""
+
+    stopped_by: signal.Signals | None
+    """The signal that ended it early; None: the last step was reached, or no checkpoint came in time."""
+    timed_out: bool
+    """No checkpoint came in time."""
+    directory: EvaluatorDirectory
+
+
+def only_evaluate(
+    config: JobConfig,
+    model: nn.Module,
+    train_reader: BatchReader[Any],
+    partitions: Mapping[str, Partition],
+    world: World,
+    *,
+    sinks: Mapping[str, Callable[[], Tracker]] | None = None,
+) -> EvaluatorOutcome:
+    """Evaluates every checkpoint of the run in training.save_dir, in the order of their steps, until the last step's.
+
+    It may begin before the run, beside it or after it, and waits at most training.eval_timeout_in_s for each next
+    checkpoint. Partitions that an earlier call has evaluated are left out. A checkpoint that has been rotated away is
+    skipped, a damaged one is a warning. SIGTERM and SIGINT end it, dropping the partition at hand. Collective.
+
+    Args:
+      config: the one that the run is trained with.
+      model: a core.train_step.Model on world.device, to load weights into.
+      train_reader: of the training data; nothing is read, but its length tells the last step.
+      partitions: what to evaluate on, by name.
+      world: this process's place and device.
+      sinks: of measurements, beside metrics-evaluator.jsonl and W&B: what makes them, by name; called on rank 0.
+
+    Raises:
+      UserError: on all ranks, where save_dir or the data is not as it must be, the checkpoints are another run's, or
+        none could be evaluated in time.
+    """
+    training, runtime = config.training, config.runtime
+    directory = EvaluatorDirectory(training.save_dir)
+    control = ControlWord(world.timeout)
+    identity = run_identity(config, train_reader)
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())
+        train_reader.check_trainable()
+        if not partitions:
+            raise UserError("there is nothing to evaluate on: the configuration has no validation data")
+        if world.is_main:
+            stack.callback(directory.release)
+        holder = control.from_main(directory.claim)
+        control.together(lambda: directory.check_shared(holder))
+        marks = _Marks(directory.metrics)
+        control.on_main(marks.open)
+        stack.callback(marks.close)
+        evaluator = Evaluator(
+            partitions,
+            world=world,
+            autocast=Autocast(world.device, AMP_DTYPES[runtime.amp_dtype] if runtime.enable_amp else None),
+            control=control,
+            num_eval_steps=training.num_eval_steps,
+            timeout_in_s=training.eval_timeout_in_s,
+            log_every_n=training.eval_log_every_n,
+        )
+        trackers: Trackers | None = None
+        last_step: int | None = None
+        step = 0
+        seen: dict[int, _Version] = {}
+
+        def look() -> _Found | None:
+            """The first checkpoint that was not seen yet."""
+            directory.check_held()
+            for saved in complete_steps(directory.checkpoints):
+                version = _version(directory.checkpoints / str(saved))
+                if version is not None and version != seen.get(saved):
+                    return _Found(saved, version, [name for name in partitions if not marks.has(saved, name)])
+            return None
+
+        def begin(state: Mapping[str, Any]) -> None:
+            """With the first checkpoint: only now it is known which run this is."""
+            nonlocal trackers
+            check_same_run(directory.path, state["identity"], identity, EVALUATE)
+            trackers = Trackers()
+            if world.is_main:
+                _add_sinks(trackers, config, directory, state["tracker_run_id"], sinks or {})
+            stack.callback(trackers.finish)
+
+        def record(measurement: Measurement) -> None:
+            assert trackers is not None
+            control.on_main(lambda: marks.set(measurement))
+            trackers.log(measurement)
+
+        def evaluate(checkpoint: Path, names: list[str]) -> None:
+            nonlocal last_step
+            state = control.from_main(lambda: read_state(checkpoint))
+            if trackers is None:
+                control.together(lambda: begin(state))
+            progress = Progress.from_json(state["progress"])
+            last_step = find_last_step(training, train_reader, progress)
+            if names:
+                control.together(lambda: load_model(model, checkpoint))
+                evaluator.evaluate(model, progress.step, names, lambda: stop.received is not None, record)
+
+        def stopped() -> EvaluatorOutcome:
+            stopped_by = control.from_main(lambda: stop.received) or signal.SIGTERM
+            logger.info("stopped by %s; the same command goes on", stopped_by.name)
+            return EvaluatorOutcome(stopped_by, False, directory)
+
+        wait = _Wait(training.eval_timeout_in_s)
+        while True:
+            found = control.from_main(look)
+            if found is not None:
+                checkpoint = directory.checkpoints / str(found.step)
+                try:
+                    evaluate(checkpoint, found.names)
+                except StoppedError:
+                    return stopped()
+                except NoCheckpointError:  # another process may still see it: looked for again after a pause
+                    logger.info("%s was removed before it was evaluated", checkpoint)
+                    found = None
+                except DamagedCheckpointError as error:
+                    logger.warning("step %d is not evaluated: %s", found.step, error)
+            if found is not None:
+                step, seen[found.step] = found.step, found.version
+                wait = _Wait(training.eval_timeout_in_s)
+                continue
+            if last_step is not None and step >= last_step:
+                logger.info(
+                    "finished: %d was the last step; raise training.num_train_steps or num_epochs to go on", step
+                )
+                return EvaluatorOutcome(None, False, directory)
+
+            # All ranks leave together; each sleeps by itself, so that none waits long in a collective.
+            control.begin(
+                (Control.STOP if stop.received is not None else Control.NONE)
+                | (Control.TIME_UP if wait.is_over else Control.NONE)
+            )
+            word = control.result()
+            if Control.STOP in word:
+                return stopped()
+            if Control.TIME_UP in word:
+                control.on_main(functools.partial(_tell_time_up, config, directory, marks, step))
+                return EvaluatorOutcome(None, True, directory)
+            wait.sleep(f"a checkpoint after step {step} in {directory.checkpoints}")
+
+
+def evaluated(metrics: Path) -> dict[int, list[str]]:
+    """The partitions that are done, by step, as a metrics-evaluator.jsonl says; {} where there is none."""
+    done: dict[int, list[str]] = {}
+    for measurement in read_metrics(metrics):
+        done.setdefault(measurement.step, []).append(str(measurement.partition))
+    return done
+
+
+# Inode and time of a checkpoint's directory: one that is made anew under the same name is another.
+_Version = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A checkpoint, and the partitions that it was not evaluated on."""
+
+    step: int
+    version: _Version
+    names: list[str]
+
+
+def _version(checkpoint: Path) -> _Version | None:
+    try:
+        status = checkpoint.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+class _Marks:
+    """What is done, kept in metrics-evaluator.jsonl; on rank 0."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: MetricsFile | None = None
+        self._done: dict[int, list[str]] = {}
+
+    def open(self) -> None:
+        """Cuts a line that a kill has torn; its partition is not done."""
+        self._file = MetricsFile(self._path)
+        self._done = evaluated(self._path)
+
+    def has(self, step: int, name: str) -> bool:
+        return name in self._done.get(step, [])
+
+    def any(self) -> bool:
+        return bool(self._done)
+
+    def set(self, measurement: Measurement) -> None:
+        """Raises UserError where the line can't be written: without it the partition would be evaluated again."""
+        assert self._file is not None
+        assert measurement.partition is not None
+        try:
+            self._file.log(measurement)
+        except OSError as error:
+            raise UserError(f"{self._path}: can't be written: {error.strerror}; make room, and start again") from error
+        self._done.setdefault(measurement.step, []).append(measurement.partition)
+
+    def close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # told already
+                self._file.finish()
+
+
+class _Wait:
+    """A wait for one checkpoint."""
+
+    def __init__(self, timeout_in_s: float) -> None:
+        self._timeout_in_s = timeout_in_s
+        self._began = time.monotonic()
+        self._told_next = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() - self._began >= self._timeout_in_s
+
+    def sleep(self, awaited: str) -> None:
+        """Sleeps until the next look, at most until the wait is over; says now and then what is awaited."""
+        waited = time.monotonic() - self._began
+        if waited >= self._told_next:
+            logger.info("waiting for %s: %.0f of at most %g s", awaited, waited, self._timeout_in_s)
+            self._told_next = max(_PATIENCE_IN_S, 2 * waited)
+        time.sleep(max(0.0, min(_POLL_IN_S, self._timeout_in_s - waited)))
+
+
+def _tell_time_up(config: JobConfig, directory: EvaluatorDirectory, marks: _Marks, step: int) -> None:
+    """A warning: a trainer that died is no mistake of the evaluator's. An error where there was nothing to evaluate."""
+    limit = f"training.eval_timeout_in_s ({config.training.eval_timeout_in_s:g} s)"
+    if not marks.any():
+        raise UserError(
+            f"training.save_dir {directory.path}: nothing could be evaluated: no checkpoint that is complete and "
+            f"undamaged came in {directory.checkpoints} within {limit}; is the trainer running, with the same save_dir?"
+        )
+    logger.warning(
+        "no checkpoint after step %d came in %s within %s, and it is not the last one; has the trainer died? "
+        "The same command goes on",
+        step,
+        directory.checkpoints,
+        limit,
+    )
+
+
+def _add_sinks(
+    trackers: Trackers,
+    config: JobConfig,
+    directory: EvaluatorDirectory,
+    group: str | None,
+    sinks: Mapping[str, Callable[[], Tracker]],
+) -> None:
+    """W&B, in the group of the trainer's run, and the caller's own."""
+    if config.runtime.wandb is not None:
+        build = functools.partial(
+            WandbTracker,
+            config.runtime.wandb,
+            directory.path,
+            config.model_dump(mode="json"),
+            job_type="evaluate",
+            group=group,
+        )
+        trackers.add("Weights & Biases", build)
+        # What an earlier evaluator has marked and was killed before it sent; the tracker knows what was sent.
+        for measurement in read_metrics(directory.metrics):
+            trackers.log(measurement)
+    for name, build_sink in sinks.items():
+        trackers.add(name, build_sink)

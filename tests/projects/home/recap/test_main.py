@@ -27,7 +27,7 @@ def train(recap_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Runs the program with small_run()'s arguments; flags begin with --, all else is an override."""
 
     def run(*options: str, save_dir: Path = tmp_path / "run", data: Path = recap_data) -> int:
-        flags = [option for option in options if option.startswith("--")]
+        flags = [word for option in options if option.startswith("--") for word in option.split()]
         arguments = small_run(data, save_dir, *(option for option in options if not option.startswith("--")))
         monkeypatch.setattr(sys, "argv", ["main", *arguments, *flags])
         return main()
@@ -284,3 +284,36 @@ def test_a_world_without_a_launcher_is_told(train: Train, monkeypatch: pytest.Mo
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=r"WORLD_SIZE=2 but not RANK, MASTER_ADDR, MASTER_PORT: start with torchrun"):
         train()
+
+
+def test_evaluates_what_was_trained_without_evaluations(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("training.eval_every_n=0", "runtime.enable_amp=true") == 0
+    capsys.readouterr()
+    assert train("--mode evaluate", "runtime.enable_amp=true") == 0
+    printed = capsys.readouterr().out
+    assert "validation after step 12: 500 examples" in printed
+    assert f"metrics        {tmp_path}/run/metrics-evaluator.jsonl" in printed
+    # The trainer's own, at the last step, of the same weights.
+    (tmp_path / "other").mkdir()
+    assert train("training.eval_every_n=12", "runtime.enable_amp=true", save_dir=tmp_path / "other") == 0
+    last = (tmp_path / "run/metrics-evaluator.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["metrics"] == lines(tmp_path / "other")[-1]["metrics"]
+
+
+def test_an_evaluator_whose_trainer_died_ends_with_0_and_one_that_saw_nothing_with_a_mistake(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="nothing could be evaluated"):
+        train("--mode evaluate", "training.eval_timeout_in_s=0.1")
+    assert train("training.num_train_steps=4", "training.eval_every_n=0") == 0
+    assert train("--mode evaluate", "training.eval_timeout_in_s=0.1") == 0
+    assert "no checkpoint after step 4 came in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--overwrite_save_dir", "--debug_loop"])
+def test_an_evaluator_takes_no_option_of_training(train: Train, tmp_path: Path, option: str) -> None:
+    with pytest.raises(UserError, match=f"{option}: not with --mode evaluate"):
+        train("--mode evaluate", option)
+    assert not (tmp_path / "run").exists()

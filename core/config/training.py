@@ -75,15 +75,15 @@ class TrainingConfig(BaseConfig):
     eval_every_n: pydantic.NonNegativeInt | None = pydantic.Field(
         None,
         description="Evaluate after every n-th step and at the end; null: at each checkpoint and at the end; "
-        "0: never (a second job evaluates the checkpoints).",
+        "0: never (a second job, --mode evaluate, evaluates the checkpoints).",
     )
     eval_log_every_n: pydantic.PositiveInt = pydantic.Field(
         5000, description="Log an evaluation's progress every n batches."
     )
     eval_timeout_in_s: pydantic.PositiveFloat = pydantic.Field(
         60.0 * 60.0,
-        description="Longest duration of one evaluation, all partitions together, in seconds. What was "
-        "evaluated until then is the result; training goes on.",
+        description="Longest duration of one evaluation, all partitions together, in seconds: what was evaluated until "
+        "then is the result, and training goes on. Also how long --mode evaluate waits for the next checkpoint.",
     )
     gradient_accumulation: pydantic.PositiveInt | None = pydantic.Field(
         None,

@@ -1,3 +1,5 @@
+import contextlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,9 @@ import torch
 from common.checkpointing.storage import CheckpointError, write_checkpoint
 from common.optimizers.config import LearningRate
 from common.reader.order import Position
-from core.training_state import Progress, load_model, load_optimizer, training_tensors
-from tests.toy import ToyModel, toy_batch, toy_step
+from core.config.training import TrainingConfig
+from core.training_state import Progress, find_last_step, load_model, load_optimizer, training_tensors
+from tests.toy import ToyModel, rows_reader, toy_batch, toy_step
 
 RATE = LearningRate(constant=0.01)
 
@@ -105,3 +108,27 @@ def test_progress_survives_json_to_the_last_bit():
     again = Progress.from_json(json.loads(json.dumps(progress.to_json())))
     assert again == progress
     assert Progress.start(3) == Progress(0, Position(0, (0, 0, 0)), {})
+
+
+@pytest.mark.parametrize(
+    ("num_train_steps", "num_epochs", "gradient_accumulation", "expected"),
+    [(10, None, None, 10), (10, 1, None, 10), (1000, 1, None, 12), (1000, 2, 5, 4), (1000, 2, None, 24), (3, 1, 5, 2)],
+)
+def test_the_last_step_is_the_same_seen_from_any_step(
+    tmp_path, num_train_steps, num_epochs, gradient_accumulation, expected
+):
+    """12 batches an epoch."""
+    config = TrainingConfig(
+        num_train_steps=num_train_steps, num_epochs=num_epochs, gradient_accumulation=gradient_accumulation
+    )
+    reader = rows_reader(tmp_path)
+    with contextlib.closing(reader.train(seed=0, num_epochs=num_epochs)) as batches:
+        positions = [placed.position for placed in itertools.islice(batches, expected * config.micro_batches)]
+    assert find_last_step(config, reader, Progress.start(4)) == expected
+    for step, position in enumerate(positions[config.micro_batches - 1 :: config.micro_batches], start=1):
+        assert find_last_step(config, reader, Progress(step, position, {})) == expected
+
+
+def test_a_run_that_has_gone_further_ends_where_it_is(tmp_path):
+    progress = Progress(9, Position(0, (36,) * 4), {})
+    assert find_last_step(TrainingConfig(num_train_steps=5), rows_reader(tmp_path), progress) == 9

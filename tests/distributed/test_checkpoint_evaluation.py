@@ -59,8 +59,10 @@ def worker(world: World, directory: Path) -> dict[str, Any]:
     rates = LearningRates(optimizer, [LearningRate(constant=0.01)])
     train(job(run), model, optimizer, rates, *parts(directory, world), world)
     evaluate(job(run), directory, world)
-    found["trainer"] = measured(run / "metrics.jsonl")
-    found["evaluator"] = measured(run / "metrics-evaluator.jsonl")
+    if world.is_main:
+        found["trainer"] = measured(run / "metrics.jsonl")
+        found["evaluator"] = measured(run / "metrics-evaluator.jsonl")
+        (run / "metrics-evaluator.jsonl").unlink()
 
     # Rank 1 alone can't read step 4, ever, and doesn't see step 8 at its first look.
     digest = storage._digest
@@ -73,11 +75,11 @@ def worker(world: World, directory: Path) -> dict[str, Any]:
             raise unseen.pop()
         return digest(path)
 
-    (run / "metrics-evaluator.jsonl").unlink(missing_ok=True)
     storage._digest = on_rank_1
     evaluate(job(run), directory, world)
     storage._digest = digest
-    found["with rank 1 half blind"] = measured(run / "metrics-evaluator.jsonl")
+    if world.is_main:
+        found["with rank 1 half blind"] = measured(run / "metrics-evaluator.jsonl")
 
     # A signal to rank 1 alone, while both wait.
     logger = logging.getLogger("core.checkpoint_evaluation")

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from common.checkpointing import storage
 from common.checkpointing.storage import (
     CheckpointError,
+    DamagedCheckpointError,
+    NoCheckpointError,
     complete_steps,
     read_state,
     read_tensors,
@@ -226,3 +229,28 @@ def test_a_root_that_is_a_file_is_a_clear_error(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(CheckpointError, match=r"checkpoints/5: the checkpoint can't be written .*Not a directory"):
         write(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("read", [read_state, read_tensors])
+def test_a_checkpoint_that_vanishes_while_it_is_read_is_none_and_not_a_damaged_one(tmp_path, monkeypatch, read):
+    path = write(tmp_path)
+    digest = storage._digest
+
+    def rotated_away(file: Path) -> str:
+        path.rename(tmp_path / ".writing-5-deleting")
+        return digest(file)
+
+    monkeypatch.setattr(storage, "_digest", rotated_away)
+    with pytest.raises(NoCheckpointError, match="/5: the checkpoint was removed while it was read"):
+        read(path)
+
+
+def test_a_checkpoint_that_the_system_cannot_read_need_not_be_removed(tmp_path, monkeypatch):
+    path = write(tmp_path)
+
+    def refused(file: Path) -> str:
+        raise OSError(5, "Input/output error", str(file))
+
+    monkeypatch.setattr(storage, "_digest", refused)
+    with pytest.raises(DamagedCheckpointError, match=r"state\.json: can't be read: Input/output error$"):
+        read_state(path)

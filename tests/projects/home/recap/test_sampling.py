@@ -72,7 +72,7 @@ def trained(data: dict[str, Any], weighs: bool) -> tuple[HeavyRanker, RecapDatas
         optimizer.zero_grad()
         value, _ = model(placed.batch)
         value.backward()
-        return float(value)
+        return float(value.detach())
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
     return ranker, dataset

@@ -7,7 +7,6 @@ from population.py, label probabilities from teacher.py, the files' layout from 
 import argparse
 import functools
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from core.config import UserError
+from projects.home.recap.data.directory import complete_directory
 from projects.home.recap.data.parquet import (
     TASKS,
     TEACHER_PREFIX,
@@ -77,18 +77,8 @@ def generate(out: Path, preset: Preset, seed: int, num_examples: Sequence[int]) 
     a time; a file of fewer rows holds the first of the same rows. Raises UserError where `out` can't be
     written, or exists and is not an empty directory.
     """
-    out = out.resolve()
-    try:
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            raise UserError(f"--out {out}: exists already; remove it, or give another directory")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as aside:
-            partial = Path(aside) / out.name
-            tallies = _write_splits(partial, preset, seed, num_examples)
-            partial.rename(out)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error}") from error
-    return tallies
+    with complete_directory(out) as partial:
+        return _write_splits(partial, preset, seed, num_examples)
 
 
 def _write_splits(out: Path, preset: Preset, seed: int, num_examples: Sequence[int]) -> dict[str, Tally]:

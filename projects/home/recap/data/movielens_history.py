@@ -40,10 +40,10 @@ def history_features(
 
     - user_ratings, item_ratings: how many the user gave, the film got.
     - item_offset: sum of (rating - m) over the film's, divided by their number + 5.
-    - user_offset: sum of (rating - m' - item_offset') over the user's, divided by their number + 5, where the primed are
-      those that were known when that rating was given. Its rest is rating - m' - item_offset' - user_offset'.
-    - genre_affinity: for each genre of the film the sum of rests over the user's ratings in it, divided by their number
-      + 5; the mean over the genres, 0 where there are none.
+    - user_offset: sum of (rating - m' - item_offset') over the user's, divided by their number + 5, where the primed
+      are those that were known when that rating was given. Its rest is rating - m' - item_offset' - user_offset'.
+    - genre_affinity: for each genre of the film the sum of rests over the user's ratings in it, divided by their
+      number + 5; the mean over the genres, 0 where there are none.
     - neighbour_affinity: sum of s * rest over the user's ratings, divided by the sum of |s| + 1, where the similarity s
       of two films is the sum of rest * rest over the users who rated both, divided by their number + 10.
     - seconds_since_first, seconds_since_last: since the user's first and last rating; NaN where there is none.

@@ -26,8 +26,9 @@ DESCRIPTION = "Make a table for the Heavy Ranker from MovieLens 100K."
 TASKS = ("rating_at_least_4", "rating_is_5", "rating_at_most_2")
 SPLITS = ("train", "validation", "test")
 
-CONTINUOUS = ("age", "film_age", *HISTORY)
-"""Years of the user, and of the film in LAST_YEAR (NaN: unknown). The history is last, so that it can be left out."""
+CONTINUOUS = ("film_age", "age", *HISTORY)
+"""Years of the film in LAST_YEAR (NaN: unknown), and of the user. What a model may do without comes last, here as in
+BINARY, so that `truncate_and_slice` can leave it out."""
 
 LAST_YEAR = 1998
 """In which the ratings of MovieLens 100K end. Years of release are counted back from it: the model takes logarithms, in
@@ -36,7 +37,7 @@ which 1950 and 1995 would be almost the same."""
 AGES = (18, 25, 35, 45, 50, 56)
 """Where age groups begin, those of GroupLens's later data sets; the first group is all below."""
 
-BINARY = ("is_male", *(f"age_group_{group}" for group in range(len(AGES) + 1)), *GENRES, *OCCUPATIONS)
+BINARY = (*GENRES, "is_male", *(f"age_group_{group}" for group in range(len(AGES) + 1)), *OCCUPATIONS)
 
 DISCRETE = ("user", "item", "gender", "age_group", "occupation", "year")
 """From 0 on: user and film in the order of their ids, whether male, the age group, the position in OCCUPATIONS, and the
@@ -52,11 +53,11 @@ def movielens_table(data: MovieLens) -> dict[str, NDArray[Any]]:
     age_group = np.searchsorted(AGES, data.age, side="right")
     year = np.nan_to_num(np.maximum(data.year - FIRST_YEAR, 0), nan=0).astype(np.int64)
     history = history_features(user, item, rating, data.timestamp, data.genres)
-    side = np.stack([data.age[user], LAST_YEAR - data.year[item]], axis=1)
+    side = np.stack([LAST_YEAR - data.year[item], data.age[user]], axis=1)
     binary = [
+        data.genres[item],
         data.is_male[user, None],
         np.arange(len(AGES) + 1) == age_group[user, None],
-        data.genres[item],
         np.arange(len(OCCUPATIONS)) == data.occupation[user, None],
     ]
     discrete = [user, item, data.is_male[user], age_group[user], data.occupation[user], year[item]]

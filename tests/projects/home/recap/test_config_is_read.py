@@ -12,6 +12,8 @@ from common.modules.config import LayerNormConfig
 from core.config import BaseConfig, ConfigError, load_config_from_yaml
 from projects.home.recap import main
 from projects.home.recap.config import RecapConfig
+from projects.home.recap.data.movielens import prepare
+from tests.projects.home.recap.data.test_movielens import write_grouplens
 
 SHIPPED = sorted((Path(main.__file__).parent / "configs").glob("*.yaml"))
 
@@ -30,8 +32,15 @@ OPTIONS = [
     "runtime.wandb={key_path: $KEY_PATH, host: 'http://localhost:9', name: n, tags: [t], metadata: {a: 1}}",
     "training.max_grad_norm=1.0",
     "training.gradient_accumulation=2",
-    "train_data.preprocess.truncate_and_slice={continuous_feature_truncation: 40, binary_feature_truncation: 10}",
     "validation_data={}",
+]
+# The same, of configurations for one of the data sets.
+MOVIELENS_OPTIONS = [
+    "model.backbone.mlp_config=null",
+    "model.backbone.mask_net_config.mask_blocks=[{reduction_factor: 0.5, output_size: 8, input_layer_norm: true}]",
+]
+GENERATED_OPTIONS = [
+    "train_data.preprocess.truncate_and_slice={continuous_feature_truncation: 40, binary_feature_truncation: 10}",
     "model.backbone.mask_net_config.mask_blocks=[{reduction_factor: 0.5, output_size: 8, input_layer_norm: true}]",
     "model.backbone.mask_net_config.mlp.dropout.rate=0.1",
     "train_data.seg_dense_schema.features=[discrete]",
@@ -126,17 +135,18 @@ def names(fields: set[Field]) -> list[str]:
     return sorted(f"{kind.__name__}.{name}" for kind, name in fields)
 
 
+def is_movielens(path: Path) -> bool:
+    return path.stem.startswith("movielens")
+
+
 def on_small_data(path: Path, data: Path, save_dir: Path) -> list[str]:
     """Overrides that make the configuration at `path` train a small model for two small steps on `data`."""
-    overrides = [
-        f"training.save_dir={save_dir}",
-        "training.num_train_steps=2",
-        "training.num_eval_steps=1",
-        "model.backbone.mask_net_config.mlp.layer_sizes=[8]",
-    ]
+    overrides = [f"training.save_dir={save_dir}", "training.num_train_steps=2", "training.num_eval_steps=1"]
     config = load_config_from_yaml(RecapConfig, path)
     assert config.model.backbone is not None
     mask_net = config.model.backbone.mask_net_config
+    if mask_net is not None:
+        overrides.append("model.backbone.mask_net_config.mlp.layer_sizes=[8]")
     for index in range(len(mask_net.mask_blocks) if mask_net is not None else 0):
         block = f"model.backbone.mask_net_config.mask_blocks[{index}]"
         overrides += [f"{block}.aggregation_size=8", f"{block}.output_size=8"]
@@ -148,7 +158,7 @@ def on_small_data(path: Path, data: Path, save_dir: Path) -> list[str]:
             f"{place}.seg_dense_schema.schema_path={data}/schema.json",
             f"{place}.global_batch_size={4 * part.lanes}",
         ]
-        if part.preprocess is not None:
+        if part.preprocess is not None and not is_movielens(path):
             slices = "{continuous_feature_truncation: 40, binary_feature_truncation: 10}"
             overrides.append(f"{place}.preprocess.truncate_and_slice={slices}")
     return overrides
@@ -159,6 +169,8 @@ def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
     """Of each shipped configuration, trained as it is and with options: the fields that it has, with and without them,
     and those that were read."""
     directory = tmp_path_factory.mktemp("runs")
+    movielens_data = directory / "movielens"
+    prepare(write_grouplens(directory / "ml-100k"), movielens_data)
     key_path = directory / "key"
     key_path.write_text("0" * 40)
     key_path.chmod(0o600)
@@ -170,9 +182,11 @@ def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
         for path in SHIPPED:
             recorder = Recorder()
             has: set[Field] = set()
-            others = [[*OPTIONS, f"optimizer.single_task_learning_rate={rate}"] for rate in RATES]
+            data = movielens_data if is_movielens(path) else recap_data
+            alternatives = [*OPTIONS, *(MOVIELENS_OPTIONS if is_movielens(path) else GENERATED_OPTIONS)]
+            others = [[*alternatives, f"optimizer.single_task_learning_rate={rate}"] for rate in RATES]
             for index, options in enumerate([[], EVALUATION_OPTIONS, *others]):
-                overrides = [*on_small_data(path, recap_data, directory / f"{path.stem}-{index}"), *options]
+                overrides = [*on_small_data(path, data, directory / f"{path.stem}-{index}"), *options]
                 arguments = [word for override in overrides for word in ("--set", override)]
                 patcher.setattr(sys, "argv", ["main", "--config", str(path), *arguments])
                 has |= fields_within(load_config_from_yaml(RecapConfig, path, overrides))

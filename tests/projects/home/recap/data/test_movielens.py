@@ -65,9 +65,9 @@ def write_with_header(directory: Path) -> Path:
     directory.mkdir()
     rows = [("user_id:token", "item_id:token", "rating:float", "timestamp:float"), *reversed(RATINGS)]
     (directory / "ml-100k.inter").write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
-    users = [("user_id:token", "age:token", "gender:token", "occupation:token", "zip_code:token")]
-    users += [(*map(str, user), "85711") for user in reversed(USERS)]  # type: ignore[arg-type]
-    (directory / "ml-100k.user").write_text("".join("\t".join(user) + "\n" for user in users))
+    users = ["user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n"]
+    users += ["\t".join(map(str, user)) + "\t85711\n" for user in reversed(USERS)]
+    (directory / "ml-100k.user").write_text("".join(users))
     items = ["item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"]
     items += [f"{i}\t{title}\t{year}\t{genres}\n" for i, _, _, title, year, genres, _ in reversed(ITEMS)]
     (directory / "ml-100k.item").write_text("".join(items), encoding="utf-8")
@@ -131,7 +131,7 @@ def test_what_is_known_of_user_and_film(table):
     for row, (user_id, item_id, _, _) in enumerate(EXPECTED):
         _, age, gender, occupation = users[user_id]
         genres, year = items[item_id][5].split(), items[item_id][6]
-        np.testing.assert_array_equal(table["continuous"][row, :2], [age, np.float32(1998 - year)])
+        np.testing.assert_array_equal(table["continuous"][row, :2], [np.float32(1998 - year), age])
         found = {name for name, flag in zip(BINARY, table["binary"][row], strict=True) if flag}
         male = {"is_male"} if gender == "M" else set()
         assert found == {*genres, occupation, f"age_group_{age_groups[age]}"} | male

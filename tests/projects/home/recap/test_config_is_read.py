@@ -156,7 +156,7 @@ def on_small_data(path: Path, data: Path, save_dir: Path) -> list[str]:
         overrides += [
             f"{place}.inputs={data}/{'train' if place == 'train_data' else 'validation'}",
             f"{place}.seg_dense_schema.schema_path={data}/schema.json",
-            f"{place}.global_batch_size={4 * part.lanes}",
+            f"{place}.global_batch_size={2 * part.lanes}",
         ]
         if part.preprocess is not None and not is_movielens(path):
             slices = "{continuous_feature_truncation: 40, binary_feature_truncation: 10}"

@@ -42,26 +42,34 @@ class ControlWord:
         timeout: longest wait for the other ranks; None: torch's default.
         """
         self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
-        self._begun: list[tuple[Control | torch.Tensor, dist.Work | None]] = []
+        self._begun: list[Control | tuple[torch.Tensor, dist.Work]] = []
 
-    def begin(self, own: Control) -> None:
-        """Starts to reduce, in the background, without waiting."""
+    def begin(self, own: Control, pace: int = 1) -> None:
+        """Starts to reduce, in the background, without waiting.
+
+        pace: >= 1; rank 0's goes to all ranks with the word. In a world of one, where words cost nothing, it is 1.
+        """
         if self._group is None:
-            self._begun.append((own, None))
+            self._begun.append(own)
             return
         word = int(own)
-        flags = torch.tensor([word >> bit & 1 for bit in range(len(Control))], dtype=torch.int32)
-        work = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        self._begun.append((flags, work))
+        values = [word >> bit & 1 for bit in range(len(Control))]
+        joined = torch.tensor([*values, pace if dist.get_rank() == 0 else 0], dtype=torch.int32)
+        self._begun.append((joined, dist.all_reduce(joined, op=dist.ReduceOp.MAX, group=self._group, async_op=True)))
 
     def result(self) -> Control:
         """The flags that any rank has set since the last begin() without a result. The same on all ranks."""
-        flags, work = self._begun.pop()
-        if isinstance(flags, Control):
-            return flags
-        assert work is not None
+        return self.result_and_pace()[0]
+
+    def result_and_pace(self) -> tuple[Control, int]:
+        """As result(), with the pace that rank 0 gave to begin()."""
+        begun = self._begun.pop()
+        if isinstance(begun, Control):
+            return begun, 1
+        joined, work = begun
         work.wait()
-        return Control(sum(is_set << bit for bit, is_set in enumerate(flags.tolist())))
+        *flags, pace = joined.tolist()
+        return Control(sum(is_set << bit for bit, is_set in enumerate(flags))), pace
 
     def raise_together(self, error: UserError | None) -> None:
         """Raises on every rank the error of the lowest rank that has one; returns where none has. Collective."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.agreement import Control, ControlWord, StopSignals
+from common.agreement import ControlWord, StopSignals
 from common.batch import Batch
 from common.checkpointing.policy import CheckpointPolicy
 from common.checkpointing.storage import read_state
@@ -23,7 +23,6 @@ from common.device import World
 from common.measurement import Measurement, Tracker
 from common.metrics_file import read_metrics
 from common.optimizers.learning_rate import LearningRates
-from common.reader.prefetch import next_or_error
 from common.reader.reader import BatchReader, Placed
 from common.trackers import Trackers, build_trackers
 from core.config.base_config import UserError
@@ -33,6 +32,7 @@ from core.parallel import num_parameters, parallelize
 from core.progress_report import ProgressReport
 from core.run_directory import RunDirectory, check_same_run
 from core.saver import Saver, environment
+from core.step_feed import StepFeed
 from core.train_step import AMP_DTYPES, Autocast, TrainStep
 from core.train_window import Stopwatch, TrainWindow
 from core.training_state import Progress, find_last_step, load_model, load_optimizer, run_identity
@@ -214,30 +214,20 @@ def train(
         )
         wrapped.train()
 
-        def fetch() -> list[Placed[Any]] | UserError:
-            """The micro-batches of the next step, or the mistake in the data; sends this rank's part of the word."""
-            started = time.perf_counter()
-            fetched = _next_micro_batches(batches, training.micro_batches)
-            watch.waited(time.perf_counter() - started)
-            word = Control.BAD_DATA if isinstance(fetched, UserError) else Control.NONE
-            control.begin(word if stop.received is None else word | Control.STOP)
-            return fetched
-
-        if go_on:
-            upcoming = fetch()
+        feed = StepFeed(
+            batches,
+            control,
+            stop,
+            watch,
+            micro_batches=training.micro_batches,
+            num_steps=last_step - step if go_on else 0,
+        )
         while go_on and step < last_step:
-            # All ranks agree on what comes next, before anyone enters the step.
-            word = control.result()
-            if Control.BAD_DATA in word:
-                control.raise_together(upcoming if isinstance(upcoming, UserError) else None)
-            if Control.STOP in word:
+            placed = feed.next()
+            if placed is None:
                 go_on = False
                 break
-            assert not isinstance(upcoming, UserError)
-            micro_batches, position = _to_device(upcoming, world.device), upcoming[-1].position
-            if step + 1 < last_step:
-                upcoming = fetch()  # the word travels while the step is made
-
+            micro_batches, position = _to_device(placed, world.device), placed[-1].position
             loss, skipped = train_step(micro_batches, step + 1)
             step += 1
             window.add(loss, skipped)
@@ -298,17 +288,6 @@ def _evaluation_is_due(config: JobConfig, step: int, last_step: int) -> bool:
 def _evaluated(metrics: Path, step: int) -> list[str | None]:
     """Partitions whose evaluation at `step` is in the metrics file."""
     return [m.partition for m in read_metrics(metrics) if m.mode == "evaluate" and m.step == step]
-
-
-def _next_micro_batches(batches: Any, count: int) -> list[Placed[Any]] | UserError:
-    fetched: list[Placed[Any]] = []
-    while len(fetched) < count:
-        item = next_or_error(batches)
-        if isinstance(item, UserError):
-            return item
-        assert item is not None, "the number of batches was counted before"
-        fetched.append(item)
-    return fetched
 
 
 def _to_device(placed: list[Placed[Any]], device: torch.device) -> list[Batch]:

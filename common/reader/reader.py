@@ -15,7 +15,7 @@ from common.reader.prefetch import Prefetcher
 B = TypeVar("B", bound=Batch)
 
 # Batches decoded ahead of the consumer.
-_PREFETCH = 4
+PREFETCH = 8
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class BatchReader(Generic[B]):
     def _ahead(source: Iterator[Placed[B]], pin_memory: bool) -> Prefetcher[Placed[B]]:
         if pin_memory:
             source = (Placed(item.batch.pin_memory(), item.position) for item in source)
-        return Prefetcher(source, _PREFETCH)
+        return Prefetcher(source, PREFETCH)
 
     def _train(self, seed: int, position: Position, num_epochs: int | None) -> Iterator[Placed[B]]:
         while num_epochs is None or position.epoch < num_epochs:

@@ -1,0 +1,102 @@
+"""What each training step gets: its micro-batches, once all ranks have agreed that all of them can make it."""
+
+import collections
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from common.agreement import Control, ControlWord, StopSignals
+from common.reader.prefetch import next_or_error
+from common.reader.reader import PREFETCH, Placed
+from core.config.base_config import UserError
+from core.train_window import Stopwatch
+
+# Where steps take less than this, one control word is about several of them: for each it would cost 0.5 ms.
+_WORD_EVERY_S = 0.02
+
+
+class StepFeed:
+    """Hands out the micro-batches of one step after the other. Collective.
+
+    The control word about the next steps travels while the steps at hand are made.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[Placed[Any]],
+        control: ControlWord,
+        stop: StopSignals,
+        watch: Stopwatch,
+        *,
+        micro_batches: int,
+        num_steps: int,
+    ) -> None:
+        """Fetches the first step's.
+
+        Args:
+          batches: of this rank; as many as the steps take, at least.
+          control: tells the other ranks.
+          stop: whether this rank was asked to stop.
+          watch: is told the time spent waiting for batches.
+          micro_batches: of a step.
+          num_steps: to hand out in all.
+        """
+        self._batches = batches
+        self._control = control
+        self._stop = stop
+        self._watch = watch
+        self._micro_batches = micro_batches
+        self._unfetched = num_steps
+        self._ready: collections.deque[list[Placed[Any]]] = collections.deque()
+        self._began = time.perf_counter()
+        self._seconds_per_step = _WORD_EVERY_S
+        self._pace = 1
+        self._upcoming: list[list[Placed[Any]]] | UserError = []
+        if num_steps > 0:
+            self._fetch(1)
+
+    def next(self) -> list[Placed[Any]] | None:
+        """The next step's micro-batches; None where a rank was asked to stop, on all ranks.
+
+        Raises:
+          UserError: a rank's data is bad; on all ranks.
+        """
+        if not self._ready:
+            word, pace = self._control.result_and_pace()
+            if Control.BAD_DATA in word:
+                self._control.raise_together(self._upcoming if isinstance(self._upcoming, UserError) else None)
+            if Control.STOP in word:
+                return None
+            assert not isinstance(self._upcoming, UserError)
+            self._ready.extend(self._upcoming)
+            now = time.perf_counter()
+            self._seconds_per_step = (now - self._began) / len(self._ready)
+            self._began, self._pace = now, pace
+        micro_batches = self._ready.popleft()
+        if not self._ready and self._unfetched > 0:
+            self._fetch(min(self._pace, self._unfetched))
+        return micro_batches
+
+    def _fetch(self, num_steps: int) -> None:
+        """Takes the next steps' micro-batches, or the mistake in the data, and sends this rank's part of the word."""
+        started = time.perf_counter()
+        steps: list[list[Placed[Any]]] = []
+        error: UserError | None = None
+        while len(steps) < num_steps and error is None:
+            step: list[Placed[Any]] = []
+            while len(step) < self._micro_batches and error is None:
+                item = next_or_error(self._batches)
+                if isinstance(item, UserError):
+                    error = item
+                else:
+                    assert item is not None, "the number of batches was counted before"
+                    step.append(item)
+            steps.append(step)
+        self._upcoming = steps if error is None else error
+        self._unfetched -= num_steps
+        self._watch.waited(time.perf_counter() - started)
+        word = Control.BAD_DATA if error is not None else Control.NONE
+        if self._stop.received is not None:
+            word |= Control.STOP
+        # No more steps than the reader has batches ready: training would wait for the others.
+        self._control.begin(word, pace=max(1, min(int(_WORD_EVERY_S / self._seconds_per_step), PREFETCH)))

@@ -1,0 +1,60 @@
+"""What a step gets in a world of one; tests/distributed/test_step_feed.py has the agreement of several ranks."""
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from common.agreement import ControlWord, StopSignals
+from common.reader.order import Position
+from common.reader.parquet import DataError
+from common.reader.reader import Placed
+from core.step_feed import StepFeed
+from core.train_window import Stopwatch
+
+
+def batches(count: int, bad: int | None = None) -> Iterator[Placed[Any]]:
+    """Batches that are numbers; at `bad` there is none to be had."""
+    for number in range(count):
+        if number == bad:
+            raise DataError(f"batch {number} is bad")
+        yield Placed(number, Position(0, (number + 1,)))
+
+
+def feed(source: Iterator[Placed[Any]], *, micro_batches: int, num_steps: int, stop: StopSignals) -> StepFeed:
+    return StepFeed(source, ControlWord(), stop, Stopwatch(), micro_batches=micro_batches, num_steps=num_steps)
+
+
+def numbers(placed: list[Placed[Any]] | None) -> list[int]:
+    assert placed is not None
+    return [item.batch for item in placed]
+
+
+def test_every_step_gets_its_micro_batches_and_no_more_are_taken():
+    source = batches(10)
+    steps = feed(source, micro_batches=3, num_steps=3, stop=StopSignals())
+    assert [numbers(steps.next()) for _ in range(3)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert next(source).batch == 9
+
+
+def test_nothing_is_taken_where_nothing_is_to_be_done():
+    source = batches(1)
+    feed(source, micro_batches=1, num_steps=0, stop=StopSignals())
+    assert next(source).batch == 0
+
+
+def test_bad_data_is_raised_at_its_step_and_not_before():
+    steps = feed(batches(10, bad=5), micro_batches=2, num_steps=5, stop=StopSignals())
+    assert [numbers(steps.next()) for _ in range(2)] == [[0, 1], [2, 3]]
+    with pytest.raises(DataError, match="batch 5 is bad"):
+        steps.next()
+
+
+def test_a_signal_ends_after_the_step_whose_batches_were_there():
+    stop = StopSignals()
+    steps = feed(batches(10), micro_batches=1, num_steps=10, stop=stop)
+    assert numbers(steps.next()) == [0]
+    stop.received = signal.SIGTERM
+    assert numbers(steps.next()) == [1]
+    assert steps.next() is None

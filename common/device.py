@@ -5,6 +5,7 @@ import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -84,6 +85,17 @@ def set_precision(enable_tensorfloat32: bool) -> None:
     torch.backends.cuda.matmul.fp32_precision = precision
     torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
     torch.backends.cudnn.rnn.fp32_precision = precision  # type: ignore[attr-defined]
+
+
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes bfloat16 products in software: slower than float32. False where that isn't known."""
+    if device.type != "cpu":
+        return False
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return not flags & {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def set_deterministic(deterministic: bool) -> None:

@@ -19,7 +19,7 @@ from common.agreement import ControlWord, StopSignals
 from common.batch import Batch
 from common.checkpointing.policy import CheckpointPolicy
 from common.checkpointing.storage import read_state
-from common.device import World
+from common.device import World, emulates_bfloat16
 from common.measurement import Measurement, Tracker
 from common.metrics_file import read_metrics
 from common.optimizers.learning_rate import LearningRates
@@ -130,6 +130,10 @@ def train(
 
         # What it takes.
         autocast = Autocast(world.device, AMP_DTYPES[runtime.amp_dtype] if runtime.enable_amp else None)
+        if autocast.dtype is torch.bfloat16 and emulates_bfloat16(world.device):
+            logger.warning(
+                "enable_amp: this CPU has no bfloat16 units, it emulates them; float32 is faster here"
+            )
         wrapped = parallelize(model, world, deterministic=runtime.deterministic)
         train_step = TrainStep(
             wrapped,

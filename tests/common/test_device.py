@@ -1,6 +1,8 @@
 import datetime
 import itertools
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 
 from common.device import (
     World,
+    emulates_bfloat16,
     joined_world,
     rank_from_env,
     seed_initial_weights,
@@ -100,3 +103,11 @@ def test_a_world_of_one_makes_no_process_group(monkeypatch):
 
 def test_rank_0_alone_is_main():
     assert [World(rank, 0, 3, torch.device("cpu")).is_main for rank in range(3)] == [True, False, False]
+
+
+@pytest.mark.skipif(shutil.which("lscpu") is None, reason="needs lscpu")
+def test_whether_a_cpu_emulates_bfloat16_is_what_the_kernel_says():
+    flags = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout.split()
+    has_units = any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+    assert emulates_bfloat16(torch.device("cpu")) == (not has_units)
+    assert not emulates_bfloat16(torch.device("cuda"))

@@ -131,9 +131,7 @@ def train(
         # What it takes.
         autocast = Autocast(world.device, AMP_DTYPES[runtime.amp_dtype] if runtime.enable_amp else None)
         if autocast.dtype is torch.bfloat16 and emulates_bfloat16(world.device):
-            logger.warning(
-                "enable_amp: this CPU has no bfloat16 units, it emulates them; float32 is faster here"
-            )
+            logger.warning("enable_amp: this CPU has no bfloat16 units, it emulates them; float32 is faster here")
         wrapped = parallelize(model, world, deterministic=runtime.deterministic)
         train_step = TrainStep(
             wrapped,

@@ -50,12 +50,6 @@ GENERATED_OPTIONS = [
     "model.score_weights={recap.engagement.is_replied: 13.5}",
     "optimizer.multi_task_learning_rates=null",
 ]
-# The same, for evaluation.
-EVALUATION_OPTIONS = [
-    "train_data.seg_dense_schema.features=[discrete]",
-    "validation_data.validation.seg_dense_schema.features=[discrete]",
-    "model.stratifiers=[{name: s, index: 0, value: 1}]",
-]
 RATES = [
     "{constant: 0.01}",
     "{linear_ramp_to_constant: {learning_rate: 0.01, num_ramp_steps: 1}}",
@@ -164,6 +158,13 @@ def on_small_data(path: Path, data: Path, save_dir: Path) -> list[str]:
     return overrides
 
 
+def evaluation_options(path: Path) -> list[str]:
+    """As OPTIONS, for evaluation."""
+    partitions = [f"validation_data[{name}]" for name in load_config_from_yaml(RecapConfig, path).validation_data]
+    discrete = [f"{place}.seg_dense_schema.features=[discrete]" for place in ("train_data", *partitions)]
+    return [*discrete, "model.stratifiers=[{name: s, index: 0, value: 1}]"]
+
+
 @pytest.fixture(scope="module")
 def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[set[Field], set[Field]]]:
     """Of each shipped configuration, trained as it is and with options: the fields that it has, with and without them,
@@ -185,7 +186,7 @@ def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
             data = movielens_data if is_movielens(path) else recap_data
             alternatives = [*OPTIONS, *(MOVIELENS_OPTIONS if is_movielens(path) else GENERATED_OPTIONS)]
             others = [[*alternatives, f"optimizer.single_task_learning_rate={rate}"] for rate in RATES]
-            for index, options in enumerate([[], EVALUATION_OPTIONS, *others]):
+            for index, options in enumerate([[], evaluation_options(path), *others]):
                 overrides = [*on_small_data(path, data, directory / f"{path.stem}-{index}"), *options]
                 arguments = [word for override in overrides for word in ("--set", override)]
                 patcher.setattr(sys, "argv", ["main", "--config", str(path), *arguments])

@@ -51,6 +51,7 @@ class StepFeed:
         self._began = time.perf_counter()
         self._seconds_per_step = _WORD_EVERY_S
         self._pace = 1
+        self._num_ready = 1
         self._upcoming: list[list[Placed[Any]]] | UserError = []
         if num_steps > 0:
             self._fetch(1)
@@ -68,10 +69,10 @@ class StepFeed:
             if Control.STOP in word:
                 return None
             assert not isinstance(self._upcoming, UserError)
-            self._ready.extend(self._upcoming)
             now = time.perf_counter()
-            self._seconds_per_step = (now - self._began) / len(self._ready)
-            self._began, self._pace = now, pace
+            self._seconds_per_step = (now - self._began) / self._num_ready
+            self._began, self._pace, self._num_ready = now, pace, len(self._upcoming)
+            self._ready.extend(self._upcoming)
         micro_batches = self._ready.popleft()
         if not self._ready and self._unfetched > 0:
             self._fetch(min(self._pace, self._unfetched))

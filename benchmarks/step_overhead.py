@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import statistics
@@ -181,15 +182,30 @@ class _TimeIsUpError(Exception):
     """Ends our loop without its closing checkpoint."""
 
 
+class _TickingRates(LearningRates):
+    """A constant learning rate, which every step begins with."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, case: Case, clock: Clock) -> None:
+        super().__init__(optimizer, [LearningRate(constant=1e-3)])
+        self._last = case.warm_up + case.steps
+        self._clock = clock
+
+    def apply(self, step: int) -> None:
+        self._clock.tick(step - 1)
+        if step > self._last:
+            raise _TimeIsUpError
+        super().apply(step)
+
+
 class _Reader:
-    """Gives the loop batches from memory."""
+    """Gives the loop batches from memory, without an end."""
 
     fingerprint = "random numbers"
     lanes = 1
 
-    def __init__(self, case: Case, batches: Sequence[Batch], clock: Clock) -> None:
+    def __init__(self, case: Case, batches: Sequence[Batch]) -> None:
         self.global_batch_size = case.batch_size
-        self._case, self._batches, self._clock = case, batches, clock
+        self._batches = batches
 
     def check_trainable(self) -> None:
         pass
@@ -198,10 +214,8 @@ class _Reader:
         return float("inf")
 
     def train(self, **_: Any) -> Iterator[Placed[Batch]]:
-        for step in range(self._case.warm_up + self._case.steps + 1):
-            self._clock.tick(step)
-            yield Placed(self._batches[step % len(self._batches)], Position(0, (step,)))
-        raise _TimeIsUpError
+        for step, batch in enumerate(itertools.cycle(self._batches)):
+            yield Placed(batch, Position(0, (step,)))
 
 
 def ours(case: Case, batches: Sequence[Batch], world: World, amp: bool = False) -> float:
@@ -210,7 +224,7 @@ def ours(case: Case, batches: Sequence[Batch], world: World, amp: bool = False) 
     groups = [{"params": list(model.parameters()), "name": "all"}]
     optimizer = torch.optim.Adam(groups, lr=1e-3, fused=True)
     clock = Clock(case)
-    reader: Any = _Reader(case, batches, clock)
+    reader: Any = _Reader(case, batches)
     with tempfile.TemporaryDirectory() as directory:
         save_dir = [directory]
         if world.size > 1:
@@ -219,7 +233,7 @@ def ours(case: Case, batches: Sequence[Batch], world: World, amp: bool = False) 
             runtime=RuntimeConfig(enable_amp=amp),
             training=TrainingConfig(save_dir=save_dir[0], num_train_steps=10**6, checkpoint_every_n=10**6),
         )
-        rates = LearningRates(optimizer, [LearningRate(constant=1e-3)])
+        rates = _TickingRates(optimizer, case, clock)
         with contextlib.suppress(_TimeIsUpError):
             custom_training_loop.train(config, model, optimizer, rates, reader, {}, world)
         if world.size > 1:

@@ -42,15 +42,15 @@ class ControlWord:
         timeout: longest wait for the other ranks; None: torch's default.
         """
         self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
-        self._begun: list[Control | tuple[torch.Tensor, dist.Work]] = []
+        self._begun: list[tuple[Control, int] | tuple[torch.Tensor, dist.Work]] = []
 
     def begin(self, own: Control, pace: int = 1) -> None:
         """Starts to reduce, in the background, without waiting.
 
-        pace: >= 1; rank 0's goes to all ranks with the word. In a world of one, where words cost nothing, it is 1.
+        pace: >= 1; rank 0's goes to all ranks with the word.
         """
         if self._group is None:
-            self._begun.append(own)
+            self._begun.append((own, pace))
             return
         word = int(own)
         values = [word >> bit & 1 for bit in range(len(Control))]
@@ -63,11 +63,12 @@ class ControlWord:
 
     def result_and_pace(self) -> tuple[Control, int]:
         """As result(), with the pace that rank 0 gave to begin()."""
-        begun = self._begun.pop()
-        if isinstance(begun, Control):
-            return begun, 1
-        joined, work = begun
-        work.wait()
+        joined, begun = self._begun.pop()
+        if isinstance(joined, Control):
+            assert isinstance(begun, int)
+            return joined, begun
+        assert isinstance(begun, dist.Work)
+        begun.wait()
         *flags, pace = joined.tolist()
         return Control(sum(is_set << bit for bit, is_set in enumerate(flags))), pace
 

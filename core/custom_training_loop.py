@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import logging
 import signal
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -250,12 +249,12 @@ def train(
                         "finite, and no update was made. Lower the learning rates, or set max_grad_norm; the newest "
                         f"checkpoint is {policy.latest()}"
                     )
-            paused = time.perf_counter()
             if policy.is_due(step) or step == last_step:
-                save()
+                with watch.pause():
+                    save()
             if _evaluation_is_due(config, step, last_step):
-                go_on = evaluate(list(partitions))
-            watch.paused(time.perf_counter() - paused)
+                with watch.pause():
+                    go_on = evaluate(list(partitions))
 
         stopped_by = None
         if not go_on:

@@ -11,7 +11,7 @@ from common.reader.reader import PREFETCH, Placed
 from core.config.base_config import UserError
 from core.train_window import Stopwatch
 
-# Where steps take less than this, one control word is about several of them: for each it would cost 0.5 ms.
+# Where steps take less than this, one control word is about several of them: on two ranks each costs 0.5 ms.
 _WORD_EVERY_S = 0.02
 
 

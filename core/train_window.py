@@ -1,7 +1,9 @@
 """What training measures between two logs: running sums that stay on the device, and the clock."""
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -99,9 +101,12 @@ class Stopwatch:
         """Adds time spent waiting for a batch."""
         self._waited += seconds
 
-    def paused(self, seconds: float) -> None:
-        """Adds time that was not training."""
-        self._paused += seconds
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves out the time within: it is not training."""
+        started = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - started
 
     def timing(self, examples_per_step: int) -> dict[str, float]:
         """Of the window: seconds, examples per second over all ranks, share of the time spent waiting for data."""

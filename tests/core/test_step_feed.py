@@ -10,6 +10,7 @@ from common.agreement import ControlWord, StopSignals
 from common.reader.order import Position
 from common.reader.parquet import DataError
 from common.reader.reader import Placed
+from core import step_feed
 from core.step_feed import StepFeed
 from core.train_window import Stopwatch
 
@@ -24,6 +25,11 @@ def batches(count: int, bad: int | None = None) -> Iterator[Placed[Any]]:
 
 def feed(source: Iterator[Placed[Any]], *, micro_batches: int, num_steps: int, stop: StopSignals) -> StepFeed:
     return StepFeed(source, ControlWord(), stop, Stopwatch(), micro_batches=micro_batches, num_steps=num_steps)
+
+
+@pytest.fixture(autouse=True)
+def _a_word_for_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_feed, "_WORD_EVERY_S", 1e-9)
 
 
 def numbers(placed: list[Placed[Any]] | None) -> list[int]:

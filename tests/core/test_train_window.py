@@ -77,8 +77,9 @@ def test_the_stopwatch_leaves_pauses_out(monkeypatch):
     for _ in range(4):
         watch.stepped()
     watch.waited(2.0)
-    now[0] += 14.0
-    watch.paused(6.0)
+    now[0] += 8.0
+    with watch.pause():
+        now[0] += 6.0
     assert watch.timing(100) == {"seconds": 8.0, "examples_per_second": 50.0, "data_wait_share": 0.25}
     watch.restart()
     now[0] += 1.0

@@ -13,6 +13,7 @@ from torch import nn
 
 from common.batch import Batch
 from common.device import World
+from common.measurement import Measurement
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import LearningRates
 from common.reader.parquet import Column, Columns, ParquetTable
@@ -146,3 +147,20 @@ class ToyReader:
                 yield Placed(batch, position)
 
         return Prefetcher(placed(), self._depth)
+
+
+class Remembering:
+    """A sink that remembers, and may fail."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.measurements: list[Measurement] = []
+        self.finished = 0
+        self._fails = fails
+
+    def log(self, measurement: Measurement) -> None:
+        self.measurements.append(measurement)
+        if self._fails:
+            raise OSError("the disk is full")
+
+    def finish(self) -> None:
+        self.finished += 1

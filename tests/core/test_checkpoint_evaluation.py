@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import resource
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -28,7 +27,8 @@ from core.evaluation import Partition
 from core.metrics.interface import Metrics
 from core.metrics.multi_task import MultiTaskMetrics
 from tests.common.test_wandb import points, recorded
-from tests.toy import ALONE, ToyModel, rows_reader
+from tests.faults import full_disk
+from tests.toy import ALONE, Remembering, ToyModel, rows_reader
 
 STEPS = [4, 8, 10]
 NAMES = ["first", "second"]
@@ -368,30 +368,10 @@ def test_nothing_to_evaluate_on_is_an_error(fresh: Job) -> None:
 
 
 def test_marks_that_cannot_be_written_are_an_error(job: Job) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
-    try:
-        with pytest.raises(UserError, match=r"metrics-evaluator\.jsonl: can't be written: File too large"):
-            job.evaluate()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with full_disk(200), pytest.raises(UserError, match=r"metrics-evaluator\.jsonl: can't be written: File too large"):
+        job.evaluate()
     job.evaluate()
     assert job.found() == job.expected()
-
-
-class Remembering:
-    def __init__(self, fails: bool = False) -> None:
-        self.measurements: list[Measurement] = []
-        self.finished = 0
-        self._fails = fails
-
-    def log(self, measurement: Measurement) -> None:
-        self.measurements.append(measurement)
-        if self._fails:
-            raise OSError("the disk is full")
-
-    def finish(self) -> None:
-        self.finished += 1
 
 
 def test_sinks_get_what_is_measured_and_none_stops_it(job: Job) -> None:

@@ -8,7 +8,6 @@ import torch
 
 from common.checkpointing.storage import read_tensors
 from common.device import seed_step
-from common.measurement import Measurement
 from common.optimizers.config import LearningRate, LinearRampToConstant
 from common.optimizers.learning_rate import LearningRates
 from common.reader.reader import BatchReader
@@ -17,7 +16,7 @@ from core.custom_training_loop import Outcome, train
 from core.debug_training_loop import train as debug_train
 from core.evaluation import Partition
 from core.metrics.multi_task import MultiTaskMetrics
-from tests.toy import ALONE, ToyBatch, ToyModel, rows_reader
+from tests.toy import ALONE, Remembering, ToyBatch, ToyModel, rows_reader
 
 RATE = LearningRate(linear_ramp_to_constant=LinearRampToConstant(learning_rate=0.1, num_ramp_steps=4))
 
@@ -41,21 +40,6 @@ def run(config: JobConfig, reader: BatchReader[ToyBatch], model: ToyModel, **opt
     optimizer = torch.optim.Adam([{"params": list(model.parameters()), "name": "all"}], fused=True)
     partitions = {"rows": Partition(reader, lambda device: MultiTaskMetrics(["a", "b"], device))}
     return train(config, model, optimizer, LearningRates(optimizer, [RATE]), reader, partitions, ALONE, **options)
-
-
-class Remembering:
-    def __init__(self, fails: bool = False) -> None:
-        self.measurements: list[Measurement] = []
-        self.finished = 0
-        self._fails = fails
-
-    def log(self, measurement: Measurement) -> None:
-        self.measurements.append(measurement)
-        if self._fails:
-            raise OSError("the disk is full")
-
-    def finish(self) -> None:
-        self.finished += 1
 
 
 def test_equals_a_loop_written_by_hand_bit_for_bit(reader: BatchReader[ToyBatch], tmp_path: Path) -> None:

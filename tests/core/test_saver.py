@@ -1,8 +1,6 @@
 """Saving beside the training: what is saved is the state at the call, one save at a time, and what a failure does."""
 
-import resource
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from common.checkpointing.storage import complete_steps, read_tensors
 from common.reader.order import Position
 from core.saver import Saver
 from core.training_state import Progress
+from tests.faults import full_disk
 from tests.toy import ALONE, ToyModel, toy_batch, toy_step
 
 
@@ -109,28 +108,18 @@ def test_a_step_is_saved_once(tmp_path: Path, policy: CheckpointPolicy) -> None:
     assert (tmp_path / "1/manifest.json").stat() == written
 
 
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """No file may grow beyond 300 bytes: writes fail as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.usefixtures("full_disk")
 def test_a_failed_save_is_one_error_and_may_be_tried_again(
     tmp_path: Path, policy: CheckpointPolicy, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = Run(policy)
     run.train()
-    run.save()
-    assert not run.saver.wait()
+    with full_disk(300):
+        run.save()
+        assert not run.saver.wait()
     assert not run.saver.wait()
     (record,) = [record for record in caplog.records if record.name == "core.saver"]
     assert record.message.startswith(f"{tmp_path / '1'}: the checkpoint can't be written (is the disk full?): ")
     assert complete_steps(tmp_path) == []
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     run.save()
     assert run.saver.wait()
     assert_saved(tmp_path / "1", run.weights())

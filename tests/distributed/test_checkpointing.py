@@ -1,6 +1,6 @@
 """Two ranks write one checkpoint; one process reads it."""
 
-import resource
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from common.device import World
 from core.parallel import parallelize, unwrap
 from core.training_state import load_model, load_optimizer, training_tensors
 from tests.distributed.harness import run_ranks
+from tests.faults import full_disk
 from tests.toy import ToyModel, toy_batch, toy_step
 
 
@@ -49,15 +50,12 @@ def worker(world: World, root: Path) -> dict[str, Any]:
     found["restored"] = {name: t.detach().clone() for name, t in training_tensors(restored, fresh).items()}
 
     # The disk refuses rank 1 alone, then rank 0 alone.
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for step, refused in ((3, 1), (4, 0)):
-        if world.rank == refused:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
-        try:
-            write_checkpoint(root, step, tensors, {}, group)
-        except CheckpointError as error:
-            found[f"refused {refused}"] = str(error)
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with full_disk(16) if world.rank == refused else contextlib.nullcontext():
+            try:
+                write_checkpoint(root, step, tensors, {}, group)
+            except CheckpointError as error:
+                found[f"refused {refused}"] = str(error)
     write_checkpoint(root, 5, tensors, {}, group)
     found["seen in the end"] = complete_steps(root)
     return found

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,7 +16,6 @@ from common.device import World, set_deterministic, set_precision
 from common.metrics_file import read_metrics
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import LearningRates
-from common.reader.parquet import Column, Columns, ParquetTable
 from common.reader.reader import BatchReader
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
 from core.custom_training_loop import train
@@ -27,7 +24,7 @@ from core.metrics.multi_task import MultiTaskMetrics
 from core.parallel import parallelize, unwrap
 from core.train_step import TrainStep
 from tests.distributed.harness import run_ranks
-from tests.toy import FEATURES, TASKS, ToyBatch, ToyModel, gradients, largest_difference, toy_batch, toy_step
+from tests.toy import ToyBatch, ToyModel, gradients, largest_difference, rows_reader, toy_batch, toy_step
 
 pytestmark = pytest.mark.gpu
 
@@ -188,18 +185,9 @@ def test_two_gpus_have_the_gradients_of_one():
 # --- The loop. ---
 
 
-def make_batch(columns: Columns, mask: torch.Tensor) -> ToyBatch:
-    labels = (columns["features"][:, :TASKS] > 0).float()
-    return ToyBatch(columns["features"], labels, mask[:, None].expand_as(labels).contiguous())
-
-
 @pytest.fixture
 def reader(tmp_path: Path) -> BatchReader[ToyBatch]:
-    features = np.random.default_rng(0).normal(size=(400, FEATURES)).astype("float32")
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), FEATURES)
-    pq.write_table(pa.table({"features": lists}), tmp_path / "rows.parquet", row_group_size=50)
-    table = ParquetTable(str(tmp_path / "rows.parquet"), {"features": Column("features", width=FEATURES)})
-    return BatchReader(table, make_batch, global_batch_size=16, lanes=4)
+    return rows_reader(tmp_path)
 
 
 def test_the_reader_gives_pinned_batches(reader: BatchReader[ToyBatch]):

@@ -1,7 +1,5 @@
 import json
 import math
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from common.checkpointing.storage import (
     remove_unfinished,
     write_checkpoint,
 )
+from tests.faults import full_disk
 
 # Floats whose decimal forms are long, and integers beyond a double's.
 VALUES: dict[str, Any] = {
@@ -201,22 +200,12 @@ def test_where_there_is_no_checkpoint_nothing_is_to_be_removed(tmp_path, read):
         )
 
 
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """No file may grow beyond 64 KiB: writes fail as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("what", ["tensors", "values"])
 def test_a_disk_that_refuses_is_one_clear_error_and_leaves_the_older_checkpoint(tmp_path, what):
     write(tmp_path, 4)
     big_tensors = {"a": torch.zeros(100_000 if what == "tensors" else 1)}
     big_values = {"a": "x" * (100_000 if what == "values" else 1)}
-    with pytest.raises(CheckpointError) as raised:
+    with full_disk(65536), pytest.raises(CheckpointError) as raised:
         write_checkpoint(tmp_path, 5, big_tensors, big_values)
     message = str(raised.value)
     assert message.startswith(f"{tmp_path / '5'}: the checkpoint can't be written (is the disk full?): ")

@@ -1,7 +1,6 @@
 """The program of the Heavy Ranker, in this process: what its options and its configuration do."""
 
 import json
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from common.reader.parquet import DataError
 from core.config import ConfigError, UserError
 from projects.home.recap.main import main
 from tests.conftest import small_run
+from tests.faults import full_disk
 
 Train = Callable[..., int]
 
@@ -217,12 +217,8 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(train: Train, tmp_pat
 
 
 def test_a_run_whose_end_is_not_saved_ends_with_1(train: Train, tmp_path: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))  # no file may grow larger, as on a full disk
-    try:
+    with full_disk(65536):
         assert train() == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(losses(tmp_path / "run")) == 4, "training went on"
     assert complete_steps(tmp_path / "run/checkpoints") == []
     assert train() == 0

@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import datetime
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -44,6 +46,10 @@ def run(main: Callable[[], int]) -> NoReturn:
         if rank_from_env() == 0:
             _print("interrupted; the same command continues from the newest checkpoint")
         status = 128 + signal.SIGINT
+        if any(thread.daemon for thread in threading.enumerate()):
+            # One that is within C++ code, such as a save, would abort the interpreter at its end.
+            sys.stdout.flush()
+            os._exit(status)
     sys.exit(status)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.measurement import Measurement, Tracker
-from common.metrics_file import MetricsFile
+from common.metrics_file import MetricsFile, read_metrics
 from common.wandb import WandbConfig, WandbTracker
 from core.config.base_config import UserError
 
@@ -89,10 +89,12 @@ def build_trackers(
     file can't serve.
     """
     trackers = Trackers()
-    trackers.add("metrics file", functools.partial(MetricsFile, run_dir / "metrics.jsonl", last_step))
+    metrics = run_dir / "metrics.jsonl"
+    trackers.add("metrics file", functools.partial(MetricsFile, metrics, last_step))
     if config is not None:
+        backlog = read_metrics(metrics)
         trackers.add(
             "Weights & Biases",
-            functools.partial(WandbTracker, config, run_dir, resolved_config, run_id=run_id),
+            functools.partial(WandbTracker, config, run_dir, resolved_config, run_id=run_id, backlog=backlog),
         )
     return trackers

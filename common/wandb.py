@@ -11,7 +11,7 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,16 +105,16 @@ class _RunFile:
         else:
             self.run_id = run_id or secrets.token_hex(4)
             self._sent = {}
-            self._save()
+            self.save()
 
     def was_sent(self, stream: str, step: int) -> bool:
         return step <= self._sent.get(stream, -1)
 
     def mark_sent(self, stream: str, step: int) -> None:
+        """For this process; save() tells the next one."""
         self._sent[stream] = step
-        self._save()
 
-    def _save(self) -> None:
+    def save(self) -> None:
         aside = self._path.with_name(self._path.name + ".tmp")
         aside.write_text(json.dumps({"run_id": self.run_id, "sent": self._sent}) + "\n", encoding="utf-8")
         aside.replace(self._path)
@@ -141,8 +141,9 @@ class WandbTracker:
     """The sink that sends measurements to one W&B run, which every resume in the same directory continues.
 
     Keys are `train/<metric>`, `evaluate/<partition>/<metric>` and `.../timing/<name>`, drawn over
-    `trainer/global_step`. What a run sent before it was resumed is not sent again. The API key is handed over
-    in memory: no file and no environment variable gets it.
+    `trainer/global_step`. What a run sent before it was resumed is not sent again; offline, what a session recorded
+    counts as sent once the session has ended. The API key is handed over in memory: no file and no environment
+    variable gets it.
 
     Trainer and evaluator have a W&B run each, with a file of its own (`wandb.json`, `wandb-evaluator.json`). One group,
     named by the id of the trainer's, holds both.
@@ -160,6 +161,7 @@ class WandbTracker:
         job_type: Literal["train", "evaluate"] = "train",
         run_id: str | None = None,
         group: str | None = None,
+        backlog: Iterable[Measurement] = (),
     ) -> None:
         """Args:
         config: the user's.
@@ -168,6 +170,7 @@ class WandbTracker:
         job_type: which of the two processes this is.
         run_id: used if the file has none yet.
         group: id of the trainer's run; None: this run's own.
+        backlog: measured earlier; sent now, where it was not.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run_file = _RunFile(run_dir / _RUN_FILES[job_type], run_id)
@@ -217,6 +220,8 @@ class WandbTracker:
             logger.info("Weights & Biases: offline (%s), run %s in %s", why_offline, self.run_id, directory)
         else:
             logger.info("Weights & Biases: online, run %s at %s", self.run_id, self._run.url)
+        for measurement in backlog:
+            self.log(measurement)
 
     def log(self, measurement: Measurement) -> None:
         stream = "/".join(part for part in (measurement.mode, measurement.partition) if part is not None)
@@ -228,11 +233,15 @@ class WandbTracker:
         # Never step=: W&B drops what comes with a lower step than it has seen, as after a resume.
         self._run.log(values)
         self._run_file.mark_sent(stream, measurement.step)
+        if not self._run.offline:
+            self._run_file.save()
 
     def finish(self) -> None:
         """Ends the run (failed if an exception is on its way) and wandb's process, within half a minute."""
         try:
             self._run.finish(exit_code=0 if sys.exception() is None else 1)
+            # Offline it is only now on disk: a kill would have taken the last blocks with it.
+            self._run_file.save()
         finally:
             self._end_service()
 

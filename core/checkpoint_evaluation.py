@@ -302,10 +302,9 @@ def _add_sinks(
             config.model_dump(mode="json"),
             job_type="evaluate",
             group=group,
+            # What an earlier evaluator has marked and was killed before it sent.
+            backlog=read_metrics(directory.metrics),
         )
         trackers.add("Weights & Biases", build)
-        # What an earlier evaluator has marked and was killed before it sent; the tracker knows what was sent.
-        for measurement in read_metrics(directory.metrics):
-            trackers.log(measurement)
     for name, build_sink in sinks.items():
         trackers.add(name, build_sink)

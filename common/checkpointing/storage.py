@@ -9,6 +9,7 @@ it is complete, and what was interrupted is invisible. Which checkpoints are mad
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -151,9 +152,16 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what torch logs, with a traceback and by the root logger, before it raises what _reading() tells."""
+    return not record.getMessage().startswith(("Global metadata is not found", "Rank local metadata is not found"))
+
+
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Tells a checkpoint that vanishes while it is read (rotated away by another process) from a damaged one."""
+    root = logging.getLogger()
+    root.addFilter(_is_news)
     try:
         yield
     except (OSError, dcp.CheckpointException, DamagedCheckpointError) as error:
@@ -163,6 +171,8 @@ def _reading(path: Path) -> Iterator[None]:
         if not isinstance(cause, OSError):
             raise
         raise DamagedCheckpointError(f"{cause.filename or path}: can't be read: {cause.strerror or cause}") from error
+    finally:
+        root.removeFilter(_is_news)
 
 
 @contextlib.contextmanager

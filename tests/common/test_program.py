@@ -80,10 +80,9 @@ def test_a_mistake_that_no_other_rank_meets_is_told_by_the_rank_that_does(rank, 
 
 
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
-def test_an_interrupt_ends_with_130_and_rank_0_alone_tells(rank, lines, monkeypatch, capsys):
-    def main() -> int:
-        raise KeyboardInterrupt
-
+@pytest.mark.parametrize("before", ["", "threading.Thread(target=time.sleep, args=(600,), daemon=True).start(); "])
+def test_an_interrupt_ends_at_once_with_130_and_rank_0_alone_tells(rank, lines, before, monkeypatch):
     monkeypatch.setenv("RANK", rank)
-    assert status_of(main) == 130
-    assert capsys.readouterr().err.count("interrupted; the same command continues") == lines
+    process = ended(f"import threading, time; {before}raise KeyboardInterrupt")
+    assert process.returncode == 130
+    assert process.stderr.count("interrupted; the same command continues") == lines

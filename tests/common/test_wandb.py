@@ -147,6 +147,33 @@ def test_a_resume_continues_the_run_and_sends_nothing_twice(tmp_path, caplog):
     assert "no API key was found" in said(caplog)[0].message
 
 
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from common.measurement import Measurement
+from common.trackers import build_trackers
+from common.wandb import WandbConfig
+
+trackers = build_trackers(Path(sys.argv[1]), WandbConfig(), {}, 0)
+for step in (10, 20, 30):
+    trackers.log(Measurement(step, "train", None, {"loss": step / 100}, {}))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_kill_kept_from_an_offline_session_is_in_the_next(tmp_path):
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(tmp_path)], cwd=Path(__file__).parents[2], timeout=120, capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    trackers = build_trackers(tmp_path, WandbConfig(), {}, 20)
+    for step in (30, 40):
+        trackers.log(Measurement(step, "train", None, {"loss": step / 100}, {}))
+    trackers.finish()
+    _, second = recorded(tmp_path)
+    assert [point["trainer/global_step"] for point in points(second)] == [10, 20, 30, 40]
+
+
 def test_an_unreachable_host_is_one_warning(tmp_path, monkeypatch, key_path, caplog, capfd):
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
     config = WandbConfig(host="http://127.0.0.1:9", key_path=str(key_path), project="recap")

@@ -169,7 +169,8 @@ def _evaluate(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: 
 
 def _closing_report(checkpoints: Path, metrics: Path, resolved_config: Path | None = None) -> str:
     """The newest metrics of each partition, and where everything is."""
-    newest: dict[str | None, Measurement] = {m.partition: m for m in read_metrics(metrics) if m.mode == "evaluate"}
+    measured = sorted(read_metrics(metrics), key=lambda measurement: measurement.step)
+    newest: dict[str | None, Measurement] = {m.partition: m for m in measured if m.mode == "evaluate"}
     lines = [""]
     for measurement in newest.values():
         partial = ", stopped by eval_timeout_in_s" if measurement.timing.get("timed_out") else ""

@@ -31,7 +31,11 @@ def check_strata(stratifiers: Sequence[StratifierConfig], widths: FeatureWidths)
     """Raises ConfigError where a stratum is of a discrete feature that the data hasn't."""
     for position, stratifier in enumerate(stratifiers):
         if stratifier.index >= widths.discrete:
-            found = f"the data has {widths.discrete}" if widths.discrete else "the data brings no discrete features"
+            found = (
+                f"the data has {widths.discrete} discrete features"
+                if widths.discrete
+                else "the data brings no discrete features"
+            )
             raise ConfigError(
                 f"model.stratifiers[{position}].index: {stratifier.index} given, counted from 0, but {found}; see "
                 "seg_dense_schema of train_data and validation_data"

@@ -50,7 +50,8 @@ def test_a_row_per_stratum_with_its_means() -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "width", "found"), [(4, 4, "but the data has 4"), (0, 0, "but the data brings no discrete features")]
+    ("index", "width", "found"),
+    [(4, 4, "but the data has 4 discrete features"), (0, 0, "but the data brings no discrete features")],
 )
 def test_a_stratum_of_a_feature_that_the_data_has_not(index: int, width: int, found: str) -> None:
     strata = [StratifierConfig(name="a", index=0, value=1), StratifierConfig(name="b", index=index, value=1)]

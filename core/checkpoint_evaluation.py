@@ -28,7 +28,7 @@ from core.config.base_config import UserError
 from core.config.training import JobConfig
 from core.evaluation import Evaluator, Partition, StoppedError
 from core.run_directory import EVALUATE, EvaluatorDirectory, check_same_run
-from core.train_step import AMP_DTYPES, Autocast
+from core.train_step import configured_autocast
 from core.training_state import Progress, find_last_step, load_model, run_identity
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def only_evaluate(
       UserError: on all ranks, where save_dir or the data is not as it must be, the checkpoints are another run's, or
         none could be evaluated in time.
     """
-    training, runtime = config.training, config.runtime
+    training = config.training
     directory = EvaluatorDirectory(training.save_dir)
     control = ControlWord(world.timeout)
     identity = run_identity(config, train_reader)
@@ -96,7 +96,7 @@ def only_evaluate(
         evaluator = Evaluator(
             partitions,
             world=world,
-            autocast=Autocast(world.device, AMP_DTYPES[runtime.amp_dtype] if runtime.enable_amp else None),
+            autocast=configured_autocast(config.runtime, world.device),
             control=control,
             num_eval_steps=training.num_eval_steps,
             timeout_in_s=training.eval_timeout_in_s,

@@ -18,7 +18,7 @@ from common.agreement import ControlWord, StopSignals
 from common.batch import Batch
 from common.checkpointing.policy import CheckpointPolicy
 from common.checkpointing.storage import read_state
-from common.device import World, emulates_bfloat16
+from common.device import World
 from common.measurement import Measurement, Tracker
 from common.metrics_file import read_metrics
 from common.optimizers.learning_rate import LearningRates
@@ -32,7 +32,7 @@ from core.progress_report import ProgressReport
 from core.run_directory import RunDirectory, check_same_run
 from core.saver import Saver, environment
 from core.step_feed import StepFeed
-from core.train_step import AMP_DTYPES, Autocast, TrainStep
+from core.train_step import TrainStep, configured_autocast
 from core.train_window import Stopwatch, TrainWindow
 from core.training_state import Progress, find_last_step, load_model, load_optimizer, run_identity
 
@@ -128,9 +128,7 @@ def train(
         last_step = find_last_step(training, train_reader, progress)
 
         # What it takes.
-        autocast = Autocast(world.device, AMP_DTYPES[runtime.amp_dtype] if runtime.enable_amp else None)
-        if autocast.dtype is torch.bfloat16 and emulates_bfloat16(world.device):
-            logger.warning("enable_amp: this CPU has no bfloat16 units, it emulates them; float32 is faster here")
+        autocast = configured_autocast(runtime, world.device)
         wrapped = parallelize(model, world, deterministic=runtime.deterministic)
         train_step = TrainStep(
             wrapped,

@@ -100,4 +100,5 @@ class StepFeed:
         if self._stop.received is not None:
             word |= Control.STOP
         # No more steps than the reader has batches ready: training would wait for the others.
-        self._control.begin(word, pace=max(1, min(int(_WORD_EVERY_S / self._seconds_per_step), PREFETCH)))
+        most = PREFETCH // self._micro_batches
+        self._control.begin(word, pace=max(1, min(int(_WORD_EVERY_S / self._seconds_per_step), most)))

@@ -5,6 +5,7 @@ what it counts stays there until somebody asks.
 """
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,8 +14,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.batch import Batch
-from common.device import World, seed_step
+from common.device import World, emulates_bfloat16, seed_step
 from common.optimizers.learning_rate import LearningRates
+from core.config.training import RuntimeConfig
+
+logger = logging.getLogger(__name__)
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,6 +31,15 @@ class Model(Protocol):
     """
 
     def __call__(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]: ...
+
+
+def configured_autocast(runtime: RuntimeConfig, device: torch.device) -> "Autocast":
+    """As the configuration says; warns where it makes a CPU slower."""
+    if not runtime.enable_amp:
+        return Autocast(device, None)
+    if runtime.amp_dtype == "bfloat16" and emulates_bfloat16(device):
+        logger.warning("enable_amp: this CPU has no bfloat16 units, it emulates them; float32 is faster here")
+    return Autocast(device, AMP_DTYPES[runtime.amp_dtype])
 
 
 class Autocast:

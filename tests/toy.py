@@ -16,6 +16,7 @@ from common.device import World
 from common.measurement import Measurement
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import LearningRates
+from common.reader.files import matching_files
 from common.reader.parquet import Column, Columns, ParquetTable
 from common.reader.prefetch import Prefetcher
 from common.reader.reader import BatchReader, Placed
@@ -121,7 +122,7 @@ def rows_reader(directory: Path, world: World = ALONE) -> BatchReader[ToyBatch]:
         features = np.random.default_rng(0).normal(size=(200, FEATURES)).astype("float32")
         lists = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), FEATURES)
         pq.write_table(pa.table({"features": lists}), path, row_group_size=30)
-    table = ParquetTable(str(path), {"features": Column("features", width=FEATURES)})
+    table = ParquetTable(matching_files(str(path)), {"features": Column("features", width=FEATURES)})
     shares = {"rank": world.rank, "world_size": world.size}
     return BatchReader(table, _labelled, global_batch_size=16, lanes=4, **shares)
 

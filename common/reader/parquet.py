@@ -6,7 +6,6 @@ rows are read is not decided here (order.py).
 """
 
 import bisect
-import glob
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from core.config.base_config import UserError
+from common.reader.files import DataError, Files
 
 Columns = dict[str, torch.Tensor]
-
-
-class DataError(UserError):
-    """A mistake in the data: the message names the file and, where there is one, column, row group and row."""
 
 
 @dataclass(frozen=True)
@@ -53,22 +48,21 @@ _LARGEST = np.finfo(np.float32).max
 
 
 class ParquetTable:
-    """The row groups of all files that a pattern matches, in the order of the sorted paths."""
+    """The row groups of all files, in the order of the files."""
 
-    def __init__(self, inputs: str, columns: Mapping[str, Column]) -> None:
+    def __init__(self, files: Files, columns: Mapping[str, Column]) -> None:
         """Opens every file's footer and checks it.
 
         Args:
-          inputs: a glob pattern, a file, or a directory whose *.parquet files are meant.
+          files: what to read.
           columns: what to read, by the name that the decoded tensor gets.
 
         Raises:
-          DataError: nothing matches, a file can't be read, lacks a column, has it in another type or width, or there
-            are no rows.
+          DataError: a file can't be read, lacks a column, has it in another type or width, or there are no rows.
         """
-        self.inputs = inputs
+        self.inputs = files.description
         self._columns = dict(columns)
-        self._paths = _matching_files(inputs)
+        self._paths = files.paths
         self._first_group: list[int] = []
         rows: list[int] = []
         digest = hashlib.blake2b(digest_size=16)
@@ -81,7 +75,7 @@ class ParquetTable:
         self.rows_per_group = np.asarray(rows, dtype=np.int64)
         self.num_rows = int(self.rows_per_group.sum())
         if self.num_rows == 0:
-            raise DataError(f"{inputs}: {len(self._paths)} file(s), but not one row")
+            raise DataError(f"{self.inputs}: {len(self._paths)} file(s), but not one row")
         self.fingerprint = digest.hexdigest()
 
     def decode(self, group: int) -> Columns:
@@ -129,28 +123,6 @@ class ParquetTable:
             problem = _type_problem(schema.field(column.name).type, column)
             if problem:
                 raise DataError(f"{path}: column '{column.name}': {problem}")
-
-
-def _matching_files(inputs: str) -> list[Path]:
-    path = Path(inputs).expanduser()
-    try:
-        files = _glob(path)
-    except OSError as error:
-        raise DataError(f"{inputs}: can't be read: {error.strerror}: {error.filename}") from error
-    if not files:
-        raise DataError(
-            f"{inputs}: no file matches (looked from {Path.cwd()}); give a glob pattern, a file, or a directory "
-            "with *.parquet files"
-        )
-    return files
-
-
-def _glob(path: Path) -> list[Path]:
-    pattern = glob.escape(str(path)) if path.exists() else str(path)
-    if path.is_dir():
-        pattern += "/*.parquet"
-    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-    return [file for file in sorted(map(Path, matches)) if file.is_file()]
 
 
 def _type_problem(found: pa.DataType, column: Column) -> str | None:

@@ -8,8 +8,9 @@ from typing import Generic, TypeVar
 import torch
 
 from common.batch import Batch
+from common.reader.files import DataError
 from common.reader.order import Order, Piece, Position, check_lanes
-from common.reader.parquet import Columns, DataError, ParquetTable
+from common.reader.parquet import Columns, ParquetTable
 from common.reader.prefetch import Prefetcher
 
 B = TypeVar("B", bound=Batch)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from common.agreement import ControlWord, StopSignals
+from common.reader.files import DataError
 from common.reader.order import Position
-from common.reader.parquet import DataError
 from common.reader.reader import Placed
 from core import step_feed
 from core.step_feed import StepFeed

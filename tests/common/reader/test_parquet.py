@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from common.reader.parquet import Column, DataError, ParquetTable, _to_tensor
+from common.reader.files import DataError, matching_files
+from common.reader.parquet import Column, ParquetTable, _to_tensor
 
 VECTORS = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0], [10.0, 11.0, 12.0]]
 
@@ -18,7 +19,7 @@ def write(path: Path, columns: dict[str, Any], row_group_size: int = 2) -> Path:
 
 
 def read(path: Path, **columns: Column) -> dict[str, torch.Tensor]:
-    table = ParquetTable(str(path), columns)
+    table = ParquetTable(matching_files(str(path)), columns)
     groups = [table.decode(group) for group in range(len(table.rows_per_group))]
     return {name: torch.cat([group[name] for group in groups]) for name in columns}
 
@@ -29,41 +30,13 @@ def error_of(path: Path, *columns: Column) -> str:
     return str(caught.value)
 
 
-# Which files.
-
-
-@pytest.mark.parametrize("inputs", ["", "/*.parquet", "/b.parquet", "/[ab].parquet", "/**/b.parquet"])
-def test_files_of_a_directory_a_pattern_or_a_path(tmp_path, inputs):
-    for name in ("b.parquet", "a.parquet"):
-        write(tmp_path / name, {"x": [name]})
-    write(tmp_path / "a.txt", {"x": ["not Parquet by its name"]})
-    write(tmp_path / ".hidden.parquet", {"x": ["hidden"]})
-    both = inputs in ("", "/*.parquet", "/[ab].parquet")
-    table = ParquetTable(f"{tmp_path}{inputs}", {})
-    assert table.num_rows == (2 if both else 1)
+# Which row groups.
 
 
 def test_files_are_read_in_the_order_of_their_paths(tmp_path):
     for number in (2, 0, 1):
         write(tmp_path / f"part-{number}.parquet", {"x": [number, number + 10, number + 20]})
     assert read(tmp_path, x=Column("x"))["x"].tolist() == [0, 10, 20, 1, 11, 21, 2, 12, 22]
-
-
-@pytest.mark.parametrize("name", ["a[1].parquet", "a*.parquet"])
-def test_a_path_that_exists_is_no_pattern(tmp_path, name):
-    folder = tmp_path / "data[1]"
-    folder.mkdir()
-    write(folder / name, {"x": [5]})
-    assert read(folder / name, x=Column("x"))["x"].tolist() == [5]
-    assert read(folder, x=Column("x"))["x"].tolist() == [5]
-
-
-@pytest.mark.parametrize("inputs", ["", "/missing.parquet", "/*.parquet", "/missing/*.parquet"])
-def test_nothing_matches(tmp_path, inputs):
-    (tmp_path / "folder.parquet").mkdir()
-    with pytest.raises(DataError, match=r"no file matches .*give a glob pattern, a file, or a directory") as caught:
-        ParquetTable(f"{tmp_path}{inputs}", {})
-    assert str(caught.value).startswith(f"{tmp_path}{inputs}: ")
 
 
 def test_rows_per_group_in_order_with_empty_ones(tmp_path):
@@ -73,7 +46,7 @@ def test_rows_per_group_in_order_with_empty_ones(tmp_path):
             writer.write_table(pa.table({"x": pa.array(values, pa.int64())}))
     write(tmp_path / "b.parquet", {"x": pa.array([], pa.int64())})
     write(tmp_path / "c.parquet", {"x": [5]})
-    table = ParquetTable(str(tmp_path), {"x": Column("x", torch.int64)})
+    table = ParquetTable(matching_files(str(tmp_path)), {"x": Column("x", torch.int64)})
     rows = table.rows_per_group.tolist()
     assert [count for count in rows if count] == [3, 1, 1]
     assert 0 in rows
@@ -89,14 +62,14 @@ def test_no_row_at_all(tmp_path, groups):
         for _ in range(groups):
             writer.write_table(pa.table({"x": pa.array([], pa.int64())}))
     with pytest.raises(DataError, match=r"1 file\(s\), but not one row"):
-        ParquetTable(str(tmp_path), {"x": Column("x")})
+        ParquetTable(matching_files(str(tmp_path)), {"x": Column("x")})
 
 
 def test_fingerprint_tells_other_data_not_another_place(tmp_path):
     def fingerprint(folder: str, name: str, rows: int, row_group_size: int) -> str:
         (tmp_path / folder).mkdir()
         write(tmp_path / folder / name, {"x": list(range(rows))}, row_group_size)
-        return ParquetTable(str(tmp_path / folder), {}).fingerprint
+        return ParquetTable(matching_files(str(tmp_path / folder)), {}).fingerprint
 
     first = fingerprint("one", "a.parquet", 9, 4)
     assert fingerprint("moved", "a.parquet", 9, 4) == first
@@ -111,7 +84,7 @@ def test_fingerprint_tells_other_data_not_another_place(tmp_path):
 
 def opening_error(path: Path, *columns: Column) -> str:
     with pytest.raises(DataError) as caught:
-        ParquetTable(str(path), {column.name: column for column in columns})
+        ParquetTable(matching_files(str(path)), {column.name: column for column in columns})
     return str(caught.value)
 
 
@@ -216,7 +189,7 @@ def test_in_a_sliced_array_the_row_of_an_error_is_that_of_the_slice():
 
 def test_decoded_tensors_are_contiguous_and_owned(tmp_path):
     path = write(tmp_path / "a.parquet", {"x": pa.array(VECTORS, pa.list_(pa.float32(), 3))})
-    table = ParquetTable(str(path), {"x": Column("x", width=3, keep=2)})
+    table = ParquetTable(matching_files(str(path)), {"x": Column("x", width=3, keep=2)})
     first = table.decode(0)["x"]
     assert first.is_contiguous()
     first.zero_()
@@ -232,7 +205,7 @@ def test_nan_and_what_float32_cannot_hold_are_left_to_the_model(tmp_path):
 def test_ids_beyond_their_number_are_told_with_position_and_row(tmp_path, kind):
     path = write(tmp_path / "a.parquet", {"x": pa.array([[0, 9], [4, 200], [4, 9], [5, 9]], kind)}, row_group_size=3)
     column = Column("x", torch.int64, 2, num_ids={0: 5})
-    table = ParquetTable(str(path), {"x": column})
+    table = ParquetTable(matching_files(str(path)), {"x": column})
     assert table.decode(0)["x"].tolist() == [[0, 9], [4, 200], [4, 9]], "position 1 holds anything"
     with pytest.raises(DataError) as caught:
         table.decode(1)
@@ -328,7 +301,7 @@ def test_the_first_bad_row_is_told(tmp_path):
 
 def test_only_the_row_group_at_hand_is_checked(tmp_path):
     write_with_bad_row(tmp_path, 1, 2, pa.int8())
-    table = ParquetTable(str(tmp_path), {"x": Column("x", torch.int8, values="label")})
+    table = ParquetTable(matching_files(str(tmp_path)), {"x": Column("x", torch.int8, values="label")})
     assert [len(table.decode(group)["x"]) for group in (0, 1, 2, 3, 4, 5, 7)] == [3] * 7
 
 
@@ -342,7 +315,7 @@ def test_corrupt_pages(tmp_path):
     middle = len(content) // 2
     content[100:middle] = bytes(middle - 100)
     path.write_bytes(content)
-    table = ParquetTable(str(path), {"x": Column("x")})
+    table = ParquetTable(matching_files(str(path)), {"x": Column("x")})
     with pytest.raises(DataError) as caught:
         table.decode(0)
     assert str(caught.value).startswith(f"{path}: row group 0 can't be read: ")
@@ -361,7 +334,7 @@ def test_corrupt_pages(tmp_path):
 )
 def test_a_file_that_is_no_longer_what_it_was(tmp_path, change, problem):
     path = write(tmp_path / "a.parquet", {"x": [1, 2, 3]})
-    table = ParquetTable(str(path), {"x": Column("x")})
+    table = ParquetTable(matching_files(str(path)), {"x": Column("x")})
     match change:
         case "deleted":
             path.unlink()

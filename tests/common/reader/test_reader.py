@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from common.batch import Batch
+from common.reader.files import DataError, matching_files
 from common.reader.order import Position
-from common.reader.parquet import Column, Columns, DataError, ParquetTable
+from common.reader.parquet import Column, Columns, ParquetTable
 from common.reader.reader import BatchReader, Placed
 from core.config.base_config import ConfigError
 
@@ -60,7 +61,7 @@ def write(folder: Path, layout: list[list[int]], bad_label_at: int | None = None
                 vectors = [[id, -0.5 * id] for id in of_group]
                 labels = [2 if id == bad_label_at else id % 2 for id in of_group]
                 writer.write_table(pa.table([of_group, vectors, labels], schema=schema))
-    return ParquetTable(str(folder), COLUMNS)
+    return ParquetTable(matching_files(str(folder)), COLUMNS)
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -271,7 +272,7 @@ def test_what_does_not_fit_is_refused(even, lanes, batch, ranks):
 
 class CountingTable(ParquetTable):
     def __init__(self, table: ParquetTable) -> None:
-        super().__init__(table.inputs, COLUMNS)
+        super().__init__(matching_files(table.inputs), COLUMNS)
         self.decoded: collections.Counter[int] = collections.Counter()
 
     def decode(self, group: int) -> Columns:

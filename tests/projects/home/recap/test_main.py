@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from common.checkpointing.storage import CheckpointError, complete_steps, read_tensors
-from common.reader.parquet import DataError
+from common.reader.files import DataError
 from core.config import ConfigError, UserError
 from projects.home.recap.main import main
 from tests.conftest import small_run

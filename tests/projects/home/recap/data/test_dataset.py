@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from common.reader.parquet import DataError
+from common.reader.files import DataError
 from core.config.base_config import ConfigError
 from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.config import RecapDataConfig

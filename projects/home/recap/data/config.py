@@ -4,6 +4,7 @@ from typing import Literal
 
 import pydantic
 
+from common.reader.dated_folders import DAY, HOUR
 from core.config.base_config import BaseConfig, NotSupportedYet, WithoutEffect
 
 
@@ -61,12 +62,61 @@ class Preprocess(BaseConfig):
     )
 
 
+# A century: a longer stretch is a slip, and would take its time to look for.
+_MOST_DAYS = 36_525
+
+
+class ExplicitDateInputs(BaseConfig):
+    """The files of so many days: of all *.parquet below data_root/YYYY/MM/DD."""
+
+    data_root: str = pydantic.Field(min_length=1, description="Directory of the folders by year.")
+    end_date: str = pydantic.Field(description="The last day, YYYY-MM-DD or YYYY/MM/DD.")
+    days: int = pydantic.Field(gt=0, le=_MOST_DAYS, description="How many days, end_date among them.")
+    num_missing_days_tol: pydantic.NonNegativeInt = pydantic.Field(
+        0, description="So many days may be without a file; beyond, nothing is read."
+    )
+
+    @pydantic.field_validator("end_date")
+    @classmethod
+    def _is_a_day(cls, end_date: str) -> str:
+        DAY.parse(end_date)
+        return end_date
+
+
+class ExplicitDatetimeInputs(BaseConfig):
+    """The files of so many hours: of all *.parquet below data_root/YYYY/MM/DD/HH."""
+
+    data_root: str = pydantic.Field(min_length=1, description="Directory of the folders by year.")
+    end_datetime: str = pydantic.Field(
+        description="The last hour, YYYY-MM-DDTHH, YYYY-MM-DD HH or YYYY/MM/DD/HH; minutes may follow, :00."
+    )
+    hours: int = pydantic.Field(gt=0, le=24 * _MOST_DAYS, description="How many hours, end_datetime's among them.")
+    num_missing_hours_tol: pydantic.NonNegativeInt = pydantic.Field(
+        0, description="So many hours may be without a file; beyond, nothing is read."
+    )
+
+    @pydantic.field_validator("end_datetime")
+    @classmethod
+    def _is_an_hour(cls, end_datetime: str) -> str:
+        HOUR.parse(end_datetime)
+        return end_datetime
+
+
 class DatasetConfig(BaseConfig):
     """Where the files of a data set are, and how many examples make a batch."""
 
-    inputs: str = pydantic.Field(min_length=1, description="Glob pattern, file, or directory of Parquet files.")
-    explicit_datetime_inputs: NotSupportedYet = pydantic.Field(None, description="Files of so many hours up to a time.")
-    explicit_date_inputs: NotSupportedYet = pydantic.Field(None, description="Files of so many days up to a date.")
+    inputs: str | None = pydantic.Field(
+        None,
+        min_length=1,
+        description="Glob pattern, file, or directory of Parquet files.",
+        json_schema_extra={"one_of": "date_inputs_format"},
+    )
+    explicit_datetime_inputs: ExplicitDatetimeInputs | None = pydantic.Field(
+        None, description="Files of so many hours up to one.", json_schema_extra={"one_of": "date_inputs_format"}
+    )
+    explicit_date_inputs: ExplicitDateInputs | None = pydantic.Field(
+        None, description="Files of so many days up to one.", json_schema_extra={"one_of": "date_inputs_format"}
+    )
     global_batch_size: pydantic.PositiveInt = pydantic.Field(
         description="Examples per batch over all ranks; a multiple of lanes."
     )
@@ -75,7 +125,9 @@ class DatasetConfig(BaseConfig):
         description="Parallel streams that the rows are dealt over; a multiple of the number of processes. The order "
         "of examples depends on it, and not on the number of processes.",
     )
-    num_files_to_keep: NotSupportedYet = pydantic.Field(None, description="Read the first so many files.")
+    num_files_to_keep: pydantic.PositiveInt | None = pydantic.Field(
+        None, description="Read at most so many files, the first by their paths; null: all."
+    )
     cache: NotSupportedYet = pydantic.Field(None, description="Keep examples in memory.")
     ignore_data_errors: NotSupportedYet = pydantic.Field(None, description="Go on after a record that can't be read.")
     repeat_files: WithoutEffect[bool] = pydantic.Field(

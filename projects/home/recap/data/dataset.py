@@ -5,13 +5,13 @@ from typing import Self
 
 import torch
 
-from common.reader.files import matching_files
 from common.reader.order import check_lanes
 from common.reader.parquet import Column, Columns, ParquetTable
 from common.reader.reader import BatchReader
 from core.config.base_config import ConfigError
 from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.config import RecapDataConfig
+from projects.home.recap.data.inputs import find_files
 from projects.home.recap.data.schema import FeatureWidths, feature_widths, read_features
 from projects.home.recap.model.config import SmallEmbeddingsConfig
 
@@ -78,7 +78,7 @@ class RecapDataset:
         none = dict.fromkeys(tasks, (1.0, 1.0))
         # Sampling is corrected once: by the weights of the examples, or else by the model.
         by_weights, by_model = (rates, none) if evaluation or config.weigh_loss_by_sampling_rates else (none, rates)
-        table = ParquetTable(matching_files(config.inputs), columns)
+        table = ParquetTable(find_files(config, path), columns)
         return cls(table, widths, by_model, _MakeBatch(by_weights), config)
 
     def reader(self, rank: int, world_size: int) -> BatchReader[RecapBatch]:

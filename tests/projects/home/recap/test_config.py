@@ -127,6 +127,7 @@ NORM = "model.featurization_config.double_norm_log_config"
         ("model.tasks={}", "model.tasks", "not 0", "at least 1 item"),
         ("train_data.global_batch_size=0", "train_data.global_batch_size", "0 given", "greater than 0"),
         ("train_data.inputs=''", "train_data.inputs", "'' given", "at least 1 character"),
+        ("train_data.num_files_to_keep=0", "train_data.num_files_to_keep", "0 given", "greater than 0"),
         (
             "train_data.tasks[recap.engagement.is_replied].neg_downsampling_rate=1.5",
             "train_data.tasks[recap.engagement.is_replied].neg_downsampling_rate",
@@ -188,6 +189,13 @@ NORM = "model.featurization_config.double_norm_log_config"
             f"{RATES}.backbone_learning_rate",
             "set: none",
             "exactly one of constant",
+        ),
+        ("train_data.inputs=null", "train_data", "set: none", "exactly one of inputs, explicit_datetime_inputs, "),
+        (
+            "train_data.explicit_date_inputs={data_root: d, end_date: 2023-01-31, days: 1}",
+            "train_data",
+            "set: inputs, explicit_date_inputs",
+            "exactly one of inputs, explicit_datetime_inputs, explicit_date_inputs must be set",
         ),
         (f"{BLOCK}.reduction_factor=2.0", BLOCK, "set: reduction_factor, aggregation_size", "exactly one of"),
         (f"{TOWER}.mlp_config=null", TOWER, "set: none", "exactly one of mlp_config, mask_net_config"),

@@ -1,5 +1,6 @@
 """Configuration does not lie: every field of the configuration is read by the code that trains."""
 
+import itertools
 import sys
 import typing
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ OPTIONS = [
     "runtime.wandb={key_path: $KEY_PATH, host: 'http://localhost:9', name: n, tags: [t], metadata: {a: 1}}",
     "training.max_grad_norm=1.0",
     "training.gradient_accumulation=2",
+    "train_data.inputs=null",
+    "train_data.num_files_to_keep=1",
     "validation_data={}",
 ]
 # The same, of configurations for one of the data sets.
@@ -49,6 +52,12 @@ GENERATED_OPTIONS = [
     "model.tasks={recap.engagement.is_replied: {mlp_config: {layer_sizes: [1]}, affine_map: {bias: -4.0}}}",
     "model.score_weights={recap.engagement.is_replied: 13.5}",
     "optimizer.multi_task_learning_rates=null",
+]
+# The same training files, by their date.
+DATED = [
+    "train_data.explicit_date_inputs={data_root: $DATED, end_date: 2023/01/31, days: 2, num_missing_days_tol: 1}",
+    "train_data.explicit_datetime_inputs="
+    "{data_root: $DATED, end_datetime: 2023-01-31T05, hours: 2, num_missing_hours_tol: 1}",
 ]
 RATES = [
     "{constant: 0.01}",
@@ -184,8 +193,15 @@ def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
             recorder = Recorder()
             has: set[Field] = set()
             data = movielens_data if is_movielens(path) else recap_data
+            dated = directory / f"{path.stem}-dated"
+            (dated / "2023/01/31").mkdir(parents=True)
+            (dated / "2023/01/31/05").symlink_to(data / "train")
+            patcher.setenv("DATED", str(dated))
             alternatives = [*OPTIONS, *(MOVIELENS_OPTIONS if is_movielens(path) else GENERATED_OPTIONS)]
-            others = [[*alternatives, f"optimizer.single_task_learning_rate={rate}"] for rate in RATES]
+            others = [
+                [*alternatives, dated, f"optimizer.single_task_learning_rate={rate}"]
+                for rate, dated in zip(RATES, itertools.cycle(DATED), strict=False)
+            ]
             for index, options in enumerate([[], evaluation_options(path), *others]):
                 overrides = [*on_small_data(path, data, directory / f"{path.stem}-{index}"), *options]
                 arguments = [word for override in overrides for word in ("--set", override)]

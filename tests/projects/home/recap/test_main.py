@@ -146,6 +146,27 @@ def test_other_files_under_the_same_name_are_another_run(train: Train, recap_dat
         train(data=tmp_path / "data")
 
 
+def test_data_sets_by_day_and_by_hour_give_the_run_that_their_files_give(
+    train: Train, recap_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "validation"):
+        (tmp_path / split / "2023/01/31").mkdir(parents=True)
+        (tmp_path / split / "2023/01/31/05").symlink_to(recap_data / split)
+    days = f"{{data_root: {tmp_path}/train, end_date: 2023/01/31, days: 2, num_missing_days_tol: 1}}"
+    hours = f"{{data_root: {tmp_path}/validation, end_datetime: 2023-01-31 05, hours: 1}}"
+    by_date = [
+        *("train_data.inputs=null", f"train_data.explicit_date_inputs={days}"),
+        *("validation_data.validation.inputs=null", f"validation_data.validation.explicit_datetime_inputs={hours}"),
+    ]
+    assert train(save_dir=tmp_path / "by_name") == 0
+    assert train(*by_date, save_dir=tmp_path / "by_date") == 0
+    one, other = ([line["metrics"] for line in lines(tmp_path / run)] for run in ("by_name", "by_date"))
+    assert one == other
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("train_data.explicit_date_inputs: 1 of 2 days have no *.parquet file in ")
+    assert warning.endswith("Missing: 2023/01/30")
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_mixed_precision_learns_on_cpu(train: Train, tmp_path: Path, dtype: str) -> None:
     # Ten epochs of four batches: enough to learn the rows by heart.

@@ -105,6 +105,34 @@ def test_batches_hold_what_was_written(folder, rows):
     assert batch.reference_probabilities is None
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"explicit_date_inputs": {"end_date": "2023-01-31", "days": 2}},
+        {"explicit_datetime_inputs": {"end_datetime": "2023-01-31T05", "hours": 7, "num_missing_hours_tol": 5}},
+    ],
+)
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_the_same_batches_by_date(folder, choice, evaluation):
+    for index, hour in enumerate(("30/23", "31/05")):
+        (folder / "2023/01" / hour).mkdir(parents=True)
+        (folder / "2023/01" / hour / "part.parquet").symlink_to(folder / f"part-{index}.parquet")
+    [[key, given]] = choice.items()
+    data = config(folder, inputs=None, **{key: {"data_root": str(folder), **given}})
+    by_date, by_name = (opened(either, evaluation=evaluation).reader(0, 1) for either in (data, config(folder)))
+    for one, other in zip(by_date.train(seed=1), by_name.train(seed=1), strict=True):
+        assert torch.equal(one.batch.continuous, other.batch.continuous)
+    assert torch.equal(in_stored_order(data).continuous, in_stored_order(config(folder)).continuous)
+    first = in_stored_order(data.model_copy(update={"num_files_to_keep": 1}))
+    assert first.weights[:, 0].sum() == 30
+
+
+def test_a_missing_day_names_the_data_set(folder):
+    dates = {"data_root": str(folder), "end_date": "2023-01-31", "days": 2}
+    with pytest.raises(DataError, match=r"^train_data\.explicit_date_inputs: 2 of 2 days have no "):
+        opened(config(folder, inputs=None, explicit_date_inputs=dates))
+
+
 def test_rows_that_fill_up_weigh_nothing(folder):
     batch = in_stored_order(
         config(folder, weight_column="weight", tasks={task: {"neg_downsampling_rate": 0.1} for task in TASKS})

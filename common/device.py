@@ -40,6 +40,11 @@ def world_size_from_env() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_world_size_from_env() -> int:
+    """The number of processes on this machine as torchrun says it; 1 without torchrun."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 @contextlib.contextmanager
 def joined_world(timeout_in_s: float, device_type: str | None = None) -> Iterator[World]:
     """Joins the other processes that torchrun started, and leaves them at the end.

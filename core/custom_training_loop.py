@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 from common.agreement import ControlWord, StopSignals
-from common.batch import Batch
 from common.checkpointing.policy import CheckpointPolicy
 from common.checkpointing.storage import read_state
 from common.device import World
+from common.device_copies import DeviceCopies
 from common.measurement import Measurement, Tracker
 from common.metrics_file import read_metrics
 from common.optimizers.learning_rate import LearningRates
-from common.reader.reader import BatchReader, Placed
+from common.reader.reader import BatchReader
 from common.trackers import Trackers, build_trackers
 from core.config.base_config import UserError
 from core.config.training import JobConfig
@@ -213,6 +213,7 @@ def train(
         )
         wrapped.train()
 
+        copies = DeviceCopies(world.device)
         feed = StepFeed(
             batches,
             control,
@@ -220,13 +221,14 @@ def train(
             watch,
             micro_batches=training.micro_batches,
             num_steps=last_step - step if go_on else 0,
+            prefetch_batches=train_reader.prefetch_batches,
         )
         while go_on and step < last_step:
             placed = feed.next()
             if placed is None:
                 go_on = False
                 break
-            micro_batches, position = _to_device(placed, world.device), placed[-1].position
+            micro_batches, position = [copies.copy(item.batch) for item in placed], placed[-1].position
             loss, skipped = train_step(micro_batches, step + 1)
             step += 1
             window.add(loss, skipped)
@@ -287,9 +289,3 @@ def _evaluation_is_due(config: JobConfig, step: int, last_step: int) -> bool:
 def _evaluated(metrics: Path, step: int) -> list[str | None]:
     """Partitions whose evaluation at `step` is in the metrics file."""
     return [m.partition for m in read_metrics(metrics) if m.mode == "evaluate" and m.step == step]
-
-
-def _to_device(placed: list[Placed[Any]], device: torch.device) -> list[Batch]:
-    if device.type == "cpu":  # where they were made
-        return [item.batch for item in placed]
-    return [item.batch.to(device, non_blocking=True) for item in placed]

@@ -15,6 +15,7 @@ from torch import nn
 
 from common.agreement import Control, ControlWord
 from common.device import World
+from common.device_copies import DeviceCopies
 from common.measurement import Measurement
 from common.reader.prefetch import next_or_error
 from common.reader.reader import BatchReader, Placed
@@ -120,6 +121,7 @@ class Evaluator:
             return item
 
         pin = self._world.device.type == "cuda"
+        copies = DeviceCopies(self._world.device)
         with contextlib.closing(partition.reader.evaluate(pin_memory=pin)) as batches, torch.inference_mode():
             upcoming = fetch()
             while True:
@@ -130,7 +132,7 @@ class Evaluator:
                     raise StoppedError
                 if not isinstance(upcoming, Placed) or Control.TIME_UP in word:
                     break
-                batch = upcoming.batch.to(self._world.device, non_blocking=True)
+                batch = copies.copy(upcoming.batch)
                 done += 1
                 upcoming = fetch()  # the word travels while the model computes
                 with self._autocast():

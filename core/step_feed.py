@@ -7,7 +7,7 @@ from typing import Any
 
 from common.agreement import Control, ControlWord, StopSignals
 from common.reader.prefetch import next_or_error
-from common.reader.reader import PREFETCH, Placed
+from common.reader.reader import Placed
 from core.config.base_config import UserError
 from core.train_window import Stopwatch
 
@@ -30,6 +30,7 @@ class StepFeed:
         *,
         micro_batches: int,
         num_steps: int,
+        prefetch_batches: int,
     ) -> None:
         """Fetches the first step's.
 
@@ -40,6 +41,7 @@ class StepFeed:
           watch: is told the time spent waiting for batches.
           micro_batches: of a step.
           num_steps: to hand out in all.
+          prefetch_batches: that the reader holds ready.
         """
         self._batches = batches
         self._control = control
@@ -47,6 +49,8 @@ class StepFeed:
         self._watch = watch
         self._micro_batches = micro_batches
         self._unfetched = num_steps
+        # No more steps than there are batches ready for: training would wait for the others.
+        self._most_steps = max(1, prefetch_batches // micro_batches)
         self._ready: collections.deque[list[Placed[Any]]] = collections.deque()
         self._began = time.perf_counter()
         self._seconds_per_step = _WORD_EVERY_S
@@ -99,6 +103,4 @@ class StepFeed:
         word = Control.BAD_DATA if error is not None else Control.NONE
         if self._stop.received is not None:
             word |= Control.STOP
-        # No more steps than the reader has batches ready: training would wait for the others.
-        most = PREFETCH // self._micro_batches
-        self._control.begin(word, pace=max(1, min(int(_WORD_EVERY_S / self._seconds_per_step), most)))
+        self._control.begin(word, pace=max(1, min(int(_WORD_EVERY_S / self._seconds_per_step), self._most_steps)))

@@ -16,10 +16,11 @@ from common.device import World
 from common.measurement import Measurement
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import LearningRates
+from common.reader.column import Column
 from common.reader.files import matching_files
-from common.reader.parquet import Column, Columns, ParquetTable
+from common.reader.parquet import ParquetTable
 from common.reader.prefetch import Prefetcher
-from common.reader.reader import BatchReader, Placed
+from common.reader.reader import BatchReader, Columns, Placed
 from core.losses import multi_task_cross_entropy
 from core.train_step import Autocast, TrainStep
 
@@ -123,8 +124,7 @@ def rows_reader(directory: Path, world: World = ALONE) -> BatchReader[ToyBatch]:
         lists = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), FEATURES)
         pq.write_table(pa.table({"features": lists}), path, row_group_size=30)
     table = ParquetTable(matching_files(str(path)), {"features": Column("features", width=FEATURES)})
-    shares = {"rank": world.rank, "world_size": world.size}
-    return BatchReader(table, _labelled, global_batch_size=16, lanes=4, **shares)
+    return BatchReader(table, _labelled, global_batch_size=16, lanes=4, rank=world.rank, world_size=world.size)
 
 
 def _labelled(columns: Columns, mask: torch.Tensor) -> ToyBatch:

@@ -3,7 +3,7 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Generic, TypeVar
 
 from core.config.base_config import UserError
@@ -25,7 +25,7 @@ class Prefetcher(Generic[T]):
     """Yields what `source` yields, in its order; an exception of `source` is raised where its item would have been."""
 
     def __init__(self, source: Iterator[T], depth: int) -> None:
-        """Starts the thread, which keeps up to `depth` items ready (>= 1)."""
+        """Starts the thread, which keeps up to `depth` items ready (>= 1), and closes a generator at the end."""
         self._source = source
         self._ready: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
@@ -62,6 +62,9 @@ class Prefetcher(Generic[T]):
                     return
         except BaseException as raised:
             error = raised
+        finally:
+            if isinstance(self._source, Generator):
+                self._source.close()
         self._put(_End(error))
 
     def _put(self, item: T | _End) -> bool:

@@ -1,22 +1,41 @@
 """Batches from a Parquet table: this rank's lanes, in order, decoded ahead, from any position on."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from common.batch import Batch
+from common.reader.decoded_ahead import DecodedAhead
 from common.reader.files import DataError
+from common.reader.gather import empty_column, gather
 from common.reader.order import Order, Piece, Position, check_lanes
-from common.reader.parquet import Columns, ParquetTable
+from common.reader.parquet import ParquetTable
 from common.reader.prefetch import Prefetcher
+from common.reader.sampling import Sampling
 
 B = TypeVar("B", bound=Batch)
 
-# Batches decoded ahead of the consumer.
-PREFETCH = 8
+Columns = dict[str, torch.Tensor]
+"""Of a batch, [rows] or [rows, values]."""
+
+
+class Reading(NamedTuple):
+    """How much is held ready; examples and their order are the same, but for shuffle_window.
+
+    Attributes:
+      prefetch_batches: batches made ahead of the consumer, >= 1.
+      decode_threads: threads that decode row groups, >= 1.
+      shuffle_window: rows that are shuffled together, at least; whole row groups.
+    """
+
+    prefetch_batches: int = 8
+    decode_threads: int = 2
+    shuffle_window: int = 1
 
 
 @dataclass(frozen=True)
@@ -25,6 +44,16 @@ class Placed(Generic[B]):
 
     batch: B
     position: Position
+
+
+_OF_SAMPLING = 1
+
+
+class _Share(NamedTuple):
+    """A lane's part of a batch: its rows, and a weight for each."""
+
+    pieces: list[Piece]
+    weights: NDArray[np.float32]
 
 
 class BatchReader(Generic[B]):
@@ -39,17 +68,22 @@ class BatchReader(Generic[B]):
         lanes: int,
         rank: int = 0,
         world_size: int = 1,
+        reading: Reading | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         """Prepares to read; nothing is decoded yet.
 
         Args:
           table: the rows.
-          make_batch: builds a batch from columns [batch, ...] and a float32 mask [batch], 1 for a row of the table
-            and 0 for one that only fills the batch up. Called in the background thread.
+          make_batch: builds a batch from columns [batch, ...] and float32 weights [batch], 1 for a row of the table
+            (what `sampling` says, where there is one) and 0 for one that only fills the batch up. Called in the
+            background thread.
           global_batch_size: rows per batch over all ranks.
           lanes: a multiple of world_size, a divisor of global_batch_size.
           rank: of this process.
           world_size: number of processes.
+          reading: how much is held ready; None: Reading().
+          sampling: which rows get into batches; None: all.
 
         Raises:
           ConfigError: lanes, batch and world size don't fit each other.
@@ -60,27 +94,32 @@ class BatchReader(Generic[B]):
         self.lanes = lanes
         self.fingerprint = table.fingerprint
         self._make_batch = make_batch
+        self._reading = reading or Reading()
+        self.prefetch_batches = self._reading.prefetch_batches
+        self._sampling = sampling
         self._own_lanes = range(rank, lanes, world_size)
-        self._take = global_batch_size // lanes
+        self._rows_per_batch = global_batch_size * (sampling.rows_read_per_kept if sampling is not None else 1)
+        self._places_per_lane = global_batch_size // lanes
 
     @property
     def batches_per_epoch(self) -> int:
         """Full global batches in an epoch of training."""
-        return self.table.num_rows // self.global_batch_size
+        return self.table.num_rows // self._rows_per_batch
 
     def check_trainable(self) -> None:
         """Raises DataError where there are fewer rows than one global batch."""
         if self.batches_per_epoch == 0:
+            sampled = "" if self._sampling is None else f", for which {self._rows_per_batch} are read"
             raise DataError(
                 f"{self.table.inputs}: {self.table.num_rows} rows, fewer than one global batch of "
-                f"{self.global_batch_size}; add data or lower global_batch_size"
+                f"{self.global_batch_size}{sampled}; add data or lower global_batch_size"
             )
 
     def remaining_batches(self, position: Position, num_epochs: int | None) -> float:
         """Batches of training behind `position`; infinite without a limit of epochs."""
         if num_epochs is None:
             return math.inf
-        done = position.epoch * self.batches_per_epoch + position.cursors[0] // self._take
+        done = position.epoch * self.batches_per_epoch + position.cursors[0] // (self._rows_per_batch // self.lanes)
         return max(0, num_epochs * self.batches_per_epoch - done)
 
     def train(
@@ -104,59 +143,101 @@ class BatchReader(Generic[B]):
         """
         self.check_trainable()
         start = position or Position.start(self.lanes)
-        return self._ahead(self._train(seed, start, num_epochs), pin_memory)
+        return self._ahead(self._train(seed, start, num_epochs, pin_memory))
 
     def evaluate(self, *, pin_memory: bool = False) -> Prefetcher[Placed[B]]:
         """Every row once, in stored order; the last batches are filled up with masked rows, alike on all ranks."""
-        order = Order(self.table.rows_per_group, self.lanes, self.global_batch_size, seed=None, drop_last=False)
-        return self._ahead(self._epoch(order, Position.start(self.lanes)), pin_memory)
+        order = Order(self.table.rows_per_group, self.lanes, self._rows_per_batch, seed=None, drop_last=False)
+        return self._ahead(self._evaluate(order, pin_memory))
 
-    @staticmethod
-    def _ahead(source: Iterator[Placed[B]], pin_memory: bool) -> Prefetcher[Placed[B]]:
-        if pin_memory:
-            source = (Placed(item.batch.pin_memory(), item.position) for item in source)
-        return Prefetcher(source, PREFETCH)
+    def _ahead(self, source: Generator[Placed[B], None, None]) -> Prefetcher[Placed[B]]:
+        return Prefetcher(source, self._reading.prefetch_batches)
 
-    def _train(self, seed: int, position: Position, num_epochs: int | None) -> Iterator[Placed[B]]:
-        while num_epochs is None or position.epoch < num_epochs:
-            order = Order(
-                self.table.rows_per_group, self.lanes, self.global_batch_size, seed=seed, epoch=position.epoch
-            )
-            yield from self._epoch(order, position)
-            position = Position(position.epoch + 1, (0,) * self.lanes)
+    def _evaluate(self, order: Order, pin_memory: bool) -> Generator[Placed[B], None, None]:
+        with DecodedAhead(self.table, self._reading.decode_threads) as decoded:
+            yield from self._epoch(order, Position.start(self.lanes), decoded, 0, pin_memory)
 
-    def _epoch(self, order: Order, position: Position) -> Iterator[Placed[B]]:
+    def _train(
+        self, seed: int, position: Position, num_epochs: int | None, pin_memory: bool
+    ) -> Generator[Placed[B], None, None]:
+        with DecodedAhead(self.table, self._reading.decode_threads) as decoded:
+            while num_epochs is None or position.epoch < num_epochs:
+                order = Order(
+                    self.table.rows_per_group,
+                    self.lanes,
+                    self._rows_per_batch,
+                    seed=seed,
+                    epoch=position.epoch,
+                    shuffle_window=self._reading.shuffle_window,
+                )
+                yield from self._epoch(order, position, decoded, seed, pin_memory)
+                position = Position(position.epoch + 1, (0,) * self.lanes)
+
+    def _epoch(
+        self, order: Order, position: Position, decoded: DecodedAhead, seed: int, pin_memory: bool
+    ) -> Generator[Placed[B], None, None]:
         """The rest of an epoch after `position`. A lane's cursor stops at the lane's end."""
-        decoded: dict[int, Columns] = {}
         cursors = position.cursors
         lengths = [order.lane_length(lane) for lane in range(self.lanes)]
+        windows: list[range] = []
         while any(cursor < length for cursor, length in zip(cursors, lengths, strict=True)):
-            pieces = [list(order.pieces(lane, cursors[lane])) for lane in self._own_lanes]
-            needed = {piece.group for lane in pieces for piece in lane}
-            decoded = {group: columns for group, columns in decoded.items() if group in needed}
-            for group in sorted(needed - decoded.keys()):
-                decoded[group] = self.table.decode(group)
-            batch = self._assemble(decoded, pieces)
-            cursors = tuple(min(cursor + self._take, length) for cursor, length in zip(cursors, lengths, strict=True))
+            at_hand = [order.windows(lane, cursors[lane]) for lane in self._own_lanes]
+            if at_hand != windows:
+                windows = at_hand
+                # What is needed first comes first.
+                by_need = sorted((index, window) for lane in windows for index, window in enumerate(lane))
+                decoded.want(group for _, window in by_need for group in order.groups(window))
+            lanes = []
+            for lane in self._own_lanes:
+                # The last number keeps it apart from the generators of the order.
+                place = (seed, position.epoch, lane, cursors[lane], _OF_SAMPLING)
+                lanes.append(self._choose(decoded, list(order.pieces(lane, cursors[lane])), place))
+            batch = self._assemble(decoded, lanes, pin_memory)
+            cursors = tuple(
+                min(cursor + order.rows_per_take, length) for cursor, length in zip(cursors, lengths, strict=True)
+            )
             yield Placed(batch, Position(position.epoch, cursors))
 
-    def _assemble(self, decoded: dict[int, Columns], lanes: list[list[Piece]]) -> B:
+    def _choose(self, decoded: DecodedAhead, pieces: list[Piece], place: tuple[int, ...]) -> _Share:
+        """A lane's next rows, less those that are not chosen by a generator that `place` seeds."""
+        num_rows = sum(len(piece.rows) for piece in pieces)
+        if self._sampling is None or num_rows == 0:
+            return _Share(pieces, np.ones(num_rows, np.float32))
+        looked_at = {
+            key: np.concatenate([decoded[piece.group][key][piece.rows] for piece in pieces])
+            for key in self._sampling.columns
+        }
+        chosen, weights = self._sampling.choose(looked_at, self._places_per_lane, np.random.default_rng(place))
+        bounds = np.cumsum([0, *(len(piece.rows) for piece in pieces)])
+        cuts = np.searchsorted(chosen, bounds)
+        kept = [
+            Piece(piece.group, piece.rows[chosen[cuts[index] : cuts[index + 1]] - bounds[index]])
+            for index, piece in enumerate(pieces)
+        ]
+        return _Share([piece for piece in kept if len(piece.rows)], weights)
+
+    def _assemble(self, decoded: DecodedAhead, lanes: list[_Share], pin_memory: bool) -> B:
         """Gathers each lane's rows into its stretch of the batch; rows of a lane that has ended are zero."""
-        rows = len(lanes) * self._take
-        any_decoded = next(iter(decoded.values()), None)
-        if any_decoded is None:  # all of this rank's lanes have ended, another rank's have not
-            any_decoded = self.table.decode(0)
-        batch = {key: torch.zeros((rows, *c.shape[1:]), dtype=c.dtype) for key, c in any_decoded.items()}
-        mask = torch.zeros(rows)
-        # Gathered by numpy: for a few dozen rows torch takes five times as long.
-        arrays = {key: column.numpy() for key, column in batch.items()}
-        for index, pieces in enumerate(lanes):
-            begin = index * self._take
-            for piece in pieces:
-                end = begin + len(piece.rows)
-                for key, column in decoded[piece.group].items():
-                    # With "clip", which never has to, numpy writes to `out` directly.
-                    column.numpy().take(piece.rows, axis=0, out=arrays[key][begin:end], mode="clip")
-                mask[begin:end] = 1
-                begin = end
-        return self._make_batch(batch, mask)
+        num_rows = len(lanes) * self._places_per_lane
+        # Where all of this rank's lanes have ended, another rank's have not.
+        like = next((decoded[piece.group] for lane in lanes for piece in lane.pieces), None) or self.table.decode(0)
+        weights = torch.zeros(num_rows)
+        columns: Columns = {}
+        for key, stored in like.items():
+            column = self.table.columns.get(key)
+            out = empty_column(num_rows, stored, column, pin_memory)
+            array = out.numpy()
+            for index, lane in enumerate(lanes):
+                begin = index * self._places_per_lane
+                limit = begin + self._places_per_lane
+                for piece in lane.pieces:
+                    end = begin + len(piece.rows)
+                    gather(decoded[piece.group][key], piece.rows, column, array[begin:end])
+                    begin = end
+                array[begin:limit] = 0
+            columns[key] = out if column is None else out.to(column.dtype)
+        for index, lane in enumerate(lanes):
+            begin = index * self._places_per_lane
+            weights.numpy()[begin : begin + len(lane.weights)] = lane.weights
+        batch = self._make_batch(columns, weights)
+        return batch.pin_memory() if pin_memory else batch

@@ -24,7 +24,15 @@ def batches(count: int, bad: int | None = None) -> Iterator[Placed[Any]]:
 
 
 def feed(source: Iterator[Placed[Any]], *, micro_batches: int, num_steps: int, stop: StopSignals) -> StepFeed:
-    return StepFeed(source, ControlWord(), stop, Stopwatch(), micro_batches=micro_batches, num_steps=num_steps)
+    return StepFeed(
+        source,
+        ControlWord(),
+        stop,
+        Stopwatch(),
+        micro_batches=micro_batches,
+        num_steps=num_steps,
+        prefetch_batches=8,
+    )
 
 
 @pytest.fixture(autouse=True)

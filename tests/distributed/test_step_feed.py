@@ -33,7 +33,7 @@ def worker(world: World) -> dict[str, Any]:
         """Rank 1 alone meets bad data or is asked to stop."""
         word, stop = CountingWord(), StopSignals()
         source = batches(STEPS, bad if world.rank == 1 else None)
-        feed = StepFeed(source, word, stop, Stopwatch(), micro_batches=1, num_steps=STEPS)
+        feed = StepFeed(source, word, stop, Stopwatch(), micro_batches=1, num_steps=STEPS, prefetch_batches=8)
         got: list[int] = []
         ended = "finished"
         try:

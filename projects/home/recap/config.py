@@ -52,11 +52,13 @@ class RecapConfig(JobConfig):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """As the base's, less the weights of the score and what is measured: nothing is trained on them."""
+        """As the base's, less what training doesn't depend on: the weights of the score, what is measured, and how much
+        data is held ready."""
         identity = super().identity()
         for key in ("score_weights", "stratifiers"):
             del identity["model"][key]
-        del identity["train_data"]["evaluation_tasks"]
+        for key in ("evaluation_tasks", "prefetch_batches", "decode_threads", "cache"):
+            del identity["train_data"][key]
         return identity
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from common.batch import Batch
+from common.reader.column import Column
 from common.reader.files import DataError, matching_files
 from common.reader.order import Position
-from common.reader.parquet import Column, Columns, ParquetTable
-from common.reader.reader import BatchReader, Placed
+from common.reader.parquet import ParquetTable, Stored
+from common.reader.reader import BatchReader, Columns, Placed
 from core.config.base_config import ConfigError
 
 COLUMNS = {
@@ -275,7 +276,7 @@ class CountingTable(ParquetTable):
         super().__init__(matching_files(table.inputs), COLUMNS)
         self.decoded: collections.Counter[int] = collections.Counter()
 
-    def decode(self, group: int) -> Columns:
+    def decode(self, group: int) -> Stored:
         self.decoded[group] += 1
         return super().decode(group)
 

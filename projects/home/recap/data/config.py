@@ -128,7 +128,22 @@ class DatasetConfig(BaseConfig):
     num_files_to_keep: pydantic.PositiveInt | None = pydantic.Field(
         None, description="Read at most so many files, the first by their paths; null: all."
     )
-    cache: NotSupportedYet = pydantic.Field(None, description="Keep examples in memory.")
+    prefetch_batches: pydantic.PositiveInt = pydantic.Field(
+        8, description="Batches that a process makes ahead of the step that takes them."
+    )
+    decode_threads: pydantic.PositiveInt = pydantic.Field(
+        2, description="Threads of a process that decode row groups before they are needed."
+    )
+    shuffle_window: pydantic.PositiveInt | None = pydantic.Field(
+        None,
+        description="Of training: rows of a lane that are shuffled together, at least; whole row groups. A lane holds "
+        "two windows decoded. null: a row group.",
+    )
+    cache: bool = pydantic.Field(
+        False,
+        description="Keep decoded examples in memory, in each process, so that later epochs and evaluations decode "
+        "nothing; refused where they don't fit.",
+    )
     ignore_data_errors: NotSupportedYet = pydantic.Field(None, description="Go on after a record that can't be read.")
     repeat_files: WithoutEffect[bool] = pydantic.Field(
         True, description="training.num_epochs says how often files are read; an evaluation reads them once."

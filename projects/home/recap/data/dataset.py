@@ -1,13 +1,17 @@
 """From the files of a data set to batches of the Heavy Ranker."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Self
 
+import numpy as np
 import torch
 
+from common.device import local_world_size_from_env
+from common.reader.column import Column
 from common.reader.order import check_lanes
-from common.reader.parquet import Column, Columns, ParquetTable
-from common.reader.reader import BatchReader
+from common.reader.parquet import ParquetTable, Stored
+from common.reader.reader import BatchReader, Columns, Reading
 from core.config.base_config import ConfigError
 from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.config import RecapDataConfig
@@ -15,7 +19,9 @@ from projects.home.recap.data.inputs import find_files
 from projects.home.recap.data.schema import FeatureWidths, feature_widths, read_features
 from projects.home.recap.model.config import SmallEmbeddingsConfig
 
+# Of what a row group is decoded to: a label and a reference of each task, behind a prefix; stacked, all tasks'.
 _LABEL, _WEIGHT, _REFERENCE = "label ", "weight", "reference "
+_LABELS, _REFERENCES = "labels", "references"
 
 
 class RecapDataset:
@@ -78,7 +84,9 @@ class RecapDataset:
         none = dict.fromkeys(tasks, (1.0, 1.0))
         # Sampling is corrected once: by the weights of the examples, or else by the model.
         by_weights, by_model = (rates, none) if evaluation or config.weigh_loss_by_sampling_rates else (none, rates)
-        table = ParquetTable(find_files(config, path), columns)
+        table = ParquetTable(find_files(config, path), columns, prepare=_stack_tasks, cache=config.cache)
+        if config.cache:
+            _check_memory(table, path)
         return cls(table, widths, by_model, _MakeBatch(by_weights), config)
 
     def reader(self, rank: int, world_size: int) -> BatchReader[RecapBatch]:
@@ -90,6 +98,9 @@ class RecapDataset:
             lanes=self._config.lanes,
             rank=rank,
             world_size=world_size,
+            reading=Reading(
+                self._config.prefetch_batches, self._config.decode_threads, self._config.shuffle_window or 1
+            ),
         )
 
     def check_same_features(self, train: "RecapDataset", path: str) -> None:
@@ -133,6 +144,27 @@ def _num_ids(config: SmallEmbeddingsConfig | None, width: int, path: str) -> Map
     return num_ids
 
 
+def _check_memory(table: ParquetTable, path: str) -> None:
+    """Raises ConfigError where the decoded rows don't fit into this machine's memory."""
+    needed = table.num_rows * table.bytes_per_row * local_world_size_from_env()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ConfigError(
+            f"{path}.cache: {table.num_rows} rows take {needed / 2**30:.1f} GiB when they are decoded, in all "
+            f"processes together, and this machine has {memory / 2**30:.1f} GiB; leave cache out"
+        )
+
+
+def _stack_tasks(stored: Stored) -> Stored:
+    """Brings the tasks' columns together, so that a row of a batch is gathered once for all tasks."""
+    stacked = {key: values for key, values in stored.items() if not key.startswith((_LABEL, _REFERENCE))}
+    for prefix, name in ((_LABEL, _LABELS), (_REFERENCE, _REFERENCES)):
+        of_tasks = [values for key, values in stored.items() if key.startswith(prefix)]
+        if of_tasks:
+            stacked[name] = np.stack(of_tasks, axis=1)
+    return stacked
+
+
 class _MakeBatch:
     """Builds a RecapBatch of the columns that RecapDataset.open() asks for."""
 
@@ -143,15 +175,13 @@ class _MakeBatch:
         self._sampled = bool((positive != 1).any() or (negative != 1).any())
         self._positive_factor, self._negative_factor = 1 / positive, 1 / negative
 
-    def __call__(self, columns: Columns, mask: torch.Tensor) -> RecapBatch:
-        labels = torch.stack([columns[_LABEL + task] for task in self._tasks], dim=1).float()
-        weights = mask * columns[_WEIGHT] if _WEIGHT in columns else mask
+    def __call__(self, columns: Columns, weights: torch.Tensor) -> RecapBatch:
+        labels = columns[_LABELS].float()
+        if _WEIGHT in columns:
+            weights = weights * columns[_WEIGHT]
         weights = weights[:, None].expand_as(labels).contiguous()
         if self._sampled:
             weights *= torch.where(labels == 1, self._positive_factor, self._negative_factor)
-        reference = None
-        if _REFERENCE + self._tasks[0] in columns:
-            reference = torch.stack([columns[_REFERENCE + task] for task in self._tasks], dim=1)
         return RecapBatch(
             continuous=columns["continuous"],
             binary=columns["binary"],
@@ -162,5 +192,5 @@ class _MakeBatch:
             user_embedding=columns.get("user_embedding"),
             user_eng_embedding=columns.get("user_eng_embedding"),
             author_embedding=columns.get("author_embedding"),
-            reference_probabilities=reference,
+            reference_probabilities=columns[_REFERENCES].float() if _REFERENCES in columns else None,
         )

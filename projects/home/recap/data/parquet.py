@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.reader.vectors import Storage, vector_array, vector_field
 from core.config import UserError
 
 TASKS = tuple(
@@ -102,26 +103,57 @@ def write_schema_json(path: Path, columns: Iterable[Column]) -> None:
     path.write_text(json.dumps({"schema": entries}, indent=2) + "\n")
 
 
+# Row groups of about this size are decoded within some 10 ms, and those that all lanes hold take little memory.
+_ROW_GROUP_BYTES = 8 * 2**20
+_MAX_ROW_GROUP_ROWS = 65_536
+
+
+def _rows_of(size: int, columns: Iterable[Column]) -> int:
+    """How many rows take `size` bytes."""
+    row = sum(np.dtype(column.dtype).itemsize * (column.width or 1) for column in columns)
+    return max(1, min(size // row, _MAX_ROW_GROUP_ROWS))
+
+
 class RecapWriter:
     """Writes one Parquet file, zstd-compressed, in row groups of `row_group_size` rows (the last of fewer).
+
+    Vectors are binary (common/reader/vectors.py), which reads twice as fast, or lists, which any tool reads.
 
     The file appears under its name, or replaces the one there, when the `with` block ends without an error;
     until then it is a hidden file beside. Its bytes depend on the values, `columns` and `row_group_size`, not
     on how the rows are cut into writes. Memory: one row group and one `write`.
     """
 
-    def __init__(self, path: Path, columns: Sequence[Column], row_group_size: int = 4096) -> None:
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[Column],
+        row_group_size: int | None = None,
+        *,
+        vectors: Storage = "binary",
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """row_group_size: None: as many rows as take 8 MiB. metadata: of the file, by key."""
         self.path = path
         self.num_rows = 0
         self._columns = columns
-        self._row_group_size = row_group_size
+        self._row_group_size = row_group_size or _rows_of(_ROW_GROUP_BYTES, columns)
         self._pending: list[dict[str, np.ndarray[Any, Any]]] = []
         self._num_pending = 0
         self._partial = path.with_name(f".{path.name}.partial")
-        self._schema = pa.schema([_arrow_field(column) for column in columns])
+        self._schema = pa.schema([_arrow_field(column, vectors) for column in columns], dict(metadata or {}))
 
     def __enter__(self) -> Self:
-        self._writer = pq.ParquetWriter(self._partial, self._schema, compression="zstd", compression_level=1)
+        # Of whole vectors a dictionary saves nothing, and statistics would fill the footer.
+        plain = [column.name for column in self._columns if column.width is None]
+        self._writer = pq.ParquetWriter(
+            self._partial,
+            self._schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=plain,
+            write_statistics=plain,
+        )
         return self
 
     def __exit__(
@@ -178,19 +210,16 @@ class RecapWriter:
         self._pending = [rows]
 
     def _table(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> pa.Table:
-        values = [_arrow_array(arrays[column.name], column) for column in self._columns]
+        values = [
+            pa.array(np.ascontiguousarray(arrays[field.name]))
+            if column.width is None
+            else vector_array(arrays[field.name], field)
+            for column, field in zip(self._columns, self._schema, strict=True)
+        ]
         return pa.Table.from_arrays(values, schema=self._schema)
 
 
-def _arrow_field(column: Column) -> pa.Field:
-    value = pa.from_numpy_dtype(np.dtype(column.dtype))
-    if column.width is not None:
-        value = pa.list_(pa.field("element", value, nullable=False), column.width)
-    return pa.field(column.name, value, nullable=False)
-
-
-def _arrow_array(array: np.ndarray[Any, Any], column: Column) -> pa.Array:
+def _arrow_field(column: Column, vectors: Storage) -> pa.Field:
     if column.width is None:
-        return pa.array(np.ascontiguousarray(array))
-    values = pa.array(np.ascontiguousarray(array).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(values, type=_arrow_field(column).type)
+        return pa.field(column.name, pa.from_numpy_dtype(np.dtype(column.dtype)), nullable=False)
+    return vector_field(column.name, column.dtype, column.width, vectors)

@@ -14,6 +14,7 @@ import yaml
 
 from common.checkpointing.storage import CheckpointError, complete_steps, read_tensors
 from common.reader.files import DataError
+from common.reader.vectors import with_lists
 from core.config import ConfigError, UserError
 from projects.home.recap.main import main
 from tests.conftest import small_run
@@ -97,7 +98,7 @@ def test_what_is_measured_may_change_between_a_run_and_its_resume(
     assert after["mean/rce"] == after[f"{one}/rce"] != before["mean/rce"]
     assert f"{one}/precision_at_0.5" in before
     assert f"{one}/recall_at_0.1" in after
-    stored = pq.read_table(recap_data / "validation", columns=["discrete", one])
+    stored = with_lists(pq.read_table(recap_data / "validation", columns=["discrete", one]))
     kind = np.array(stored["discrete"].to_pylist())[:, 3]
     assert after["stratum/kind 0/examples"] == (kind == 0).sum() > 0
     labels = stored[one].to_numpy()

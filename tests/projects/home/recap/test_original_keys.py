@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from common.checkpointing.storage import complete_steps
+from common.reader.vectors import with_lists
 from core.config import BaseConfig, ConfigError, load_config_from_yaml
 from projects.home.recap import main
 from projects.home.recap.config import RecapConfig
@@ -295,7 +296,6 @@ LATER = {
     "z_score_log_config": "{analysis_path: a.json}",
     "dcn_config": "{poly_degree: 2}",
     "dlrm_config": "{bottom_mlp: {layer_sizes: [1]}, top_mlp: {layer_sizes: [1]}}",
-    "cache": "true",
     "ignore_data_errors": "true",
     "mask_mantissa_features": "{continuous: 4}",
     "continuous_feature_mask_path": "mask.txt",
@@ -347,7 +347,7 @@ def write_data(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for split in ("train", "validation"):
         [path] = (folder / "generated" / split).glob("*.parquet")
-        table = pq.read_table(path)
+        table = with_lists(pq.read_table(path))
         table = table.rename_columns([RENAMED.get(name, name) for name in table.column_names])
         for label in sorted(set(LABELS) - {task.removeprefix("recap.engagement.") for task in TASKS}):
             table = table.append_column(f"recap.engagement.{label}", [rng.integers(0, 2, len(table))])
@@ -380,7 +380,7 @@ def test_it_trains_and_evaluates_each_task_on_its_partition(
     }
     assert list(evaluated) == ["validation", "train", *TOWERS]
     assert evaluated["train"]["examples"] == 256
-    table = pq.read_table(home / "data/validation/part-0.parquet")
+    table = with_lists(pq.read_table(home / "data/validation/part-0.parquet"))
     for name, (*_, positive, negative) in TOWERS.items():
         task = f"recap.engagement.{name}"
         assert {key.split("/")[0] for key in evaluated[name] if key.startswith("recap.")} == {task}

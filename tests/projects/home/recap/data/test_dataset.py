@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from common.reader.files import DataError
+from common.reader.vectors import with_lists
 from core.config.base_config import ConfigError
 from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.config import RecapDataConfig
@@ -152,7 +153,7 @@ def test_labels_in_the_order_asked_for(folder, rows):
 
 def test_labels_that_are_not_asked_for_are_not_read(folder):
     for part in folder.glob("*.parquet"):
-        pq.write_table(pq.read_table(part).drop_columns([TASKS[1]]), part)
+        pq.write_table(with_lists(pq.read_table(part)).drop_columns([TASKS[1]]), part)
     assert in_stored_order(config(folder), [TASKS[0]]).labels.shape == (64, 1)
 
 
@@ -171,7 +172,7 @@ def test_subset_and_truncation(folder, rows):
 
 def test_renamed_features(folder, rows):
     for part in folder.glob("*.parquet"):
-        table = pq.read_table(part)
+        table = with_lists(pq.read_table(part))
         names = ["home.recap.continuous" if name == "continuous" else name for name in table.column_names]
         pq.write_table(table.rename_columns(names), part)
     schema = (folder / "schema.json").read_text().replace('"continuous"', '"home.recap.continuous"')
@@ -297,7 +298,9 @@ def test_labels_must_be_integers(folder):
 def test_width_of_the_schema_is_not_that_of_the_files(folder):
     path = folder / "schema.json"
     path.write_text(path.read_text().replace('"length": 6', '"length": 7'))
-    with pytest.raises(DataError, match=r"part-0\.parquet: column 'continuous': lists of 6 values found, 7 expected"):
+    with pytest.raises(
+        DataError, match=r"part-0\.parquet: column 'continuous': binary vectors of 6 values found, 7 expected"
+    ):
         opened(config(folder))
 
 
@@ -313,7 +316,7 @@ def test_bad_values_are_told_with_their_place(folder, rows, column, bad, problem
     values = rows[column].copy()
     values[47] = bad  # the second file begins at 30: row group 2, row 3
     part = folder / "part-1.parquet"
-    table = pq.read_table(part)
+    table = with_lists(pq.read_table(part))
     index = table.column_names.index(column)
     pq.write_table(table.set_column(index, column, pa.array(values[30:])), part, row_group_size=7)
     data = config(folder, weight_column="weight", reference_probability_prefix="teacher.")

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from common.reader.vectors import with_lists
 from core.config import UserError
 from projects.home.recap.data.generate import PRESETS, Preset, generate, main, report
 from projects.home.recap.data.parquet import EMBEDDINGS, TASKS, Widths
@@ -22,7 +23,7 @@ SMALL = Preset(Widths(48, 16, 4, 16), (300, 100), row_group_size=64, rows_per_fi
 
 def read(path: Path) -> dict[str, Any]:
     """A file's or directory's columns by name, vectors as [rows, width]."""
-    table = pq.read_table(path).combine_chunks()
+    table = with_lists(pq.read_table(path)).combine_chunks()
     arrays = {}
     for name in table.column_names:
         column = table.column(name).chunk(0)

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common.reader.vectors import with_lists
 from projects.home.recap.data.parquet import (
     TASKS,
     Column,
@@ -28,11 +29,15 @@ def rows(count: int) -> dict[str, Any]:
     }
 
 
-def test_what_is_written_is_read_again(tmp_path):
+@pytest.mark.parametrize("vectors", ["binary", "list"])
+def test_what_is_written_is_read_again(tmp_path, vectors):
     path, expected = tmp_path / "part.parquet", rows(25)
-    with RecapWriter(path, COLUMNS, row_group_size=10) as writer:
+    with RecapWriter(path, COLUMNS, row_group_size=10, vectors=vectors, metadata={"made by": "a test"}) as writer:
         writer.write(expected)
-    table = pq.read_table(path)
+    stored = pq.read_table(path)
+    assert pa.types.is_fixed_size_binary(stored.schema.field("vector").type) == (vectors == "binary")
+    assert stored.schema.metadata[b"made by"] == b"a test"
+    table = with_lists(stored)
     assert table.column("vector").to_pylist() == expected["vector"].tolist()
     assert table.column("flags").to_pylist() == expected["flags"].tolist()
     assert table.column("label").to_pylist() == expected["label"].tolist()
@@ -63,7 +68,7 @@ def test_arrays_may_be_used_again_after_a_write(tmp_path):
     with RecapWriter(tmp_path / "part.parquet", COLUMNS) as writer:
         writer.write(arrays)
         arrays["vector"][:] = 0.0
-    assert pq.read_table(tmp_path / "part.parquet").column("vector").to_pylist() == expected
+    assert with_lists(pq.read_table(tmp_path / "part.parquet")).column("vector").to_pylist() == expected
 
 
 def test_an_error_leaves_no_file_and_an_older_one_as_it_was(tmp_path):

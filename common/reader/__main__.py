@@ -48,11 +48,12 @@ def main() -> int:
 
 def _sets(given: Sequence[str]) -> list[Files]:
     """A set of each pattern and directory, and one of all files, which a shell may have made of a pattern."""
-    single = [name for name in given if Path(name).expanduser().is_file()]
-    sets = [matching_files(name) for name in given if name not in single]
+    found = [matching_files(name) for name in given]
+    single = [files for files in found if files.paths == (Path(files.description).expanduser(),)]
+    sets = [files for files in found if files not in single]
     if single:
-        description = single[0] if len(single) == 1 else f"{single[0]} and {len(single) - 1:,} more"
-        sets.insert(0, Files(tuple(Path(name).expanduser() for name in single), description))
+        more = f" and {len(single) - 1:,} more" if len(single) > 1 else ""
+        sets.insert(0, Files(tuple(files.paths[0] for files in single), single[0].description + more))
     return sets
 
 

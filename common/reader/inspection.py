@@ -283,7 +283,7 @@ def _described(found: pa.Field, layout: Layout | None) -> str:
     if layout is None or not layout.is_vector:
         return str(found.type)
     if layout.binary is not None:
-        return f"{found.type} of {layout.binary.dtype.name}"
+        return f"fixed_size_binary of {layout.binary.dtype.name}"
     lists = "fixed_size_list" if layout.width is not None else "list"
     return f"{lists} of {found.type.value_type}"
 
@@ -312,8 +312,8 @@ def _check_label(column: InspectedColumn, refused: Findings) -> None:
     count, zeros, ones = column.statistics.count, column.statistics.zeros, column.ones
     if column.others and zeros and ones and zeros + ones >= _LABEL_SHARE * count:
         refused.add(
-            f"column '{column.name}' has {count - column.others:,} labels and {column.others:,} values that are not 0 "
-            f"or 1, the first at {column.first_other}"
+            f"column '{column.name}': {column.others:,} of {count:,} values are neither 0 nor 1, as labels are; the first: "
+            f"{column.first_other}"
         )
 
 
@@ -322,7 +322,7 @@ def _remark_on_size(inspection: Inspection) -> None:
     if large:
         largest = max(large, key=lambda group: group.decoded)
         inspection.remarks.add(
-            f"{largest.place} has {largest.rows:,} rows, {largest.decoded / 2**20:,.0f} MiB decoded, and a run holds a "
-            f"row group for each lane that it reads; {len(large):,} have at least {LARGE_ROW_GROUP // 2**20} MiB; "
+            f"{largest.place} has {largest.rows:,} rows, {largest.decoded / 2**20:,.0f} MiB decoded, and a run holds "
+            f"at least one for each lane that it reads; {len(large):,} have at least {LARGE_ROW_GROUP // 2**20} MiB; "
             "write smaller ones"
         )

@@ -57,7 +57,7 @@ def _sizes(inspection: Inspection) -> str:
         [name, shown(min(values)), shown(statistics.median(values)), shown(max(values)), shown(sum(values))]
         for name, (values, shown) in measures.items()
     ]
-    return f"{head}\n\n" + _table([f"{len(groups):,} row groups", "smallest", "median", "largest", "all"], rows)
+    return f"{head}\n\n" + _table([f"row groups: {len(groups):,}", "smallest", "median", "largest", "all"], rows)
 
 
 def _grouped(columns: Iterable[InspectedColumn]) -> list[tuple[str, list[InspectedColumn]]]:

@@ -279,7 +279,7 @@ def test_a_label_that_is_neither_0_nor_1(tmp_path):
     path = write(tmp_path / "b.parquet", {"x": [1, 0, 0, 0, 1, 0, 2, -1, 1]})
     found = inspected(tmp_path)
     assert found.refused.kept == [
-        f"column 'x' has 27 labels and 2 values that are not 0 or 1, the first at {path}: row group 1, row 2: 2"
+        f"column 'x': 2 of 29 values are neither 0 nor 1, as labels are; the first: {path}: row group 1, row 2: 2"
     ]
     assert not found.columns["x"].is_flag
 

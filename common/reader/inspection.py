@@ -312,8 +312,8 @@ def _check_label(column: InspectedColumn, refused: Findings) -> None:
     count, zeros, ones = column.statistics.count, column.statistics.zeros, column.ones
     if column.others and zeros and ones and zeros + ones >= _LABEL_SHARE * count:
         refused.add(
-            f"column '{column.name}': {column.others:,} of {count:,} values are neither 0 nor 1, as labels are; the first: "
-            f"{column.first_other}"
+            f"column '{column.name}': {column.others:,} of {count:,} values are neither 0 nor 1, as labels are; "
+            f"the first: {column.first_other}"
         )
 
 

@@ -37,7 +37,7 @@ def main() -> int:
     )
     sets = _sets(parser.parse_args().files)
     refused = 0
-    with tqdm.tqdm(unit=" rows", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as progress:
+    with tqdm.tqdm(unit=" rows", unit_scale=True, ncols=80, disable=not sys.stderr.isatty(), leave=False) as progress:
         for index, files in enumerate(sets):
             inspection = inspect(files, progress.update)
             refused += inspection.refused.count

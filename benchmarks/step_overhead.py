@@ -202,6 +202,7 @@ class _Reader:
 
     fingerprint = "random numbers"
     lanes = 1
+    prefetch_batches = 8
 
     def __init__(self, case: Case, batches: Sequence[Batch]) -> None:
         self.global_batch_size = case.batch_size

@@ -11,11 +11,13 @@ from common.reader.parquet import Stored
 class Sampling(Protocol):
     """Chooses among the rows that are read, before anything but a few columns of them is looked at."""
 
-    rows_read_per_kept: int
-    """Rows that are read for each that a batch has room for."""
+    @property
+    def rows_read_per_kept(self) -> int:
+        """Rows that are read for each that a batch has room for."""
 
-    columns: tuple[str, ...]
-    """What choose() looks at."""
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What choose() looks at."""
 
     def choose(
         self, stored: Stored, keep: int, rng: np.random.Generator

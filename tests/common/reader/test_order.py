@@ -120,3 +120,46 @@ def test_lanes_that_fit(lanes, batch, world_size):
 def test_lanes_that_do_not_fit(lanes, batch, world_size, message):
     with pytest.raises(ConfigError, match=re.compile(message)):
         check_lanes(lanes, batch, world_size)
+
+
+# Windows of several row groups.
+
+
+@pytest.mark.parametrize("at_least", [1, 5, 21, 83, 1000])
+def test_a_window_is_of_whole_row_groups_and_as_large_as_asked(at_least):
+    order = Order(GROUPS, 1, 1, seed=4, shuffle_window=at_least)
+    windows = [order.groups(window) for window in range(len(order._windows) - 1)]
+    assert sorted(group for window in windows for group in window) == list(range(len(GROUPS)))
+    sizes = [int(GROUPS[window].sum()) for window in windows]
+    assert all(size >= at_least for size in sizes[:-1])
+    assert all(size - GROUPS[window[-1]] < at_least for size, window in zip(sizes, windows, strict=True)), "no larger"
+
+
+def test_the_rows_of_a_window_are_shuffled_together():
+    groups = np.full(40, 10)
+    rows = flat([read_lane(Order(groups, 1, 1, seed=0, shuffle_window=100), 0, 1)])
+    assert sorted(rows) == all_rows(groups)
+    for begin in range(0, 400, 100):
+        window = rows[begin : begin + 100]
+        assert len({group for group, _ in window}) == 10
+        assert len({group for group, _ in window[:20]}) >= 7, "20 rows of 10 groups: fewer by chance once in 10^4"
+
+
+@pytest.mark.parametrize("at_least", [1, 15, 50])
+@pytest.mark.parametrize(("lanes", "batch"), [(1, 8), (4, 8), (6, 12)])
+def test_with_windows_every_row_comes_once_and_from_the_windows_at_hand(at_least, lanes, batch):
+    order = Order(GROUPS, lanes, batch, seed=3, shuffle_window=at_least, drop_last=False)
+    rows = []
+    for lane in range(lanes):
+        for cursor in range(0, order.num_batches * order.rows_per_take, order.rows_per_take):
+            pieces = list(order.pieces(lane, cursor))
+            at_hand = [group for window in order.windows(lane, cursor) for group in order.groups(window)]
+            assert {piece.group for piece in pieces} <= set(at_hand)
+            rows += [(piece.group, int(row)) for piece in pieces for row in piece.rows]
+    assert sorted(rows) == all_rows(GROUPS)
+
+
+def test_windows_ahead_end_with_the_lane():
+    order = Order(np.full(8, 10), 4, 8, seed=None, drop_last=False)
+    assert [list(order.windows(1, cursor)) for cursor in (0, 8, 10, 18, 20)] == [[2, 3], [2, 3], [3], [3], []]
+    assert list(order.windows(0, 9)) == [0, 1], "a batch that is taken from both, and nothing of the next lane"

@@ -2,9 +2,12 @@ import collections
 import dataclasses
 import itertools
 import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +18,7 @@ from common.reader.column import Column
 from common.reader.files import DataError, matching_files
 from common.reader.order import Position
 from common.reader.parquet import ParquetTable, Stored
-from common.reader.reader import BatchReader, Columns, Placed
+from common.reader.reader import BatchReader, Columns, Placed, Reading
 from core.config.base_config import ConfigError
 
 COLUMNS = {
@@ -312,3 +315,124 @@ def test_a_mistake_in_make_batch_reaches_the_consumer(even):
     batches: Iterator[Placed[Rows]] = BatchReader(even, broken, global_batch_size=BATCH, lanes=LANES).evaluate()
     with pytest.raises(KeyError, match="no such"):
         next(batches)
+
+
+# How much is held ready, and how rows are shuffled.
+
+
+def ids_of(reading: Reading, table: ParquetTable, ranks: int = 1, position: Position | None = None) -> list[Any]:
+    """The global batches of two epochs, lane by lane."""
+    shares = [
+        BatchReader(
+            table, make_batch, global_batch_size=BATCH, lanes=LANES, rank=rank, world_size=ranks, reading=reading
+        ).train(seed=1, num_epochs=2, position=position)
+        for rank in range(ranks)
+    ]
+    return by_lane([list(share) for share in shares])
+
+
+def test_what_is_held_ready_changes_no_batch(training_table):
+    expected = ids_of(Reading(), training_table)
+    for reading in (Reading(prefetch_batches=1, decode_threads=1), Reading(prefetch_batches=50, decode_threads=5)):
+        assert ids_of(reading, training_table) == expected
+
+
+@pytest.mark.parametrize("window", [20, 1000])
+def test_a_shuffle_window_is_the_same_on_any_number_of_ranks_and_after_a_resume(training_table, window):
+    reading = Reading(shuffle_window=window)
+    one = ids_of(reading, training_table)
+    per_epoch = len(one) // 2
+    for epoch in (one[:per_epoch], one[per_epoch:]):
+        assert len(set(flat(epoch))) == per_epoch * BATCH
+    assert ids_of(reading, training_table, ranks=4) == one
+    resumed = BatchReader(training_table, make_batch, global_batch_size=BATCH, lanes=LANES, reading=reading)
+    first = next(iter(resumed.train(seed=1)))
+    assert ids_of(reading, training_table, ranks=2, position=first.position) == one[1:]
+    if window == 1000 and len(training_table.rows_per_group) > 1:
+        assert one != ids_of(Reading(), training_table)
+
+
+def test_what_was_decoded_is_kept(tmp_path):
+    write(tmp_path, LAYOUTS["even"])
+    table = ParquetTable(matching_files(str(tmp_path)), COLUMNS, cache=True)
+    epochs = train(table, num_epochs=2)
+    evaluated = [placed.batch.ids() for placed in reader(table).evaluate()]
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert by_lane(train(table, num_epochs=2)) == by_lane(epochs)
+    assert [placed.batch.ids() for placed in reader(table).evaluate()] == evaluated
+
+
+def test_a_bad_row_that_is_decoded_ahead_is_told_when_it_is_needed(tmp_path):
+    """One lane in stored order; the second row group is decoded while the first is read."""
+    table = write(tmp_path, [[6, 6]], bad_label_at=6)
+    batches = reader(table, lanes=1, batch=3).evaluate()
+    assert [next(batches).batch.ids() for _ in range(2)] == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(DataError, match="row group 1, row 0"):
+        next(batches)
+
+
+def test_a_reader_that_is_closed_leaves_no_thread(even):
+    before = set(threading.enumerate())
+    batches = reader(even).train(seed=1, num_epochs=None)
+    next(batches)
+    assert set(threading.enumerate()) > before
+    batches.close()
+    assert set(threading.enumerate()) == before
+
+
+# Sampling.
+
+
+class OddOnes:
+    """Keeps the rows with label 1, and of the others none."""
+
+    rows_read_per_kept = 2
+    columns = ("label", "id")
+
+    def choose(self, stored: Stored, keep: int, rng: np.random.Generator) -> tuple[Any, Any]:
+        chosen = np.flatnonzero(stored["label"])[:keep]
+        assert (stored["id"] % 2 == stored["label"]).all()
+        return chosen, rng.random(len(chosen)).astype(np.float32)
+
+
+def sampled(table: ParquetTable, ranks: int, how: str = "train", position: Position | None = None):
+    readers = [
+        BatchReader(
+            table, make_batch, global_batch_size=BATCH, lanes=LANES, rank=rank, world_size=ranks, sampling=OddOnes()
+        )
+        for rank in range(ranks)
+    ]
+    return [list(r.train(seed=1, position=position) if how == "train" else r.evaluate()) for r in readers]
+
+
+def test_sampling_reads_more_rows_and_keeps_those_chosen(even):
+    (batches,) = sampled(even, 1)
+    assert len(batches) == even.num_rows // (2 * BATCH)
+    for placed in batches:
+        kept = placed.batch.mask != 0
+        assert torch.equal(placed.batch.id[kept] % 2, torch.ones(int(kept.sum()), dtype=torch.int64))
+        assert torch.equal(placed.batch.vector[kept][:, 1], -0.5 * placed.batch.id[kept])
+        assert not placed.batch.id[~kept].any()
+    (evaluated,) = sampled(even, 1, "evaluate")
+    ids = [int(id) for placed in evaluated for id in placed.batch.id[placed.batch.mask != 0]]
+    assert sorted(ids) == list(range(1, even.num_rows, 2))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_sampling_is_the_same_on_any_number_of_ranks_and_after_a_resume(even, ranks):
+    def rows(shares: list[list[Placed[Rows]]]) -> list[set[tuple[int, float]]]:
+        return [
+            {pair for share in batch for pair in zip(share.batch.id.tolist(), share.batch.mask.tolist(), strict=True)}
+            for batch in zip(*shares, strict=True)
+        ]
+
+    one = sampled(even, 1)
+    assert rows(sampled(even, ranks)) == rows(one)
+    assert rows(sampled(even, ranks, position=one[0][0].position)) == rows(one)[1:]
+
+
+def test_too_few_rows_to_sample_a_batch_from(tmp_path):
+    table = write(tmp_path, [[2 * BATCH - 1]])
+    with pytest.raises(DataError, match=f"{2 * BATCH - 1} rows, fewer than one global batch of 24, for which 48 are"):
+        sampled(table, 1)

@@ -37,7 +37,9 @@ def main() -> int:
     )
     sets = _sets(parser.parse_args().files)
     refused = 0
-    with tqdm.tqdm(unit=" rows", unit_scale=True, ncols=80, disable=not sys.stderr.isatty(), leave=False) as progress:
+    # Some terminals (docker, script) don't tell their size; in none of it there would be no bar.
+    size = {"ncols": 80, "nrows": 20}
+    with tqdm.tqdm(unit=" rows", unit_scale=True, **size, disable=not sys.stderr.isatty(), leave=False) as progress:
         for index, files in enumerate(sets):
             inspection = inspect(files, progress.update)
             refused += inspection.refused.count

@@ -38,8 +38,8 @@ def main() -> int:
     sets = _sets(parser.parse_args().files)
     refused = 0
     # Some terminals (docker, script) don't tell their size; in none of it there would be no bar.
-    size = {"ncols": 80, "nrows": 20}
-    with tqdm.tqdm(unit=" rows", unit_scale=True, **size, disable=not sys.stderr.isatty(), leave=False) as progress:
+    silent = not sys.stderr.isatty()
+    with tqdm.tqdm(unit=" rows", unit_scale=True, ncols=80, nrows=20, disable=silent, leave=False) as progress:
         for index, files in enumerate(sets):
             inspection = inspect(files, progress.update)
             refused += inspection.refused.count

@@ -117,7 +117,8 @@ def _rows_of(size: int, columns: Iterable[Column]) -> int:
 class RecapWriter:
     """Writes one Parquet file, zstd-compressed, in row groups of `row_group_size` rows (the last of fewer).
 
-    Vectors are binary (common/reader/vectors.py), which reads twice as fast, or lists, which any tool reads.
+    Vectors are binary (common/reader/vectors.py), which reads faster, or lists, which any tool reads. What of the
+    binary ones zstd hardly makes smaller, such as embeddings, is stored as it is.
 
     The file appears under its name, or replaces the one there, when the `with` block ends without an error;
     until then it is a hidden file beside. Its bytes depend on the values, `columns` and `row_group_size`, not
@@ -142,18 +143,9 @@ class RecapWriter:
         self._num_pending = 0
         self._partial = path.with_name(f".{path.name}.partial")
         self._schema = pa.schema([_arrow_field(column, vectors) for column in columns], dict(metadata or {}))
+        self._writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> Self:
-        # Of whole vectors a dictionary saves nothing, and statistics would fill the footer.
-        plain = [column.name for column in self._columns if column.width is None]
-        self._writer = pq.ParquetWriter(
-            self._partial,
-            self._schema,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=plain,
-            write_statistics=plain,
-        )
         return self
 
     def __exit__(
@@ -162,7 +154,10 @@ class RecapWriter:
         try:
             if kind is None:
                 self._flush(at_least=1)
-            self._writer.close()
+                if self._writer is None:
+                    self._writer = self._open(self._schema.empty_table())
+            if self._writer is not None:
+                self._writer.close()
             if kind is None:
                 self._partial.replace(self.path)
         finally:
@@ -205,9 +200,27 @@ class RecapWriter:
         while self._num_pending >= at_least:
             group = {name: array[:size] for name, array in rows.items()}
             rows = {name: array[size:] for name, array in rows.items()}
-            self._writer.write_table(self._table(group), row_group_size=size)
+            table = self._table(group)
+            if self._writer is None:
+                self._writer = self._open(table)
+            self._writer.write_table(table, row_group_size=size)
             self._num_pending = len(rows[self._columns[0].name])
         self._pending = [rows]
+
+    def _open(self, first: pa.Table) -> pq.ParquetWriter:
+        """The file, for row groups like the first."""
+        # Of whole vectors a dictionary saves nothing, and statistics would fill the footer.
+        plain = [field.name for field in self._schema if not pa.types.is_fixed_size_binary(field.type)]
+        compressed = [*plain, *(name for name in self._schema.names if name not in plain and _shrinks(first[name]))]
+        paths = {name: f"{name}.list.element" if _is_list(first[name]) else name for name in self._schema.names}
+        return pq.ParquetWriter(
+            self._partial,
+            self._schema,
+            compression={path: "zstd" if name in compressed else "none" for name, path in paths.items()},
+            compression_level={paths[name]: 1 for name in compressed},
+            use_dictionary=[paths[name] for name in plain],
+            write_statistics=[paths[name] for name in plain],
+        )
 
     def _table(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> pa.Table:
         values = [
@@ -217,6 +230,17 @@ class RecapWriter:
             for column, field in zip(self._columns, self._schema, strict=True)
         ]
         return pa.Table.from_arrays(values, schema=self._schema)
+
+
+def _is_list(column: pa.ChunkedArray) -> bool:
+    return bool(pa.types.is_fixed_size_list(column.type))
+
+
+def _shrinks(column: pa.ChunkedArray) -> bool:
+    """Whether zstd saves a tenth of a column of binary vectors."""
+    size = sum(chunk.buffers()[1].size for chunk in column.chunks)
+    saved = size - sum(pa.Codec("zstd", 1).compress(chunk.buffers()[1]).size for chunk in column.chunks)
+    return bool(saved > size / 10)
 
 
 def _arrow_field(column: Column, vectors: Storage) -> pa.Field:

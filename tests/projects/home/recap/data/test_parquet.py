@@ -51,6 +51,29 @@ def test_what_is_written_is_read_again(tmp_path, vectors):
     assert [metadata.row_group(index).num_rows for index in range(3)] == [10, 10, 5]
 
 
+def test_what_does_not_shrink_is_stored_as_it_is(tmp_path):
+    columns = [Column("zeros.of", "float32", 64), Column("noise", "float32", 64), Column("label", "int8")]
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {
+        "zeros.of": np.zeros((500, 64), np.float32),
+        "noise": rng.standard_normal((500, 64)).astype(np.float32),
+        "label": np.zeros(500, np.int8),
+    }
+    with RecapWriter(tmp_path / "part.parquet", columns) as writer:
+        writer.write(arrays)
+    group = pq.read_metadata(tmp_path / "part.parquet").row_group(0)
+    found = {group.column(index).path_in_schema: group.column(index).compression for index in range(3)}
+    assert found == {"zeros.of": "ZSTD", "noise": "UNCOMPRESSED", "label": "ZSTD"}
+
+
+@pytest.mark.parametrize("vectors", ["binary", "list"])
+def test_a_file_of_no_rows(tmp_path, vectors):
+    with RecapWriter(tmp_path / "part.parquet", COLUMNS, vectors=vectors):
+        pass
+    table = with_lists(pq.read_table(tmp_path / "part.parquet"))
+    assert (table.num_rows, table.schema.names) == (0, [column.name for column in COLUMNS])
+
+
 def test_bytes_do_not_depend_on_how_rows_are_cut_into_writes(tmp_path):
     everything = rows(50)
     with RecapWriter(tmp_path / "whole", COLUMNS, row_group_size=16) as writer:

@@ -26,12 +26,16 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}\n{self.format_usage().rstrip()}")
 
 
-def run(main: Callable[[], int]) -> NoReturn:
+def run(main: Callable[[], int], after_interrupt: str = "continues from the newest checkpoint") -> NoReturn:
     """Runs `main` and exits with its status; a UserError is printed by rank 0, and every rank exits with 2.
 
     torchrun ends the other workers as soon as one has failed, so the others wait (bounded) until rank 0 has printed. A
     rank prints by itself what rank 0 hasn't met (a directory that one machine lacks). An interrupt ends it with 130. An
     unexpected exception keeps its traceback.
+
+    Args:
+      main: the program; returns its exit status.
+      after_interrupt: what the same command does after an interrupt, for the message.
     """
     try:
         status = main()
@@ -44,7 +48,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         status = USER_ERROR_STATUS
     except KeyboardInterrupt:
         if rank_from_env() == 0:
-            _print("interrupted; the same command continues from the newest checkpoint")
+            _print(f"interrupted; the same command {after_interrupt}")
         status = 128 + signal.SIGINT
         if any(thread.daemon for thread in threading.enumerate()):
             # One that is within C++ code, such as a save, would abort the interpreter at its end.

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -24,6 +25,14 @@ class FeatureWidths:
     embeddings: Mapping[str, int]
     discrete: int = 0
     """0: the data has none."""
+
+
+class SchemaEntry(NamedTuple):
+    """What the schema says of a feature in the records."""
+
+    dtype: object
+    """"float_list" or "int64_list" in the records; not checked, and nothing to who reads Parquet."""
+    length: int
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,8 @@ def read_features(config: RecapDataConfig, path: str) -> dict[str, Feature]:
     """
     schema = config.seg_dense_schema
     place = f"{path}.seg_dense_schema"
-    lengths = _read_lengths(schema.schema_path, f"{place}.schema_path")
+    entries = read_schema(schema.schema_path, f"{place}.schema_path")
+    lengths = {name: entry.length for name, entry in entries.items()}
     for ours in [*schema.features, *schema.renamed_features]:
         # Ids and labels may be renamed too in a schema of the original; they are not features.
         if ours not in _FEATURES and (ours in schema.features or not ours.startswith("meta__")):
@@ -58,12 +68,13 @@ def read_features(config: RecapDataConfig, path: str) -> dict[str, Feature]:
     features: dict[str, Feature] = {}
     for ours in _FEATURES:
         column = schema.renamed_features.get(ours, ours)
-        asked_for = ours in schema.features or (not schema.features and column in lengths)
+        asked_for = ours in schema.features or (not schema.features and (column in lengths or ours in lengths))
         if not asked_for and ours not in ("continuous", "binary"):
             continue
         if column not in lengths:
             found = ", ".join(lengths) or "nothing"
-            raise ConfigError(f"{place}: '{column}' ({ours}) is not in {schema.schema_path}, which has {found}")
+            hint = "; converted files have our names: leave renamed_features out" if ours in lengths else ""
+            raise ConfigError(f"{place}: '{column}' ({ours}) is not in {schema.schema_path}, which has {found}{hint}")
         width = keep = lengths[column]
         if truncation is not None:
             name = f"{ours}_feature_truncation"
@@ -87,25 +98,34 @@ def feature_widths(features: Mapping[str, Feature]) -> FeatureWidths:
     )
 
 
-def _read_lengths(schema_path: str, place: str) -> dict[str, int]:
+def read_schema(schema_path: str, place: str) -> dict[str, SchemaEntry]:
+    """The features in the records, in the order of the schema.
+
+    Args:
+      schema_path: the file.
+      place: what names it in the configuration or on the command line, for messages.
+
+    Raises:
+      ConfigError: the file can't be read or is no such schema.
+    """
     file = Path(schema_path).expanduser()
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))["schema"]
-        pairs = [(entry["feature_name"], entry["length"]) for entry in entries]
+        listed = json.loads(file.read_text(encoding="utf-8"))["schema"]
+        triples = [(entry["feature_name"], entry.get("dtype"), entry["length"]) for entry in listed]
     except OSError as error:
         raise ConfigError(f"{place}: {file} can't be read: {error.strerror} (looked from {Path.cwd()})") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f'{place}: {file} is not of the form {{"schema": [{{"feature_name": ..., "dtype": ..., "length": ...}}]}}: '
             f"{type(error).__name__}: {error}"
         ) from error
-    lengths: dict[str, int] = {}
-    for name, length in pairs:
+    entries: dict[str, SchemaEntry] = {}
+    for name, dtype, length in triples:
         if not isinstance(name, str):
             raise ConfigError(f"{place}: {file}: feature_name {name!r}, a string expected")
-        if name in lengths:
+        if name in entries:
             raise ConfigError(f"{place}: {file} has '{name}' twice")
         if not isinstance(length, int) or isinstance(length, bool) or length < 1:
             raise ConfigError(f"{place}: {file}: the length of '{name}' is {length!r}, a positive integer expected")
-        lengths[name] = length
-    return lengths
+        entries[name] = SchemaEntry(dtype, length)
+    return entries

@@ -110,6 +110,14 @@ def test_renamed_to_what_the_schema_lacks(schema_path):
     assert message.startswith(f"{PLACE}: 'our.continuous' (continuous) is not in {schema_path}, which has continuous, ")
 
 
+@pytest.mark.parametrize("ours", ["continuous", "author_embedding"])
+def test_renamed_although_the_schema_has_our_name(ours, schema_path):
+    """As after a conversion; without the error an embedding would just be left out."""
+    message = error_of(schema_path, renamed_features={ours: "theirs"})
+    assert f"'theirs' ({ours}) is not in " in message
+    assert message.endswith("; converted files have our names: leave renamed_features out")
+
+
 @pytest.mark.parametrize("key", ["features", "renamed_features"])
 def test_unknown_feature(schema_path, key):
     given: Any = ["continous"] if key == "features" else {"continous": "continuous"}

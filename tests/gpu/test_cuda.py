@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.checkpointing.storage import complete_steps, read_tensors
 from common.device import World, set_deterministic, set_precision
+from common.device_copies import DeviceCopies
 from common.metrics_file import read_metrics
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import LearningRates
@@ -239,3 +240,22 @@ def test_a_resumed_run_has_the_numbers_of_one_that_was_not_stopped(
         for path in (whole, parts)
     ]
     assert lines[0] == lines[1]
+
+
+# --- Reading. ---
+
+
+def test_batches_come_page_locked_and_copies_on_a_stream_of_their_own_are_right(tmp_path: Path):
+    """Each batch is copied while the device still computes on those before it."""
+    reader = rows_reader(tmp_path)
+    expected = [placed.batch for placed in reader.train(seed=1, num_epochs=4)]
+    copies = DeviceCopies(CUDA)
+    weight = torch.ones(expected[0].features.shape[1], 4096, device=CUDA)
+    sums = []
+    for placed in reader.train(seed=1, num_epochs=4, pin_memory=True):
+        assert placed.batch.features.is_pinned()
+        batch = copies.copy(placed.batch)
+        sums.append((batch.features @ weight)[:, 0])  # the batch's memory is given back while this waits in the queue
+    assert len(sums) == len(expected)
+    for found, batch in zip(sums, expected, strict=True):
+        torch.testing.assert_close(found.cpu(), batch.features.sum(dim=1))

@@ -1,15 +1,16 @@
 """A batch: a dataclass of tensors that moves between devices as one thing."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
 
 import torch
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Base of a project's batch. Its fields are tensors [batch, ...], None, or plain values that travel along."""
+    """Base of a project's batch. Its fields are tensors [batch, ...], mappings from names to such tensors, None, or
+    plain values that travel along."""
 
     @property
     def batch_size(self) -> int:
@@ -18,10 +19,8 @@ class Batch:
         Raises:
           ValueError: the batch holds no tensor.
         """
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, torch.Tensor):
-                return value.shape[0]
+        for tensor in self._tensors():
+            return tensor.shape[0]
         raise ValueError(f"{type(self).__name__} holds no tensor")
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
@@ -34,15 +33,21 @@ class Batch:
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tells CUDA's allocator that `stream` uses the tensors, so that it doesn't give their memory away early."""
+        for tensor in self._tensors():
+            tensor.record_stream(stream)
+
+    def _tensors(self) -> Iterator[torch.Tensor]:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, torch.Tensor):
-                value.record_stream(stream)
+            for item in value.values() if isinstance(value, Mapping) else (value,):
+                if isinstance(item, torch.Tensor):
+                    yield item
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        changed = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, torch.Tensor):
-                changed[field.name] = function(value)
-        return dataclasses.replace(self, **changed)
+        def mapped(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: mapped(item) for name, item in value.items()}
+            return function(value) if isinstance(value, torch.Tensor) else value
+
+        values = {field.name: mapped(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **values)

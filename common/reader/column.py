@@ -14,7 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from common.reader.files import DataError
+from common.reader.narrow import first_misfit
 from common.reader.vectors import binary_vectors, to_numpy
+
+Values = Literal["label", "weight", "probability"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +27,10 @@ class Column:
     Attributes:
       name: the column in the file; dots are part of the name.
       dtype: in a batch; an integer type demands an integer (or boolean) column.
+      narrow: in a batch instead of dtype; a value that it can't hold (narrow.py) is a mistake. None: dtype.
       width: values per row in the file, in a batch [rows, kept]; None: a plain column, in a batch [rows].
       keep: the first so many of a row's values, or those at these positions, are in a batch; None: all.
+      position: of a row's values, read this one alone, as a plain column.
       values: what a value must be: "label" 0 or 1, "weight" finite and >= 0, "probability" 0 <= p <= 1; None: any.
       num_ids: of a column of vectors, position -> n: the values there are ids, 0 <= id < n. None: no position holds
         ids.
@@ -35,15 +40,27 @@ class Column:
     dtype: torch.dtype = torch.float32
     width: int | None = None
     keep: int | NDArray[np.intp] | None = None
-    values: Literal["label", "weight", "probability"] | None = None
+    position: int | None = None
+    narrow: torch.dtype | None = None
+    values: Values | None = None
     num_ids: Mapping[int, int] | None = None
+
+    @property
+    def num_read(self) -> int | None:
+        """Values per row that are read; None: a plain column."""
+        return self.width if self.position is None else None
 
     @property
     def num_kept(self) -> int | None:
         """Values per row in a batch; None: a plain column."""
         if self.keep is None:
-            return self.width
+            return self.num_read
         return self.keep if isinstance(self.keep, int) else len(self.keep)
+
+    @property
+    def batch_dtype(self) -> torch.dtype:
+        """In a batch."""
+        return self.dtype if self.narrow is None else self.narrow
 
 
 # A larger weight would be infinite as a float32.
@@ -105,7 +122,7 @@ def _told(field: pa.Field) -> str:
 
 
 def checked_values(chunks: pa.ChunkedArray, field: pa.Field, column: Column, place: str) -> NDArray[Any]:
-    """The column of one row group as it is stored, [rows] or [rows, width], read-only where that saves a copy.
+    """The column of one row group as it is stored, [rows] or [rows, num_read], read-only where that saves a copy.
 
     Raises:
       DataError: a null, a list of another width, or a value that the column may not hold; the message begins with
@@ -119,8 +136,11 @@ def checked_values(chunks: pa.ChunkedArray, field: pa.Field, column: Column, pla
         numbers = to_numpy(array, binary_vectors(field))
     else:
         numbers = _numbers(array, column, place)
+    if column.position is not None:
+        numbers = numbers[:, column.position]
     _check_values(numbers, column, place)
     _check_ids(numbers, column, place)
+    _check_narrow(numbers, column, place)
     return numbers
 
 
@@ -169,8 +189,19 @@ def _check_ids(numbers: NDArray[Any], column: Column, place: str) -> None:
             raise DataError(_bad_value(place, column, row, problem))
 
 
+def _check_narrow(numbers: NDArray[Any], column: Column, place: str) -> None:
+    if column.narrow is not None:
+        kept = numbers
+        if column.keep is not None:
+            kept = numbers[:, : column.keep] if isinstance(column.keep, int) else numbers[:, column.keep]
+        if (misfit := first_misfit(kept, column.narrow)) is not None:
+            row, problem = misfit
+            raise DataError(_bad_value(place, column, row, problem))
+
+
 def _bad_value(place: str, column: Column, row: int, problem: str) -> str:
-    return f"{place}, row {row} (both counted from 0): column '{column.name}': {problem}"
+    position = "" if column.position is None else f", position {column.position}"
+    return f"{place}, row {row} (both counted from 0): column '{column.name}'{position}: {problem}"
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:

@@ -14,7 +14,8 @@ def empty_column(rows: int, stored: NDArray[Any], column: Column | None, pin_mem
     width = stored.shape[1:] if column is None or column.num_kept is None else (column.num_kept,)
     dtype = torch.from_numpy(np.empty(0, stored.dtype)).dtype
     # What is converted afterwards needs no page-locked memory.
-    return torch.empty((rows, *width), dtype=dtype, pin_memory=pin_memory and (column is None or dtype == column.dtype))
+    pin_memory = pin_memory and (column is None or dtype == column.batch_dtype)
+    return torch.empty((rows, *width), dtype=dtype, pin_memory=pin_memory)
 
 
 def gather(stored: NDArray[Any], rows: NDArray[np.int64], column: Column | None, out: NDArray[Any]) -> None:

@@ -67,6 +67,8 @@ class ParquetTable:
         self._versions: list[_Version] = []
         self._first_group: list[int] = []
         self._dtypes: dict[str, np.dtype[Any]] = {}
+        self.column_names: set[str] = set()
+        """Of all columns of the files."""
         rows: list[int] = []
         digest = hashlib.blake2b(digest_size=16)
         for path in self._paths:
@@ -84,14 +86,14 @@ class ParquetTable:
     @property
     def bytes_per_row(self) -> int:
         """Of a decoded row, before `prepare`."""
-        return sum(self._dtypes[key].itemsize * (column.width or 1) for key, column in self.columns.items())
+        return sum(self._dtypes[key].itemsize * (column.num_read or 1) for key, column in self.columns.items())
 
     def decode(self, group: int) -> Stored:
         """Reads one row group.
 
         Returns:
-          the columns that `prepare` returns; without it those of the table, each [rows] or [rows, width], in one dtype
-          in all row groups. They may be read-only.
+          the columns that `prepare` returns; without it those of the table, each [rows] or [rows, num_read], in one
+          dtype in all row groups. They may be read-only.
 
         Raises:
           DataError: the row group can't be read, or holds a value that its column may not hold.
@@ -133,6 +135,7 @@ class ParquetTable:
             schema = metadata.schema.to_arrow_schema()
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: can't be read as Parquet: {error}") from error
+        self.column_names.update(schema.names)
         for key, column in self.columns.items():
             if schema.get_field_index(column.name) < 0:
                 found = ", ".join(sorted(schema.names)) or "none"

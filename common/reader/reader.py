@@ -235,7 +235,7 @@ class BatchReader(Generic[B]):
                     gather(decoded[piece.group][key], piece.rows, column, array[begin:end])
                     begin = end
                 array[begin:limit] = 0
-            columns[key] = out if column is None else out.to(column.dtype)
+            columns[key] = out if column is None else out.to(column.batch_dtype)
         for index, lane in enumerate(lanes):
             begin = index * self._places_per_lane
             weights.numpy()[begin : begin + len(lane.weights)] = lane.weights

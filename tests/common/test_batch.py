@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ class SomeBatch(Batch):
     optional: torch.Tensor | None
     features: torch.Tensor
     labels: torch.Tensor
+    extras: Mapping[str, torch.Tensor]
 
 
 def some_batch() -> SomeBatch:
-    return SomeBatch("some", None, torch.arange(6.0).reshape(3, 2), torch.ones(3, dtype=torch.int8))
+    features, labels = torch.arange(6.0).reshape(3, 2), torch.ones(3, dtype=torch.int8)
+    return SomeBatch("some", None, features, labels, {"position": torch.arange(3), "age": torch.zeros(3, 4)})
 
 
 def test_batch_size_is_that_of_the_first_tensor():
@@ -38,14 +41,37 @@ def test_to_moves_tensors_and_keeps_the_rest():
     assert moved.features.device.type == moved.labels.device.type == "meta"
     assert moved.features.shape == (3, 2)
     assert moved.labels.dtype == torch.int8
+    assert {name: (t.device.type, t.shape, t.dtype) for name, t in moved.extras.items()} == {
+        "position": ("meta", (3,), torch.int64),
+        "age": ("meta", (3, 4), torch.float32),
+    }
 
 
 def test_to_where_it_is_already_copies_nothing():
     batch = some_batch()
     assert batch.to("cpu").features is batch.features
+    assert batch.to("cpu").extras["age"] is batch.extras["age"]
 
 
 def test_to_leaves_the_original_alone():
     batch = some_batch()
     batch.to("meta")
-    assert batch.features.device.type == "cpu"
+    assert batch.features.device.type == batch.extras["age"].device.type == "cpu"
+
+
+def test_the_stream_is_told_of_every_tensor():
+    class Recorded(torch.Tensor):
+        def record_stream(self, s: torch.Stream) -> None:
+            told.append((self.shape, s))
+
+    told: list[tuple[torch.Size, torch.Stream]] = []
+    batch = some_batch()
+    recorded = dataclasses.replace(
+        batch,
+        features=batch.features.as_subclass(Recorded),
+        labels=batch.labels.as_subclass(Recorded),
+        extras={name: tensor.as_subclass(Recorded) for name, tensor in batch.extras.items()},
+    )
+    stream = torch.Stream("cpu")
+    recorded.record_stream(stream)
+    assert told == [((3, 2), stream), ((3,), stream), ((3,), stream), ((3, 4), stream)]

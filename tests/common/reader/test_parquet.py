@@ -257,6 +257,35 @@ def test_a_nested_field_is_no_column(tmp_path):
     assert opening_error(path, Column("a.b")) == f"{path}: no column 'a.b' (or several); its columns: a"
 
 
+def test_one_value_of_a_vector_is_a_plain_column(tmp_path):
+    write(tmp_path / "a.parquet", {"x": VECTORS})
+    both = read(tmp_path, whole=Column("x", width=3), one=Column("x", width=3, position=1))
+    assert both["whole"].tolist() == VECTORS
+    assert both["one"].tolist() == [2.0, 5.0, 8.0, 11.0]
+    assert both["one"].dtype == torch.float32
+    label = Column("x", torch.float64, width=3, position=0, values="label")
+    assert error_of(tmp_path, label).endswith(
+        "row group 0, row 1 (both counted from 0): column 'x', position 0: 4.0 found, a label is 0 or 1"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.bool])
+def test_a_narrower_type_in_batches(tmp_path, dtype):
+    write(tmp_path / "a.parquet", {"x": VECTORS, "n": [0, 1, 2, 255]})
+    both = read(tmp_path, x=Column("x", width=3, keep=2, narrow=dtype), n=Column("n", torch.int64, narrow=dtype))
+    assert both["x"].dtype == both["n"].dtype == dtype
+    assert torch.equal(both["x"], torch.tensor(VECTORS)[:, :2].to(dtype))
+    assert torch.equal(both["n"], torch.tensor([0, 1, 2, 255]).to(dtype))
+
+
+@pytest.mark.parametrize("keep", [2, np.array([0, 1])])
+def test_what_is_kept_must_fit_a_narrower_type(tmp_path, keep):
+    write(tmp_path / "a.parquet", {"x": [[1.0, 2.0, 3.5], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0], [10.0, 300.0, 12.0]]})
+    assert error_of(tmp_path, Column("x", width=3, keep=keep, narrow=torch.uint8)).endswith(
+        "row group 1, row 1 (both counted from 0): column 'x': 300.0 found, whole numbers from 0 to 255 can be uint8"
+    )
+
+
 # Values that a column may not hold: refused when their row group is decoded, with their place.
 
 

@@ -66,12 +66,13 @@ class HeavyRanker(nn.Module):
         """Scores candidates.
 
         Args:
-          continuous: float [batch, continuous]; raw, NaN and infinities count as missing.
-          binary: 0 or 1, float [batch, binary].
-          user_embedding: float [batch, width]; as the other two, where the data has it.
+          continuous: [batch, continuous]; raw, NaN and infinities count as missing. Features of narrower types than
+            float32, and discrete ones than int64, are widened here.
+          binary: 0 or 1, [batch, binary].
+          user_embedding: [batch, width]; as the other two, where the data has it.
           user_eng_embedding: likewise.
           author_embedding: likewise.
-          discrete: int64 [batch, discrete], where the model has small embeddings; ids within their tables.
+          discrete: integer [batch, discrete], where the model has small embeddings; ids within their tables.
 
         Returns:
           logits, probabilities (of the data as the loss weighs it), calibrated_probabilities (of the data before
@@ -83,14 +84,14 @@ class HeavyRanker(nn.Module):
             "user_eng_embedding": user_eng_embedding,
             "author_embedding": author_embedding,
         }
-        parts = [self.featurization(continuous, binary)]
+        parts = [self.featurization(continuous.float(), binary.float())]
         for name in self._embeddings:
             embedding = embeddings[name]
             assert embedding is not None, f"the model was built with {name}"
-            parts.append(self.embedding_norms[name](finite(embedding)))
+            parts.append(self.embedding_norms[name](finite(embedding.float())))
         if self.small_embeddings is not None:
             assert discrete is not None, "the model was built with small embeddings of discrete"
-            parts.append(self.small_embeddings(discrete))
+            parts.append(self.small_embeddings(discrete.long()))
         features = hidden = torch.cat(parts, dim=1)
         if self.backbone is not None:
             hidden = self.backbone(features)

@@ -50,6 +50,7 @@ class ModelAndLoss(nn.Module):
             outputs["reference_probabilities"] = batch.reference_probabilities
         if self._strata and not self.training:
             assert batch.discrete is not None, "checked by check_strata()"
-            outputs["strata"] = torch.stack([batch.discrete[:, index] == value for index, value in self._strata], dim=1)
+            discrete = batch.discrete.long()  # a uint8 would be compared with the value modulo 256
+            outputs["strata"] = torch.stack([discrete[:, index] == value for index, value in self._strata], dim=1)
         loss = multi_task_cross_entropy(outputs["logits"], batch.labels, batch.weights, self._pos_weights)
         return loss, outputs

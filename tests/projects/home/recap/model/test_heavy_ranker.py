@@ -123,6 +123,19 @@ def test_each_embedding_is_layer_normed() -> None:
     torch.testing.assert_close(ranker(*scaled)["logits"], ranker(*inputs())["logits"], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.bool])
+def test_narrow_features_are_widened_to_the_last_bit(dtype: torch.dtype) -> None:
+    """Of values that the type holds exactly."""
+    wide = build(overrides=[SMALL_EMBEDDINGS])
+    integers = tuple(features.mul(3).abs().round() for features in inputs())
+    features = tuple(values.to(dtype) for values in integers)
+    of_narrow = wide(*features, discrete().to(torch.uint8))
+    of_wide = wide(*(values.float() for values in features), discrete())
+    assert all(torch.equal(of_narrow[name], of_wide[name]) for name in of_wide)
+    if dtype != torch.bool:
+        assert torch.equal(of_narrow["logits"], wide(*integers, discrete())["logits"])
+
+
 def test_is_finite_whatever_it_gets() -> None:
     outputs = build()(*(torch.full_like(values, math.nan) for values in inputs()))
     assert all(values.isfinite().all() for values in outputs.values())

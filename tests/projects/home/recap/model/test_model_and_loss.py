@@ -84,6 +84,14 @@ def test_strata_are_told_in_evaluation_alone() -> None:
     assert "strata" not in ModelAndLoss(ranker, [1.0] * 10).eval()(rows)[1]
 
 
+def test_strata_of_narrow_ids() -> None:
+    ranker = build()
+    strata = [StratifierConfig(name=str(value), index=0, value=value) for value in (44, 300)]
+    rows = dataclasses.replace(batch(ranker.tasks, rows=2), discrete=torch.tensor([[44], [3]], dtype=torch.uint8))
+    found = ModelAndLoss(ranker, [1.0] * 10, strata).eval()(rows)[1]["strata"]
+    assert found.tolist() == [[True, False], [False, False]], "300 is 44 in eight bits"
+
+
 def test_rows_of_weight_0_change_nothing_but_the_number_of_examples() -> None:
     ranker = build()
     model = ModelAndLoss(ranker, [1.0] * 10).eval()

@@ -9,6 +9,7 @@ from core.config.base_config import NotSupportedYet
 from core.config.training import JobConfig
 from core.metrics.config import MetricsConfig
 from projects.home.recap.data.config import RecapDataConfig
+from projects.home.recap.data.masks import mask_digest
 from projects.home.recap.model.config import ModelConfig
 from projects.home.recap.optimizer import RecapOptimizerConfig
 
@@ -53,12 +54,16 @@ class RecapConfig(JobConfig):
 
     def identity(self) -> dict[str, Any]:
         """As the base's, less what training doesn't depend on: the weights of the score, what is measured, and how much
-        data is held ready."""
+        data is held ready. With a digest of each mask file beside its path."""
         identity = super().identity()
         for key in ("score_weights", "stratifiers"):
             del identity["model"][key]
         for key in ("evaluation_tasks", "prefetch_batches", "decode_threads", "cache"):
             del identity["train_data"][key]
+        slices = (identity["train_data"]["preprocess"] or {}).get("truncate_and_slice") or {}
+        for key in ("continuous_feature_mask_path", "binary_feature_mask_path"):
+            if slices.get(key) is not None:
+                slices[key] += f" ({mask_digest(slices[key])})"
         return identity
 
 

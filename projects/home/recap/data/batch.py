@@ -1,7 +1,7 @@
 """A batch of the Heavy Ranker."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -14,7 +14,7 @@ class RecapBatch(Batch):
     """Features, labels and weights of candidate tweets."""
 
     continuous: torch.Tensor
-    """float32 [batch, continuous]."""
+    """float32 [batch, continuous], or the type that preprocess.downcast gives it; so are the other features."""
     binary: torch.Tensor
     """float32 [batch, binary]."""
     labels: torch.Tensor
@@ -31,6 +31,8 @@ class RecapBatch(Batch):
     author_embedding: torch.Tensor | None = None
     reference_probabilities: torch.Tensor | None = None
     """float32 [batch, tasks]: the probabilities that the labels were drawn from, where the data knows them."""
+    extracted: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    """The values of preprocess.extract_features by name, each [batch]: int64 those of discrete, float32 the others."""
 
     def in_order_of(self, tasks: Sequence[str]) -> Self:
         """The same batch with labels, weights and reference probabilities of `tasks`, in their order.

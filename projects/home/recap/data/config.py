@@ -1,6 +1,6 @@
 """Configuration of the Heavy Ranker's data."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import pydantic
 
@@ -40,25 +40,85 @@ class TruncateAndSlice(BaseConfig):
     binary_feature_truncation: pydantic.PositiveInt | None = pydantic.Field(
         None, description="Use the first so many binary features; null: all."
     )
-    continuous_feature_mask_path: NotSupportedYet = pydantic.Field(
-        None, description="File that says which continuous features to use."
+    continuous_feature_mask_path: str | None = pydantic.Field(
+        None,
+        min_length=1,
+        description=".npy file of booleans, or of 0 and 1: one for each continuous feature that truncation leaves, "
+        "whether it is used; null: all of them.",
     )
-    binary_feature_mask_path: NotSupportedYet = pydantic.Field(
-        None, description="File that says which binary features to use."
+    binary_feature_mask_path: str | None = pydantic.Field(
+        None, min_length=1, description="The same for the binary features."
     )
+
+
+class DownCast(BaseConfig):
+    """Narrower types of features, from the reader to the device; the model computes in its own."""
+
+    features: dict[str, Literal["bfloat16", "bool", "float32", "float16", "uint8"]] | None = pydantic.Field(
+        None, description="Our name of a feature -> the type that it travels in; null: none."
+    )
+
+
+class RectifyLabels(BaseConfig):
+    """Labels become 0 whose engagement, or whose impression, came too late after serving."""
+
+    label_rectification_window_in_hours: pydantic.PositiveFloat = pydantic.Field(
+        3.0, description="What is later than this after serving, or just as late, came too late."
+    )
+    served_timestamp_field: str = pydantic.Field(min_length=1, description="Column: when it was served, in ms.")
+    impressed_timestamp_field: str = pydantic.Field(min_length=1, description="Column: when it was seen, in ms.")
+    label_to_engaged_timestamp_field: dict[str, Annotated[str, pydantic.Field(min_length=1)]] = pydantic.Field(
+        min_length=1, description="Label, a key of tasks -> column: when the engagement came, in ms."
+    )
+
+
+class ExtractFeaturesRow(BaseConfig):
+    """One value of a feature, by a name of its own."""
+
+    name: str = pydantic.Field(min_length=1, description="Its name; may stand wherever a column is named.")
+    source_tensor: str = pydantic.Field(description="Our name of the feature that it is taken from.")
+    index: pydantic.NonNegativeInt = pydantic.Field(description="Its position there, as stored, counted from 0.")
+
+
+class ExtractFeatures(BaseConfig):
+    """Single values of features, used as columns and brought in batches."""
+
+    extract_feature_table: list[ExtractFeaturesRow] = pydantic.Field([], description="The values to extract.")
+
+    @pydantic.field_validator("extract_feature_table")
+    @classmethod
+    def _each_name_once(cls, table: list[ExtractFeaturesRow]) -> list[ExtractFeaturesRow]:
+        names = [row.name for row in table]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two rows are named {', '.join(twice)}; give each a name of its own")
+        return table
+
+
+class DownsampleNegatives(BaseConfig):
+    """Of the rows read for a batch, keep the positives and some of the negatives, weighted for those that went."""
+
+    batch_multiplier: pydantic.PositiveInt = pydantic.Field(
+        description="Rows read for each row of a batch; 1 keeps them all."
+    )
+    engagements_list: list[str] = pydantic.Field(
+        [], description="A row is positive if one of these labels, keys of tasks, is 1; empty: any of tasks."
+    )
+    num_engagements: pydantic.PositiveInt = pydantic.Field(description="How many tasks there are, for a check.")
 
 
 class Preprocess(BaseConfig):
     """What happens to records as they are read."""
 
     truncate_and_slice: TruncateAndSlice | None = pydantic.Field(None, description="null: use all values.")
-    downcast: NotSupportedYet = pydantic.Field(None, description="Narrower types for some features.")
-    rectify_labels: NotSupportedYet = pydantic.Field(
-        None, description="Take labels back whose engagement came too late after the impression."
+    downcast: DownCast | None = pydantic.Field(None, description="Narrower types of features; null: none.")
+    rectify_labels: RectifyLabels | None = pydantic.Field(
+        None, description="Take labels back that came too late after serving; null: take them as they are."
     )
-    extract_features: NotSupportedYet = pydantic.Field(None, description="Single values as features of their own.")
-    downsample_negatives: NotSupportedYet = pydantic.Field(
-        None, description="Drop a share of the negatives of a batch."
+    extract_features: ExtractFeatures | None = pydantic.Field(
+        None, description="Single values of features, by names of their own; null: none."
+    )
+    downsample_negatives: DownsampleNegatives | None = pydantic.Field(
+        None, description="Drop a share of the negatives of a batch; null: keep all rows."
     )
 
 
@@ -195,3 +255,28 @@ class RecapDataConfig(DatasetConfig):
         description="The columns <prefix><task> hold the probability that the label was drawn from; metrics then tell "
         "the share of the reachable RCE that the model has learned.",
     )
+
+    @pydantic.model_validator(mode="after")
+    def _preprocess_fits(self) -> Self:
+        """Labels that preprocessing names are keys of tasks, and a lane has room for both classes."""
+        preprocess = self.preprocess or Preprocess()
+        problems = []
+        if (rectify := preprocess.rectify_labels) is not None:
+            labels = list(rectify.label_to_engaged_timestamp_field)
+            problems += self._not_in_tasks("rectify_labels.label_to_engaged_timestamp_field", labels)
+        if (downsample := preprocess.downsample_negatives) is not None:
+            place = "downsample_negatives"
+            problems += self._not_in_tasks(f"{place}.engagements_list", downsample.engagements_list)
+            if self.global_batch_size < 2 * self.lanes:
+                problems.append(
+                    f"preprocess.{place} needs at least two rows of every lane in a batch, for a positive and a "
+                    f"negative, but global_batch_size is {self.global_batch_size} and lanes {self.lanes}; raise the "
+                    "one or lower the other"
+                )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _not_in_tasks(self, place: str, labels: list[str]) -> list[str]:
+        unknown = [label for label in labels if label not in self.tasks]
+        return [f"preprocess.{place} has {', '.join(unknown)} (not in tasks)"] if unknown else []

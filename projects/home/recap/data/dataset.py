@@ -10,18 +10,23 @@ import torch
 from common.device import local_world_size_from_env
 from common.reader.column import Column
 from common.reader.order import check_lanes
-from common.reader.parquet import ParquetTable, Stored
+from common.reader.parquet import ParquetTable
 from common.reader.reader import BatchReader, Columns, Reading
 from core.config.base_config import ConfigError
 from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.inputs import find_files
-from projects.home.recap.data.schema import FeatureWidths, feature_widths, read_features
+from projects.home.recap.data.preparation import (
+    EXTRACTED,
+    LABELS,
+    REFERENCES,
+    WEIGHT,
+    ColumnsByName,
+    NegativeSampling,
+    Preparation,
+)
+from projects.home.recap.data.schema import Feature, feature_widths, read_features
 from projects.home.recap.model.config import SmallEmbeddingsConfig
-
-# Of what a row group is decoded to: a label and a reference of each task, behind a prefix; stacked, all tasks'.
-_LABEL, _WEIGHT, _REFERENCE = "label ", "weight", "reference "
-_LABELS, _REFERENCES = "labels", "references"
 
 
 class RecapDataset:
@@ -30,17 +35,20 @@ class RecapDataset:
     def __init__(
         self,
         table: ParquetTable,
-        widths: FeatureWidths,
+        features: Mapping[str, Feature],
         calibration_rates: Mapping[str, tuple[float, float]],
         make_batch: "_MakeBatch",
+        sampling: NegativeSampling | None,
         config: RecapDataConfig,
     ) -> None:
         self.table = table
-        self.widths = widths
+        self.features = features
+        self.widths = feature_widths(features)
         self.calibration_rates = calibration_rates
         """By task, the shares of positives and negatives that a model of these batches is still to be corrected for:
         (1, 1) where the weights of the examples make up for sampling."""
         self._make_batch = make_batch
+        self._sampling = sampling
         self._config = config
 
     @classmethod
@@ -68,26 +76,23 @@ class RecapDataset:
           ConfigError, DataError: what is wrong with schema or files.
         """
         features = read_features(config, path)
-        widths = feature_widths(features)
-        num_ids = {"discrete": _num_ids(small_embeddings, widths.discrete, path)}
-        columns = {
-            name: Column(f.column, f.dtype, f.width, f.keep, num_ids=num_ids.get(name)) for name, f in features.items()
-        }
-        columns |= {_LABEL + task: Column(task, torch.int8, values="label") for task in tasks}
-        if config.weight_column is not None:
-            columns[_WEIGHT] = Column(config.weight_column, values="weight")
-        if config.reference_probability_prefix is not None and evaluation:
-            prefix = config.reference_probability_prefix
-            columns |= {_REFERENCE + task: Column(prefix + task, values="probability") for task in tasks}
+        num_ids = {"discrete": _num_ids(small_embeddings, feature_widths(features).discrete, path)}
+        named = ColumnsByName(config, features, path)
+        preparation = Preparation(config, tasks, named, reference=evaluation)
+        columns = {name: _column(feature, num_ids.get(name)) for name, feature in features.items()}
+        columns |= preparation.columns
+        downsample = config.preprocess.downsample_negatives if config.preprocess is not None else None
+        sampling = None if downsample is None else NegativeSampling(downsample, len(config.tasks), path)
         data = {task: config.tasks[task] for task in tasks}
         rates = {task: (of.pos_downsampling_rate, of.neg_downsampling_rate) for task, of in data.items()}
         none = dict.fromkeys(tasks, (1.0, 1.0))
         # Sampling is corrected once: by the weights of the examples, or else by the model.
         by_weights, by_model = (rates, none) if evaluation or config.weigh_loss_by_sampling_rates else (none, rates)
-        table = ParquetTable(find_files(config, path), columns, prepare=_stack_tasks, cache=config.cache)
+        table = ParquetTable(find_files(config, path), columns, prepare=preparation, cache=config.cache)
+        named.check_unambiguous(table.column_names, table.inputs)
         if config.cache:
             _check_memory(table, path)
-        return cls(table, widths, by_model, _MakeBatch(by_weights), config)
+        return cls(table, features, by_model, _MakeBatch(by_weights), sampling, config)
 
     def reader(self, rank: int, world_size: int) -> BatchReader[RecapBatch]:
         """This rank's share of the batches."""
@@ -101,6 +106,7 @@ class RecapDataset:
             reading=Reading(
                 self._config.prefetch_batches, self._config.decode_threads, self._config.shuffle_window or 1
             ),
+            sampling=self._sampling,
         )
 
     def check_same_features(self, train: "RecapDataset", path: str) -> None:
@@ -110,6 +116,12 @@ class RecapDataset:
                 f"{path}: its features are {self.widths}, those of train_data {train.widths}; use the same schema, "
                 "features and truncation"
             )
+        for name, feature in self.features.items():
+            if feature.positions != train.features[name].positions:
+                raise ConfigError(
+                    f"{path}: of '{name}' it uses other values than train_data; use the same mask in "
+                    "preprocess.truncate_and_slice"
+                )
 
     @property
     def evaluation_tasks(self) -> Sequence[str]:
@@ -128,6 +140,11 @@ def check_batching(config: RecapDataConfig, path: str, world_size: int) -> None:
         check_lanes(config.lanes, config.global_batch_size, world_size)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _column(feature: Feature, num_ids: Mapping[int, int] | None) -> Column:
+    keep = feature.keep if feature.positions is None else np.array(feature.positions, np.intp)
+    return Column(feature.column, feature.dtype, feature.width, keep, narrow=feature.narrow, num_ids=num_ids)
 
 
 def _num_ids(config: SmallEmbeddingsConfig | None, width: int, path: str) -> Mapping[int, int]:
@@ -155,16 +172,6 @@ def _check_memory(table: ParquetTable, path: str) -> None:
         )
 
 
-def _stack_tasks(stored: Stored) -> Stored:
-    """Brings the tasks' columns together, so that a row of a batch is gathered once for all tasks."""
-    stacked = {key: values for key, values in stored.items() if not key.startswith((_LABEL, _REFERENCE))}
-    for prefix, name in ((_LABEL, _LABELS), (_REFERENCE, _REFERENCES)):
-        of_tasks = [values for key, values in stored.items() if key.startswith(prefix)]
-        if of_tasks:
-            stacked[name] = np.stack(of_tasks, axis=1)
-    return stacked
-
-
 class _MakeBatch:
     """Builds a RecapBatch of the columns that RecapDataset.open() asks for."""
 
@@ -176,9 +183,9 @@ class _MakeBatch:
         self._positive_factor, self._negative_factor = 1 / positive, 1 / negative
 
     def __call__(self, columns: Columns, weights: torch.Tensor) -> RecapBatch:
-        labels = columns[_LABELS].float()
-        if _WEIGHT in columns:
-            weights = weights * columns[_WEIGHT]
+        labels = columns[LABELS].float()
+        if WEIGHT in columns:
+            weights = weights * columns[WEIGHT]
         weights = weights[:, None].expand_as(labels).contiguous()
         if self._sampled:
             weights *= torch.where(labels == 1, self._positive_factor, self._negative_factor)
@@ -192,5 +199,8 @@ class _MakeBatch:
             user_embedding=columns.get("user_embedding"),
             user_eng_embedding=columns.get("user_eng_embedding"),
             author_embedding=columns.get("author_embedding"),
-            reference_probabilities=columns[_REFERENCES].float() if _REFERENCES in columns else None,
+            reference_probabilities=columns[REFERENCES].float() if REFERENCES in columns else None,
+            extracted={
+                key.removeprefix(EXTRACTED): values for key, values in columns.items() if key.startswith(EXTRACTED)
+            },
         )

@@ -1,8 +1,8 @@
 """Which features the records have: the segdense schema, read and checked."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,13 +10,18 @@ import torch
 
 from core.config.base_config import ConfigError
 from projects.home.recap.data.config import RecapDataConfig
+from projects.home.recap.data.masks import read_mask
 from projects.home.recap.data.parquet import EMBEDDINGS
 
 _DTYPES = {"continuous": torch.float32, "binary": torch.float32, "discrete": torch.int64}
 _FEATURES = (*_DTYPES, *EMBEDDINGS)
 
+_FLOATS = ("float32", "bfloat16", "float16")
+# Ids stay ids, and the values of an embedding are no flags or counts.
+_NARROWER = {"continuous": (*_FLOATS, "bool", "uint8"), "binary": (*_FLOATS, "bool", "uint8"), "discrete": ("uint8",)}
 
-@dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True)
 class FeatureWidths:
     """Widths of the features as the model gets them."""
 
@@ -35,15 +40,21 @@ class SchemaEntry(NamedTuple):
     length: int
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Feature:
     """A feature in the records."""
 
     column: str
     dtype: torch.dtype
+    """Of what the model computes with."""
     width: int
+    """In the files."""
     keep: int
-    """The first so many values are used."""
+    """So many values are used."""
+    positions: tuple[int, ...] | None = None
+    """Which ones, ascending; None: the first."""
+    narrow: torch.dtype | None = None
+    """Of batches; None: dtype."""
 
 
 def read_features(config: RecapDataConfig, path: str) -> dict[str, Feature]:
@@ -64,7 +75,6 @@ def read_features(config: RecapDataConfig, path: str) -> dict[str, Feature]:
         # Ids and labels may be renamed too in a schema of the original; they are not features.
         if ours not in _FEATURES and (ours in schema.features or not ours.startswith("meta__")):
             raise ConfigError(f"{place}: no feature '{ours}'; features: {', '.join(_FEATURES)}")
-    truncation = config.preprocess.truncate_and_slice if config.preprocess is not None else None
     features: dict[str, Feature] = {}
     for ours in _FEATURES:
         column = schema.renamed_features.get(ours, ours)
@@ -75,16 +85,11 @@ def read_features(config: RecapDataConfig, path: str) -> dict[str, Feature]:
             found = ", ".join(lengths) or "nothing"
             hint = "; converted files have our names: leave renamed_features out" if ours in lengths else ""
             raise ConfigError(f"{place}: '{column}' ({ours}) is not in {schema.schema_path}, which has {found}{hint}")
-        width = keep = lengths[column]
-        if truncation is not None:
-            name = f"{ours}_feature_truncation"
-            keep = getattr(truncation, name, None) or width
-            if keep > width:
-                raise ConfigError(
-                    f"{path}.preprocess.truncate_and_slice.{name}: {keep} given, but {schema.schema_path} "
-                    f"says that '{column}' has {width} values"
-                )
-        features[ours] = Feature(column, _DTYPES.get(ours, torch.float32), width, keep)
+        width = lengths[column]
+        keep, positions = _used_values(config, path, ours, column, width)
+        features[ours] = Feature(column, _DTYPES.get(ours, torch.float32), width, keep, positions)
+    for ours, narrower in _downcast(config, path, features).items():
+        features[ours] = dataclasses.replace(features[ours], narrow=narrower)
     return features
 
 
@@ -96,6 +101,45 @@ def feature_widths(features: Mapping[str, Feature]) -> FeatureWidths:
         {name: features[name].keep for name in EMBEDDINGS if name in features},
         features["discrete"].keep if "discrete" in features else 0,
     )
+
+
+def _used_values(
+    config: RecapDataConfig, path: str, ours: str, column: str, width: int
+) -> tuple[int, tuple[int, ...] | None]:
+    """How many of a feature's values are used, and which."""
+    slices = config.preprocess.truncate_and_slice if config.preprocess is not None else None
+    if slices is None or ours not in ("continuous", "binary"):
+        return width, None
+    truncation, mask_path = (
+        (slices.continuous_feature_truncation, slices.continuous_feature_mask_path)
+        if ours == "continuous"
+        else (slices.binary_feature_truncation, slices.binary_feature_mask_path)
+    )
+    place = f"{path}.preprocess.truncate_and_slice.{ours}_feature"
+    left = truncation or width
+    if left > width:
+        raise ConfigError(
+            f"{place}_truncation: {left} given, but {config.seg_dense_schema.schema_path} "
+            f"says that '{column}' has {width} values"
+        )
+    if mask_path is None:
+        return left, None
+    positions = read_mask(mask_path, left, f"{place}_mask_path")
+    # A mask that keeps the first values alone is a truncation.
+    return len(positions), None if positions[-1] < len(positions) else positions
+
+
+def _downcast(config: RecapDataConfig, path: str, features: Mapping[str, Feature]) -> dict[str, torch.dtype]:
+    """The types that the configuration gives features, checked."""
+    downcast = config.preprocess.downcast if config.preprocess is not None else None
+    dtypes = (downcast.features if downcast is not None else None) or {}
+    for ours, dtype in dtypes.items():
+        place = f"{path}.preprocess.downcast.features"
+        if ours not in features:
+            raise ConfigError(f"{place}: no feature '{ours}'; features that are read: {', '.join(features)}")
+        if dtype not in (allowed := _NARROWER.get(ours, _FLOATS)):
+            raise ConfigError(f"{place}: {dtype} given for '{ours}', which may be {', '.join(allowed)}")
+    return {ours: getattr(torch, dtype) for ours, dtype in dtypes.items()}
 
 
 def read_schema(schema_path: str, place: str) -> dict[str, SchemaEntry]:

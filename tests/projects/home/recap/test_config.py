@@ -7,12 +7,15 @@ import sys
 import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 
-from core.config import BaseConfig, ConfigError, load_config_from_yaml
+from core.config import BaseConfig, ConfigError, UserError, load_config_from_yaml
+from core.run_directory import check_same_run
 from projects.home.recap import main
 from projects.home.recap.config import RecapConfig
+from projects.home.recap.data.parquet import TASKS
 
 ROOT = Path(__file__).parents[4]
 CONFIGS = ROOT / "projects/home/recap/configs"
@@ -37,6 +40,21 @@ def test_the_weights_of_the_score_may_change_between_a_run_and_its_resume():
         for overrides in ([], ["model.score_weights=null"], ["model.multi_task_type=share_partial"])
     )
     assert one == other != third
+
+
+def test_the_content_of_a_mask_is_part_of_what_a_run_is(tmp_path):
+    mask = tmp_path / "mask.npy"
+    override = f"train_data.preprocess.truncate_and_slice={{binary_feature_mask_path: {mask}}}"
+    config = load_config_from_yaml(RecapConfig, CONFIGS / "local.yaml", [override])
+    identities = []
+    for values in ([1, 0, 1], [1, 1, 0], [1, 0, 1]):
+        np.save(mask, np.array(values, bool))
+        identities.append(config.identity())
+    assert identities[0] == identities[2] != identities[1]
+    with pytest.raises(
+        UserError, match=rf"binary_feature_mask_path: \"{mask} \(\w+\)\" in the run, \"{mask} \(\w+\)\" now"
+    ):
+        check_same_run(tmp_path, identities[0], identities[1])
 
 
 def config_classes(kind: type[BaseConfig], found: set[type[BaseConfig]]) -> set[type[BaseConfig]]:
@@ -69,6 +87,8 @@ TOWER = "model.tasks[recap.engagement.is_replied]"
 RATES = "optimizer.multi_task_learning_rates"
 BLOCK = "model.backbone.mask_net_config.mask_blocks[0]"
 NORM = "model.featurization_config.double_norm_log_config"
+PREPROCESS = "train_data.preprocess"
+RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_engaged_timestamp_field"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +154,43 @@ NORM = "model.featurization_config.double_norm_log_config"
             "1.5 given",
             "less than or equal to 1",
         ),
+        (
+            f"{PREPROCESS}.rectify_labels={{label_rectification_window_in_hours: 0, {RECTIFY}: {{is_replied: e}}}}",
+            f"{PREPROCESS}.rectify_labels.label_rectification_window_in_hours",
+            "0 given",
+            "greater than 0",
+        ),
+        (
+            f"{PREPROCESS}.rectify_labels={{{RECTIFY}: {{}}}}",
+            f"{PREPROCESS}.rectify_labels.label_to_engaged_timestamp_field",
+            "not 0",
+            "at least 1 item",
+        ),
+        (
+            f"{PREPROCESS}.extract_features.extract_feature_table=[{{name: a, source_tensor: discrete, index: -1}}]",
+            f"{PREPROCESS}.extract_features.extract_feature_table[0].index",
+            "-1 given",
+            "greater than or equal to 0",
+        ),
+        (
+            f"{PREPROCESS}.downsample_negatives={{num_engagements: 10}}",
+            f"{PREPROCESS}.downsample_negatives.batch_multiplier",
+            "missing",
+            "no default",
+        ),
+        (
+            f"{PREPROCESS}.downsample_negatives={{batch_multiplier: 0, num_engagements: 10}}",
+            f"{PREPROCESS}.downsample_negatives.batch_multiplier",
+            "0 given",
+            "greater than 0",
+        ),
         # Choices.
+        (
+            f"{PREPROCESS}.downcast.features={{continuous: int8}}",
+            f"{PREPROCESS}.downcast.features.continuous",
+            "'int8' given",
+            "'bfloat16', 'bool', 'float32', 'float16' or 'uint8'",
+        ),
         ("runtime.amp_dtype=fp16", "runtime.amp_dtype", "'fp16' given", "'bfloat16' or 'float16'"),
         ("model.multi_task_type=share", "model.multi_task_type", "'share' given", "'share_none', 'share_all' or"),
         (
@@ -256,6 +312,33 @@ NORM = "model.featurization_config.double_norm_log_config"
             "(top level)",
             "train_data.evaluation_tasks is given",
             "give the same inputs as a partition of validation_data",
+        ),
+        (
+            f"{PREPROCESS}.rectify_labels={{{RECTIFY}: {{is_liked: e}}}}",
+            "train_data",
+            "preprocess.rectify_labels.label_to_engaged_timestamp_field has is_liked",
+            "not in tasks",
+        ),
+        (
+            f"{PREPROCESS}.extract_features.extract_feature_table=[&a {{name: a, source_tensor: s, index: 1}}, *a]",
+            f"{PREPROCESS}.extract_features.extract_feature_table",
+            "two rows are named a",
+            "a name of its own",
+        ),
+        (
+            f"{PREPROCESS}.downsample_negatives={{batch_multiplier: 2, engagements_list: [is_liked], "
+            "num_engagements: 10}",
+            "train_data",
+            "preprocess.downsample_negatives.engagements_list has is_liked",
+            "not in tasks",
+        ),
+        (
+            "train_data={inputs: i, global_batch_size: 6, lanes: 6, seg_dense_schema: {schema_path: s}, "
+            "preprocess: {downsample_negatives: {batch_multiplier: 2, num_engagements: 10}}, "
+            f"tasks: {{{': {}, '.join(TASKS)}: {{}}}}}}",
+            "train_data",
+            "needs at least two rows of every lane in a batch",
+            "global_batch_size is 6 and lanes 6; raise the one or lower the other",
         ),
         ("metrics.thresholds=[0.5, 1.0]", "metrics.thresholds[1]", "1.0 given", "less than 1"),
         ("metrics.thresholds=[0.5, 0.5]", "metrics.thresholds", "0.5 stands there twice", "give each once"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 import pytest
 
 from common.modules.config import LayerNormConfig
@@ -43,7 +44,14 @@ MOVIELENS_OPTIONS = [
     "model.backbone.mask_net_config.mask_blocks=[{reduction_factor: 0.5, output_size: 8, input_layer_norm: true}]",
 ]
 GENERATED_OPTIONS = [
-    "train_data.preprocess.truncate_and_slice={continuous_feature_truncation: 40, binary_feature_truncation: 10}",
+    "train_data.preprocess.truncate_and_slice={continuous_feature_truncation: 40, binary_feature_truncation: 10, "
+    "continuous_feature_mask_path: $MASKS/40.npy, binary_feature_mask_path: $MASKS/10.npy}",
+    "train_data.preprocess.downcast.features={continuous: bfloat16}",
+    "train_data.preprocess.extract_features.extract_feature_table=[{name: seen, source_tensor: discrete, index: 0}]",
+    "train_data.preprocess.rectify_labels={label_rectification_window_in_hours: 1.5, served_timestamp_field: seen, "
+    "impressed_timestamp_field: seen, label_to_engaged_timestamp_field: {recap.engagement.is_replied: seen}}",
+    "train_data.preprocess.downsample_negatives={batch_multiplier: 2, num_engagements: 10, "
+    "engagements_list: [recap.engagement.is_favorited]}",
     "model.backbone.mask_net_config.mask_blocks=[{reduction_factor: 0.5, output_size: 8, input_layer_norm: true}]",
     "model.backbone.mask_net_config.mlp.dropout.rate=0.1",
     "train_data.seg_dense_schema.features=[discrete]",
@@ -184,9 +192,12 @@ def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
     key_path = directory / "key"
     key_path.write_text("0" * 40)
     key_path.chmod(0o600)
+    for width in (10, 40):
+        np.save(directory / f"{width}.npy", np.arange(width) % 2 == 0)
     found = {}
     with pytest.MonkeyPatch.context() as patcher:
         patcher.setenv("KEY_PATH", str(key_path))
+        patcher.setenv("MASKS", str(directory))
         patcher.setenv("WANDB_MODE", "disabled")
         patcher.setattr(main, "setup_logging", lambda _: None)
         for path in SHIPPED:

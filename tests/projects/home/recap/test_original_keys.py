@@ -298,12 +298,6 @@ LATER = {
     "dlrm_config": "{bottom_mlp: {layer_sizes: [1]}, top_mlp: {layer_sizes: [1]}}",
     "ignore_data_errors": "true",
     "mask_mantissa_features": "{continuous: 4}",
-    "continuous_feature_mask_path": "mask.txt",
-    "binary_feature_mask_path": "mask.txt",
-    "downcast": "{features: {continuous: float16}}",
-    "rectify_labels": "{served_timestamp_field: a, impressed_timestamp_field: b, label_to_engaged_timestamp_field: {}}",
-    "extract_features": "{extract_feature_table: []}",
-    "downsample_negatives": "{num_engagements: 2}",
     "sampler": "{name: s, kwargs: {}}",
 }
 

@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ def schema_path(tmp_path: Path) -> Path:
     return path
 
 
-def config(schema_path: Path, truncation: dict[str, int] | None = None, **schema: Any) -> RecapDataConfig:
+def config(schema_path: Path, truncation: dict[str, Any] | None = None, **schema: Any) -> RecapDataConfig:
     return RecapDataConfig.model_validate(
         {
             "inputs": "unused",
@@ -33,7 +34,7 @@ def config(schema_path: Path, truncation: dict[str, int] | None = None, **schema
     )
 
 
-def error_of(schema_path: Path, truncation: dict[str, int] | None = None, **schema: Any) -> str:
+def error_of(schema_path: Path, truncation: dict[str, Any] | None = None, **schema: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         read_features(config(schema_path, truncation, **schema), "train_data")
     return str(caught.value)
@@ -86,6 +87,72 @@ def test_truncation_to_more_than_there_is(schema_path, kind, width):
         f"train_data.preprocess.truncate_and_slice.{kind}_feature_truncation: {width + 1} given, but {schema_path} "
         f"says that '{kind}' has {width} values"
     )
+
+
+def mask(folder: Path, values: list[int]) -> str:
+    np.save(folder / "mask.npy", np.array(values, bool))
+    return str(folder / "mask.npy")
+
+
+def test_a_mask_says_which_values_are_used(schema_path, tmp_path):
+    masked = {"continuous_feature_mask_path": mask(tmp_path, [0, 1, 1, 0, 0, 0, 0, 1, 0])}
+    features = read_features(config(schema_path, masked), "train_data")
+    assert features["continuous"] == Feature("continuous", torch.float32, 9, 3, positions=(1, 2, 7))
+    assert features["binary"].positions is None
+    assert (feature_widths(features).continuous, feature_widths(features).binary) == (3, 5)
+
+
+def test_a_mask_is_for_what_truncation_leaves(schema_path, tmp_path):
+    given = {"binary_feature_truncation": 4, "binary_feature_mask_path": mask(tmp_path, [1, 0, 0, 1])}
+    features = read_features(config(schema_path, given), "train_data")
+    assert (features["binary"].width, features["binary"].keep, features["binary"].positions) == (5, 2, (0, 3))
+    assert feature_widths(features).binary == 2
+    path = mask(tmp_path, [1, 0, 0, 1, 1])
+    assert error_of(schema_path, given) == (
+        f"train_data.preprocess.truncate_and_slice.binary_feature_mask_path: {path} holds 5 values; an .npy file of 4 "
+        "booleans, or integers 0 and 1, is expected, one for each value"
+    )
+
+
+def test_a_mask_that_keeps_the_first_values_is_a_truncation(schema_path, tmp_path):
+    masked = config(schema_path, {"binary_feature_mask_path": mask(tmp_path, [1, 1, 1, 0, 0])})
+    truncated = config(schema_path, {"binary_feature_truncation": 3})
+    assert read_features(masked, "train_data") == read_features(truncated, "train_data")
+
+
+def downcast(schema_path: Path, dtypes: dict[str, str], **schema: Any) -> RecapDataConfig:
+    preprocess = {"preprocess": {"downcast": {"features": dtypes}}}
+    return RecapDataConfig.model_validate(config(schema_path, **schema).model_dump(exclude_unset=True) | preprocess)
+
+
+def test_narrower_types(schema_path):
+    given = {"continuous": "bfloat16", "binary": "bool", "discrete": "uint8", "user_embedding": "float16"}
+    features = read_features(downcast(schema_path, given), "train_data")
+    assert {name: feature.narrow for name, feature in features.items()} == {
+        "continuous": torch.bfloat16,
+        "binary": torch.bool,
+        "discrete": torch.uint8,
+        "user_embedding": torch.float16,
+        "user_eng_embedding": None,
+        "author_embedding": None,
+    }
+    assert features["continuous"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"discrete": "float16"}, "float16 given for 'discrete', which may be uint8"),
+        ({"user_embedding": "bool"}, "bool given for 'user_embedding', which may be float32, bfloat16, float16"),
+        ({"labels": "uint8"}, "no feature 'labels'; features that are read: continuous, binary, user_embedding"),
+        ({"discrete": "uint8", "binary": "bool"}, "no feature 'discrete'; features that are read: "),
+    ],
+)
+def test_types_that_make_no_sense(schema_path, given, message):
+    only: Any = {} if message.startswith("float16") else {"features": ["user_embedding"]}
+    with pytest.raises(ConfigError) as caught:
+        read_features(downcast(schema_path, given, **only), "train_data")
+    assert str(caught.value).startswith(f"train_data.preprocess.downcast.features: {message}")
 
 
 def test_renamed_features(tmp_path):

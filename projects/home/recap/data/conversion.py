@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -85,7 +86,7 @@ def plan_jobs(inputs: str, out: Path, layout: Layout) -> Plan:
     return plan
 
 
-def convert_file(source: Path, output: Path, layout: Layout, progress: Callable[[int, int], None]) -> None:
+def convert_file(source: Path, output: Path, layout: Layout, progress: Callable[[int, int], None]) -> Counter[str]:
     """Makes `output`, which appears, or replaces the one there, when it is complete. Memory: one row group.
 
     Args:
@@ -95,24 +96,29 @@ def convert_file(source: Path, output: Path, layout: Layout, progress: Callable[
       progress: called after each block of rows with the bytes of `source` read and the rows written since the last
         call; what it raises ends the conversion.
 
+    Returns:
+      by name of a feature, how many records were without it.
+
     Raises:
       RecordError: `source` is truncated or corrupt, or its records are not as `layout` says.
       UserError: `output` can't be written.
     """
     columns = [feature.column for feature in layout.features]
+    missing: Counter[str] = Counter()
     stamp = json.dumps(_stamp(source, layout))
     with _opened(source) as file:
         read = 0
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
             with RecapWriter(output, columns, vectors=layout.vectors, metadata={_STAMP: stamp}) as writer:
-                for block in read_blocks(read_records(file), layout.features):
+                for block in read_blocks(read_records(file), layout.features, missing):
                     writer.write(block)
                     rows = len(next(iter(block.values())))
                     progress(file.tell() - read, rows)
                     read = file.tell()
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{output}: can't be written: {error}") from error
+    return missing
 
 
 def _find(inputs: str, out: Path) -> tuple[Path, list[Path]]:

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -44,8 +45,10 @@ _LOG_EVERY_S = 10.0
 class Outcome(NamedTuple):
     """What became of a file."""
 
-    rows: int = 0
-    output_size: int = 0
+    rows: int
+    output_size: int
+    missing: Counter[str]
+    """By name of a feature, how many records were without it."""
     problem: str | None = None
     """Why there is no output, None where there is one."""
 
@@ -262,10 +265,10 @@ def _convert(job: Job) -> Outcome:
         _add(_shared.rows, more_rows)
 
     try:
-        convert_file(job.source, job.output, _shared.layout, progress)
-        return Outcome(rows, job.output.stat().st_size)
+        missing = convert_file(job.source, job.output, _shared.layout, progress)
+        return Outcome(rows, job.output.stat().st_size, missing)
     except RecordError as error:
-        return Outcome(problem=f"{job.source}: {error}")
+        return Outcome(0, 0, Counter(), f"{job.source}: {error}")
     finally:
         _add(_shared.read, job.size - read)
 
@@ -324,6 +327,8 @@ def _report(out: Path, plan: Plan, outcomes: Sequence[Outcome], seconds: float) 
         size = _size_text(sum(outcome.output_size for outcome in good))
         speed = f"{seconds:.1f} s, {rows / seconds:,.0f} records/s"
         lines.append(f"converted      {len(good)} file(s), {rows:,} records, {size} of Parquet in {speed}")
+        missing = sum((outcome.missing for outcome in good), Counter[str]())
+        lines += [f"  {name} missing in {count / rows:.1%} of them, 0 there" for name, count in missing.most_common()]
     if plan.finished:
         lines.append(f"done before    {len(plan.finished)} file(s)")
     if bad:

@@ -5,6 +5,7 @@ of default 0. Which features become which columns is not decided here (conversio
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -37,10 +38,17 @@ class ExampleFeature(NamedTuple):
     """A value must be a whole number from 0 to this; None: any."""
 
 
-def read_blocks(records: Iterable[bytes], features: Sequence[ExampleFeature]) -> Iterator[dict[str, NDArray[Any]]]:
+def read_blocks(
+    records: Iterable[bytes], features: Sequence[ExampleFeature], missing: Counter[str]
+) -> Iterator[dict[str, NDArray[Any]]]:
     """The rows of some hundred records at a time, by column: [rows] or [rows, width] of the column's dtype.
 
-    An example without a feature has zeros there. The arrays are used again for the next block.
+    An example without a feature has zeros there.
+
+    Args:
+      records: the examples.
+      features: those to read.
+      missing: counts by name of the feature how many examples were without it.
 
     Raises:
       RecordError: a record is no tf.Example, or has a feature of another length or kind, or a value that the column
@@ -51,7 +59,7 @@ def read_blocks(records: Iterable[bytes], features: Sequence[ExampleFeature]) ->
     records = iter(records)
     while batch := list(itertools.islice(records, _ROWS_PER_BLOCK)):
         for row, record in enumerate(batch):
-            _parse(record, features, [block[row] for block in blocks], first + row)
+            _parse(record, features, [block[row] for block in blocks], first + row, missing)
         yield {
             feature.column.name: _column(block[: len(batch)], feature, first)
             for feature, block in zip(features, blocks, strict=True)
@@ -59,7 +67,9 @@ def read_blocks(records: Iterable[bytes], features: Sequence[ExampleFeature]) ->
         first += len(batch)
 
 
-def _parse(record: bytes, features: Sequence[ExampleFeature], rows: Sequence[NDArray[Any]], number: int) -> None:
+def _parse(
+    record: bytes, features: Sequence[ExampleFeature], rows: Sequence[NDArray[Any]], number: int, missing: Counter[str]
+) -> None:
     """Fills a row of each feature's block."""
     try:
         found = Example.FromString(record).features.feature
@@ -72,6 +82,7 @@ def _parse(record: bytes, features: Sequence[ExampleFeature], rows: Sequence[NDA
             row[:] = np.asarray(numbers) if feature.length > 1 else numbers[0]  # the same, but some times faster
         elif value.WhichOneof("kind") is None:
             row[:] = 0
+            missing[feature.name] += 1
         else:
             raise RecordError(
                 f"record {number} (counted from 0): feature '{feature.name}': {_describe(value)} found, "

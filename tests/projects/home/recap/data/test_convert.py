@@ -123,6 +123,10 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     return Converted(folder, arguments, run(*arguments))
 
 
+def num_missing(feature: str) -> int:
+    return sum(int((read_by_tensorflow(name)[feature] == 0).all(axis=1).sum()) for name in PARTS.values())
+
+
 def test_bad_files_are_named_and_the_others_converted(converted):
     status, stdout, stderr = converted.ended
     assert status == 1
@@ -134,6 +138,10 @@ def test_bad_files_are_named_and_the_others_converted(converted):
     assert hidden(converted.out) == []
     lines = stdout.splitlines()
     assert lines[0].startswith("converted      2 file(s), 164 records, ")
+    missing = [line for line in lines if line.endswith(" of them, 0 there")]
+    assert len(missing) == 11
+    assert f"  user.twhin missing in {num_missing('user.twhin') / 164:.1%} of them, 0 there" in missing
+    lines = [line for line in lines if line not in missing]
     assert lines[1] == "not converted  2 file(s)"
     cut, refused = (converted.folder / "in" / name for name in (CUT, REFUSED))
     assert lines[2].startswith(f"  {cut}: record ")

@@ -29,13 +29,14 @@ def features_of_config(config: RecapDataConfig, path: str, float16: bool = False
 
     Raises:
       ConfigError: the schema can't be read, lacks a feature or a task, or has one of a type or length that it can't
-        have.
+        have; or a value of extract_features is one that is cut off or moved.
     """
     schema = config.seg_dense_schema
     place = f"{path}.seg_dense_schema"
     entries = read_schema(schema.schema_path, f"{place}.schema_path")
     ours = read_features(config, path)
-    if missing := [task for task in config.tasks if task not in entries]:
+    extracted = _extracted(config, path, ours)
+    if missing := [task for task in config.tasks if task not in entries and task not in extracted]:
         raise ConfigError(f"{path}.tasks: {', '.join(missing)} not in {schema.schema_path}")
     names = {theirs: name for name, theirs in schema.renamed_features.items()}
     if len(names) < len(schema.renamed_features):
@@ -77,6 +78,24 @@ def features_of_schema(schema_path: str, float16: bool = False) -> list[ExampleF
     return [_feature(name, entry, name, at, float16) for name, entry in entries.items() if entry.dtype != "bytes_list"]
 
 
+def _extracted(config: RecapDataConfig, path: str, features: Mapping[str, Feature]) -> set[str]:
+    """The names of extract_features; checks that their indices, which count values in the files, stay what they are."""
+    extract = config.preprocess.extract_features if config.preprocess is not None else None
+    table = extract.extract_feature_table if extract is not None else []
+    for row in table:
+        feature = features.get(row.source_tensor)
+        if feature is None or row.index >= feature.width:
+            continue  # told when it is read
+        kept = feature.positions or range(feature.keep)
+        if row.index >= len(kept) or kept[row.index] != row.index:
+            raise ConfigError(
+                f"{path}.preprocess.extract_features: '{row.name}' is the value {row.index} of {row.source_tensor}, "
+                "which truncate_and_slice cuts off or moves; convert without it (--set "
+                f"{path}.preprocess.truncate_and_slice=null) and keep it for training"
+            )
+    return {row.name for row in table}
+
+
 def _log(left_out: list[str], schema_path: str) -> None:
     if left_out:
         logger.info("of %s not converted: %s", schema_path, ", ".join(left_out))
@@ -102,7 +121,8 @@ def _feature(
         dtype = "uint8" if is_bytes else "float32" if kind == "float_list" else "int64"
     width = entry.length if cut is None else cut.keep
     column = Column(name, dtype, width if name in _VECTORS or entry.length > 1 else None)
-    return ExampleFeature(theirs, kind, entry.length, column, largest=255 if is_bytes else None)
+    positions = None if cut is None else cut.positions
+    return ExampleFeature(theirs, kind, entry.length, column, positions, largest=255 if is_bytes else None)
 
 
 def _kind(name: str, entry: SchemaEntry, at: str) -> Kind:

@@ -69,7 +69,7 @@ def main() -> int:
         start = time.perf_counter()
         outcomes = _convert_all(plan, layout, args.processes)
         seconds = time.perf_counter() - start
-    sys.stdout.write(_report(out, plan, outcomes, seconds))
+    sys.stdout.write(_report(out, plan, layout, outcomes, seconds))
     return 1 if any(outcome.problem for outcome in outcomes) else 0
 
 
@@ -317,7 +317,7 @@ class _Progress:
             self._bar.close()
 
 
-def _report(out: Path, plan: Plan, outcomes: Sequence[Outcome], seconds: float) -> str:
+def _report(out: Path, plan: Plan, layout: Layout, outcomes: Sequence[Outcome], seconds: float) -> str:
     """What was made, what could not be, and how to read it."""
     good = [outcome for outcome in outcomes if outcome.problem is None]
     bad = [outcome.problem for outcome in outcomes if outcome.problem is not None]
@@ -334,9 +334,14 @@ def _report(out: Path, plan: Plan, outcomes: Sequence[Outcome], seconds: float) 
     if bad:
         lines += [f"not converted  {len(bad)} file(s)", *(f"  {problem}" for problem in sorted(bad))]
     nested = any(output.parent != out for output in (*plan.finished, *(job.output for job in plan.jobs)))
+    applied = {
+        "renamed_features": any(feature.name != feature.column.name for feature in layout.features),
+        "truncate_and_slice": any(feature.length != (feature.column.width or 1) for feature in layout.features),
+    }
+    done = " and ".join(name for name, was_applied in applied.items() if was_applied)
     lines += [
         "",
-        "Of the data set's configuration these two lines change; leave renamed_features and truncate_and_slice out:",
+        f"Of the data set's configuration these two lines change{f'; leave {done} out' if done else ''}:",
         f"  inputs: {out / '**/*.parquet' if nested else out}",
         f"  seg_dense_schema: {{schema_path: {out / 'schema.json'}}}",
     ]

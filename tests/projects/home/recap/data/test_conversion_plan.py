@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from core.config.base_config import ConfigError
@@ -79,6 +80,39 @@ def test_truncation():
     found = features(config({"truncate_and_slice": slices}))
     assert found["continuous"] == ExampleFeature("home.cont", "float_list", 7, Column("continuous", "float32", 3))
     assert found["binary"].column.width == 5
+
+
+def test_masks(tmp_path):
+    np.save(tmp_path / "mask.npy", np.array([0, 1, 0, 1, 1], dtype=bool))
+    slices = {"continuous_feature_truncation": 5, "continuous_feature_mask_path": str(tmp_path / "mask.npy")}
+    assert features(config({"truncate_and_slice": slices}))["continuous"] == ExampleFeature(
+        "home.cont", "float_list", 7, Column("continuous", "float32", 3), (1, 3, 4)
+    )
+
+
+def extracting(index: int, slices: dict[str, Any]) -> Any:
+    table = [{"name": "x", "source_tensor": "continuous", "index": index}]
+    return config({"truncate_and_slice": slices, "extract_features": {"extract_feature_table": table}})
+
+
+def test_extracted_values_stay_where_they_are(tmp_path):
+    np.save(tmp_path / "mask.npy", np.array([1, 0, 1, 1, 1, 1, 1]))
+    features(extracting(2, {"continuous_feature_truncation": 3}))
+    features(extracting(0, {"continuous_feature_mask_path": str(tmp_path / "mask.npy")}))
+    for index, slices in (
+        (3, {"continuous_feature_truncation": 3}),
+        (1, {"continuous_feature_mask_path": str(tmp_path / "mask.npy")}),
+        (2, {"continuous_feature_mask_path": str(tmp_path / "mask.npy")}),
+        (6, {"continuous_feature_mask_path": str(tmp_path / "mask.npy")}),
+    ):
+        with pytest.raises(ConfigError, match=f"'x' is the value {index} of continuous, which truncate_and_slice cuts"):
+            features(extracting(index, slices))
+
+
+def test_a_task_may_be_an_extracted_value():
+    table = [{"name": "clicked", "source_tensor": "discrete", "index": 1}]
+    given = config({"extract_features": {"extract_feature_table": table}}, tasks=("like", "clicked"))
+    assert "clicked" not in features(given)
 
 
 def test_float16():

@@ -178,6 +178,7 @@ def test_the_same_command_converts_what_is_missing(converted, tmp_path):
 
 def test_training_reads_what_tensorflow_read(converted):
     """By the two lines that the report gives."""
+    assert converted.ended.stdout.splitlines()[-3].endswith("; leave renamed_features and truncate_and_slice out:")
     keys = [line.strip().replace(": ", "=", 1) for line in converted.ended.stdout.splitlines()[-2:]]
     overrides = [*(f"train_data.{key}" for key in keys), "train_data.preprocess=null"]
     config = load_config_from_yaml(RecapConfig, converted.folder / "run.yaml", overrides)

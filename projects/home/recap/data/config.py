@@ -233,7 +233,9 @@ class RecapDataConfig(DatasetConfig):
 
     seg_dense_schema: SegDenseSchema = pydantic.Field(description="The features.")
     tasks: dict[str, TaskData] = pydantic.Field(
-        min_length=1, description="Labels in the data; those that the model has no tower for are not read."
+        min_length=1,
+        description="Labels in the data; those that the model has no tower for are not read, but for "
+        "preprocess.downsample_negatives.",
     )
     weigh_loss_by_sampling_rates: bool = pydantic.Field(
         False,

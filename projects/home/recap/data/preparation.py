@@ -95,11 +95,10 @@ class Preparation:
         """What is read, by keys of its own."""
         if config.weight_column is not None:
             self.columns[WEIGHT] = named.column(config.weight_column, values="weight")
-        self._has_reference = reference and config.reference_probability_prefix is not None
-        if self._has_reference:
-            prefix = config.reference_probability_prefix or ""
-            columns = {_REFERENCE + task: named.column(prefix + task, values="probability") for task in tasks}
-            self.columns |= columns
+        prefix = config.reference_probability_prefix if reference else None
+        self._has_reference = prefix is not None
+        if prefix is not None:
+            self.columns |= {_REFERENCE + task: named.column(prefix + task, values="probability") for task in tasks}
         self.columns |= {EXTRACTED + name: column for name, column in named.extracted().items()}
         self._rectify = preprocess.rectify_labels
         if self._rectify is not None:

@@ -114,7 +114,7 @@ def _column(block: NDArray[Any], feature: ExampleFeature, first: int) -> NDArray
         good = (values == kept) & (values >= 0) & (values <= feature.largest)
         allowed = f"whole numbers from 0 to {feature.largest}"
     elif values.dtype == np.float16:
-        good, allowed = np.isfinite(values) | ~np.isfinite(kept), "for float16 numbers up to 65504"
+        good, allowed = np.isfinite(values) | ~np.isfinite(kept), "numbers that float16 holds (up to 65504)"
     else:
         return values
     if not good.all():

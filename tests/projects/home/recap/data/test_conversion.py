@@ -10,7 +10,10 @@ import pytest
 from core.config.base_config import UserError
 from projects.home.recap.data.conversion import Job, Layout, convert_file, plan_jobs
 from projects.home.recap.data.conversion_plan import features_of_schema
+from projects.home.recap.data.dataset import RecapDataset
+from projects.home.recap.data.parquet import write_schema_json
 from projects.home.recap.data.tfrecords import RecordError
+from tests.projects.home.recap.data.test_conversion_plan import config, features
 from tests.projects.home.recap.data.test_examples import PARTS, SCHEMA, bit_equal, read_by_tensorflow
 from tests.projects.home.recap.data.test_tfrecords import WRITTEN_BY_TENSORFLOW, boundaries
 
@@ -115,6 +118,37 @@ def test_vectors_as_binary(tmp_path):
     assert table.schema.field("home.cont").type == pa.binary(4 * 7)
     stored = b"".join(table["home.cont"].to_pylist())
     assert stored == read_by_tensorflow(LARGE)["home.cont"].tobytes()
+
+
+@pytest.mark.parametrize("vectors", ["binary", "list"])
+@pytest.mark.parametrize("float16", [False, True])
+def test_a_data_set_reads_it_in_every_layout(vectors, float16, tmp_path):
+    """Cut by a mask; the data set reads what TensorFlow read, rounded where it is stored so."""
+    np.save(tmp_path / "mask.npy", np.array([0, 1, 1, 0, 0, 1, 0], dtype=bool))
+    slices = {"continuous_feature_mask_path": str(tmp_path / "mask.npy")}
+    layout = Layout(list(features(config({"truncate_and_slice": slices}), float16).values()), vectors)
+    convert(WRITTEN_BY_TENSORFLOW / LARGE, tmp_path / "out.parquet", layout)
+    write_schema_json(tmp_path / "schema.json", [feature.column for feature in layout.features])
+    changes = {"inputs": str(tmp_path), "global_batch_size": 120, "lanes": 1}
+    as_stored = config(schema_path=str(tmp_path / "schema.json"), renamed_features={}).model_copy(update=changes)
+    dataset = RecapDataset.open(as_stored, ["like"], "train_data", evaluation=True)
+    [placed] = dataset.reader(0, 1).evaluate()
+    expected = read_by_tensorflow(LARGE)
+    stored = np.float16 if float16 else np.float32
+    for found, theirs in (
+        (placed.batch.continuous, expected["home.cont"][:, [1, 2, 5]].astype(stored)),
+        (placed.batch.user_embedding, expected["user.twhin"].astype(stored)),
+        (placed.batch.binary, expected["home.binary"]),
+        (placed.batch.labels, expected["like"]),
+    ):
+        np.testing.assert_array_equal(np.asarray(found), theirs.astype(np.float32))
+
+
+def test_what_float16_can_t_hold_is_told(tmp_path):
+    layout = Layout(list(features(config(), float16=True).values()))
+    told = r"^record 40 .*'home\.cont': 3\.39.*e\+38 found, numbers that float16 holds \(up to 65504\) expected$"
+    with pytest.raises(RecordError, match=told):
+        convert(WRITTEN_BY_TENSORFLOW / "part-00001.tfrecord.gz", tmp_path / "out.parquet", layout)
 
 
 # --- Which files become which. ---

@@ -7,6 +7,7 @@ what imports torch is imported within functions.
 
 import argparse
 import contextlib
+import ctypes
 import fcntl
 import logging
 import multiprocessing
@@ -20,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import NamedTuple, Never
 
@@ -175,7 +175,8 @@ class _Shared(NamedTuple):
     """What every process that converts gets once."""
 
     layout: Layout
-    stop: Event
+    stop: ctypes.c_bool
+    """Without a lock: a process may be killed at any moment, and would keep it."""
     read: "Synchronized[int]"
     """Bytes of all sources that were read, or need not be, so far."""
     rows: "Synchronized[int]"
@@ -190,7 +191,7 @@ def _convert_all(plan: Plan, layout: Layout, processes: int) -> list[Outcome]:
     if not plan.jobs:
         return []
     spawn = multiprocessing.get_context("spawn")
-    shared = _Shared(layout, spawn.Event(), spawn.Value("q"), spawn.Value("q"))
+    shared = _Shared(layout, spawn.RawValue(ctypes.c_bool), spawn.Value("q"), spawn.Value("q"))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy would start a thread per core in each of the processes
     pool = ProcessPoolExecutor(min(processes, len(plan.jobs)), spawn, _begin, (shared,))
     outcomes: list[Outcome] = []
@@ -216,7 +217,7 @@ def _convert_all(plan: Plan, layout: Layout, processes: int) -> list[Outcome]:
             f"same command {AFTER_INTERRUPT}"
         ) from error
     finally:
-        shared.stop.set()
+        shared.stop.value = True
         pool.shutdown(cancel_futures=True)
         progress.close()
 
@@ -232,7 +233,7 @@ def _interrupt_blocked() -> Iterator[None]:
 
 
 class _StoppedError(Exception):
-    """The other process ends, and nobody waits for this file any more."""
+    """The process that started this one ends; nobody waits for the file any more."""
 
 
 _shared: _Shared
@@ -258,7 +259,7 @@ def _convert(job: Job) -> Outcome:
 
     def progress(more_read: int, more_rows: int) -> None:
         nonlocal read, rows
-        if _shared.stop.is_set():
+        if _shared.stop.value:
             raise _StoppedError
         read, rows = read + more_read, rows + more_rows
         _add(_shared.read, more_read)
@@ -294,7 +295,8 @@ class _Progress:
 
     def show(self, num_done: int) -> None:
         """Shows how far it is, with so many files done."""
-        rows, read = self._shared.rows.value, self._shared.read.value
+        # Not by the values' locks, for the same reason as with stop.
+        rows, read = self._shared.rows.get_obj().value, self._shared.read.get_obj().value
         if self._bar is not None:
             self._bar.set_postfix_str(f"{num_done}/{self._num_files} files, {rows:,} records", refresh=False)
             self._bar.update(read - self._bar.n)

@@ -75,6 +75,7 @@ class InspectedColumn:
       ones: of a column of single integers, values that are 1.
       others: of a column of single integers, values that are neither 0 nor 1.
       first_other: the place of the first of them.
+      is_mixed: integers in some files, floats in others.
     """
 
     name: str
@@ -85,12 +86,13 @@ class InspectedColumn:
     ones: int = 0
     others: int = 0
     first_other: str = ""
+    is_mixed: bool = False
 
     @property
     def is_flag(self) -> bool:
         """Whether it can be a label: single integers or booleans, each 0 or 1."""
         has_integers = self.layout is not None and self.layout.kind == "integers" and not self.layout.is_vector
-        return has_integers and self.statistics.count > 0 and self.others == 0
+        return has_integers and not self.is_mixed and self.statistics.count > 0 and self.others == 0
 
 
 @dataclass
@@ -102,7 +104,7 @@ class Inspection:
       unreadable: of them, those whose footer can't be read.
       columns: of the first readable file, by name.
       row_groups: of all files, in order.
-      compressions: the codecs of all columns.
+      compressions: the codecs of the columns that were decoded.
       refused: what a run that reads the column or the file would refuse.
       remarks: what else deserves a look.
     """
@@ -133,13 +135,14 @@ def inspect(files: Files, progress: Callable[[int], object] | None = None) -> In
         try:
             with pq.ParquetFile(path) as file:
                 _FileInspection(inspection, path, file).run(progress or (lambda _: None))
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last: of a column's name
             inspection.unreadable += 1
             inspection.refused.add(f"{path}: can't be read as Parquet: {error}")
     if inspection.num_rows == 0:
         inspection.refused.add(f"{files.description}: {len(files.paths)} file(s), but not one row")
     for column in inspection.columns.values():
         _check_label(column, inspection.refused)
+        _remark_on_empty_lists(column, inspection.remarks)
     _remark_on_size(inspection)
     return inspection
 
@@ -156,11 +159,17 @@ class _FileInspection:
     def run(self, progress: Callable[[int], object]) -> None:
         schema, metadata = self._file.schema_arrow, self._file.metadata
         layouts = {name: layout for name, layout in self._layouts(schema) if layout is not None}
+        leaves = _first_leaves(schema)
         for group in range(metadata.num_row_groups):
             sizes = metadata.row_group(group)
             chunks = [sizes.column(index) for index in range(sizes.num_columns)]
-            self._inspection.compressions |= {chunk.compression for chunk in chunks}
-            decoded = sum(self._read(group, name, layout) for name, layout in layouts.items())
+            decoded = 0
+            for name, layout in layouts.items():
+                size = self._read(group, sizes.num_rows, name, layout)
+                if size:
+                    decoded += size
+                    # A codec that pyarrow doesn't know ends the process here; decoding raises.
+                    self._inspection.compressions.add(chunks[leaves[name]].compression)
             stored = sum(chunk.total_compressed_size for chunk in chunks)
             place = f"{self._path}: row group {group}"
             self._inspection.row_groups.append(RowGroup(sizes.num_rows, stored, decoded, place))
@@ -191,6 +200,11 @@ class _FileInspection:
             described, width = _described(found, layout), layout.width if layout is not None else None
             if first_file:
                 self._inspection.columns[name] = InspectedColumn(name, described, layout, width)
+                if layout is None and pa.types.is_fixed_size_binary(found.type):
+                    remark = "fixed-size binary without dtype and width in the field's metadata"
+                    self._inspection.remarks.add(
+                        f"{self._path}: column '{name}': {remark}: a run can't read it as a vector"
+                    )
             elif (column := self._inspection.columns.get(name)) is None:
                 self._refuse(f"a column '{name}', which the first file lacks")
                 continue
@@ -199,21 +213,27 @@ class _FileInspection:
                 self._refuse(f"column '{name}': {given}, in the first file {first}")
                 continue
             elif described != column.type:
-                remark = f"{described}, in the first file {column.type}; a run reads both alike"
+                mixed = layout is not None and column.layout is not None and layout.kind != column.layout.kind
+                column.is_mixed |= mixed
+                how = "as floats, but not as ids or labels" if mixed else "alike"
+                remark = f"{described}, in the first file {column.type}; a run reads both {how}"
                 self._inspection.remarks.add(f"{self._path}: column '{name}': {remark}")
             yield name, layout
         for name in [name for name in self._inspection.columns if name not in names]:
             self._refuse(f"no column '{name}', which the first file has")
 
-    def _read(self, group: int, name: str, layout: Layout) -> int:
-        """Adds a column of a row group to its statistics; returns the bytes that its values take."""
+    def _read(self, group: int, num_rows: int, name: str, layout: Layout) -> int:
+        """Adds a column of a row group to its statistics; returns the bytes of its values, 0 if it can't be decoded."""
         try:
-            chunks = self._file.read_row_group(group, columns=[name], use_threads=False).column(name).chunks
+            values = self._file.read_row_group(group, columns=[name], use_threads=False).column(name)
         except (OSError, pa.ArrowException) as error:
             self._refuse(f"row group {group}: column '{name}' can't be decoded: {error}")
             return 0
+        if len(values) != num_rows:
+            self._refuse(f"row group {group}: column '{name}' has {len(values):,} of the {num_rows:,} rows")
+            return 0
         column, first_row, size = self._inspection.columns[name], 0, 0
-        for chunk in chunks:
+        for chunk in values.chunks:
             place = f"row group {group}, row "
             numbers = self._numbers(chunk, column, layout, place, first_row)
             column.statistics.add(numbers)
@@ -262,6 +282,19 @@ class _FileInspection:
             column.first_other = f"{self._path}: {place}{first_row + row}: {numbers[row]}"
 
 
+def _first_leaves(schema: pa.Schema) -> dict[str, int]:
+    """By name of a column, the first of its columns in the file, which are those without children."""
+    leaves, count = {}, 0
+    for found in schema:
+        leaves[found.name] = count
+        count += _num_leaves(found.type)
+    return leaves
+
+
+def _num_leaves(of: pa.DataType) -> int:
+    return sum(_num_leaves(of.field(index).type) for index in range(of.num_fields)) or 1
+
+
 def _layout_of(found: pa.Field) -> Layout | None:
     """None: no numbers. Raises ValueError where metadata and type contradict each other."""
     if pa.types.is_fixed_size_binary(found.type):
@@ -293,14 +326,12 @@ def _with_width(described: str, width: int | None) -> str:
 
 
 def _alike(layout: Layout | None, column: InspectedColumn) -> bool:
-    """Whether a run that reads the column of the first file can read this one too."""
+    """Whether a run can read both the column of the first file and this one; as floats it reads integers too."""
     first = column.layout
     if layout is None or first is None:
         return layout is first
     widths_differ = layout.width is not None and column.width is not None and layout.width != column.width
-    # What is read as floats may be integers in some files.
-    kinds_differ = layout.kind != first.kind and layout.kind != "integers"
-    return layout.is_vector == first.is_vector and not kinds_differ and not widths_differ
+    return layout.is_vector == first.is_vector and not widths_differ
 
 
 def _countable(numbers: NDArray[Any]) -> NDArray[Any]:
@@ -310,11 +341,16 @@ def _countable(numbers: NDArray[Any]) -> NDArray[Any]:
 
 def _check_label(column: InspectedColumn, refused: Findings) -> None:
     count, zeros, ones = column.statistics.count, column.statistics.zeros, column.ones
-    if column.others and zeros and ones and zeros + ones >= _LABEL_SHARE * count:
+    if column.others and not column.is_mixed and zeros and ones and zeros + ones >= _LABEL_SHARE * count:
         refused.add(
             f"column '{column.name}': {column.others:,} of {count:,} values are neither 0 nor 1, as labels are; "
             f"the first: {column.first_other}"
         )
+
+
+def _remark_on_empty_lists(column: InspectedColumn, remarks: Findings) -> None:
+    if column.width == 0 and column.statistics.count == 0:
+        remarks.add(f"column '{column.name}': all its lists are empty: a run can't read it as a vector")
 
 
 def _remark_on_size(inspection: Inspection) -> None:

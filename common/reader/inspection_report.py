@@ -44,8 +44,9 @@ def _sizes(inspection: Inspection) -> str:
     if inspection.unreadable:
         files += f" ({inspection.unreadable:,} can't be read)"
     groups = inspection.row_groups
-    codecs = ", ".join(sorted(inspection.compressions)) or "none"
-    head = f"{inspection.files.description}: {files}, {inspection.num_rows:,} rows, compression {codecs}"
+    head = f"{inspection.files.description}: {files}, {inspection.num_rows:,} rows"
+    if inspection.compressions:
+        head += f", compression {', '.join(sorted(inspection.compressions))}"
     if not groups:
         return head
     measures: dict[str, tuple[list[int], Callable[[float], str]]] = {

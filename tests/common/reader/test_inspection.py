@@ -13,6 +13,9 @@ from common.reader.inspection import Inspection, inspect
 RNG = np.random.default_rng(0)
 
 
+AS_FLOATS = "a run reads both as floats, but not as ids or labels"
+
+
 def write(path: Path, columns: dict[str, Any], row_group_size: int = 4) -> Path:
     pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
     return path
@@ -91,8 +94,12 @@ def test_sizes_of_row_groups(tmp_path):
     assert [group.decoded for group in found.row_groups] == [rows * (5 * 4 + 8) for rows in (4, 4, 2, 3)]
     assert found.num_rows == 13
     assert found.compressions == {"ZSTD", "SNAPPY"}
+    nested = {"s": [{"a": "x", "b": 1.5}], "m": pa.array([[("k", "v")]], pa.map_(pa.string(), pa.string())), "y": [1]}
+    codecs = {"s.a": "zstd", "s.b": "zstd", "m.key_value.key": "gzip", "m.key_value.value": "gzip", "y": "brotli"}
+    pq.write_table(pa.table(nested), tmp_path / "nested", compression=codecs)
+    assert inspected(tmp_path / "nested").compressions == {"BROTLI"}
     stored = sum(group.stored for group in found.row_groups)
-    assert 13 * 20 < stored < sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert 13 * 20 < stored < sum(path.stat().st_size for path in tmp_path.glob("*.parquet"))
 
 
 def test_what_can_be_a_label(tmp_path):
@@ -159,6 +166,27 @@ def test_a_row_group_that_cannot_be_decoded(tmp_path):
     assert found.columns["y"].statistics.count == 12
 
 
+def test_a_column_whose_name_is_not_utf_8(tmp_path):
+    path = write(tmp_path / "a.parquet", {"a_name": [1, 2]})
+    path.write_bytes(path.read_bytes().replace(b"a_name", b"a_\xffame"))
+    write(tmp_path / "b.parquet", {"x": [4]})
+    found = inspected(tmp_path)
+    [message] = found.refused.kept
+    assert message.startswith(f"{path}: can't be read as Parquet: ")
+    assert (found.unreadable, found.columns["x"].statistics.count) == (1, 1)
+
+
+def test_a_column_with_fewer_values_than_the_row_group_has_rows(tmp_path):
+    path = write(tmp_path / "a.parquet", {"x": [1.0, 2.0, 3.0, 4.0], "y": [1, 2, 3, 4]})
+    content = path.read_bytes()
+    # Of the column's metadata in Thrift's compact encoding: its path, then fields 4, the codec, and 5, the values.
+    before = b"\x18\x01x\x15\x02\x16"
+    assert content.count(before + b"\x08") == 1
+    path.write_bytes(content.replace(before + b"\x08", before + b"\x00"))
+    assert refused(path) == ["row group 0: column 'x' has 0 of the 4 rows"]
+    assert inspected(path).columns["y"].statistics.count == 4
+
+
 @pytest.mark.parametrize("layout", ["one", "list", "fixed", "binary"])
 def test_nulls_are_told_with_the_first_row_of_each_file(tmp_path, layout):
     rows: list[Any] = [[float(row), 1.0] for row in range(10)]
@@ -222,16 +250,30 @@ def test_fixed_size_binary_whose_metadata_does_not_fit(tmp_path, metadata):
 
 
 def test_fixed_size_binary_that_says_nothing_holds_no_numbers(tmp_path):
-    path = write(tmp_path / "a.parquet", {"uuid": pa.array([b"12345678"], pa.binary(8))})
-    assert refused(path) == []
-    assert inspected(path).columns["uuid"].layout is None
+    for name in "ab":
+        write(tmp_path / f"{name}.parquet", {"uuid": pa.array([b"12345678"], pa.binary(8))})
+    found = inspected(tmp_path)
+    assert found.refused.kept == []
+    assert found.remarks.kept == [
+        f"{tmp_path / 'a.parquet'}: column 'uuid': fixed-size binary without dtype and width in the field's metadata: "
+        "a run can't read it as a vector"
+    ]
+    assert found.columns["uuid"].layout is None
+
+
+def test_lists_that_are_all_empty(tmp_path):
+    empty = pa.array([[]] * 3, pa.list_(pa.float32()))
+    for name in "ab":
+        write(tmp_path / f"{name}.parquet", {"x": empty, "y": [[1], [2], [3]]})
+    found = inspected(tmp_path)
+    assert found.refused.kept == []
+    assert found.remarks.kept == ["column 'x': all its lists are empty: a run can't read it as a vector"]
 
 
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
         ([1], ["a"], "column 'x': string, in the first file int64"),
-        ([1], [1.5], "column 'x': double, in the first file int64"),
         ([1], [[1]], "column 'x': list of int64, in the first file int64"),
         (
             fixed(np.ones((1, 3))),
@@ -297,10 +339,29 @@ def test_types_that_a_run_reads_alike_are_a_remark(tmp_path):
     assert found.refused.kept == []
     assert found.remarks.kept == [
         f"{path}: column 'x': int64, in the first file int8; a run reads both alike",
-        f"{path}: column 'y': int64, in the first file double; a run reads both alike",
-        f"{path}: column 'v': list of int64, in the first file fixed_size_list of float; a run reads both alike",
+        f"{path}: column 'y': int64, in the first file double; {AS_FLOATS}",
+        f"{path}: column 'v': list of int64, in the first file fixed_size_list of float; {AS_FLOATS}",
     ]
     assert found.columns["x"].ones == 3
+
+
+@pytest.mark.parametrize("first", ["integers", "floats"])
+def test_integers_in_some_files_and_floats_in_others_are_no_label(tmp_path, first):
+    integers = {"x": [0, 1] * 10, "v": lists(np.ones((20, 2), np.int64))}
+    floats = {"x": [0.0, 0.5], "v": lists(np.ones((2, 2), np.float32))}
+    parts = [integers, floats, integers] if first == "integers" else [floats, integers, floats]
+    for name, columns in zip("abc", parts, strict=True):
+        write(tmp_path / f"{name}.parquet", columns)
+    found = inspected(tmp_path)
+    assert found.refused.kept == []
+    x, v = ("int64", "list of int64"), ("double", "list of float")
+    given, before = (v, x) if first == "integers" else (x, v)
+    assert found.remarks.kept[:2] == [
+        f"{tmp_path / 'b.parquet'}: column '{name}': {given[index]}, in the first file {before[index]}; {AS_FLOATS}"
+        for index, name in enumerate("xv")
+    ]
+    assert found.columns["x"].statistics.count == sum(len(columns["x"]) for columns in parts)
+    assert not found.columns["x"].is_flag
 
 
 def test_a_large_row_group_is_a_remark_with_its_size(tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def test_what_would_be_refused_is_listed_and_the_rest_counted(tmp_path):
 def test_nothing_that_can_be_read(tmp_path):
     (tmp_path / "a.parquet").touch()
     found = reported(tmp_path)
-    assert f"{tmp_path}: 1 file (1 can't be read), 0 rows, compression none" in found
+    assert f"{tmp_path}: 1 file (1 can't be read), 0 rows" in found
 
 
 def test_columns_without_a_finite_value(tmp_path):

@@ -53,12 +53,12 @@ class Layout(NamedTuple):
 
 
 class RowGroup(NamedTuple):
-    """Sizes in rows and bytes."""
+    """Sizes in rows, and bytes of the columns of numbers that were decoded."""
 
     rows: int
     stored: int
     decoded: int
-    """Of the columns that hold numbers, as the types that they are stored in."""
+    """As the types that they are stored in."""
     place: str
 
 
@@ -162,15 +162,15 @@ class _FileInspection:
         leaves = _first_leaves(schema)
         for group in range(metadata.num_row_groups):
             sizes = metadata.row_group(group)
-            chunks = [sizes.column(index) for index in range(sizes.num_columns)]
-            decoded = 0
+            stored = decoded = 0
             for name, layout in layouts.items():
                 size = self._read(group, sizes.num_rows, name, layout)
-                if size:
-                    decoded += size
-                    # A codec that pyarrow doesn't know ends the process here; decoding raises.
-                    self._inspection.compressions.add(chunks[leaves[name]].compression)
-            stored = sum(chunk.total_compressed_size for chunk in chunks)
+                if size is None or sizes.num_rows == 0:
+                    continue
+                # Wrong metadata, an unknown codec for one, end the process here; decoding raises.
+                chunk = sizes.column(leaves[name])
+                stored, decoded = stored + chunk.total_compressed_size, decoded + size
+                self._inspection.compressions.add(chunk.compression)
             place = f"{self._path}: row group {group}"
             self._inspection.row_groups.append(RowGroup(sizes.num_rows, stored, decoded, place))
             progress(sizes.num_rows)
@@ -222,16 +222,20 @@ class _FileInspection:
         for name in [name for name in self._inspection.columns if name not in names]:
             self._refuse(f"no column '{name}', which the first file has")
 
-    def _read(self, group: int, num_rows: int, name: str, layout: Layout) -> int:
-        """Adds a column of a row group to its statistics; returns the bytes of its values, 0 if it can't be decoded."""
+    def _read(self, group: int, num_rows: int, name: str, layout: Layout) -> int | None:
+        """Adds a column of a row group to its statistics.
+
+        Returns:
+          the bytes of its values, None where it can't be decoded.
+        """
         try:
             values = self._file.read_row_group(group, columns=[name], use_threads=False).column(name)
         except (OSError, pa.ArrowException) as error:
             self._refuse(f"row group {group}: column '{name}' can't be decoded: {error}")
-            return 0
+            return None
         if len(values) != num_rows:
             self._refuse(f"row group {group}: column '{name}' has {len(values):,} of the {num_rows:,} rows")
-            return 0
+            return None
         column, first_row, size = self._inspection.columns[name], 0, 0
         for chunk in values.chunks:
             place = f"row group {group}, row "

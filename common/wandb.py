@@ -18,6 +18,7 @@ from typing import Any, Literal
 import pydantic
 
 from common.measurement import Measurement
+from common.paths import user_path
 from core.config.base_config import BaseConfig, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def check_key_file(config: WandbConfig) -> None:
 
 
 def _read_key(key_path: str) -> str:
-    path = Path(key_path).expanduser()
+    path = user_path(key_path)
     place = f"runtime.wandb.key_path {path}"
     if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises where a directory may not be entered
         raise ConfigError(f"{place}: no such file. Write the API key into it, and nothing else; then chmod 600 {path}")

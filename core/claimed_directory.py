@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from typing import IO
 
+from common.paths import user_path
 from core.config.base_config import UserError
 
 
@@ -14,7 +15,7 @@ class ClaimedDirectory:
     """training.save_dir, with the lock of one kind of process. Kinds don't hinder each other."""
 
     def __init__(self, save_dir: str, lock_name: str) -> None:
-        self.path = Path(save_dir).expanduser()
+        self.path = user_path(save_dir)
         self.checkpoints = self.path / "checkpoints"
         self._lock_path = self.path / lock_name
         self._lock: IO[str] | None = None

@@ -22,6 +22,7 @@ from common.device_copies import DeviceCopies
 from common.measurement import Measurement, Tracker
 from common.metrics_file import read_metrics
 from common.optimizers.learning_rate import LearningRates
+from common.paths import user_path
 from common.reader.reader import BatchReader
 from common.trackers import Trackers, build_trackers
 from core.config.base_config import UserError
@@ -118,7 +119,7 @@ def train(
                 check_same_run(directory.path, read_state(checkpoint)["identity"], identity)
                 progress = _restore(checkpoint, model, optimizer, world)
             elif training.initial_checkpoint_dir is not None:
-                load_model(model, Path(training.initial_checkpoint_dir).expanduser())
+                load_model(model, user_path(training.initial_checkpoint_dir))
                 logger.info("warm start: weights from %s", training.initial_checkpoint_dir)
 
         control.together(load)

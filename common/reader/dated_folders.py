@@ -5,11 +5,11 @@ How many folders may be missing is not decided here.
 
 import contextlib
 import datetime
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.reader.files import DataError, Files
+from common.paths import user_path
+from common.reader.files import DataError, Files, files_below, is_meant
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,20 @@ class Period:
         examples = [datetime.datetime(2023, 1, 31, 5).strftime(spelling) for spelling in self.spellings]
         raise ValueError(f"not a valid {self.name}; write it as {', '.join(examples[:-1])} or {examples[-1]}")
 
+    @property
+    def example(self) -> str:
+        """Its folder below the root, for messages."""
+        return self.folder.replace("%Y", "YYYY").replace("%m", "MM").replace("%d", "DD").replace("%H", "HH")
+
+    def is_folder(self, path: Path) -> bool:
+        """Whether a path below the root is that of a period's folder, or within one."""
+        depth = self.folder.count("/") + 1
+        try:
+            time = datetime.datetime.strptime("/".join(path.parts[:depth]), self.folder)
+        except ValueError:
+            return False
+        return time.strftime(self.folder) == "/".join(path.parts[:depth])
+
 
 DAY = Period("day", datetime.timedelta(days=1), "%Y/%m/%d", ("%Y-%m-%d", "%Y/%m/%d"))
 HOUR = Period(
@@ -67,7 +81,7 @@ def dated_files(root: str, end: datetime.datetime, count: int, period: Period) -
     paths: list[Path] = []
     missing: list[str] = []
     folders = [(end - back * period.length).strftime(period.folder) for back in reversed(range(count))]
-    directory = Path(root).expanduser()
+    directory = user_path(root)
     try:
         directory.stat()
         for folder in folders:
@@ -80,13 +94,10 @@ def dated_files(root: str, end: datetime.datetime, count: int, period: Period) -
 
 
 def _parquet_files_below(folder: Path) -> list[Path]:
-    files: list[Path] = []
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise error
-
-    for directory, subdirectories, names in os.walk(folder, onerror=refuse, followlinks=True):
-        subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
-        files += [Path(directory, name) for name in names if name.endswith(".parquet") and not name.startswith(".")]
-    return [file for file in sorted(files) if file.is_file()]
+    try:
+        folder.stat()  # is_dir() would hide what else may be wrong with it
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    if not folder.is_dir():
+        return []
+    return [file for file in files_below(folder) if file.suffix == ".parquet" and is_meant(file)]

@@ -8,6 +8,7 @@ rows are read is not decided here (order.py), nor how they get into batches (rea
 import bisect
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,9 @@ from numpy.typing import NDArray
 
 from common.reader.column import Column, checked_values, numpy_dtype, stored_dtype
 from common.reader.files import DataError, Files
+
+UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
+"""What pyarrow raises where a file is no Parquet file, or damaged: the last of a column's name."""
 
 Stored = dict[str, NDArray[Any]]
 """Columns of a row group as they are stored, [rows] or [rows, width]."""
@@ -71,17 +75,23 @@ class ParquetTable:
         """Of all columns of the files."""
         rows: list[int] = []
         digest = hashlib.blake2b(digest_size=16)
+        folder = os.path.commonpath([path.parent for path in self._paths])
         for path in self._paths:
             metadata = self._open(path)
             self._first_group.append(len(rows))
-            groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-            rows.extend(group.num_rows for group in groups)
-            digest.update(repr((path.name, [(g.num_rows, g.total_byte_size) for g in groups])).encode())
+            rows.extend(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+            digest.update(f"{path.relative_to(folder)}\n".encode("utf-8", "surrogateescape") + _footer_bytes(path))
         self.rows_per_group = np.asarray(rows, dtype=np.int64)
         self.num_rows = int(self.rows_per_group.sum())
         if self.num_rows == 0:
             raise DataError(f"{self.inputs}: {len(self._paths)} file(s), but not one row")
-        self.fingerprint = digest.hexdigest()
+        # Footers tell sizes, statistics, and of our own files a digest of their values.
+        self.fingerprint = f"{len(self._paths)} files, {self.num_rows} rows, {digest.hexdigest()}"
+
+    @property
+    def num_files(self) -> int:
+        """That the rows are in."""
+        return len(self._paths)
 
     @property
     def bytes_per_row(self) -> int:
@@ -119,7 +129,7 @@ class ParquetTable:
                 raise DataError(f"{place}: the file has changed; leave files as they are while they are read")
             with pq.ParquetFile(path, metadata=self._footer(path)) as file:
                 table = file.read_row_group(group_in_file, columns=names, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
+        except UNREADABLE as error:
             raise DataError(f"{place} can't be read: {error}") from error
         stored = {
             key: checked_values(table.column(c.name), table.schema.field(c.name), c, place)
@@ -133,7 +143,7 @@ class ParquetTable:
             self._versions.append(_version(path))
             metadata = self._footer(path)
             schema = metadata.schema.to_arrow_schema()
-        except (OSError, pa.ArrowException) as error:
+        except UNREADABLE as error:
             raise DataError(f"{path}: can't be read as Parquet: {error}") from error
         self.column_names.update(schema.names)
         for key, column in self.columns.items():
@@ -148,6 +158,15 @@ class ParquetTable:
             if self._dtypes.setdefault(key, dtype) != dtype:
                 self._dtypes[key] = numpy_dtype(column.dtype)
         return metadata
+
+
+def _footer_bytes(path: Path) -> bytes:
+    """All that stands behind the data."""
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, os.SEEK_END)
+        return file.read(length)
 
 
 def _version(path: Path) -> _Version:

@@ -109,7 +109,9 @@ class BatchReader(Generic[B]):
     def check_trainable(self) -> None:
         """Raises DataError where there are fewer rows than one global batch."""
         if self.batches_per_epoch == 0:
-            sampled = "" if self._sampling is None else f", for which {self._rows_per_batch} are read"
+            sampled = (
+                f", for which {self._rows_per_batch} are read to choose from" if self._sampling is not None else ""
+            )
             raise DataError(
                 f"{self.table.inputs}: {self.table.num_rows} rows, fewer than one global batch of "
                 f"{self.global_batch_size}{sampled}; add data or lower global_batch_size"

@@ -4,6 +4,7 @@ torchrun --standalone --nproc-per-node 2 -m projects.home.recap.main --config pr
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,8 @@ from projects.home.recap.metrics import check_strata, metrics_table, partition_m
 from projects.home.recap.model.heavy_ranker import HeavyRanker
 from projects.home.recap.model.model_and_loss import ModelAndLoss
 from projects.home.recap.optimizer import build_optimizer
+
+logger = logging.getLogger(__name__)
 
 _TRAIN = "train_data"
 
@@ -112,6 +115,8 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
             small_embeddings=config.model.small_embeddings,
         )
         datasets[path].check_same_features(datasets[_TRAIN], path)
+        table = datasets[path].table
+        logger.info("%s: %s rows in %d file(s), %s", path, f"{table.num_rows:,}", table.num_files, table.inputs)
     check_strata(config.model.stratifiers or (), datasets[_TRAIN].widths)
     return datasets
 

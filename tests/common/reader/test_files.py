@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from common.reader.files import DataError, Files, matching_files
+from common.reader.files import DataError, Files, files_below, matching_files
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -41,7 +41,30 @@ def test_a_path_from_home(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("inputs", ["", "/missing.parquet", "/*.parquet", "/missing/*.parquet"])
 def test_nothing_matches(tmp_path, inputs):
-    (tmp_path / "folder.parquet").mkdir()
+    (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match=r"no file matches .*give a glob pattern, a file, or a directory") as caught:
         matching_files(f"{tmp_path}{inputs}")
     assert str(caught.value).startswith(f"{tmp_path}{inputs}: ")
+
+
+def test_files_deeper_than_the_directory_are_told(tmp_path):
+    (tmp_path / "2023").mkdir()
+    touch(tmp_path / "2023", "a.parquet")
+    with pytest.raises(DataError, match=r"no \*\.parquet file directly in .* those below it are .*/\*\*/\*\.parquet$"):
+        matching_files(str(tmp_path))
+
+
+@pytest.mark.parametrize("loop", [".", ".."])
+def test_a_link_that_leads_up_repeats_no_file(tmp_path, loop):
+    (tmp_path / "in" / "2023").mkdir(parents=True)
+    touch(tmp_path / "in" / "2023", "a.parquet")
+    (tmp_path / "in" / "2023" / "loop").symlink_to(loop)
+    expected = [tmp_path / "in" / "2023" / "a.parquet"]
+    assert list(matching_files(f"{tmp_path}/in/**/*.parquet").paths) == expected
+    assert files_below(tmp_path / "in") == expected
+
+
+def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path):
+    touch(tmp_path, "a.parquet")
+    (tmp_path / "b.parquet").symlink_to("nowhere")
+    assert len(matching_files(str(tmp_path)).paths) == 2

@@ -178,7 +178,7 @@ class DatasetConfig(BaseConfig):
         None, description="Files of so many days up to one.", json_schema_extra={"one_of": "date_inputs_format"}
     )
     global_batch_size: pydantic.PositiveInt = pydantic.Field(
-        description="Examples per batch over all ranks; a multiple of lanes."
+        le=2**24, description="Examples per batch over all ranks; a multiple of lanes."
     )
     lanes: pydantic.PositiveInt = pydantic.Field(
         8,
@@ -196,6 +196,7 @@ class DatasetConfig(BaseConfig):
     )
     shuffle_window: pydantic.PositiveInt | None = pydantic.Field(
         None,
+        le=2**40,
         description="Of training: rows of a lane that are shuffled together, at least; whole row groups. A lane holds "
         "two windows decoded. null: a row group.",
     )

@@ -73,6 +73,8 @@ def features_of_schema(schema_path: str, float16: bool = False) -> list[ExampleF
       ConfigError: the schema can't be read, or has a type that can't be converted.
     """
     entries = read_schema(schema_path, "--schema")
+    if all(entry.dtype == "bytes_list" for entry in entries.values()):
+        raise ConfigError(f"--schema {schema_path}: has no float_list or int64_list, nothing to convert")
     _log([name for name, entry in entries.items() if entry.dtype == "bytes_list"], schema_path)
     at = f"--schema {schema_path}"
     return [_feature(name, entry, name, at, float16) for name, entry in entries.items() if entry.dtype != "bytes_list"]

@@ -1,8 +1,8 @@
 """TFRecord files of tf.Examples to Parquet: `python -m projects.home.recap.data.convert --config YAML --out DIR`.
 
-Owns the command line, the processes, progress and the report. Which features become which columns is decided in
-conversion_plan.py, how a file is converted in conversion.py. Every process that converts imports this module anew, so
-what imports torch is imported within functions.
+Owns the command line and the processes. Which features become which columns is decided in conversion_plan.py, how a
+file is converted in conversion.py, what is shown in conversion_report.py. Every process that converts imports this
+module anew, so what imports torch is imported within functions.
 """
 
 import argparse
@@ -16,20 +16,21 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import NamedTuple, Never
-
-from tqdm import tqdm
+from typing import NamedTuple
 
 from common.logging import setup_logging
+from common.paths import user_path
+from common.reader.dated_folders import DAY, HOUR, Period
 from common.reader.vectors import Storage
 from core.config.base_config import UserError
 from projects.home.recap.data.conversion import OTHER_LAYOUT, Job, Layout, Plan, convert_file, plan_jobs
+from projects.home.recap.data.conversion_report import Outcome, Progress, report, warn_of_absent_features
+from projects.home.recap.data.examples import Absences
 from projects.home.recap.data.parquet import write_schema_json
 from projects.home.recap.data.tfrecords import RecordError
 
@@ -39,18 +40,6 @@ PROGRAM = "python -m projects.home.recap.data.convert"
 AFTER_INTERRUPT = "continues with the files that are left"
 
 _POLL_IN_S = 0.2
-_LOG_EVERY_S = 10.0
-
-
-class Outcome(NamedTuple):
-    """What became of a file."""
-
-    rows: int
-    output_size: int
-    missing: Counter[str]
-    """By name of a feature, how many records were without it."""
-    problem: str | None = None
-    """Why there is no output, None where there is one."""
 
 
 def main() -> int:
@@ -61,15 +50,18 @@ def main() -> int:
     """
     setup_logging(rank=0)
     args = _parse_args()
-    out = args.out.expanduser()
-    inputs, layout = _what_to_convert(args)
+    out = user_path(args.out)
+    inputs, layout, dated = _what_to_convert(args)
     plan = plan_jobs(inputs, out, layout)
+    if dated is not None:
+        _check_dated(plan, out, inputs, dated)
     with _claimed(out, layout):
         _write_schema(out, layout)
         start = time.perf_counter()
         outcomes = _convert_all(plan, layout, args.processes)
         seconds = time.perf_counter() - start
-    sys.stdout.write(_report(out, plan, layout, outcomes, seconds))
+    warn_of_absent_features(outcomes)
+    sys.stdout.write(report(out, plan, layout, outcomes, seconds, dated.key if dated is not None else None))
     return 1 if any(outcome.problem for outcome in outcomes) else 0
 
 
@@ -116,25 +108,47 @@ def _at_least_1(text: str) -> int:
     return int(text)
 
 
-def _what_to_convert(args: argparse.Namespace) -> tuple[str, Layout]:
-    """The files, as --inputs names them, and what becomes of their records."""
+class _Dated(NamedTuple):
+    """How a data set looks for files by date."""
+
+    key: str
+    """Of the configuration."""
+    period: Period
+
+
+def _what_to_convert(args: argparse.Namespace) -> tuple[str, Layout, _Dated | None]:
+    """The files, as --inputs names them, what becomes of their records, and how these are looked for if by date."""
     from core.config import load_config_from_yaml
     from projects.home.recap.config import RecapConfig
     from projects.home.recap.data.conversion_plan import features_of_config, features_of_schema
 
     vectors: Storage = "list" if args.lists else "binary"
     if args.schema is not None:
-        return args.inputs, Layout(features_of_schema(args.schema, args.float16), vectors)
+        return args.inputs, Layout(features_of_schema(args.schema, args.float16), vectors), None
     config = load_config_from_yaml(RecapConfig, args.config, args.set or ())
     data_sets = {"train_data": config.train_data}
     data_sets |= {f"validation_data.{name}": partition for name, partition in config.validation_data.items()}
     path = args.data_set or "train_data"
     if path not in data_sets:
         raise UserError(f"--data_set {path}: not in {args.config}, which has {', '.join(data_sets)}")
-    inputs = args.inputs or data_sets[path].inputs
-    if inputs is None:
-        raise UserError(f"{path} of {args.config} has its files by date; name the records' own by --inputs")
-    return inputs, Layout(features_of_config(data_sets[path], path, args.float16), vectors)
+    data_set = data_sets[path]
+    dated, inputs = None, data_set.inputs
+    if (days := data_set.explicit_date_inputs) is not None:
+        dated, inputs = _Dated("explicit_date_inputs", DAY), days.data_root
+    if (hours := data_set.explicit_datetime_inputs) is not None:
+        dated, inputs = _Dated("explicit_datetime_inputs", HOUR), hours.data_root
+    assert inputs is not None  # one of the three is
+    return args.inputs or inputs, Layout(features_of_config(data_set, path, args.float16), vectors), dated
+
+
+def _check_dated(plan: Plan, out: Path, inputs: str, dated: _Dated) -> None:
+    """Raises UserError where no output would be in a folder that a data set by date looks into."""
+    outputs = [job.output for job in plan.jobs] + plan.finished
+    if not any(dated.period.is_folder(output.relative_to(out).parent) for output in outputs):
+        raise UserError(
+            f"--inputs {inputs}: {dated.key} looks into folders {dated.period.example} below its data_root, but the "
+            f"first file would become {outputs[0]}; let --inputs be the directory that the years are in"
+        )
 
 
 @contextlib.contextmanager
@@ -152,10 +166,16 @@ def _claimed(out: Path, layout: Layout) -> Iterator[None]:
             raise UserError(f"--out {out}: another conversion is writing there; wait, or give another --out") from None
         lock.seek(0)
         if (found := lock.read()) not in ("", layout.digest):
-            raise UserError(f"--out {out}: what is there was made with {OTHER_LAYOUT}; give another --out")
-        if not found:
-            lock.write(layout.digest)
-            lock.flush()
+            if any(out.rglob("*.parquet")):
+                raise UserError(f"--out {out}: what is there was made with {OTHER_LAYOUT}; give another --out")
+            (out / "schema.json").unlink(missing_ok=True)  # of a conversion that made nothing else
+        if found != layout.digest:
+            try:
+                lock.truncate(0)
+                lock.write(layout.digest)
+                lock.flush()
+            except OSError as error:
+                raise UserError(f"--out {out}: can't be written: {error.strerror}") from error
         yield
 
 
@@ -196,7 +216,8 @@ def _convert_all(plan: Plan, layout: Layout, processes: int) -> list[Outcome]:
     pool = ProcessPoolExecutor(min(processes, len(plan.jobs)), spawn, _begin, (shared,))
     outcomes: list[Outcome] = []
     jobs, pending = iter(plan.jobs), set[Future[Outcome]]()
-    progress = _Progress(plan, shared)
+    # Not by the values' locks, for the same reason as with stop.
+    progress = Progress(plan, lambda: (shared.read.get_obj().value, shared.rows.get_obj().value))
     try:
         while True:
             # Not all at once: looking at them takes time for each.
@@ -266,92 +287,25 @@ def _convert(job: Job) -> Outcome:
         _add(_shared.rows, more_rows)
 
     try:
-        missing = convert_file(job.source, job.output, _shared.layout, progress)
-        return Outcome(rows, job.output.stat().st_size, missing)
+        absences = convert_file(job.source, job.output, _shared.layout, progress)
+        return Outcome(rows, job.output.stat().st_size, absences)
+    except UnicodeEncodeError:
+        return _bad(job, "pyarrow writes no file whose name is not UTF-8; rename it")
     except RecordError as error:
-        return Outcome(0, 0, Counter(), f"{job.source}: {error}")
+        return _bad(job, str(error))
     finally:
         _add(_shared.read, job.size - read)
+
+
+def _bad(job: Job, problem: str) -> Outcome:
+    older = f" ({job.output}, made from it before, stays)" if job.output.exists() else ""
+    shown = f"{job.source}: {problem}{older}".encode("utf-8", "replace").decode()
+    return Outcome(0, 0, Absences(), shown)
 
 
 def _add(counter: "Synchronized[int]", count: int) -> None:
     with counter.get_lock():
         counter.value += count
-
-
-class _Progress:
-    """A bar over the bytes of the sources on a terminal, lines in the log elsewhere."""
-
-    def __init__(self, plan: Plan, shared: _Shared) -> None:
-        self._shared = shared
-        self._num_files = len(plan.jobs)
-        self._size = sum(job.size for job in plan.jobs)
-        self._start = self._logged = time.monotonic()
-        self._bar: tqdm[Never] | None = None
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=self._size, unit="B", unit_scale=True, ncols=100, nrows=20)
-        else:
-            logger.info("converting %d file(s), %s", self._num_files, _size_text(self._size))
-
-    def show(self, num_done: int) -> None:
-        """Shows how far it is, with so many files done."""
-        # Not by the values' locks, for the same reason as with stop.
-        rows, read = self._shared.rows.get_obj().value, self._shared.read.get_obj().value
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{num_done}/{self._num_files} files, {rows:,} records", refresh=False)
-            self._bar.update(read - self._bar.n)
-            return
-        now = time.monotonic()
-        if now - self._logged >= _LOG_EVERY_S:
-            self._logged = now
-            logger.info(
-                "%d of %d file(s), %.0f%% of %s, %s records/s",
-                num_done,
-                self._num_files,
-                100 * read / max(self._size, 1),
-                _size_text(self._size),
-                f"{rows / (now - self._start):,.0f}",
-            )
-
-    def close(self) -> None:
-        """Leaves the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _report(out: Path, plan: Plan, layout: Layout, outcomes: Sequence[Outcome], seconds: float) -> str:
-    """What was made, what could not be, and how to read it."""
-    good = [outcome for outcome in outcomes if outcome.problem is None]
-    bad = [outcome.problem for outcome in outcomes if outcome.problem is not None]
-    lines = []
-    if good:
-        rows = sum(outcome.rows for outcome in good)
-        size = _size_text(sum(outcome.output_size for outcome in good))
-        speed = f"{seconds:.1f} s, {rows / seconds:,.0f} records/s"
-        lines.append(f"converted      {len(good)} file(s), {rows:,} records, {size} of Parquet in {speed}")
-        missing = sum((outcome.missing for outcome in good), Counter[str]())
-        lines += [f"  {name} missing in {count / rows:.1%} of them, 0 there" for name, count in missing.most_common()]
-    if plan.finished:
-        lines.append(f"done before    {len(plan.finished)} file(s)")
-    if bad:
-        lines += [f"not converted  {len(bad)} file(s)", *(f"  {problem}" for problem in sorted(bad))]
-    nested = any(output.parent != out for output in (*plan.finished, *(job.output for job in plan.jobs)))
-    applied = {
-        "renamed_features": any(feature.name != feature.column.name for feature in layout.features),
-        "truncate_and_slice": any(feature.length != (feature.column.width or 1) for feature in layout.features),
-    }
-    done = " and ".join(name for name, was_applied in applied.items() if was_applied)
-    lines += [
-        "",
-        f"Of the data set's configuration these two lines change{f'; leave {done} out' if done else ''}:",
-        f"  inputs: {out / '**/*.parquet' if nested else out}",
-        f"  seg_dense_schema: {{schema_path: {out / 'schema.json'}}}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _size_text(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 if __name__ == "__main__":

@@ -112,9 +112,10 @@ class RecapDataset:
     def check_same_features(self, train: "RecapDataset", path: str) -> None:
         """Raises ConfigError where this data set's features are not those that the model is trained on."""
         if self.widths != train.widths:
+            own, trained = _widths_told(self.features), _widths_told(train.features)
             raise ConfigError(
-                f"{path}: its features are {self.widths}, those of train_data {train.widths}; use the same schema, "
-                "features and truncation"
+                f"{path}: its features are {own}, those of train_data {trained}; use the same schema, features, "
+                "truncation and masks"
             )
         for name, feature in self.features.items():
             if feature.positions != train.features[name].positions:
@@ -140,6 +141,10 @@ def check_batching(config: RecapDataConfig, path: str, world_size: int) -> None:
         check_lanes(config.lanes, config.global_batch_size, world_size)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _widths_told(features: Mapping[str, Feature]) -> str:
+    return ", ".join(f"{name}[{feature.keep}]" for name, feature in features.items())
 
 
 def _column(feature: Feature, num_ids: Mapping[int, int] | None) -> Column:

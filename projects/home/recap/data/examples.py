@@ -4,6 +4,7 @@ Absent values, other lengths and other kinds are taken as TensorFlow's parse_exa
 of default 0. Which features become which columns is not decided here (conversion_plan.py).
 """
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,8 +39,18 @@ class ExampleFeature(NamedTuple):
     """A value must be a whole number from 0 to this; None: any."""
 
 
+@dataclasses.dataclass
+class Absences:
+    """Features that records were without, and what they have instead."""
+
+    missing: Counter[str] = dataclasses.field(default_factory=Counter)
+    """By name of the feature, how many records are without it."""
+    unread: set[str] = dataclasses.field(default_factory=set)
+    """Names of the features of a file's first record that are not read."""
+
+
 def read_blocks(
-    records: Iterable[bytes], features: Sequence[ExampleFeature], missing: Counter[str]
+    records: Iterable[bytes], features: Sequence[ExampleFeature], absences: Absences
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """The rows of some hundred records at a time, by column: [rows] or [rows, width] of the column's dtype.
 
@@ -48,23 +59,33 @@ def read_blocks(
     Args:
       records: the examples.
       features: those to read.
-      missing: counts by name of the feature how many examples were without it.
+      absences: is told what examples were without.
 
     Raises:
       RecordError: a record is no tf.Example, or has a feature of another length or kind, or a value that the column
         may not hold.
     """
+    names = {feature.name for feature in features}
     blocks = [np.zeros((_ROWS_PER_BLOCK, feature.length), _DTYPES[feature.kind]) for feature in features]
     first = 0
     records = iter(records)
     while batch := list(itertools.islice(records, _ROWS_PER_BLOCK)):
         for row, record in enumerate(batch):
-            _parse(record, features, [block[row] for block in blocks], first + row, missing)
+            if first + row == 0:
+                absences.unread |= _names(record) - names
+            _parse(record, features, [block[row] for block in blocks], first + row, absences.missing)
         yield {
             feature.column.name: _column(block[: len(batch)], feature, first)
             for feature, block in zip(features, blocks, strict=True)
         }
         first += len(batch)
+
+
+def _names(record: bytes) -> set[str]:
+    try:
+        return set(Example.FromString(record).features.feature)
+    except DecodeError:  # told when it is parsed
+        return set()
 
 
 def _parse(

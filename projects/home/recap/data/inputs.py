@@ -10,6 +10,8 @@ from projects.home.recap.data.config import DatasetConfig
 
 logger = logging.getLogger(__name__)
 
+_CONVERT = "TFRecords are converted first: python -m projects.home.recap.data.convert (docs/convert.md)"
+
 # Folders that a message lists.
 _LISTED = 10
 
@@ -37,6 +39,8 @@ def find_files(config: DatasetConfig, path: str) -> Files:
     else:
         assert config.inputs is not None  # one of the three is
         files = matching_files(config.inputs)
+        if records := [file for file in files.paths if file.suffix in (".gz", ".tfrecord", ".tfrecords")]:
+            raise DataError(f"{path}.inputs: {records[0]} is no Parquet file. {_CONVERT}")
     return dataclasses.replace(files, paths=files.paths[: config.num_files_to_keep])
 
 
@@ -48,7 +52,7 @@ def _check_missing(missing: Sequence[str], files: Files, place: str, of: str, ke
         listed += f" and {len(missing) - _LISTED} more"
     found = f"{place}: {len(missing)} of {of} have no *.parquet file in {files.description}"
     if not files.paths:
-        raise DataError(f"{found}; nothing is left to read. Looked for: {listed}")
+        raise DataError(f"{found}; nothing is left to read. Looked for: {listed}. {_CONVERT}")
     if len(missing) > tolerated:
         raise DataError(f"{found}; {key} tolerates {tolerated}: add the files, or raise it. Missing: {listed}")
     logger.warning("%s; %s tolerates %d. Missing: %s", found, key, tolerated, listed)

@@ -1,10 +1,12 @@
 """Mask files: which of a feature's values are used."""
 
 import hashlib
+import tokenize
 from pathlib import Path
 
 import numpy as np
 
+from common.paths import user_path
 from core.config.base_config import ConfigError
 
 
@@ -19,14 +21,15 @@ def read_mask(mask_path: str, width: int, place: str) -> tuple[int, ...]:
     Raises:
       ConfigError: the file can't be read, holds something else, or keeps nothing.
     """
-    file = Path(mask_path).expanduser()
+    file = user_path(mask_path)
     expected = f"an .npy file of {width} booleans, or integers 0 and 1, is expected, one for each value"
     try:
         with file.open("rb") as opened:
             mask = np.lib.format.read_array(opened, allow_pickle=False)
     except OSError as error:
         raise ConfigError(f"{place}: {file} can't be read: {error.strerror} (looked from {Path.cwd()})") from error
-    except (ValueError, MemoryError) as error:
+    # What numpy's parser of the header raises where it is damaged.
+    except (ValueError, MemoryError, SyntaxError, TypeError, OverflowError, tokenize.TokenError) as error:
         raise ConfigError(f"{place}: {file}: {error}; {expected}") from error
     if mask.ndim != 1 or mask.dtype.kind not in "biu":
         raise ConfigError(f"{place}: {file} holds {mask.dtype}{list(mask.shape)}; {expected}")
@@ -42,4 +45,4 @@ def read_mask(mask_path: str, width: int, place: str) -> tuple[int, ...]:
 
 def mask_digest(mask_path: str) -> str:
     """Of the file's bytes."""
-    return hashlib.blake2b(Path(mask_path).expanduser().read_bytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(user_path(mask_path).read_bytes(), digest_size=16).hexdigest()

@@ -9,6 +9,7 @@ from (generate.py) nor how they are read again. Use it for tables of your own as
     write_schema_json(Path("data/schema.json"), columns)
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -144,6 +145,7 @@ class RecapWriter:
         self._partial = path.with_name(f".{path.name}.partial")
         self._schema = pa.schema([_arrow_field(column, vectors) for column in columns], dict(metadata or {}))
         self._writer: pq.ParquetWriter | None = None
+        self._digest = hashlib.blake2b(digest_size=16)
 
     def __enter__(self) -> Self:
         return self
@@ -156,6 +158,8 @@ class RecapWriter:
                 self._flush(at_least=1)
                 if self._writer is None:
                     self._writer = self._open(self._schema.empty_table())
+                # A run that is resumed sees by it whether the data are the same.
+                self._writer.add_key_value_metadata({"values": self._digest.hexdigest()})
             if self._writer is not None:
                 self._writer.close()
             if kind is None:
@@ -204,6 +208,8 @@ class RecapWriter:
             if self._writer is None:
                 self._writer = self._open(table)
             self._writer.write_table(table, row_group_size=size)
+            for array in group.values():
+                self._digest.update(np.ascontiguousarray(array).data)
             self._num_pending = len(rows[self._columns[0].name])
         self._pending = [rows]
 

@@ -27,10 +27,8 @@ def rectified(
       a new array of the labels' type.
     """
     window = window_in_hours * _MS_PER_HOUR
-    # Differences of unsigned integers would wrap around, those of float32 be rounded.
-    served, impressed, engaged = (
-        times.astype(np.float64 if times.dtype.kind == "f" else np.int64) for times in (served, impressed, engaged)
-    )
+    # Differences of integers could wrap around, those of float32 be rounded; float64 has every millisecond.
+    served, impressed, engaged = (times.astype(np.float64) for times in (served, impressed, engaged))
     within = (impressed - served < window) & (engaged - served < window)
     return np.where(within, labels, 0).astype(labels.dtype)
 

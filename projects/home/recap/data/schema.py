@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from common.paths import user_path
 from core.config.base_config import ConfigError
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.masks import read_mask
@@ -15,6 +16,9 @@ from projects.home.recap.data.parquet import EMBEDDINGS
 
 _DTYPES = {"continuous": torch.float32, "binary": torch.float32, "discrete": torch.int64}
 _FEATURES = (*_DTYPES, *EMBEDDINGS)
+
+# A row of it would take 8 MB.
+_LONGEST = 1_000_000
 
 _FLOATS = ("float32", "bfloat16", "float16")
 # Ids stay ids, and the values of an embedding are no flags or counts.
@@ -152,10 +156,10 @@ def read_schema(schema_path: str, place: str) -> dict[str, SchemaEntry]:
     Raises:
       ConfigError: the file can't be read or is no such schema.
     """
-    file = Path(schema_path).expanduser()
+    file = user_path(schema_path)
     try:
         listed = json.loads(file.read_text(encoding="utf-8"))["schema"]
-        triples = [(entry["feature_name"], entry.get("dtype"), entry["length"]) for entry in listed]
+        triples = [(entry["feature_name"], entry.get("dtype"), entry.get("length")) for entry in listed]
     except OSError as error:
         raise ConfigError(f"{place}: {file} can't be read: {error.strerror} (looked from {Path.cwd()})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -169,7 +173,10 @@ def read_schema(schema_path: str, place: str) -> dict[str, SchemaEntry]:
             raise ConfigError(f"{place}: {file}: feature_name {name!r}, a string expected")
         if name in entries:
             raise ConfigError(f"{place}: {file} has '{name}' twice")
-        if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-            raise ConfigError(f"{place}: {file}: the length of '{name}' is {length!r}, a positive integer expected")
+        if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= _LONGEST:
+            found = "missing" if length is None else repr(length)
+            raise ConfigError(
+                f"{place}: {file}: the length of '{name}' is {found}; a whole number from 1 to {_LONGEST:,} expected"
+            )
         entries[name] = SchemaEntry(dtype, length)
     return entries

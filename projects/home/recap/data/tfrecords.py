@@ -58,9 +58,11 @@ def _uncompressed(file: IO[bytes]) -> _Stream:
     if not start:
         raise _FramingError("the file is empty")
     # The length of an uncompressed file's first record may look like gzip's magic number, but not with its checksum.
-    if start.startswith(_GZIP_MAGIC) and not _is_header(start):
+    if _is_header(start):
+        return file
+    if start.startswith(_GZIP_MAGIC):
         return gzip.GzipFile(fileobj=file)
-    return file
+    raise _FramingError("it begins neither as TFRecords nor as gzip; is it a file of records?")
 
 
 def _is_header(header: bytes) -> bool:

@@ -216,11 +216,28 @@ def test_two_that_would_become_one(tree, tmp_path):
         plan_jobs(str(tree), tmp_path / "out", LAYOUT)
 
 
-@pytest.mark.parametrize("inputs", ["nothing", "nothing/*.gz", ".", "[", ""])
+@pytest.mark.parametrize("inputs", ["nothing", "nothing/*.gz", ".", "["])
 def test_nothing_there(inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"--inputs {'.' if inputs == '.' else ''}.*no file matches"):
         plan_jobs(inputs, tmp_path / "out", LAYOUT)
+
+
+@pytest.mark.parametrize("inputs", ["", "a" * 300, "~no such user/in"])
+def test_inputs_that_can_be_none(inputs, tmp_path):
+    with pytest.raises(UserError, match=r"nothing given|File name too long|no user of this name"):
+        plan_jobs(inputs, tmp_path / "out", LAYOUT)
+
+
+def test_a_link_that_leads_nowhere_is_told_when_its_turn_comes_and_one_that_leads_up_is_not_followed(tree, tmp_path):
+    expected = [job.source for job in plan_jobs(str(tree), tmp_path / "out", LAYOUT).jobs]
+    dangling = tree / "z.gz"
+    dangling.symlink_to("nowhere")
+    (tree / "2023" / "loop").symlink_to("..")
+    jobs = plan_jobs(str(tree), tmp_path / "out", LAYOUT).jobs
+    assert [job.source for job in jobs] == [*expected, dangling]
+    with pytest.raises(RecordError, match="can't be read: No such file"):
+        convert(dangling, tmp_path / "out" / "z.parquet")
 
 
 # --- What is done is not done again. ---
@@ -253,6 +270,18 @@ def test_a_source_that_changed_is_converted_again(same_size, tree, half_done):
     source.write_bytes(data[:-8] + b"\0" * 8 if same_size else data * 2)
     plan = plan_jobs(str(tree), half_done, LAYOUT)
     assert (len(plan.finished), len(plan.jobs)) == (0, 2)
+
+
+def test_a_record_that_changed_in_the_middle_is_seen(tmp_path):
+    """Of a file that isn't compressed the last bytes are a checksum of its last record alone."""
+    source, out = tmp_path / "a.tfrecords", tmp_path / "out"
+    shutil.copy(WRITTEN_BY_TENSORFLOW / "part-00002.tfrecords", source)
+    convert(source, out / "a.parquet")
+    assert len(plan_jobs(str(source), out, LAYOUT).finished) == 1
+    data = bytearray(source.read_bytes())
+    data[20] ^= 1
+    source.write_bytes(data)
+    assert len(plan_jobs(str(source), out, LAYOUT).jobs) == 1
 
 
 def test_a_source_that_can_t_be_read_any_more_is_told_when_its_turn_comes(tree, half_done):

@@ -303,10 +303,39 @@ def test_a_data_set_that_is_not_there(converted, monkeypatch):
     assert message.endswith("which has train_data, validation_data.validation")
 
 
-def test_files_by_date_need_inputs(converted, monkeypatch):
-    dated = "train_data.explicit_date_inputs={data_root: logs, end_date: 2023-02-01, days: 1}"
-    sets = ["--set", "train_data.inputs=null", "--set", dated]
-    assert "name the records' own by --inputs" in mistake(monkeypatch, *converted.arguments, *sets)
+def by_date(data_root: Path) -> list[str]:
+    dated = f"train_data.explicit_date_inputs={{data_root: {data_root}, end_date: 2023-02-01, days: 1}}"
+    return ["--set", "train_data.inputs=null", "--set", dated]
+
+
+def test_files_by_date_keep_their_folders_and_a_bad_file_its_older_output(converted, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(converted.out, out)
+    source, output = (folder / "2023/02/01/00/part-00000" for folder in (converted.folder / "in", out))
+    whole = source.with_suffix(".gz").read_bytes()
+    source.with_suffix(".gz").write_bytes(whole[:-50])
+    try:
+        status, stdout, _ = run(*converted.arguments, *by_date(converted.folder / "in"), "--out", str(out))
+    finally:
+        source.with_suffix(".gz").write_bytes(whole)
+    assert status == 1
+    assert f"({output}.parquet, made from it before, stays)" in stdout
+    assert f"\n  explicit_date_inputs: {{data_root: {out}, ...}}\n" in stdout
+    assert files(out) == files(converted.out)
+
+
+def test_files_by_date_that_would_not_be_found(converted, tmp_path, monkeypatch):
+    inputs = ["--inputs", str(converted.folder / "in/2023"), "--out", str(tmp_path / "out")]
+    message = mistake(monkeypatch, *converted.arguments, *by_date(tmp_path), *inputs)
+    assert "explicit_date_inputs looks into folders YYYY/MM/DD below its data_root, but the first file would" in message
+    assert message.endswith("02/01/00/part-00000.parquet; let --inputs be the directory that the years are in")
+
+
+def test_a_record_is_not_converted_to_two_places(converted, monkeypatch):
+    message = mistake(monkeypatch, *converted.arguments, "--inputs", str(converted.folder / "in/2023"))
+    made = converted.out / "2023/02/01/00/part-00000.parquet"
+    assert message.startswith(f"{made}: was made from {converted.folder}/in/2023/02/01/00/part-00000.gz, which would ")
+    assert message.endswith("as --inputs begins elsewhere; give --inputs as before, or another --out")
 
 
 def test_another_layout_in_the_same_directory(converted, monkeypatch):
@@ -315,6 +344,22 @@ def test_another_layout_in_the_same_directory(converted, monkeypatch):
     for other in (["--float16"], ["--lists"], ["--set", "train_data.preprocess=null"]):
         message = mistake(monkeypatch, *converted.arguments, *inputs, *other)
         assert message.startswith(f"--out {converted.out}: what is there was made with another schema, ")
+
+
+def test_what_made_nothing_leaves_the_directory_to_another_layout(converted, tmp_path):
+    """Such as a conversion by a wrong schema; and a name that can't be written is told as a bad file's."""
+    source = tmp_path / "in"
+    source.mkdir()
+    shutil.copy(WRITTEN_BY_TENSORFLOW / "refused-short.tfrecord", source)
+    shutil.copy(WRITTEN_BY_TENSORFLOW / "part-00002.tfrecords", source / os.fsdecode(b"b\xff"))
+    arguments = ["--inputs", str(source), "--out", str(tmp_path / "out")]
+    status, stdout, stderr = run(*converted.arguments, *arguments)
+    assert status == 1, stderr
+    assert "b?: pyarrow writes no file whose name is not UTF-8; rename it" in stdout
+    shutil.copy(WRITTEN_BY_TENSORFLOW / "part-00002.tfrecords", source)
+    status, stdout, stderr = run(*converted.arguments, *arguments, "--lists")
+    assert status == 1, stderr
+    assert stdout.startswith("converted      1 file(s)")
 
 
 def test_two_conversions_at_once(converted, monkeypatch):

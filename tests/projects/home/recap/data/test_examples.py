@@ -1,7 +1,6 @@
 import itertools
 import json
 import struct
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from projects.home.recap.data.conversion_plan import features_of_schema
 from projects.home.recap.data.example_pb2 import Example
-from projects.home.recap.data.examples import ExampleFeature, read_blocks
+from projects.home.recap.data.examples import Absences, ExampleFeature, read_blocks
 from projects.home.recap.data.parquet import Column
 from projects.home.recap.data.tfrecords import RecordError, read_records
 from tests.projects.home.recap.data.test_tfrecords import WRITTEN_BY_TENSORFLOW
@@ -33,7 +32,7 @@ def read_by_tensorflow(name: str) -> dict[str, NDArray[Any]]:
 
 
 def columns(records: Iterable[bytes], features: list[ExampleFeature]) -> dict[str, NDArray[Any]]:
-    blocks = list(read_blocks(records, features, Counter()))
+    blocks = list(read_blocks(records, features, Absences()))
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
@@ -61,8 +60,9 @@ def test_rows_are_bit_for_bit_those_that_tensorflow_reads(name):
 
 def test_absent_features_stand_in_the_files():
     """What the test above is worth; and they are counted."""
-    missing: Counter[str] = Counter()
-    list(read_blocks(records_of(PARTS[1]), FEATURES, missing))
+    absences = Absences()
+    list(read_blocks(records_of(PARTS[1]), FEATURES, absences))
+    missing = absences.missing
     assert len(missing) == 11
     assert min(missing.values()) >= 5
     expected = read_by_tensorflow(PARTS[1])
@@ -72,7 +72,7 @@ def test_absent_features_stand_in_the_files():
 
 def test_many_rows_come_in_blocks():
     records = list(itertools.islice(itertools.cycle(records_of(PARTS[0])), 700))
-    blocks = [len(block["weight"]) for block in read_blocks(records, FEATURES, Counter())]
+    blocks = [len(block["weight"]) for block in read_blocks(records, FEATURES, Absences())]
     assert sum(blocks) == 700
     assert max(blocks) < 300
     weight = columns(records, FEATURES)["weight"]
@@ -86,7 +86,7 @@ def test_nothing_stays_from_a_row_of_the_block_before():
 
 
 def test_no_records():
-    assert list(read_blocks([], FEATURES, Counter())) == []
+    assert list(read_blocks([], FEATURES, Absences())) == []
 
 
 @pytest.mark.parametrize(

@@ -65,3 +65,14 @@ def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError) as caught:
         read_mask(str(path), 5, "here")
     assert str(caught.value) == f"here: {path} can't be read: No such file or directory (looked from {Path.cwd()})"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"{'descr':'|b1   \n", b"  {'descr'\n", b"{'descr': (1,2), 'fortran_order': 0, 'shape': 3}\n", b"(((((\n"],
+)
+def test_a_damaged_header(tmp_path, header):
+    path = tmp_path / "mask.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(ConfigError, match=rf"^here: {path}: .*; an \.npy file of 5 booleans"):
+        read_mask(str(path), 5, "here")

@@ -6,6 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common.reader.column import Column as ReadColumn
+from common.reader.files import matching_files
+from common.reader.parquet import ParquetTable
 from common.reader.vectors import with_lists
 from projects.home.recap.data.parquet import (
     TASKS,
@@ -152,3 +155,17 @@ def test_schema_json_names_features_and_labels_but_not_the_teacher(tmp_path):
         "meta__tweet_id": ("int64_list", 1),
         **dict.fromkeys(TASKS, ("int64_list", 1)),
     }
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_other_values_are_another_table_to_a_run_that_is_resumed(tmp_path, name):
+    """Of the same sizes and statistics: none of the vectors shrinks."""
+    columns = {"vector": ReadColumn("vector", width=3)}
+    arrays = rows(4)
+    found = set()
+    for change in (0, 0, 1):
+        arrays[name.name] = np.roll(arrays[name.name], change, axis=0)
+        with RecapWriter(tmp_path / "part.parquet", COLUMNS) as writer:
+            writer.write(arrays)
+        found.add(ParquetTable(matching_files(str(tmp_path)), columns).fingerprint)
+    assert len(found) == 2

@@ -40,6 +40,15 @@ def test_a_label_stays_where_all_came_within_the_window(impressed, engaged, stay
     assert rectified(np.array([0], np.int8), served, impressed, engaged, 3.0).tolist() == [0]
 
 
+@pytest.mark.parametrize(
+    ("served", "engaged", "stays"), [(SERVED, -(2**63), 1), (-1, 2**63 - 1, 0), (2**63 - 1, -5, 1)]
+)
+def test_times_at_the_ends_of_int64(served, engaged, stays):
+    """Such as pandas' NaT."""
+    served, engaged = np.array([[served], [engaged]])
+    assert rectified(np.array([1], np.int8), served, served, engaged, 3.0).tolist() == [stays]
+
+
 def test_rectifying_a_few_rows():
     labels = np.array([1, 1, 0, 1], np.int8)
     served = np.full(4, SERVED)

@@ -1,4 +1,4 @@
-"""Vectors of a fixed width in Parquet: as lists, which any tool reads, or as binary, which is read twice as fast.
+"""Vectors of a fixed width in Parquet: as lists, which any tool reads, or as binary, which is read faster.
 
 A binary vector is one fixed-size binary value a row, its numbers little-endian and one after the other; the field's
 metadata says of which dtype and how many. Nothing is decoded value by value, so that reading costs a decompression

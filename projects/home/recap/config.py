@@ -52,6 +52,12 @@ class RecapConfig(JobConfig):
             raise ValueError("; ".join(problems))
         return self
 
+    def data_sets(self) -> dict[str, RecapDataConfig]:
+        """By their paths in the configuration, the training data first."""
+        return {"train_data": self.train_data} | {
+            f"validation_data.{name}": partition for name, partition in self.validation_data.items()
+        }
+
     def identity(self) -> dict[str, Any]:
         """As the base's, less what training doesn't depend on: the weights of the score, what is measured, and how much
         data is held ready. With a digest of each mask file beside its path."""

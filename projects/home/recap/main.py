@@ -102,10 +102,8 @@ def _parse_args() -> argparse.Namespace:
 
 def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
     """The data sets by their path in the configuration; the training data first."""
-    data = {_TRAIN: config.train_data}
-    data |= {f"validation_data.{name}": partition for name, partition in config.validation_data.items()}
-    datasets = {}
-    for path, data_config in data.items():
+    datasets: dict[str, RecapDataset] = {}
+    for path, data_config in config.data_sets().items():
         check_batching(data_config, path, world_size_from_env())
         datasets[path] = RecapDataset.open(
             data_config,

@@ -216,7 +216,7 @@ class DatasetConfig(BaseConfig):
         1024, description="Of tf.data: an epoch of training is shuffled as a whole, an evaluation not at all."
     )
     map_num_parallel_calls: WithoutEffect[pydantic.PositiveInt] = pydantic.Field(
-        None, description="Of tf.data: threads that parse records."
+        None, description="Of tf.data: threads that parse records; decode_threads here."
     )
     interleave_num_parallel_calls: WithoutEffect[pydantic.PositiveInt] = pydantic.Field(
         None, description="Of tf.data: threads that read files."

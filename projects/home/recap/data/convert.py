@@ -126,8 +126,7 @@ def _what_to_convert(args: argparse.Namespace) -> tuple[str, Layout, _Dated | No
     if args.schema is not None:
         return args.inputs, Layout(features_of_schema(args.schema, args.float16), vectors), None
     config = load_config_from_yaml(RecapConfig, args.config, args.set or ())
-    data_sets = {"train_data": config.train_data}
-    data_sets |= {f"validation_data.{name}": partition for name, partition in config.validation_data.items()}
+    data_sets = config.data_sets()
     path = args.data_set or "train_data"
     if path not in data_sets:
         raise UserError(f"--data_set {path}: not in {args.config}, which has {', '.join(data_sets)}")

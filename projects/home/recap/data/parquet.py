@@ -215,17 +215,17 @@ class RecapWriter:
 
     def _open(self, first: pa.Table) -> pq.ParquetWriter:
         """The file, for row groups like the first."""
-        # Of whole vectors a dictionary saves nothing, and statistics would fill the footer.
-        plain = [field.name for field in self._schema if not pa.types.is_fixed_size_binary(field.type)]
-        compressed = [*plain, *(name for name in self._schema.names if name not in plain and _shrinks(first[name]))]
         paths = {name: f"{name}.list.element" if _is_list(first[name]) else name for name in self._schema.names}
+        compressed = [path for name, path in paths.items() if not _is_binary(first[name]) or _shrinks(first[name])]
+        # Of whole vectors a dictionary saves nothing, and statistics would fill the footer.
+        plain = [column.name for column in self._columns if column.width is None]
         return pq.ParquetWriter(
             self._partial,
             self._schema,
-            compression={path: "zstd" if name in compressed else "none" for name, path in paths.items()},
-            compression_level={paths[name]: 1 for name in compressed},
-            use_dictionary=[paths[name] for name in plain],
-            write_statistics=[paths[name] for name in plain],
+            compression={path: "zstd" if path in compressed else "none" for path in paths.values()},
+            compression_level=dict.fromkeys(compressed, 1),
+            use_dictionary=plain,
+            write_statistics=plain,
         )
 
     def _table(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> pa.Table:
@@ -240,6 +240,10 @@ class RecapWriter:
 
 def _is_list(column: pa.ChunkedArray) -> bool:
     return bool(pa.types.is_fixed_size_list(column.type))
+
+
+def _is_binary(column: pa.ChunkedArray) -> bool:
+    return bool(pa.types.is_fixed_size_binary(column.type))
 
 
 def _shrinks(column: pa.ChunkedArray) -> bool:

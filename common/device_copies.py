@@ -10,7 +10,8 @@ B = TypeVar("B", bound=Batch)
 
 
 class DeviceCopies:
-    """Copies batches to a device: to CUDA on a stream of its own, so that a copy runs beside the steps before it."""
+    """Copies batches to CUDA on a stream of its own, so that a copy runs beside the steps before it; on the CPU they stay
+    where they are."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -19,7 +20,7 @@ class DeviceCopies:
     def copy(self, batch: B) -> B:
         """The batch on the device, for use on the current stream; from page-locked memory without waiting."""
         if self._stream is None:
-            return batch.to(self._device)
+            return batch  # where it was made
         with torch.cuda.stream(self._stream):
             copied = batch.to(self._device, non_blocking=True)
         current = torch.cuda.current_stream(self._device)

@@ -10,15 +10,15 @@ B = TypeVar("B", bound=Batch)
 
 
 class DeviceCopies:
-    """Copies batches to CUDA on a stream of its own, so that a copy runs beside the steps before it; on the CPU they stay
-    where they are."""
+    """Copies batches to CUDA on a stream of its own, so that a copy runs beside the steps before it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def copy(self, batch: B) -> B:
-        """The batch on the device, for use on the current stream; from page-locked memory without waiting."""
+        """The batch on the device, for use on the current stream; from page-locked memory without waiting. On the CPU it
+        is the same batch."""
         if self._stream is None:
             return batch  # where it was made
         with torch.cuda.stream(self._stream):

@@ -17,8 +17,7 @@ class DeviceCopies:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def copy(self, batch: B) -> B:
-        """The batch on the device, for use on the current stream; from page-locked memory without waiting. On the CPU it
-        is the same batch."""
+        """The batch on the device, for use on the current stream; on the CPU it is the same batch."""
         if self._stream is None:
             return batch  # where it was made
         with torch.cuda.stream(self._stream):

@@ -6,6 +6,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from common.device import local_world_size_from_env
 from common.reader.column import Column
@@ -148,7 +149,9 @@ def _widths_told(features: Mapping[str, Feature]) -> str:
 
 
 def _column(feature: Feature, num_ids: Mapping[int, int] | None) -> Column:
-    keep = feature.keep if feature.positions is None else np.array(feature.positions, np.intp)
+    keep: int | NDArray[np.intp] | None = feature.keep if feature.keep < feature.width else None
+    if feature.positions is not None:
+        keep = np.array(feature.positions, np.intp)
     return Column(feature.column, feature.dtype, feature.width, keep, narrow=feature.narrow, num_ids=num_ids)
 
 

@@ -50,7 +50,7 @@ def find_last_step(config: TrainingConfig, reader: BatchReader[Any], progress: P
 
 def run_identity(config: JobConfig, reader: BatchReader[Any]) -> dict[str, Any]:
     """What makes a run this run, as JSON values: its checkpoints have it, a resume must find it unchanged."""
-    return config.identity() | {"training files, and a digest of their sizes": reader.fingerprint}
+    return config.identity() | {"training files": reader.fingerprint}
 
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

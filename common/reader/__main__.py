@@ -9,12 +9,12 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Never, Self
 
 import tqdm
 
 from common.logging import setup_logging
+from common.paths import user_path
 from common.program import ArgumentParser, run
 from common.reader.files import Files, matching_files
 from common.reader.inspection import inspect
@@ -96,7 +96,7 @@ class _Progress:
 def _sets(given: Sequence[str]) -> list[Files]:
     """A set of each pattern and directory, and one of all files, which a shell may have made of a pattern."""
     found = [matching_files(name) for name in given]
-    single = [files for files in found if files.paths == (Path(files.description).expanduser(),)]
+    single = [files for files in found if files.paths == (user_path(files.description),)]
     sets = [files for files in found if files not in single]
     if single:
         more = f" and {len(single) - 1:,} more" if len(single) > 1 else ""

@@ -6,8 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from common.paths import user_path
 from core.config.base_config import UserError
+
+UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
+"""What pyarrow raises where a file is no Parquet file, or damaged: the last of a column's name."""
 
 
 class DataError(UserError):

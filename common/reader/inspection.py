@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from common.reader import vectors
 from common.reader.column_statistics import ColumnStatistics
-from common.reader.files import Files
+from common.reader.files import UNREADABLE, Files
 
 # Findings that are kept; the others are counted.
 MOST_FINDINGS = 100
@@ -135,7 +135,7 @@ def inspect(files: Files, progress: Callable[[int], object] | None = None) -> In
         try:
             with pq.ParquetFile(path) as file:
                 _FileInspection(inspection, path, file).run(progress or (lambda _: None))
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last: of a column's name
+        except UNREADABLE as error:
             inspection.unreadable += 1
             inspection.refused.add(f"{path}: can't be read as Parquet: {error}")
     if inspection.num_rows == 0:
@@ -230,7 +230,7 @@ class _FileInspection:
         """
         try:
             values = self._file.read_row_group(group, columns=[name], use_threads=False).column(name)
-        except (OSError, pa.ArrowException) as error:
+        except UNREADABLE as error:
             self._refuse(f"row group {group}: column '{name}' can't be decoded: {error}")
             return None
         if len(values) != num_rows:

@@ -14,15 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.reader.column import Column, checked_values, numpy_dtype, stored_dtype
-from common.reader.files import DataError, Files
-
-UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
-"""What pyarrow raises where a file is no Parquet file, or damaged: the last of a column's name."""
+from common.reader.files import UNREADABLE, DataError, Files
 
 Stored = dict[str, NDArray[Any]]
 """Columns of a row group as they are stored, [rows] or [rows, width]."""
@@ -80,7 +76,11 @@ class ParquetTable:
             metadata = self._open(path)
             self._first_group.append(len(rows))
             rows.extend(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-            digest.update(f"{path.relative_to(folder)}\n".encode("utf-8", "surrogateescape") + _footer_bytes(path))
+            name = os.fsencode(path.relative_to(folder))
+            try:
+                digest.update(name + b"\n" + _footer_bytes(path))
+            except OSError as error:
+                raise DataError(f"{path}: can't be read: {error}") from error
         self.rows_per_group = np.asarray(rows, dtype=np.int64)
         self.num_rows = int(self.rows_per_group.sum())
         if self.num_rows == 0:

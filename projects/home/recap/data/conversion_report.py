@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Never
 
+import yaml
 from tqdm import tqdm
 
 from projects.home.recap.data.conversion import Layout, Plan
@@ -78,11 +79,9 @@ class Progress:
 def warn_of_absent_features(outcomes: Sequence[Outcome]) -> None:
     """Warns of features that no record has: the schema's name of it may be wrong."""
     rows = sum(outcome.rows for outcome in outcomes)
-    absences = [outcome.absences for outcome in outcomes]
-    missing = sum((of_file.missing for of_file in absences), Counter[str]())
-    absent = sorted(name for name, count in missing.items() if count == rows)
+    absent = sorted(name for name, count in _missing(outcomes).items() if count == rows)
     if absent:
-        unread = sorted(set[str]().union(*(of_file.unread for of_file in absences)))
+        unread = sorted(set[str]().union(*(outcome.absences.unread for outcome in outcomes)))
         logger.warning(
             "no record has %s: zeros are there. Is that its name in the records? Others that they have: %s",
             _listed(absent),
@@ -111,8 +110,8 @@ def report(
         size = _size_text(sum(outcome.output_size for outcome in good))
         speed = f"{seconds:.1f} s, {rows / seconds:,.0f} records/s"
         lines.append(f"converted      {len(good)} file(s), {rows:,} records, {size} of Parquet in {speed}")
-        missing = sum((outcome.absences.missing for outcome in good), Counter[str]())
-        lines += [f"  {name} missing in {count / rows:.1%} of them, 0 there" for name, count in missing.most_common()]
+        missing = _missing(good).most_common()
+        lines += [f"  {name} missing in {count / rows:.1%} of them, 0 there" for name, count in missing]
     if plan.finished:
         lines.append(f"done before    {len(plan.finished)} file(s)")
     if bad:
@@ -142,9 +141,15 @@ def _configuration(out: Path, plan: Plan, layout: Layout, dated_key: str | None)
     ]
 
 
+def _missing(outcomes: Sequence[Outcome]) -> Counter[str]:
+    """By name of a feature, how many records were without it."""
+    return sum((outcome.absences.missing for outcome in outcomes), Counter())
+
+
 def _yaml(text: str) -> str:
-    """In quotes where YAML, or the substitution of variables, would take it for something else."""
-    return text if re.fullmatch(r"[\w./~*-]+", text) else json.dumps(text.replace("$", "$$"), ensure_ascii=False)
+    """In quotes where YAML, or the substitution of variables, could take it for something else, such as 2023 or no."""
+    is_plain = re.fullmatch(r"[A-Za-z_./][\w./*-]*", text) and yaml.safe_load(text) == text
+    return text if is_plain else json.dumps(text.replace("$", "$$"), ensure_ascii=False)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -58,6 +58,14 @@ def test_the_lines_for_the_configuration_name_the_files_whatever_the_directory_i
     assert config.seg_dense_schema == {"schema_path": str(out / "schema.json")}
 
 
+@pytest.mark.parametrize("name", ["out", "2023", "2023/01", ".5", "no", "null", "*", "-", "a b"])
+def test_they_are_yaml_of_a_string(name, tmp_path):
+    text = report(Path(name), Plan([], [Path(name) / "a.parquet"], []), Layout([]), [], 1.0, None)
+    path = tmp_path / "lines.yaml"
+    path.write_text("\n".join(text.splitlines()[-2:]))
+    assert load_config_from_yaml(Lines, path).inputs == name
+
+
 def test_where_nothing_was_made_there_is_nothing_to_configure():
     lines = report(Path("out"), Plan([], [], []), Layout([]), [Outcome(0, 0, Absences(), "x: bad")], 1.0, None)
     assert lines == "not converted  1 file(s)\n  x: bad\n"

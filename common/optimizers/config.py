@@ -1,6 +1,7 @@
-"""Configuration of learning rates."""
+"""Configuration of optimizers and learning rates."""
 
 import itertools
+from typing import Annotated
 
 import pydantic
 
@@ -71,3 +72,72 @@ class LearningRate(BaseConfig):
     piecewise_constant: PiecewiseConstant | None = pydantic.Field(
         None, json_schema_extra={"one_of": "lr"}, description="Steps of a staircase."
     )
+
+
+class OptimizerAlgorithmConfig(BaseConfig):
+    """Base of the optimizers."""
+
+    lr: pydantic.NonNegativeFloat | None = pydantic.Field(
+        None, description="Learning rate at every step; learning_rate, beside the optimizer, overrides it."
+    )
+
+
+class AdamConfig(OptimizerAlgorithmConfig):
+    """Adam (arXiv 1412.6980)."""
+
+    betas: list[Annotated[float, pydantic.Field(ge=0, lt=1)]] = pydantic.Field(
+        [0.9, 0.999], min_length=2, max_length=2, description="Decay of the first and of the second moment."
+    )
+    eps: pydantic.PositiveFloat = pydantic.Field(1e-7, description="Added to the root of the second moment.")
+
+
+class SgdConfig(OptimizerAlgorithmConfig):
+    """Stochastic gradient descent."""
+
+    momentum: float = pydantic.Field(0.0, ge=0, lt=1, description="Share of the last update in the next.")
+
+
+class AdagradConfig(OptimizerAlgorithmConfig):
+    """Adagrad (JMLR 12, 2011, p. 2121)."""
+
+    eps: pydantic.PositiveFloat = pydantic.Field(
+        1e-10, description="Added to the root of the sum of squared gradients; 0 would divide 0 by 0."
+    )
+
+
+class OptimizerConfig(BaseConfig):
+    """An optimizer and its learning rate; exactly one of the optimizers."""
+
+    learning_rate: LearningRate | None = pydantic.Field(
+        None, description="Learning rate as a function of the step; null: the optimizer's lr."
+    )
+    adam: AdamConfig | None = pydantic.Field(None, json_schema_extra={"one_of": "optimizer"}, description="Adam.")
+    sgd: SgdConfig | None = pydantic.Field(
+        None, json_schema_extra={"one_of": "optimizer"}, description="Stochastic gradient descent."
+    )
+    adagrad: AdagradConfig | None = pydantic.Field(
+        None, json_schema_extra={"one_of": "optimizer"}, description="Adagrad."
+    )
+    row_wise_adagrad: AdagradConfig | None = pydantic.Field(
+        None,
+        json_schema_extra={"one_of": "optimizer"},
+        description="Adagrad with one sum for a row, of the mean of its squared gradients: of embedding tables only.",
+    )
+
+    @property
+    def algorithm(self) -> OptimizerAlgorithmConfig:
+        """The one that is set."""
+        chosen = self.adam or self.sgd or self.adagrad or self.row_wise_adagrad
+        assert chosen is not None
+        return chosen
+
+    @property
+    def rate(self) -> LearningRate:
+        """learning_rate, or the optimizer's own."""
+        return self.learning_rate or LearningRate(constant=self.algorithm.lr)
+
+    @pydantic.model_validator(mode="after")
+    def _has_a_rate(self) -> "OptimizerConfig":
+        if self.learning_rate is None and self.algorithm.lr is None:
+            raise ValueError("no learning rate: give learning_rate, or lr to the optimizer")
+        return self

@@ -1,0 +1,103 @@
+"""Configuration of TwHIN's model."""
+
+from typing import Literal
+
+import pydantic
+
+from common.modules.embedding.config import EmbeddingBagConfig, LargeEmbeddingsConfig
+from common.optimizers.config import OptimizerConfig
+from core.config.base_config import BaseConfig
+
+Operator = Literal["identity", "translation", "diagonal", "linear", "complex_diagonal"]
+"""What a relation does to an embedding (docs/twhin.md has the formulas)."""
+
+
+class Relation(BaseConfig):
+    """A type of edges; its id in the data is its position in the list."""
+
+    name: str = pydantic.Field(min_length=1, description="Name of the relation.")
+    lhs: str = pydantic.Field(description="Table of the edges' left entities.")
+    rhs: str = pydantic.Field(description="Table of the edges' right entities.")
+    operator: Operator = pydantic.Field(
+        "translation", description="What the relation does to an embedding before the comparison."
+    )
+
+
+class RegularizationConfig(BaseConfig):
+    """A penalty on the embeddings of the edges' entities, a mean over edges; at most one."""
+
+    n3: pydantic.PositiveFloat | None = pydantic.Field(
+        None,
+        json_schema_extra={"at_most_one_of": "penalty"},
+        description="Weight of the sum of cubed absolute values (arXiv 1806.07297), of moduli for complex_diagonal.",
+    )
+    l2: pydantic.PositiveFloat | None = pydantic.Field(
+        None, json_schema_extra={"at_most_one_of": "penalty"}, description="Weight of the sum of squares."
+    )
+
+
+class TwhinEmbeddingsConfig(LargeEmbeddingsConfig):
+    """The embeddings of entities."""
+
+
+class TwhinModelConfig(BaseConfig):
+    """Embeddings of typed entities, compared through the relations between them."""
+
+    embeddings: TwhinEmbeddingsConfig = pydantic.Field(description="A table for each type of entities.")
+    relations: list[Relation] = pydantic.Field(
+        min_length=1, description="The types of edges, in the order of their ids."
+    )
+    operator_sides: Literal["both", "lhs", "rhs"] = pydantic.Field(
+        "both",
+        description="both: each relation has two operators, one applied to left entities when right ones are ranked "
+        "and one for the other direction. lhs or rhs: one operator, applied to that side always.",
+    )
+    comparator: Literal["dot", "cos", "l2"] = pydantic.Field(
+        "dot", description="How two embeddings are compared: dot product, cosine, or the negative distance."
+    )
+    loss: Literal["logistic", "softmax", "margin"] = pydantic.Field(
+        "logistic", description="Of an edge's score against those of its negatives."
+    )
+    margin: pydantic.PositiveFloat = pydantic.Field(
+        0.1, description="Of loss: margin: by how much an edge is to score above its negatives."
+    )
+    regularization: RegularizationConfig = pydantic.Field(
+        RegularizationConfig(), description="A penalty on embeddings."
+    )
+    translation_optimizer: OptimizerConfig = pydantic.Field(description="What updates the relations' operators.")
+
+    @pydantic.model_validator(mode="after")
+    def _relations_fit(self) -> "TwhinModelConfig":
+        tables = self.tables
+        problems = []
+        names = [relation.name for relation in self.relations]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            problems.append(f"several relations are called {', '.join(twice)}; names must differ")
+        for relation in self.relations:
+            if unknown := sorted({relation.lhs, relation.rhs} - tables.keys()):
+                problems.append(f"the relation {relation.name} is of {', '.join(unknown)}, which is no table")
+                continue
+            lhs, rhs = tables[relation.lhs].embedding_dim, tables[relation.rhs].embedding_dim
+            if lhs != rhs:
+                problems.append(
+                    f"the relation {relation.name} compares {relation.lhs} of embedding_dim {lhs} with {relation.rhs} "
+                    f"of {rhs}; make them equal"
+                )
+            elif relation.operator == "complex_diagonal" and lhs % 2:
+                problems.append(
+                    f"the relation {relation.name}: complex_diagonal takes an even embedding_dim (half real, half "
+                    f"imaginary), {lhs} given"
+                )
+        used = {table for relation in self.relations for table in (relation.lhs, relation.rhs)}
+        if unused := [name for name in tables if name not in used]:
+            problems.append(f"no relation uses the table {', '.join(unused)}; remove it, or add a relation")
+        if self.translation_optimizer.row_wise_adagrad is not None:
+            problems.append("translation_optimizer: row_wise_adagrad is for tables; use adagrad")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def tables(self) -> dict[str, EmbeddingBagConfig]:
+        """By name."""
+        return {table.name: table for table in self.embeddings.tables}

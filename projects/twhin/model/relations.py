@@ -17,7 +17,8 @@ class Segment:
     """Relations whose edges are computed together: of one pair of tables and one operator.
 
     Where a relation's operator is applied to one side always (operator_sides: lhs or rhs), candidates go through it,
-    each relation's through its own: then every relation is a segment.
+    each relation's through its own: then every relation is a segment. So is each with a linear operator, a matrix
+    product of its own.
     """
 
     lhs: str
@@ -44,7 +45,7 @@ class Relations:
         """Rows of each relation's table on that side."""
         groups: dict[tuple[object, ...], list[int]] = {}
         for index, relation in enumerate(config.relations):
-            own = (index,) if config.operator_sides != "both" else ()
+            own = (index,) if config.operator_sides != "both" or relation.operator == "linear" else ()
             groups.setdefault((relation.lhs, relation.rhs, relation.operator, *own), []).append(index)
         self.segments = tuple(
             Segment(first.lhs, first.rhs, first.operator, tuple(group))

@@ -1,0 +1,158 @@
+"""A small model of two tables and batches for it, and what they are to score, written as loops over edges."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.modules.embedding.config import EmbeddingBagConfig
+from common.optimizers.config import OptimizerConfig, SgdConfig
+from projects.twhin.data.batch import EdgeBatch
+from projects.twhin.model.config import Operator, Relation, TwhinEmbeddingsConfig, TwhinModelConfig
+from projects.twhin.model.relations import Relations, Side
+from projects.twhin.model.scorer import EdgeScorer
+
+SGD = OptimizerConfig(sgd=SgdConfig(lr=0.1))
+OPERATORS: tuple[Operator, ...] = ("identity", "translation", "diagonal", "linear", "complex_diagonal")
+Array = NDArray[np.float64]
+
+
+def relation(name: str, lhs: str, rhs: str, operator: Operator) -> Relation:
+    return Relation(name=name, lhs=lhs, rhs=rhs, operator=operator)
+
+
+MIXED = (
+    relation("follow", "user", "user", "translation"),
+    relation("fav", "user", "tweet", "diagonal"),
+    relation("reply", "user", "tweet", "diagonal"),
+    relation("by", "tweet", "user", "complex_diagonal"),
+    relation("same", "tweet", "tweet", "linear"),
+    relation("near", "tweet", "tweet", "linear"),
+    relation("block", "user", "user", "identity"),
+    relation("mute", "user", "user", "translation"),
+)
+"""All operators, tables shared by relations that aren't neighbours, segments of several relations."""
+
+
+def model_config(relations: Sequence[Relation] = MIXED, dim: int = 6, **fields: Any) -> TwhinModelConfig:
+    """Of 11 users and 7 tweets."""
+    used = {table for each in relations for table in (each.lhs, each.rhs)}
+    tables = [
+        EmbeddingBagConfig(name=name, num_embeddings=rows, embedding_dim=dim, optimizer=SGD)
+        for name, rows in {"user": 11, "tweet": 7}.items()
+        if name in used
+    ]
+    return TwhinModelConfig(
+        embeddings=TwhinEmbeddingsConfig(tables=tables),
+        relations=list(relations),
+        translation_optimizer=SGD,
+        **fields,
+    )
+
+
+def edge_batch(relations: Relations, edges: Sequence[tuple[int, int, int]], weights: Sequence[float] = ()) -> EdgeBatch:
+    """Of edges (lhs, rel, rhs), sorted as a reader sorts them."""
+    order = sorted(range(len(edges)), key=lambda edge: relations.segment_of[edges[edge][1]])
+    lhs, rel, rhs = torch.tensor([edges[edge] for edge in order], dtype=torch.int64).reshape(-1, 3).unbind(1)
+    segments = [int(relations.segment_of[edge[1]]) for edge in edges]
+    return EdgeBatch(
+        lhs,
+        rel,
+        rhs,
+        torch.tensor([weights[edge] if weights else 1.0 for edge in order]),
+        tuple(segments.count(segment) for segment in range(len(relations.segments))),
+    )
+
+
+def random_edges(config: TwhinModelConfig, count: int, seed: int = 0) -> list[tuple[int, int, int]]:
+    """Over all relations but the last, which has none."""
+    random = np.random.default_rng(seed)
+    tables = config.tables
+    edges = []
+    for _ in range(count):
+        rel = int(random.integers(max(len(config.relations) - 1, 1)))
+        its = config.relations[rel]
+        lhs, rhs = (int(random.integers(tables[table].num_embeddings)) for table in (its.lhs, its.rhs))
+        edges.append((lhs, rel, rhs))
+    return edges
+
+
+def scorer_of(config: TwhinModelConfig, seed: int = 0) -> EdgeScorer:
+    """In float64, with parameters that aren't the identity's."""
+    scorer = EdgeScorer(config, Relations(config)).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in scorer.parameters():
+            parameter.normal_(generator=generator)
+    return scorer
+
+
+def table_rows(config: TwhinModelConfig, seed: int = 1) -> dict[str, torch.Tensor]:
+    """A whole table each, float64, that can get gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(
+            table.num_embeddings, table.embedding_dim, generator=generator, dtype=torch.float64
+        ).requires_grad_()
+        for name, table in config.tables.items()
+    }
+
+
+# --- The truth. ---
+
+
+def parameter_of(scorer: EdgeScorer, config: TwhinModelConfig, side: str, rel: int) -> Array | None:
+    """The relation's own parameter of the operator that is applied to `side`."""
+    its = config.relations[rel]
+    if its.operator == "identity":
+        return None
+    alike = [index for index, other in enumerate(config.relations) if other.operator == its.operator]
+    weight = scorer.get_parameter(f"operators.{side}.{its.operator}_{config.tables[its.lhs].embedding_dim}.weight")
+    array: Array = weight.detach().numpy()[alike.index(rel)]
+    return array
+
+
+def transformed(operator: Operator, x: Array, parameter: Array | None) -> Array:
+    if parameter is None:
+        return x
+    match operator:
+        case "translation":
+            return x + parameter
+        case "diagonal":
+            return x * parameter
+        case "linear":
+            return np.array([sum(w * v for w, v in zip(row, x, strict=True)) for row in parameter])
+        case _:
+            half = len(x) // 2
+            product = (x[:half] + 1j * x[half:]) * (parameter[:half] + 1j * parameter[half:])
+            return np.concatenate([product.real, product.imag])
+
+
+def compared(comparator: Literal["dot", "cos", "l2"], a: Array, b: Array) -> float:
+    match comparator:
+        case "dot":
+            return float(np.dot(a, b))
+        case "cos":
+            return float(np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
+        case "l2":
+            return -float(np.linalg.norm(a - b))
+
+
+def score(
+    config: TwhinModelConfig,
+    scorer: EdgeScorer,
+    tables: Mapping[str, torch.Tensor],
+    edge: tuple[int, int, int],
+    ranked: Side,
+) -> float:
+    """Of an edge (lhs, rel, rhs), where its entity on the side `ranked` is ranked among others."""
+    lhs_id, rel, rhs_id = edge
+    its = config.relations[rel]
+    lhs, rhs = tables[its.lhs][lhs_id].detach().numpy(), tables[its.rhs][rhs_id].detach().numpy()
+    changed = {"both": {"lhs": "rhs", "rhs": "lhs"}[ranked]}.get(config.operator_sides, config.operator_sides)
+    parameter = parameter_of(scorer, config, changed, rel)
+    if changed == "lhs":
+        return compared(config.comparator, transformed(its.operator, lhs, parameter), rhs)
+    return compared(config.comparator, lhs, transformed(its.operator, rhs, parameter))

@@ -131,7 +131,7 @@ def checked_values(chunks: pa.ChunkedArray, field: pa.Field, column: Column, pla
     array = chunks.combine_chunks() if chunks.num_chunks != 1 else chunks.chunk(0)
     if array.null_count:
         row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise DataError(_bad_value(place, column, row, "null found, every row needs a value"))
+        raise DataError(bad_value(place, column, row, "null found, every row needs a value"))
     if pa.types.is_fixed_size_binary(array.type):
         numbers = to_numpy(array, binary_vectors(field))
     else:
@@ -152,11 +152,11 @@ def _numbers(array: pa.Array, column: Column, place: str) -> NDArray[Any]:
             if (lengths != column.width).any():
                 row = int(np.flatnonzero(lengths != column.width)[0])
                 problem = f"a list of {lengths[row]} values found, {column.width} expected"
-                raise DataError(_bad_value(place, column, row, problem))
+                raise DataError(bad_value(place, column, row, problem))
         values = array.flatten()
     if values.null_count:
         row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]) // (column.width or 1)
-        raise DataError(_bad_value(place, column, row, "a null among its values, every value is needed"))
+        raise DataError(bad_value(place, column, row, "a null among its values, every value is needed"))
     numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False)
     return numbers if column.width is None else numbers.reshape(-1, column.width)
 
@@ -176,7 +176,7 @@ def _check_values(numbers: NDArray[Any], column: Column, place: str) -> None:
         return
     if not good.all():
         index = tuple(np.argwhere(~good)[0])
-        raise DataError(_bad_value(place, column, int(index[0]), f"{numbers[index]} found, {allowed}"))
+        raise DataError(bad_value(place, column, int(index[0]), f"{numbers[index]} found, {allowed}"))
 
 
 def _check_ids(numbers: NDArray[Any], column: Column, place: str) -> None:
@@ -186,7 +186,7 @@ def _check_ids(numbers: NDArray[Any], column: Column, place: str) -> None:
         if not good.all():
             row = int(np.flatnonzero(~good)[0])
             problem = f"{ids[row]} found at position {position}, ids from 0 to {num_ids - 1} can be looked up"
-            raise DataError(_bad_value(place, column, row, problem))
+            raise DataError(bad_value(place, column, row, problem))
 
 
 def _check_narrow(numbers: NDArray[Any], column: Column, place: str) -> None:
@@ -196,10 +196,11 @@ def _check_narrow(numbers: NDArray[Any], column: Column, place: str) -> None:
             kept = numbers[:, : column.keep] if isinstance(column.keep, int) else numbers[:, column.keep]
         if (misfit := first_misfit(kept, column.narrow)) is not None:
             row, problem = misfit
-            raise DataError(_bad_value(place, column, row, problem))
+            raise DataError(bad_value(place, column, row, problem))
 
 
-def _bad_value(place: str, column: Column, row: int, problem: str) -> str:
+def bad_value(place: str, column: Column, row: int, problem: str) -> str:
+    """The message about a value in a row of a row group, which `place` tells."""
     position = "" if column.position is None else f", position {column.position}"
     return f"{place}, row {row} (both counted from 0): column '{column.name}'{position}: {problem}"
 

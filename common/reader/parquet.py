@@ -17,11 +17,20 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from common.reader.column import Column, checked_values, numpy_dtype, stored_dtype
+from common.reader.column import Column, bad_value, checked_values, numpy_dtype, stored_dtype
 from common.reader.files import UNREADABLE, DataError, Files
 
 Stored = dict[str, NDArray[Any]]
 """Columns of a row group as they are stored, [rows] or [rows, width]."""
+
+
+class BadValue(NamedTuple):
+    """A mistake in the column that has this key, and what is wrong there."""
+
+    key: str
+    row: int
+    problem: str
+
 
 # Footers that are kept: of a file with thousands of row groups it takes longer to read one than to decode a row group.
 _FOOTERS = 64
@@ -43,6 +52,8 @@ class ParquetTable:
         files: Files,
         columns: Mapping[str, Column],
         *,
+        rows: Callable[[int], range] | None = None,
+        check: Callable[[Stored], BadValue | None] | None = None,
         prepare: Callable[[Stored], Stored] | None = None,
         cache: bool = False,
     ) -> None:
@@ -51,6 +62,10 @@ class ParquetTable:
         Args:
           files: what to read.
           columns: what to read, by the name that it gets.
+          rows: makes of the number of rows in all files the range of those that the table has, in steps of 1, at least
+            one; row groups outside are not decoded. None: all.
+          check: looks for a mistake that takes more than one column to see in the columns of a row group, all of its
+            rows, [rows] or [rows, num_read]; it may not change them.
           prepare: makes of a row group's columns those that batches are made of; it may add, replace and remove, but
             not change the arrays it is given.
           cache: keep what was decoded in memory.
@@ -61,6 +76,7 @@ class ParquetTable:
         self.inputs = files.description
         self.columns: Mapping[str, Column] = dict(columns)
         self._paths = files.paths
+        self._check = check
         self._prepare = prepare
         self._cache: dict[int, Stored] | None = {} if cache else None
         self._footer = functools.lru_cache(maxsize=_FOOTERS)(pq.read_metadata)
@@ -69,24 +85,36 @@ class ParquetTable:
         self._dtypes: dict[str, np.dtype[Any]] = {}
         self.column_names: set[str] = set()
         """Of all columns of the files."""
-        rows: list[int] = []
+        in_files: list[int] = []
         digest = hashlib.blake2b(digest_size=16)
         folder = os.path.commonpath([path.parent for path in self._paths])
         for path in self._paths:
             metadata = self._open(path)
-            self._first_group.append(len(rows))
-            rows.extend(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+            self._first_group.append(len(in_files))
+            in_files.extend(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
             name = os.fsencode(path.relative_to(folder))
             try:
                 digest.update(name + b"\n" + _footer_bytes(path))
             except OSError as error:
                 raise DataError(f"{path}: can't be read: {error}") from error
-        self.rows_per_group = np.asarray(rows, dtype=np.int64)
-        self.num_rows = int(self.rows_per_group.sum())
-        if self.num_rows == 0:
+        ends = np.cumsum(np.asarray(in_files, dtype=np.int64))
+        num_rows = int(ends[-1]) if len(ends) else 0
+        if num_rows == 0:
             raise DataError(f"{self.inputs}: {len(self._paths)} file(s), but not one row")
         # Footers tell sizes, statistics, and of our own files a digest of their values.
-        self.fingerprint = f"{len(self._paths)} files, {self.num_rows} rows, {digest.hexdigest()}"
+        self.fingerprint = f"{len(self._paths)} files, {num_rows} rows, {digest.hexdigest()}"
+        chosen = range(num_rows) if rows is None else rows(num_rows)
+        starts = ends - in_files
+        first, last = 0, len(in_files)
+        if chosen != range(num_rows):
+            first = int(np.searchsorted(ends, chosen.start, "right"))
+            last = int(np.searchsorted(starts, chosen.stop))
+            self.fingerprint += f", of these {chosen.start} to {chosen.stop - 1}"
+        self.rows_per_group = (np.minimum(ends, chosen.stop) - np.maximum(starts, chosen.start))[first:last]
+        self.num_rows = len(chosen)
+        self._groups_before = first
+        # Of the first row group; that rows of the last are left out, their number tells.
+        self._rows_before = chosen.start - int(starts[first])
 
     @property
     def num_files(self) -> int:
@@ -110,7 +138,9 @@ class ParquetTable:
         """
         if self._cache is not None and group in self._cache:
             return self._cache[group]
-        stored = self._decode(group)
+        stored = self._decode(group + self._groups_before)
+        begin = self._rows_before if group == 0 else 0
+        stored = {key: numbers[begin : begin + self.rows_per_group[group]] for key, numbers in stored.items()}
         if self._prepare is not None:
             stored = self._prepare(stored)
         if self._cache is not None:
@@ -118,6 +148,7 @@ class ParquetTable:
         return stored
 
     def _decode(self, group: int) -> Stored:
+        """All rows of a row group of the files."""
         file_index = bisect.bisect_right(self._first_group, group) - 1
         path = self._paths[file_index]
         group_in_file = group - self._first_group[file_index]
@@ -136,7 +167,10 @@ class ParquetTable:
             for key, c in self.columns.items()
         }
         with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, which models treat as missing
-            return {key: numbers.astype(self._dtypes[key], copy=False) for key, numbers in stored.items()}
+            stored = {key: numbers.astype(self._dtypes[key], copy=False) for key, numbers in stored.items()}
+        if self._check is not None and (bad := self._check(stored)) is not None:
+            raise DataError(bad_value(place, self.columns[bad.key], bad.row, bad.problem))
+        return stored
 
     def _open(self, path: Path) -> pq.FileMetaData:
         try:

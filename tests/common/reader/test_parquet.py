@@ -11,7 +11,7 @@ import torch
 from common.batch import Batch
 from common.reader.column import Column, checked_values
 from common.reader.files import DataError, matching_files
-from common.reader.parquet import ParquetTable
+from common.reader.parquet import BadValue, ParquetTable, Stored
 from common.reader.reader import BatchReader, Columns
 
 VECTORS = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0], [10.0, 11.0, 12.0]]
@@ -89,6 +89,49 @@ def test_fingerprint_tells_other_data_not_another_place(tmp_path):
     fewer_rows = fingerprint("3", "a.parquet", 8, 4)
     other_groups = fingerprint("4", "a.parquet", 9, 3)
     assert len({first, other_name, fewer_rows, other_groups}) == 4
+
+
+@pytest.fixture
+def three_files(tmp_path: Path) -> Path:
+    """Rows 0 to 9, an empty row group, and rows 10 to 14; in row groups of 4."""
+    write(tmp_path / "a.parquet", {"x": list(range(10))}, row_group_size=4)
+    write(tmp_path / "b.parquet", {"x": pa.array([], pa.int64())})
+    write(tmp_path / "c.parquet", {"x": list(range(10, 15))}, row_group_size=4)
+    return tmp_path
+
+
+def ranged(folder: Path, rows: range | None) -> ParquetTable:
+    files = matching_files(str(folder))
+    return ParquetTable(files, {"x": Column("x")}, rows=None if rows is None else lambda _: rows)
+
+
+def test_a_range_of_rows(three_files):
+    for start in range(15):
+        for stop in range(start + 1, 16):
+            chosen = range(start, stop)
+            table = ranged(three_files, chosen)
+            groups = [table.decode(group)["x"].tolist() for group in range(len(table.rows_per_group))]
+            assert [row for group in groups for row in group] == list(chosen)
+            assert [len(group) for group in groups] == table.rows_per_group.tolist()
+            assert table.num_rows == len(chosen)
+            # No row group outside is there: of 0-3, 4-7, 8-9, 10-13 and 14.
+            assert len([group for group in groups if group]) == len(set(np.digitize(chosen, [4, 8, 10, 14])))
+            assert groups[0]
+            assert groups[-1]
+
+
+def test_row_groups_outside_a_range_are_not_decoded(tmp_path):
+    path = write(tmp_path / "a.parquet", {"x": [5, 0, 0, 1, 1, 5]})
+    label = {"x": Column("x", torch.int64, values="label")}
+    table = ParquetTable(matching_files(str(path)), label, rows=lambda num_rows: range(2, num_rows - 2))
+    assert table.decode(0)["x"].tolist() == [0, 1]
+    assert len(table.rows_per_group) == 1
+
+
+def test_the_fingerprint_tells_the_range(three_files):
+    assert ranged(three_files, range(15)).fingerprint == ranged(three_files, None).fingerprint
+    ranges = (None, range(14), range(1, 15), range(1, 14))
+    assert len({ranged(three_files, rows).fingerprint for rows in ranges}) == 4
 
 
 # What metadata shows: refused when a table is opened.
@@ -342,6 +385,21 @@ def test_the_first_bad_row_is_told(tmp_path):
     assert "row group 0, row 2 (both counted from 0): column 'x': 5 found" in error_of(
         path, Column("x", torch.int8, values="label")
     )
+
+
+def test_a_check_of_several_columns_is_told_with_its_place(tmp_path):
+    def check(stored: Stored) -> BadValue | None:
+        (misfits,) = np.nonzero(stored["low"] > stored["high"])
+        return BadValue("low", int(misfits[0]), f"{stored['low'][misfits[0]]} found") if len(misfits) else None
+
+    path = write(tmp_path / "a.parquet", {"from": [1, 2, 3, 9], "to": [1, 3, 4, 5]})
+    columns = {"low": Column("from", torch.int64), "high": Column("to", torch.int64)}
+    # The second row of the row group: rows are counted in it, whatever range is read.
+    table = ParquetTable(matching_files(str(path)), columns, check=check, rows=lambda num_rows: range(1, num_rows))
+    assert table.decode(0)["low"].tolist() == [2]
+    with pytest.raises(DataError) as caught:
+        table.decode(1)
+    assert str(caught.value) == f"{path}: row group 1, row 1 (both counted from 0): column 'from': 9 found"
 
 
 def test_only_the_row_group_at_hand_is_checked(tmp_path):

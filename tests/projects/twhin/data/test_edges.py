@@ -1,0 +1,219 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from common.reader.files import DataError
+from core.config.base_config import ConfigError
+from projects.twhin.data.batch import EdgeBatch
+from projects.twhin.data.config import TwhinDataConfig
+from projects.twhin.data.edges import EdgeDataset, check_batching
+from projects.twhin.model.config import TwhinModelConfig
+from projects.twhin.model.relations import Relations
+
+USERS, TWEETS = 900, 500
+
+
+def relations(operator_sides: str = "both") -> Relations:
+    """Of two segments, 0 and 2 (users to tweets), and 1 (users to users); of three with operators on one side."""
+    adagrad: dict[str, Any] = {"adagrad": {}, "learning_rate": {"constant": 0.1}}
+    tables = [
+        {"name": name, "num_embeddings": rows, "embedding_dim": 4, "optimizer": adagrad}
+        for name, rows in (("user", USERS), ("tweet", TWEETS))
+    ]
+    pairs = {"fav": ("user", "tweet"), "follow": ("user", "user"), "reply": ("user", "tweet")}
+    return Relations(
+        TwhinModelConfig.model_validate(
+            {
+                "embeddings": {"tables": tables},
+                "relations": [{"name": name, "lhs": lhs, "rhs": rhs} for name, (lhs, rhs) in pairs.items()],
+                "operator_sides": operator_sides,
+                "translation_optimizer": adagrad,
+            }
+        )
+    )
+
+
+def make_edges(count: int, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(seed)
+    columns = {"lhs": rng.integers(USERS, size=count), "rel": rng.integers(3, size=count)}
+    return columns | {"rhs": rng.integers(TWEETS, size=count)}
+
+
+def write(path: Path, columns: dict[str, Any], row_group_size: int = 20) -> Path:
+    pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
+    return path
+
+
+def config(path: Path, **changes: Any) -> TwhinDataConfig:
+    values = {"data_root": str(path), "global_batch_size": 16, "lanes": 4}
+    return TwhinDataConfig.model_validate(values | changes)
+
+
+def opened(path: Path, **changes: Any) -> EdgeDataset:
+    return EdgeDataset.open(config(path, **changes), relations(), "train_data")
+
+
+def real(batches: list[EdgeBatch]) -> list[tuple[int, int, int]]:
+    """All edges that are no filling."""
+    columns = [torch.stack([batch.lhs, batch.rel, batch.rhs], 1)[batch.weights == 1] for batch in batches]
+    return [(int(lhs), int(rel), int(rhs)) for lhs, rel, rhs in torch.cat(columns).tolist()]
+
+
+def evaluated(dataset: EdgeDataset, ranks: int = 1) -> list[EdgeBatch]:
+    return [placed.batch for rank in range(ranks) for placed in dataset.reader(rank, ranks).evaluate()]
+
+
+@pytest.mark.parametrize("operator_sides", ["both", "lhs"])
+def test_batches_are_sorted_by_segment_and_stably(tmp_path, operator_sides):
+    path = write(tmp_path / "a.parquet", columns := make_edges(64))
+    dataset = EdgeDataset.open(config(path, lanes=1), relations(operator_sides), "train_data")
+    stored = list(zip(*(column.tolist() for column in columns.values()), strict=True))
+    for index, batch in enumerate(evaluated(dataset)):
+        segment = {"both": {0: 0, 2: 0, 1: 1}, "lhs": {0: 0, 1: 1, 2: 2}}[operator_sides]
+        own = stored[16 * index : 16 * index + 16]
+        assert real([batch]) == sorted(own, key=lambda edge: segment[edge[1]])
+        sizes = [sum(segment[rel] == number for _, rel, _ in own) for number in sorted(set(segment.values()))]
+        assert batch.segment_sizes == tuple(sizes)
+        assert all(type(size) is int for size in batch.segment_sizes)
+        assert {batch.lhs.dtype, batch.rel.dtype, batch.rhs.dtype} == {torch.int64}
+        assert batch.weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_edge_is_evaluated_once_and_filling_weighs_nothing(tmp_path, ranks):
+    path = write(tmp_path / "a.parquet", columns := make_edges(70))
+    batches = evaluated(opened(path), ranks)
+    assert sorted(real(batches)) == sorted(zip(*(column.tolist() for column in columns.values()), strict=True))
+    filling = torch.cat([torch.stack([b.lhs, b.rel, b.rhs], 1)[b.weights == 0] for b in batches])
+    assert len(filling) == 80 - 70
+    assert not filling.any()
+    assert all(sum(batch.segment_sizes) == batch.batch_size == 16 // ranks for batch in batches)
+
+
+def test_training_sees_every_edge_once_an_epoch_in_batches_of_a_process_or_of_all(tmp_path):
+    path = write(tmp_path / "a.parquet", columns := make_edges(64))
+    expected = sorted(zip(*(column.tolist() for column in columns.values()), strict=True))
+    for changes in ({}, {"global_batch_size": None, "per_replica_batch_size": 8, "lanes": None}):
+        dataset = opened(path, **changes)
+        batches = [placed.batch for rank in range(2) for placed in dataset.reader(rank, 2).train(seed=1)]
+        assert {batch.batch_size for batch in batches} == {8}
+        assert sorted(real(batches)) == expected
+
+
+@pytest.mark.parametrize(("offset", "limit"), [(None, 33), (21, None), (0, 20), (39, 2), (19, 60), (99, 1), (30, 999)])
+def test_offset_and_limit_count_over_files(tmp_path, offset, limit):
+    halves = [make_edges(50, seed=1), make_edges(50, seed=2)]
+    for name, half in zip("ab", halves, strict=True):
+        write(tmp_path / f"{name}.parquet", half)
+    stored = [edge for half in halves for edge in zip(*(column.tolist() for column in half.values()), strict=True)]
+    dataset = opened(tmp_path, offset=offset, limit=limit)
+    begin = offset or 0
+    expected = stored[begin : None if limit is None else begin + limit]
+    assert dataset.table.num_rows == len(expected)
+    assert sorted(real(evaluated(dataset))) == sorted(expected)
+
+
+def test_an_offset_beyond_the_data(tmp_path):
+    write(tmp_path / "a.parquet", make_edges(50))
+    with pytest.raises(ConfigError) as caught:
+        opened(tmp_path, offset=50)
+    assert str(caught.value) == f"train_data.offset: 50 given, but {tmp_path} has 50 edges"
+
+
+def test_edges_known_are_looked_up_in_the_order_of_the_batch(tmp_path):
+    path = write(tmp_path / "a.parquet", make_edges(16))
+
+    def known(lhs: torch.Tensor, rel: torch.Tensor, rhs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"lhs": torch.stack([lhs, rel]), "rhs": torch.stack([rhs, rel])}
+
+    (placed,) = opened(path).reader(0, 1, known).evaluate()
+    batch = placed.batch
+    assert torch.equal(batch.known["lhs"], torch.stack([batch.lhs, batch.rel]))
+    assert torch.equal(batch.known["rhs"], torch.stack([batch.rhs, batch.rel]))
+
+
+@pytest.mark.parametrize(
+    ("column", "edge", "problem"),
+    [
+        ("rhs", (0, 0, TWEETS), "500 found, but the table tweet has 500 rows (relation fav); raise num_embeddings"),
+        ("rhs", (0, 1, USERS), "900 found, but the table user has 900 rows (relation follow); raise num_embeddings"),
+        (
+            "lhs",
+            (2**40, 2, 0),
+            f"{2**40} found, but the table user has 900 rows (relation reply); raise num_embeddings",
+        ),
+        ("lhs", (-1, 0, 0), "-1 found, rows are counted from 0"),
+        ("rel", (0, 3, 0), "3 found, but model.relations are 3 (ids from 0 to 2)"),
+        ("rel", (0, -2, 0), "-2 found, but model.relations are 3 (ids from 0 to 2)"),
+    ],
+)
+def test_bad_values_are_told_with_their_place(tmp_path, column, edge, problem):
+    columns = make_edges(100)
+    for name, value in zip(columns, edge, strict=True):
+        columns[name][77] = value
+    path = write(tmp_path / "a.parquet", columns)
+    with pytest.raises(DataError) as caught:
+        evaluated(opened(path))
+    assert str(caught.value) == (f"{path}: row group 3, row 17 (both counted from 0): column '{column}': {problem}")
+    assert len(real(evaluated(opened(path, limit=60)))) == 60
+
+
+def test_a_null_and_the_greatest_entities(tmp_path):
+    good = {"lhs": [USERS - 1], "rel": pa.array([1], pa.int8()), "rhs": pa.array([USERS - 1], pa.uint16())}
+    assert real(evaluated(opened(write(tmp_path / "a.parquet", good)))) == [(USERS - 1, 1, USERS - 1)]
+    path = write(tmp_path / "b.parquet", good | {"rhs": pa.array([None], pa.int64())})
+    with pytest.raises(DataError, match=r"row 0 .* column 'rhs': null found"):
+        evaluated(opened(path))
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"lhs": [1], "rhs": [1]}, "no column 'rel' (or several); its columns: lhs, rhs"),
+        ({"lhs": [1], "rel": ["fav"], "rhs": [1]}, "column 'rel': string found, integers expected"),
+        ({"lhs": [1.0], "rel": [0], "rhs": [1]}, "column 'lhs': double found, integers expected"),
+    ],
+)
+def test_what_metadata_show_is_told_when_opened(tmp_path, columns, problem):
+    path = write(tmp_path / "a.parquet", columns)
+    with pytest.raises(DataError) as caught:
+        opened(path)
+    assert str(caught.value) == f"{path}: {problem}"
+
+
+def test_no_file_and_no_edge(tmp_path):
+    with pytest.raises(DataError, match="no file matches"):
+        opened(tmp_path)
+    write(tmp_path / "a.parquet", make_edges(0))
+    with pytest.raises(DataError, match=r"1 file\(s\), but not one row"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "world_size", "problem"),
+    [
+        (
+            {"lanes": None},
+            3,
+            "train_data.global_batch_size: 16 is not a multiple of the 3 processes; every process takes equally many "
+            "edges of a batch",
+        ),
+        ({"lanes": 3}, 1, "train_data: global_batch_size 16 is not a multiple of lanes 3"),
+        ({"lanes": 4}, 8, "train_data: lanes 4 is not a multiple of the world size 8"),
+    ],
+)
+def test_batches_that_do_not_fit(changes, world_size, problem):
+    with pytest.raises(ConfigError) as caught:
+        check_batching(config(Path("x"), **changes), "train_data", world_size)
+    assert str(caught.value).startswith(problem)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
+def test_batches_of_a_process_fit_any_number_of_them(world_size):
+    one = config(Path("x"), global_batch_size=None, per_replica_batch_size=7, lanes=None)
+    check_batching(one, "train_data", world_size)

@@ -70,7 +70,8 @@ def cut(rows: Mapping[str, NDArray[Any]]) -> Rows:
 
 
 def write_parquet(folder: Path, parts: list[Rows], vectors: Any, half: bool = False) -> None:
-    from projects.home.recap.data.parquet import Column, RecapWriter, write_schema_json
+    from common.table_writer import Column, TableWriter
+    from projects.home.recap.data.parquet import write_schema_json
 
     def stored(values: NDArray[Any]) -> NDArray[Any]:
         with np.errstate(over="ignore"):
@@ -80,7 +81,7 @@ def write_parquet(folder: Path, parts: list[Rows], vectors: Any, half: bool = Fa
     for index, rows in enumerate(parts):
         rows = {name: stored(values) for name, values in cut(rows).items()}
         columns = [Column(n, v.dtype.name, v.shape[1] if v.ndim == 2 else None) for n, v in rows.items()]
-        with RecapWriter(folder / f"part-{index}.parquet", columns, vectors=vectors) as writer:
+        with TableWriter(folder / f"part-{index}.parquet", columns, vectors=vectors) as writer:
             writer.write(rows)
     write_schema_json(folder / "schema.json", columns)
 

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from common.paths import user_path
 from common.reader.files import each_once, files_below, is_meant
 from common.reader.vectors import Storage
+from common.table_writer import TableWriter
 from core.config.base_config import UserError
 from projects.home.recap.data.examples import Absences, ExampleFeature, read_blocks
-from projects.home.recap.data.parquet import RecapWriter
 from projects.home.recap.data.tfrecords import RecordError, read_records
 
 OTHER_LAYOUT = "another schema, tasks, features, truncation, masks, --lists or --float16"
@@ -135,7 +135,7 @@ def convert_file(source: Path, output: Path, layout: Layout, progress: Callable[
         read = 0
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            with RecapWriter(output, columns, vectors=layout.vectors, metadata={_STAMP: stamp}) as writer:
+            with TableWriter(output, columns, vectors=layout.vectors, metadata={_STAMP: stamp}) as writer:
                 for block in read_blocks(read_records(file), layout.features, absences):
                     writer.write(block)
                     rows = len(next(iter(block.values())))

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Mapping
 
+from common.table_writer import Column
 from core.config.base_config import ConfigError
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.examples import ExampleFeature, Kind
-from projects.home.recap.data.parquet import EMBEDDINGS, Column
+from projects.home.recap.data.parquet import EMBEDDINGS
 from projects.home.recap.data.schema import Feature, SchemaEntry, read_features, read_schema
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from common.table_writer import Column
 from projects.home.recap.data.example_pb2 import Example, Feature
-from projects.home.recap.data.parquet import Column
 from projects.home.recap.data.tfrecords import RecordError
 
 Kind = Literal["float_list", "int64_list"]

@@ -16,16 +16,10 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from tqdm import tqdm
 
+from common.complete_directory import complete_directory
+from common.table_writer import TableWriter
 from core.config import UserError
-from projects.home.recap.data.directory import complete_directory
-from projects.home.recap.data.parquet import (
-    TASKS,
-    TEACHER_PREFIX,
-    RecapWriter,
-    Widths,
-    recap_columns,
-    write_schema_json,
-)
+from projects.home.recap.data.parquet import TASKS, TEACHER_PREFIX, Widths, recap_columns, write_schema_json
 from projects.home.recap.data.population import Population, draw_impressions, make_population
 from projects.home.recap.data.teacher import teacher_probabilities
 
@@ -92,7 +86,7 @@ def _write_splits(out: Path, preset: Preset, seed: int, num_examples: Sequence[i
             for file_index, first_row in enumerate(range(0, num_rows, preset.rows_per_file)):
                 path = out / split / f"part-{file_index:05d}.parquet"
                 num_file_rows = min(preset.rows_per_file, num_rows - first_row)
-                with RecapWriter(path, columns, preset.row_group_size) as writer:
+                with TableWriter(path, columns, preset.row_group_size) as writer:
                     for rows in _draw_file(people, preset, seed, split, file_index, num_file_rows):
                         writer.write(rows)
                         parts.append(_tally(rows))

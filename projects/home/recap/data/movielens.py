@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from common.complete_directory import complete_directory
+from common.table_writer import TableWriter
 from core.config import UserError
-from projects.home.recap.data.directory import complete_directory
 from projects.home.recap.data.movielens_files import GENRES, OCCUPATIONS, MovieLens, read_movielens
 from projects.home.recap.data.movielens_history import HISTORY, history_features
-from projects.home.recap.data.parquet import RecapWriter, Widths, recap_columns, write_schema_json
+from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json
 
 DESCRIPTION = "Make a table for the Heavy Ranker from MovieLens 100K."
 
@@ -97,7 +98,7 @@ def prepare(directory: Path, out: Path) -> dict[str, dict[str, NDArray[Any]]]:
         columns = recap_columns(Widths(len(CONTINUOUS), len(BINARY), len(DISCRETE)), TASKS)
         for split, rows in splits.items():
             (partial / split).mkdir()
-            with RecapWriter(partial / split / "part-00000.parquet", columns) as writer:
+            with TableWriter(partial / split / "part-00000.parquet", columns) as writer:
                 writer.write(rows)
         write_schema_json(partial / "schema.json", columns)
     return splits

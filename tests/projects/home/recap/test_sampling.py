@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from common.table_writer import TableWriter
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.dataset import RecapDataset
-from projects.home.recap.data.parquet import RecapWriter, Widths, recap_columns, write_schema_json
+from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json
 from projects.home.recap.model.config import ModelConfig
 from projects.home.recap.model.heavy_ranker import HeavyRanker
 from projects.home.recap.model.model_and_loss import ModelAndLoss
@@ -34,7 +35,7 @@ def stored(tmp_path: Path) -> dict[str, Any]:
         feature += [value] * sum(kept.values())
         label += [1] * kept[1] + [0] * kept[0]
     columns = recap_columns(Widths(continuous=1, binary=1), ["bought"])
-    with RecapWriter(tmp_path / "part.parquet", columns) as writer:
+    with TableWriter(tmp_path / "part.parquet", columns) as writer:
         writer.write(
             {
                 "continuous": np.zeros((len(label), 1), np.float32),

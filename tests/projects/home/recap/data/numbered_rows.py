@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from common.table_writer import Column, TableWriter
 from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.dataset import RecapDataset
-from projects.home.recap.data.parquet import Column, RecapWriter, write_schema_json
+from projects.home.recap.data.parquet import write_schema_json
 
 HOUR = 3_600_000
 SERVED = 1_700_000_000_000
@@ -49,7 +50,7 @@ def numbered_rows(num_rows: int) -> Rows:
 
 def write(folder: Path, rows: Rows, row_group_size: int = 7) -> None:
     write_schema_json(folder / "schema.json", COLUMNS[:4])
-    with RecapWriter(folder / "part-0.parquet", COLUMNS, row_group_size) as writer:
+    with TableWriter(folder / "part-0.parquet", COLUMNS, row_group_size) as writer:
         writer.write(rows)
 
 

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.table_writer import Column
 from core.config.base_config import ConfigError
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.conversion_plan import features_of_config, features_of_schema
 from projects.home.recap.data.examples import ExampleFeature
-from projects.home.recap.data.parquet import Column
 from tests.projects.home.recap.data.test_examples import SCHEMA
 
 RENAMED = {

@@ -10,19 +10,12 @@ import torch
 
 from common.reader.files import DataError
 from common.reader.vectors import with_lists
+from common.table_writer import Column, TableWriter
 from core.config.base_config import ConfigError
 from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.dataset import RecapDataset, check_batching
-from projects.home.recap.data.parquet import (
-    EMBEDDINGS,
-    IDS,
-    Column,
-    RecapWriter,
-    Widths,
-    recap_columns,
-    write_schema_json,
-)
+from projects.home.recap.data.parquet import EMBEDDINGS, IDS, Widths, recap_columns, write_schema_json
 from projects.home.recap.model.config import SmallEmbeddingsConfig
 
 TASKS = ("engagement.like", "engagement.reply", "engagement.share")
@@ -59,7 +52,7 @@ def folder(tmp_path: Path, rows: dict[str, np.ndarray[Any, Any]]) -> Path:
     """Two files of row groups of seven rows."""
     write_schema_json(tmp_path / "schema.json", COLUMNS)
     for index, part in enumerate((slice(0, 30), slice(30, NUM_ROWS))):
-        with RecapWriter(tmp_path / f"part-{index}.parquet", COLUMNS, row_group_size=7) as writer:
+        with TableWriter(tmp_path / f"part-{index}.parquet", COLUMNS, row_group_size=7) as writer:
             writer.write({name: values[part] for name, values in rows.items()})
     return tmp_path
 
@@ -202,7 +195,7 @@ def sampled(tmp_path: Path) -> tuple[dict[str, float], RecapDataConfig]:
         kept = labels[of_label % np.where(labels == 1, 1 / positive, 1 / negative) == 0]
         assert kept.mean() > 1.5 * labels.mean(), "sampling has changed the rate"
         (tmp_path / task).mkdir()
-        with RecapWriter(tmp_path / task / "part.parquet", COLUMNS, row_group_size=100) as writer:
+        with TableWriter(tmp_path / task / "part.parquet", COLUMNS, row_group_size=100) as writer:
             writer.write(made_rows(len(kept)) | {task: kept})
     write_schema_json(tmp_path / "schema.json", COLUMNS)
     tasks = {

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from common.table_writer import Column
 from projects.home.recap.data.conversion_plan import features_of_schema
 from projects.home.recap.data.example_pb2 import Example
 from projects.home.recap.data.examples import Absences, ExampleFeature, read_blocks
-from projects.home.recap.data.parquet import Column
 from projects.home.recap.data.tfrecords import RecordError, read_records
 from tests.projects.home.recap.data.test_tfrecords import WRITTEN_BY_TENSORFLOW
 

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.config import UserError
+from core.config.base_config import UserError
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ from common.reader.files import UNREADABLE, DataError
 
 
 def write_vocabulary(path: Path, entities: pa.Array) -> None:
-    """Writes `entities` [rows], strings or integers without nulls; that of row i at position i."""
+    """Writes `entities` [rows], strings or integers without nulls; that of row i at position i; makes the folder."""
+    path.parent.mkdir(exist_ok=True)
     table = pa.table({"entity": entities, "index": np.arange(len(entities))})
     pq.write_table(table, path, compression="zstd")
 

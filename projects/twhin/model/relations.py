@@ -56,3 +56,10 @@ class Relations:
         """[relations]: position of each relation's segment."""
         for position, segment in enumerate(self.segments):
             self.segment_of[list(segment.relations)] = position
+
+    def segments_of(self, side: Side) -> dict[str, list[int]]:
+        """By table, in a fixed order: positions of the segments whose entities on that side are the table's."""
+        positions: dict[str, list[int]] = {}
+        for position, segment in enumerate(self.segments):
+            positions.setdefault(segment.table(side), []).append(position)
+        return positions

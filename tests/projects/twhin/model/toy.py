@@ -1,5 +1,6 @@
 """A small model of two tables and batches for it, and what they are to score, written as loops over edges."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,10 +12,12 @@ from common.modules.embedding.config import EmbeddingBagConfig
 from common.optimizers.config import OptimizerConfig, SgdConfig
 from projects.twhin.data.batch import EdgeBatch
 from projects.twhin.model.config import Operator, Relation, TwhinEmbeddingsConfig, TwhinModelConfig
+from projects.twhin.model.losses import Loss
 from projects.twhin.model.relations import Relations, Side
 from projects.twhin.model.scorer import EdgeScorer
 
 SGD = OptimizerConfig(sgd=SgdConfig(lr=0.1))
+LOSSES: tuple[Loss, ...] = ("logistic", "softmax", "margin")
 OPERATORS: tuple[Operator, ...] = ("identity", "translation", "diagonal", "linear", "complex_diagonal")
 Array = NDArray[np.float64]
 
@@ -55,7 +58,7 @@ def model_config(relations: Sequence[Relation] = MIXED, dim: int = 6, **fields: 
 def edge_batch(relations: Relations, edges: Sequence[tuple[int, int, int]], weights: Sequence[float] = ()) -> EdgeBatch:
     """Of edges (lhs, rel, rhs), sorted as a reader sorts them."""
     order = sorted(range(len(edges)), key=lambda edge: relations.segment_of[edges[edge][1]])
-    lhs, rel, rhs = torch.tensor([edges[edge] for edge in order], dtype=torch.int64).reshape(-1, 3).unbind(1)
+    lhs, rel, rhs = torch.tensor([edges[edge] for edge in order], dtype=torch.int64).reshape(-1, 3).T.contiguous()
     segments = [int(relations.segment_of[edge[1]]) for edge in edges]
     return EdgeBatch(
         lhs,
@@ -156,3 +159,13 @@ def score(
     if changed == "lhs":
         return compared(config.comparator, transformed(its.operator, lhs, parameter), rhs)
     return compared(config.comparator, lhs, transformed(its.operator, rhs, parameter))
+
+
+def loss_of_edge(loss: Loss, margin: float, positive: float, negatives: Sequence[float]) -> float:
+    """The losses as they are written in papers, but for what great exponents make of them."""
+    if loss == "softmax":
+        return -math.log(math.exp(positive) / (math.exp(positive) + sum(math.exp(s) for s in negatives)))
+    share = 1 / max(len(negatives), 1)
+    if loss == "margin":
+        return share * sum(max(0.0, margin - positive + s) for s in negatives)
+    return math.log1p(math.exp(-positive)) + share * sum(math.log1p(math.exp(s)) for s in negatives)

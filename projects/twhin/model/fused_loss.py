@@ -1,0 +1,254 @@
+"""losses.py's losses of dot products, block by block of edges, without the matrix of all scores.
+
+A block's scores are turned into the loss and its gradients at once, in a buffer that stays in the processor's cache:
+three matrix products and as few other passes over it as can be. Where G_ij is the gradient by the score of edge i's
+negative j, those of queries are G C, those of the candidates G^T Q.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from projects.twhin.model.losses import Loss
+
+_BLOCK = 256
+"""Edges at a time on a CPU."""
+
+
+def fused_loss(
+    loss: Loss,
+    margin: float,
+    queries: torch.Tensor,
+    own: torch.Tensor,
+    candidates: torch.Tensor,
+    own_ids: torch.Tensor,
+    candidate_ids: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    """The weighted sum of losses.edge_losses(), scores being dot products.
+
+    Under autocast the matrix products are in its dtype, all else is in that of the inputs.
+
+    Args:
+      queries: [n, dim].
+      own: [n, dim], the edges' own entities, so that a positive score is a row of queries * own.
+      candidates: [m, dim].
+      own_ids: [n]; candidate_ids: [m]. Candidates with the edge's own id are left out.
+      weights: [n].
+
+    Returns:
+      a scalar, of the dtype of queries.
+    """
+    device = queries.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else queries.dtype
+    with torch.autocast(device, enabled=False):
+        arguments = (queries, own, candidates, own_ids, candidate_ids, weights.to(queries.dtype))
+        result: torch.Tensor = _FusedLoss.apply(*arguments, loss, margin, dtype)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: torch.Tensor,
+        own: torch.Tensor,
+        candidates: torch.Tensor,
+        own_ids: torch.Tensor,
+        candidate_ids: torch.Tensor,
+        weights: torch.Tensor,
+        loss: Loss,
+        margin: float,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        masked = _Masked(own_ids, candidate_ids)
+        # Where exponents are not looked at, exp can overflow: so rarely that it may cost a second pass. On a GPU one
+        # would have to wait to know; and a type of 16 bits needs small numbers.
+        careful = queries.device.type != "cpu" or dtype != queries.dtype
+        arguments = (queries, own, candidates, masked, weights, loss, margin, dtype)
+        total, *gradients = _loss_and_gradients(*arguments, careful=careful)
+        if not careful and not math.isfinite(total.item()):
+            total, *gradients = _loss_and_gradients(*arguments, careful=True)
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad_output,) = grad_outputs
+        of_queries, of_own, of_candidates = (gradient * grad_output for gradient in ctx.saved_tensors)
+        return of_queries, of_own, of_candidates, *(None,) * 6
+
+
+class _Masked:
+    """Which candidates are an edge's own entity."""
+
+    def __init__(self, own_ids: torch.Tensor, candidate_ids: torch.Tensor) -> None:
+        """On a CPU as a list of the few that are; elsewhere their number is not known without waiting."""
+        self._dense: torch.Tensor | None = None
+        if own_ids.device.type != "cpu":
+            self._dense = own_ids[:, None] == candidate_ids
+            self.counts = self._dense.sum(1)
+            return
+        ascending, order = candidate_ids.sort()
+        first = torch.searchsorted(ascending, own_ids)
+        self.counts = torch.searchsorted(ascending, own_ids, right=True) - first
+        before = self.counts.cumsum(0) - self.counts
+        edges = torch.repeat_interleave(self.counts)
+        nth = torch.arange(len(edges)) - before[edges]  # of the candidates with the edge's id
+        self._flat = edges * len(candidate_ids) + order[first[edges] + nth]
+        self._before = [*before[::_BLOCK].tolist(), len(edges)]
+
+    def fill(self, scores: torch.Tensor, start: int, value: float) -> None:
+        """Sets those of a block; scores: contiguous [edges, candidates] of the edges from start on."""
+        if self._dense is not None:
+            scores.masked_fill_(self._dense, value)
+            return
+        block = start // _BLOCK
+        flat = self._flat[self._before[block] : self._before[block + 1]] - start * scores.shape[1]
+        scores.view(-1).index_fill_(0, flat, value)
+
+
+class _Products:
+    """The three matrix products of a block."""
+
+    def __init__(
+        self, queries: torch.Tensor, candidates: torch.Tensor, shifts: torch.Tensor, dtype: torch.dtype, block: int
+    ) -> None:
+        """Args:
+        shifts: [n], added to all scores of an edge.
+        dtype: of the products; if it isn't that of queries, sums are kept in that of queries still.
+        block: the most edges of one.
+        """
+        self._queries = queries
+        self._shifts = shifts[:, None]
+        self._dtype = dtype
+        self._dim = queries.shape[1]
+        self._buffer = queries.new_empty(block, len(candidates))
+        self.of_queries = torch.empty_like(queries)
+        self.of_candidates = torch.zeros_like(candidates)
+        self._exact = dtype == queries.dtype
+        if self._exact:
+            # A further dimension adds the shifts and, back, the sums of rows: two passes less over the scores.
+            self._left = torch.cat([queries, self._shifts], 1)
+            self._right = torch.cat([candidates, candidates.new_ones(len(candidates), 1)], 1)
+            self._back = queries.new_empty(block, self._dim + 1)
+        else:
+            self._left, self._right = queries.to(dtype), candidates.to(dtype)
+
+    def scores(self, block: slice) -> torch.Tensor:
+        """[edges, candidates], in a buffer that the next call uses too."""
+        left = self._left[block]
+        buffer = self._buffer[: len(left)]
+        if self._exact:
+            return torch.mm(left, self._right.T, out=buffer)
+        return torch.add(left @ self._right.T, self._shifts[block], out=buffer)
+
+    def sums(self, block: slice, gradients: torch.Tensor) -> torch.Tensor:
+        """Puts gradients @ candidates into of_queries; returns the sums of gradients' rows."""
+        if self._exact:
+            back = torch.mm(gradients, self._right, out=self._back[: len(gradients)])
+            self.of_queries[block] = back[:, : self._dim]
+            return back[:, self._dim]
+        self.of_queries[block] = gradients.to(self._dtype) @ self._right
+        return gradients.sum(1)
+
+    def scale(self, block: slice, gradients: torch.Tensor, factors: torch.Tensor) -> None:
+        """Multiplies the edges' gradients by factors and adds them to the candidates' too."""
+        self.of_queries[block] *= factors[:, None]
+        if self._exact:
+            self.of_candidates.addmm_(gradients.T, self._queries[block] * factors[:, None])
+            return
+        # In float16 factors, that are divided by the batch, would be next to 0.
+        greatest = factors.max().clamp_min(torch.finfo(factors.dtype).tiny)
+        queries = (self._queries[block] * (factors / greatest)[:, None]).to(self._dtype)
+        self.of_candidates += (gradients.to(self._dtype).T @ queries) * greatest
+
+
+def _loss_and_gradients(
+    queries: torch.Tensor,
+    own: torch.Tensor,
+    candidates: torch.Tensor,
+    masked: _Masked,
+    weights: torch.Tensor,
+    loss: Loss,
+    margin: float,
+    dtype: torch.dtype,
+    *,
+    careful: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The loss, and its gradients by queries, own and candidates.
+
+    Args:
+      careful: exponents may be of any size.
+    """
+    edges = len(queries)
+    size = min(_BLOCK, edges) if queries.device.type == "cpu" else edges
+    positives = (queries * own).sum(1)
+    shifts = {"softmax": -positives, "margin": margin - positives, "logistic": torch.zeros_like(positives)}[loss]
+    products = _Products(queries, candidates, shifts, dtype, size)
+    negatives = (len(candidates) - masked.counts).clamp_min_(1)
+    aside, sums, factors = (torch.empty_like(positives) for _ in range(3))
+    for start in range(0, edges, size or 1):
+        block = slice(start, start + size)
+        scores = products.scores(block)
+        aside[block] = _to_gradients(loss, scores, functools.partial(masked.fill, scores, start), careful)
+        sums[block] = products.sums(block, scores)
+        divisors = (-aside[block]).exp_() + sums[block] if loss == "softmax" else negatives[block]
+        torch.div(weights[block], divisors, out=factors[block])
+        products.scale(block, scores, factors[block])
+    match loss:
+        case "softmax":
+            losses = aside + ((-aside).exp_() + sums).log_()
+            of_positives = -factors * sums
+        case "logistic":
+            losses = F.softplus(-positives) + aside / negatives
+            of_positives = -weights * (-positives).sigmoid_()
+        case "margin":
+            losses = aside / negatives
+            of_positives = -factors * sums
+    of_queries = products.of_queries.addcmul_(own, of_positives[:, None])
+    return (losses * weights).sum(), of_queries, queries * of_positives[:, None], products.of_candidates
+
+
+def _to_gradients(loss: Loss, scores: torch.Tensor, fill: Callable[[float], None], careful: bool) -> torch.Tensor:
+    """Turns a block's scores into gradients by them, in place, but for a factor of each edge's.
+
+    Args:
+      scores: [n, m], of negatives; of softmax less the positive's, of margin that and plus the margin.
+      fill: sets those that are masked to a value, in place.
+
+    Returns:
+      [n]: of logistic and margin the sum of the negatives' terms. Of softmax by how much exponents were reduced, and
+      with them the gradients: the loss is that + log(exp(-that) + the gradients' sum).
+    """
+    if loss == "margin":
+        scores.relu_()
+        fill(0)
+        terms = scores.sum(1)
+        scores.sign_()
+        return terms
+    if loss == "softmax":
+        reduced = scores.new_zeros(len(scores))
+        if careful and scores.shape[1]:
+            fill(-torch.inf)
+            reduced = scores.amax(1).clamp_min_(0)
+            scores -= reduced[:, None]
+        scores.exp_()
+        fill(0)
+        return reduced
+    if careful:
+        fill(-torch.inf)
+        terms = F.softplus(scores).sum(1)
+        scores.sigmoid_()
+        return terms
+    scores.exp_()
+    fill(0)
+    more = scores + 1
+    scores /= more
+    return more.log_().sum(1)

@@ -1,0 +1,233 @@
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from projects.twhin.data.batch import EdgeBatch
+from projects.twhin.model.config import RegularizationConfig, TwhinModelConfig
+from projects.twhin.model.edge_loss import edge_loss, penalty
+from projects.twhin.model.losses import Loss
+from projects.twhin.model.negatives import Negatives, draw_negatives
+from projects.twhin.model.relations import SIDES, Relations
+from projects.twhin.model.scorer import EdgeScorer
+from tests.projects.twhin.model.toy import (
+    LOSSES,
+    edge_batch,
+    loss_of_edge,
+    model_config,
+    random_edges,
+    relation,
+    score,
+    scorer_of,
+    table_rows,
+)
+
+OperatorSides = Literal["both", "lhs", "rhs"]
+Comparator = Literal["dot", "cos", "l2"]
+OPERATOR_SIDES: tuple[OperatorSides, ...] = ("both", "lhs", "rhs")
+COMPARATORS: tuple[Comparator, ...] = ("dot", "cos", "l2")
+
+
+def lookup_in(tables: Mapping[str, torch.Tensor]) -> Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda ids: {table: tables[table][its_ids] for table, its_ids in ids.items()}
+
+
+def weighted_edges(config: TwhinModelConfig, count: int) -> EdgeBatch:
+    weights = np.random.default_rng(1).choice([0.0, 0.5, 2.0], count).tolist()
+    return edge_batch(Relations(config), random_edges(config, count), weights)
+
+
+def negatives_of(
+    config: TwhinModelConfig, batch: EdgeBatch, global_negatives: int = 6, in_batch_negatives: int = 4
+) -> Negatives:
+    torch.manual_seed(0)
+    return draw_negatives(batch, Relations(config), global_negatives, in_batch_negatives)
+
+
+def truth(
+    config: TwhinModelConfig,
+    scorer: EdgeScorer,
+    tables: Mapping[str, torch.Tensor],
+    batch: EdgeBatch,
+    negatives: Negatives,
+) -> float:
+    """A loop over edges, sides and candidates."""
+    edges = list(zip(batch.lhs.tolist(), batch.rel.tolist(), batch.rhs.tolist(), strict=True))
+    total = 0.0
+    for side in SIDES:
+        place = 0 if side == "lhs" else 2
+        for edge, weight in zip(edges, batch.weights.tolist(), strict=True):
+            table = getattr(config.relations[edge[1]], side)
+            of_table = [other for other in edges if getattr(config.relations[other[1]], side) == table]
+            candidates = negatives.uniform[side, table].tolist()
+            candidates += [of_table[position][place] for position in negatives.in_batch[side, table].tolist()]
+            corrupted = [(*edge[:place], entity, *edge[place + 1 :]) for entity in candidates if entity != edge[place]]
+            scores = [score(config, scorer, tables, other, side) for other in corrupted]
+            positive = score(config, scorer, tables, edge, side)
+            total += weight * loss_of_edge(config.loss, config.margin, positive, scores)
+            row = tables[table][edge[place]].tolist()
+            if config.regularization.l2 is not None:
+                total += weight * config.regularization.l2 * sum(x**2 for x in row)
+            if config.regularization.n3 is not None:
+                if config.relations[edge[1]].operator == "complex_diagonal":
+                    half = len(row) // 2
+                    row = [abs(complex(*parts)) for parts in zip(row[:half], row[half:], strict=True)]
+                total += weight * config.regularization.n3 * sum(abs(x) ** 3 for x in row)
+    return total / max(len(edges), 1)
+
+
+def check(config: TwhinModelConfig, batch: EdgeBatch, **negatives: int) -> None:
+    scorer, tables = scorer_of(config), table_rows(config)
+    drawn = negatives_of(config, batch, **negatives)
+    found = edge_loss(scorer, config, batch, drawn, lookup_in(tables))
+    assert found.shape == ()
+    assert found.dtype == torch.float64
+    np.testing.assert_allclose(found.item(), truth(config, scorer, tables, batch, drawn), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("comparator", COMPARATORS)
+@pytest.mark.parametrize("operator_sides", OPERATOR_SIDES)
+def test_equals_the_closed_form(loss: Loss, comparator: Comparator, operator_sides: OperatorSides):
+    """All operators; candidates that are edges' own entities; weights of 0."""
+    config = model_config(loss=loss, comparator=comparator, operator_sides=operator_sides, margin=0.4)
+    check(config, weighted_edges(config, 17))
+
+
+@pytest.mark.parametrize("comparator", COMPARATORS)
+@pytest.mark.parametrize("operator_sides", OPERATOR_SIDES)
+@pytest.mark.parametrize(("edges", "uniform", "in_batch"), [(0, 3, 3), (5, 0, 0), (5, 0, 3), (1, 3, 0), (0, 0, 0)])
+def test_few_edges_and_few_candidates(
+    comparator: Comparator, operator_sides: OperatorSides, edges: int, uniform: int, in_batch: int
+):
+    config = model_config(comparator=comparator, operator_sides=operator_sides)
+    check(config, weighted_edges(config, edges), global_negatives=uniform, in_batch_negatives=in_batch)
+
+
+@pytest.mark.parametrize("penalty", [{"n3": 0.3}, {"l2": 0.2}])
+def test_regularization(penalty: dict[str, float]):
+    config = model_config(regularization=RegularizationConfig(**penalty))
+    check(config, weighted_edges(config, 17))
+
+
+def test_gradient_of_n3_at_zero_is_finite():
+    for operator in ("translation", "complex_diagonal"):
+        zeros = torch.zeros(2, 4, requires_grad=True)
+        total = penalty(RegularizationConfig(n3=1.0), operator, zeros, torch.ones(2))
+        assert not torch.autograd.grad(total, zeros)[0].any()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("comparator", COMPARATORS)
+@pytest.mark.parametrize("operator_sides", OPERATOR_SIDES)
+def test_gradients(loss: Loss, comparator: Comparator, operator_sides: OperatorSides):
+    """Of tables and of operators' parameters."""
+    config = model_config(
+        dim=2,
+        loss=loss,
+        comparator=comparator,
+        operator_sides=operator_sides,
+        regularization=RegularizationConfig(n3=0.1),
+    )
+    scorer, tables = scorer_of(config), table_rows(config)
+    batch = weighted_edges(config, 12)
+    drawn = negatives_of(config, batch)
+    names = [name for name, _ in scorer.named_parameters()]
+
+    class Loss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scorer = scorer
+
+        def forward(self, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            return edge_loss(self.scorer, config, batch, drawn, lookup_in(rows))
+
+    def total(*leaves: torch.Tensor) -> Any:
+        rows = dict(zip(tables, leaves, strict=False))
+        parameters = {f"scorer.{name}": leaf for name, leaf in zip(names, leaves[len(tables) :], strict=True)}
+        return torch.func.functional_call(Loss(), parameters, (rows,))
+
+    assert torch.autograd.gradcheck(total, (*tables.values(), *scorer.parameters()), fast_mode=True)
+
+
+@pytest.mark.parametrize("comparator", COMPARATORS)
+@pytest.mark.parametrize("operator_sides", OPERATOR_SIDES)
+@pytest.mark.parametrize("edges", [[], [(0, 0, 1)]])
+def test_every_parameter_and_table_gets_a_gradient(
+    comparator: Comparator, operator_sides: OperatorSides, edges: Sequence[tuple[int, int, int]]
+):
+    """Of a batch without an edge of most relations: other ranks wait for it."""
+    config = model_config(comparator=comparator, operator_sides=operator_sides)
+    scorer, tables = scorer_of(config), table_rows(config)
+    batch = edge_batch(Relations(config), edges)
+    torch.autograd.backward(edge_loss(scorer, config, batch, negatives_of(config, batch), lookup_in(tables)))
+    for name, leaf in [*scorer.named_parameters(), *tables.items()]:
+        assert leaf.grad is not None, name
+        assert leaf.grad.isfinite().all()
+        if not edges:
+            assert not leaf.grad.any()
+
+
+def test_one_lookup_of_every_table():
+    config = model_config()
+    tables = table_rows(config)
+    seen = []
+
+    def lookup(ids: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        seen.append({table: len(its_ids) for table, its_ids in ids.items()})
+        return lookup_in(tables)(ids)
+
+    batch = edge_batch(Relations(config), [(0, 0, 1), (0, 1, 1)])
+    edge_loss(scorer_of(config), config, batch, negatives_of(config, batch), lookup)
+    assert seen == [{"user": 3 + 2 * 6, "tweet": 1 + 2 * 6}]
+
+
+def test_halves_of_a_batch_average_to_the_whole():
+    """Of the same negatives: two ranks against one."""
+    config = model_config(regularization=RegularizationConfig(l2=0.1))
+    scorer, tables = scorer_of(config), table_rows(config)
+    relations = Relations(config)
+    edges, weights = random_edges(config, 16), np.linspace(0, 1, 16).tolist()
+    batches = [edge_batch(relations, edges[part], weights[part]) for part in (slice(16), slice(8), slice(8, 16))]
+    drawn = negatives_of(config, batches[0], in_batch_negatives=0)
+    whole, *halves = (edge_loss(scorer, config, batch, drawn, lookup_in(tables)).item() for batch in batches)
+    np.testing.assert_allclose(np.mean(halves), whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize("comparator", COMPARATORS)
+def test_autocast(comparator: Comparator):
+    """bfloat16 in products; the loss and all gradients are float32."""
+    config = model_config(comparator=comparator, loss="softmax")
+    batch = weighted_edges(config, 40)
+    drawn = negatives_of(config, batch)
+    results = []
+    for enabled in (False, True):
+        scorer = scorer_of(config).float()
+        tables = {name: rows.detach().float().requires_grad_() for name, rows in table_rows(config).items()}
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            total = edge_loss(scorer, config, batch, drawn, lookup_in(tables))
+        leaves = [*tables.values(), *scorer.parameters()]
+        results.append([total.detach(), *torch.autograd.grad(total, leaves)])
+    for exact, rounded in zip(*results, strict=True):
+        assert rounded.dtype == torch.float32
+        assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+def test_tables_of_different_dimensions():
+    """Relations of one operator but of different tables."""
+    config = model_config(
+        [relation("follow", "user", "user", "translation"), relation("same", "tweet", "tweet", "translation")]
+    )
+    wider = config.embeddings.tables[0].model_copy(update={"embedding_dim": 4})
+    embeddings = config.embeddings.model_copy(update={"tables": [wider, config.embeddings.tables[1]]})
+    config = config.model_copy(update={"embeddings": embeddings})
+    scorer, tables = scorer_of(config), table_rows(config)
+    assert {name: tuple(x.shape) for name, x in scorer.named_parameters() if ".lhs." in name} == {
+        "operators.lhs.translation_4.weight": (1, 4),
+        "operators.lhs.translation_6.weight": (1, 6),
+    }
+    batch = edge_batch(Relations(config), [(0, 0, 1), (3, 1, 4), (5, 1, 3)])
+    total = edge_loss(scorer, config, batch, negatives_of(config, batch), lookup_in(tables))
+    assert total.isfinite()

@@ -1,0 +1,107 @@
+from typing import Any
+
+import pytest
+import torch
+
+from projects.twhin.model import fused_loss as module
+from projects.twhin.model.fused_loss import fused_loss
+from projects.twhin.model.losses import Loss, edge_losses
+from tests.projects.twhin.model.toy import LOSSES
+
+MARGIN = 0.7
+
+
+def inputs(edges: int, candidates: int, dim: int = 5, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Any:
+    """Queries, own, candidates, own_ids, candidate_ids, weights; ids meet often, weights can be 0."""
+    generator = torch.Generator().manual_seed(edges + 1000 * candidates)
+
+    def vectors(rows: int) -> torch.Tensor:
+        drawn = torch.randn(rows, dim, generator=generator, dtype=torch.float64) * scale
+        return drawn.to(dtype).requires_grad_()
+
+    own_ids, candidate_ids = (torch.randint(6, (rows,), generator=generator) for rows in (edges, candidates))
+    weights = torch.rand(edges, generator=generator, dtype=torch.float64).sub(0.2).clamp_min(0)
+    return vectors(edges), vectors(edges), vectors(candidates), own_ids, candidate_ids, weights.to(dtype)
+
+
+def eager(loss: Loss, *arguments: torch.Tensor) -> torch.Tensor:
+    queries, own, candidates, own_ids, candidate_ids, weights = arguments
+    masked = own_ids[:, None] == candidate_ids
+    losses = edge_losses(loss, MARGIN, (queries * own).sum(1), queries @ candidates.T, masked)
+    return (losses * weights).sum()
+
+
+def with_gradients(total: torch.Tensor, leaves: Any) -> list[torch.Tensor]:
+    return [total.detach(), *torch.autograd.grad(3 * total, leaves)]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("edges", "candidates"), [(1, 1), (7, 3), (8, 13), (9, 30), (0, 4), (5, 0), (0, 0)])
+def test_equals_the_formula_and_its_gradients(loss: Loss, edges: int, candidates: int, monkeypatch: pytest.MonkeyPatch):
+    """Of blocks that are full, part full, one, and none."""
+    monkeypatch.setattr(module, "_BLOCK", 4)
+    arguments = inputs(edges, candidates)
+    expected = with_gradients(eager(loss, *arguments), arguments[:3])
+    found = with_gradients(fused_loss(loss, MARGIN, *arguments), arguments[:3])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradcheck(loss: Loss, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_BLOCK", 4)
+    queries, own, candidates, *rest = inputs(7, 9)
+    assert torch.autograd.gradcheck(
+        lambda *leaves: fused_loss(loss, MARGIN, *leaves, *rest), (queries, own, candidates)
+    )
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_float32_with_blocks_of_its_own(loss: Loss):
+    arguments = inputs(700, 90, scale=0.7, dtype=torch.float32)
+    expected = with_gradients(
+        eager(loss, *(x.double() if x.is_floating_point() else x for x in arguments)), arguments[:3]
+    )
+    found = with_gradients(fused_loss(loss, MARGIN, *arguments), arguments[:3])
+    torch.testing.assert_close(found, expected, check_dtype=False, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_exponents_that_overflow(loss: Loss):
+    """Scores in thousands, of float32's exp beyond 88."""
+    arguments = inputs(20, 30, scale=30, dtype=torch.float32)
+    expected = with_gradients(
+        eager(loss, *(x.double() if x.is_floating_point() else x for x in arguments)), arguments[:3]
+    )
+    found = with_gradients(fused_loss(loss, MARGIN, *arguments), arguments[:3])
+    assert expected[0] > 1000
+    torch.testing.assert_close(found, expected, check_dtype=False, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(loss: Loss, dtype: torch.dtype):
+    """Loss and gradients in float32, off by no more than products of the type are, whose weights are divided by a
+    batch."""
+    *arguments, weights = inputs(300, 40, dtype=torch.float32)
+    arguments.append(weights / 1e5)
+    expected = with_gradients(eager(loss, *arguments), arguments[:3])
+    with torch.autocast("cpu", dtype=dtype):
+        total = fused_loss(loss, MARGIN, *arguments)
+    found = with_gradients(total, arguments[:3])
+    assert {x.dtype for x in found} == {torch.float32}
+    for tensor, truth in zip(found, expected, strict=True):
+        assert (tensor - truth).norm() < 0.05 * truth.norm()
+
+
+def test_what_is_not_a_number_stays_none():
+    arguments = inputs(4, 5)
+    with torch.no_grad():
+        arguments[0][0, 0] = torch.nan
+    assert fused_loss("softmax", MARGIN, *arguments).isnan()
+
+
+def test_a_second_backward_finds_the_same():
+    arguments = inputs(4, 5)
+    total = fused_loss("softmax", MARGIN, *arguments)
+    first, second = (torch.autograd.grad(total, arguments[0], retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)

@@ -46,15 +46,16 @@ def local_world_size_from_env() -> int:
 
 
 @contextlib.contextmanager
-def joined_world(timeout_in_s: float, device_type: str | None = None) -> Iterator[World]:
+def joined_world(timeout_in_s: float, device_type: str | None = None, *, group_of_one: bool = False) -> Iterator[World]:
     """Joins the other processes that torchrun started, and leaves them at the end.
 
     gloo on CPU; nccl on CUDA, with gloo beside it for what lives in host memory. A world of one makes no process
-    group at all.
+    group, but where it is asked for.
 
     Args:
       timeout_in_s: longest wait of a collective, in seconds.
       device_type: "cpu" or "cuda"; None: CUDA where there is one.
+      group_of_one: a process group also in a world of one, as sharded tables need it.
     """
     rank, size = rank_from_env(), world_size_from_env()
     timeout = datetime.timedelta(seconds=timeout_in_s)
@@ -68,16 +69,20 @@ def joined_world(timeout_in_s: float, device_type: str | None = None) -> Iterato
     device = torch.device(device_type, local_rank) if device_type == "cuda" else torch.device(device_type)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if size > 1:
+    joins = size > 1 or group_of_one
+    if joins:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             timeout=timeout,
             device_id=device if device.type == "cuda" else None,
+            store=dist.HashStore() if size == 1 else None,
+            rank=rank if size == 1 else -1,
+            world_size=size if size == 1 else -1,
         )
     try:
         yield World(rank, local_rank, size, device, timeout)
     finally:
-        if size > 1:
+        if joins:
             dist.destroy_process_group()
 
 

@@ -21,7 +21,7 @@ from common.device import World
 from common.device_copies import DeviceCopies
 from common.measurement import Measurement, Tracker
 from common.metrics_file import read_metrics
-from common.optimizers.learning_rate import LearningRates
+from common.optimizers.learning_rate import Rates
 from common.paths import user_path
 from common.reader.reader import BatchReader
 from common.trackers import Trackers, build_trackers
@@ -68,7 +68,7 @@ def train(
     config: JobConfig,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    learning_rates: LearningRates,
+    learning_rates: Rates,
     train_reader: BatchReader[Any],
     partitions: Mapping[str, Partition],
     world: World,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from common.device import World, seed_step
-from common.optimizers.learning_rate import LearningRates
+from common.optimizers.learning_rate import Rates
 from common.reader.reader import BatchReader
 from core.config.base_config import UserError
 from core.config.training import JobConfig
@@ -26,7 +26,7 @@ def train(
     config: JobConfig,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    learning_rates: LearningRates,
+    learning_rates: Rates,
     train_reader: BatchReader[Any],
     partitions: Mapping[str, Partition],
     world: World,

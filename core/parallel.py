@@ -1,4 +1,7 @@
-"""Spreads a model over the ranks: DistributedDataParallel for dense models."""
+"""Spreads a model over the ranks: DistributedDataParallel for what is dense.
+
+Embedding tables are spread before, and differently (sharding.py).
+"""
 
 import inspect
 from typing import Any
@@ -8,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.device import World
+from core.sharding import ShardedModel
 
 # Batch norm is local to a rank in training; share_buffers() gives all ranks rank 0's statistics where they matter. A
 # broadcast at every step would cost a tenth of it. (torch before 2.13 has the older name alone.)
@@ -23,9 +27,13 @@ def parallelize(model: nn.Module, world: World, *, deterministic: bool = False) 
 
     Args:
       deterministic: keep the gradient buckets as they are first made. DDP otherwise rebuilds them after its first step,
-        so that on three or more ranks a resumed run would add gradients in another order.
+        so that on three or more ranks a resumed run would add gradients in another order. A model with sharded
+        tables is told when they are.
     """
     if world.size == 1:
+        return model
+    if isinstance(model, ShardedModel):
+        model.replicate_dense()
         return model
     return DistributedDataParallel(
         model,
@@ -38,7 +46,7 @@ def parallelize(model: nn.Module, world: World, *, deterministic: bool = False) 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model within the wrapper."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    return model.module if isinstance(model, DistributedDataParallel | ShardedModel) else model
 
 
 def share_buffers(model: nn.Module) -> None:
@@ -50,4 +58,8 @@ def share_buffers(model: nn.Module) -> None:
 
 def num_parameters(model: nn.Module) -> int:
     """Trainable numbers in the model."""
+    if isinstance(model, ShardedModel):
+        dense = model.module.state_dict().keys() - model.tables().keys()
+        of_tables = sum(weight.size().numel() for weight in model.tables().values())
+        return of_tables + sum(p.numel() for name, p in model.module.named_parameters() if name in dense)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

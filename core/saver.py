@@ -16,7 +16,8 @@ from torch import nn
 from common.checkpointing.policy import CheckpointPolicy
 from common.checkpointing.storage import CheckpointError, write_checkpoint
 from common.device import World
-from core.parallel import share_buffers, unwrap
+from core.parallel import share_buffers
+from core.sharding import is_sharded, shards_like
 from core.train_step import TrainStep
 from core.training_state import Progress, training_tensors
 
@@ -80,7 +81,7 @@ class Saver:
             "tracker_run_id": self._tracker_run_id,
             "environment": environment(self._world),
         }
-        self._stage(training_tensors(unwrap(self._model), self._optimizer))
+        self._stage(training_tensors(self._model, self._optimizer))
         self._failure = None
         # A daemon, because a save that hangs on a rank that is gone must not keep the process.
         self._thread = threading.Thread(
@@ -107,8 +108,13 @@ class Saver:
         pin_memory = self._world.device.type == "cuda"
         for name, tensor in tensors.items():
             if name not in self._staged:
-                self._staged[name] = torch.empty_like(tensor, device="cpu", pin_memory=pin_memory)
-            self._staged[name].copy_(tensor.detach(), non_blocking=True)
+                self._staged[name] = (
+                    shards_like(tensor, pin_memory, self._group)
+                    if is_sharded(tensor)
+                    else torch.empty_like(tensor, device="cpu", pin_memory=pin_memory)
+                )
+            for own, current in zip(_parts(self._staged[name]), _parts(tensor), strict=True):
+                own.copy_(current.detach(), non_blocking=True)
         if pin_memory:
             torch.cuda.synchronize()
 
@@ -125,6 +131,11 @@ class Saver:
         logger.info("saved %s", path)
         if self._world.is_main:
             self._policy.rotate()
+
+
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """What of a tensor this rank has."""
+    return [local.tensor for local in tensor.local_shards()] if is_sharded(tensor) else [tensor]
 
 
 def environment(world: World) -> dict[str, Any]:

@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.batch import Batch
 from common.device import World, emulates_bfloat16, seed_step
-from common.optimizers.learning_rate import LearningRates
+from common.optimizers.learning_rate import Rates
 from core.config.training import RuntimeConfig
+from core.sharding import ShardedModel
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ class TrainStep:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        learning_rates: LearningRates,
+        learning_rates: Rates,
         *,
         world: World,
         autocast: Autocast,
@@ -87,6 +89,7 @@ class TrainStep:
         self._max_grad_norm = max_grad_norm
         self._seed = seed
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._updates_in_backward = isinstance(model, ShardedModel)
         # torch's fused SGD can't be told to leave its first update out: its momentum stays uninitialised memory.
         self._skips_on_device = (
             world.device.type != "cpu"
@@ -102,7 +105,8 @@ class TrainStep:
         """Makes step `step` (the first is 1).
 
         The gradient is that of the mean loss over the micro-batches and ranks. Where it is not finite on any rank it
-        isn't on all, and the update is left out; the step counts.
+        isn't on all, and the update is left out; the step counts. Where backward() updates tables, a loss that is not
+        finite on any rank is found before.
 
         Returns:
           the mean loss of this rank's micro-batches, and 1.0 where the update was left out, else 0.0: detached scalars
@@ -118,12 +122,21 @@ class TrainStep:
             with self._synchronised(index == count - 1):
                 with self._autocast():
                     loss, _ = self._model(batch)
+                if self._updates_in_backward and not self._finite_everywhere(loss):
+                    return loss.detach(), self._one
                 self.scaler.scale(loss / count if count > 1 else loss).backward()
             loss = loss.detach()
             total = loss if total is None else total + loss
         assert total is not None
         skipped = self._update()
         return total / count if count > 1 else total, skipped
+
+    def _finite_everywhere(self, loss: torch.Tensor) -> bool:
+        """Whether no rank's loss is NaN or infinite: backward() would put it into the tables. Collective."""
+        finite = torch.isfinite(loss.detach()).to(torch.float32)
+        if self._world.size > 1:
+            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        return bool(finite.item())
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are reduced over the ranks with the last micro-batch only."""

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.checkpointing.storage import CheckpointError, read_tensors
+from common.checkpointing.storage import CheckpointError, load_tensors, read_tensors, tensor_sizes
 from common.reader.order import Position
 from common.reader.reader import BatchReader
 from core.config.training import JobConfig, TrainingConfig
+from core.parallel import unwrap
+from core.sharding import ShardedModel, is_sharded
 
 _MODEL = "model."
 _OPTIMIZER = "optimizer."
+_TABLE_OPTIMIZER = "table_optimizer."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,32 +57,62 @@ def run_identity(config: JobConfig, reader: BatchReader[Any]) -> dict[str, Any]:
 
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The model's parameters and buffers and the optimizer's state, by name. Not copied.
+    """The model's parameters and buffers and the optimizers' states, by name. Not copied.
 
-    model: not wrapped for several ranks.
+    model: wrapped for several ranks or not.
     """
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    module = unwrap(model)
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
+    tensors = {_MODEL + name: tensor for name, tensor in module.state_dict().items()}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             tensors[f"{_OPTIMIZER}{key}.{names[parameter]}"] = value
+    if isinstance(model, ShardedModel):
+        tensors |= {_TABLE_OPTIMIZER + name: state for name, state in model.table_optimizer_states().items()}
     return tensors
 
 
 def load_model(model: nn.Module, checkpoint: Path) -> None:
-    """Puts a checkpoint's weights into a model.
+    """Puts a checkpoint's weights into a model, wrapped or not; of tables, this rank's shards.
 
     Raises:
       CheckpointError: the checkpoint is damaged, or another model's: each difference is named.
     """
-    saved = read_tensors(checkpoint, _MODEL)
-    expected = model.state_dict()
+    module = unwrap(model)
+    expected = module.state_dict()
+    _check_sizes(checkpoint, expected)
+    loaded = {
+        name: value if is_sharded(value) else torch.empty_like(value, device="cpu") for name, value in expected.items()
+    }
+    load_tensors(checkpoint, loaded, _MODEL)
+    module.load_state_dict(loaded)
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
+    """Puts the states of the optimizers back. Learning rates are functions of the step and need none.
+
+    model: as of load_model().
+    """
+    saved = read_tensors(checkpoint, _OPTIMIZER)
+    names = {parameter: name for name, parameter in unwrap(model).named_parameters()}
+    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in saved.items():
+        key, _, parameter_name = name.partition(".")
+        state.setdefault(order.index(parameter_name), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if isinstance(model, ShardedModel) and (states := model.table_optimizer_states()):
+        load_tensors(checkpoint, states, _TABLE_OPTIMIZER)
+
+
+def _check_sizes(checkpoint: Path, expected: Mapping[str, torch.Tensor]) -> None:
+    saved = tensor_sizes(checkpoint, _MODEL)
     differences = [f"{name}: only in the checkpoint" for name in sorted(saved.keys() - expected.keys())]
     differences += [f"{name}: only in the model" for name in sorted(expected.keys() - saved.keys())]
     differences += [
-        f"{name}: {list(saved[name].shape)} in the checkpoint, {list(tensor.shape)} in the model"
+        f"{name}: {list(saved[name])} in the checkpoint, {list(tensor.size())} in the model"
         for name, tensor in expected.items()
-        if name in saved and saved[name].shape != tensor.shape
+        if name in saved and saved[name] != tensor.size()
     ]
     if differences:
         listed = "\n  ".join(differences[:20] + [f"and {len(differences) - 20} more"] * (len(differences) > 20))
@@ -87,16 +120,3 @@ def load_model(model: nn.Module, checkpoint: Path) -> None:
             f"{checkpoint}: the weights of another model:\n  {listed}\n"
             "Configure the model that it was saved from, or give a checkpoint of this one."
         )
-    model.load_state_dict(saved)
-
-
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
-    """Puts a checkpoint's optimizer state back. Learning rates are functions of the step and need none."""
-    saved = read_tensors(checkpoint, _OPTIMIZER)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in saved.items():
-        key, _, parameter_name = name.partition(".")
-        state.setdefault(order.index(parameter_name), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

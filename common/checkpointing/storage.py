@@ -140,16 +140,49 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
       NoCheckpointError: `path` is no complete checkpoint.
       DamagedCheckpointError: the size or digest of a file is not the manifest's, or a file can't be read.
     """
-    with _reading(path), _world_of_one_is_meant():
+    with _reading(path):
         _verify(path)
-        reader = dcp.FileSystemReader(path)
-        tensors = {
-            name: torch.empty(entry.size, dtype=entry.properties.dtype)
-            for name, entry in reader.read_metadata().state_dict_metadata.items()
-            if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-        }
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        entries = _entries(path, prefix)
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
+    load_tensors(path, tensors, prefix)
+    return tensors
+
+
+def tensor_sizes(path: Path, prefix: str = "") -> dict[str, torch.Size]:
+    """Sizes of the tensors whose names begin with `prefix`, by their names without it.
+
+    Raises:
+      NoCheckpointError, DamagedCheckpointError: as read_tensors().
+    """
+    with _reading(path):
+        _verify(path)
+        return {name: entry.size for name, entry in _entries(path, prefix).items()}
+
+
+def load_tensors(path: Path, into: Mapping[str, torch.Tensor], prefix: str = "") -> None:
+    """Reads tensors into the memory of others; of one that is spread over the ranks, this rank's part.
+
+    Args:
+      path: the checkpoint; its files have been verified, by tensor_sizes() for one.
+      into: by their names in the checkpoint, less the prefix; of the sizes that they have there.
+      prefix: of the names in the checkpoint.
+
+    Raises:
+      NoCheckpointError, DamagedCheckpointError: as read_tensors().
+    """
+    with _reading(path), _world_of_one_is_meant():
+        named = {prefix + name: tensor for name, tensor in into.items()}
+        dcp.load(named, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+
+
+def _entries(path: Path, prefix: str) -> dict[str, TensorStorageMetadata]:
+    """Of the tensors whose names begin with `prefix`, without it."""
+    metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    return {
+        name.removeprefix(prefix): entry
+        for name, entry in metadata.items()
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -3,6 +3,7 @@
 import bisect
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
@@ -27,6 +28,32 @@ def learning_rate_at(config: LearningRate, step: int) -> float:
     done = min(1.0, (step - cosine.num_ramp_steps) / (cosine.final_num_steps - cosine.num_ramp_steps))
     weight = (1.0 + math.cos(math.pi * done)) / 2.0
     return cosine.final_learning_rate + weight * (cosine.learning_rate - cosine.final_learning_rate)
+
+
+class Rates(Protocol):
+    """Learning rates of a model's parts."""
+
+    def apply(self, step: int) -> None:
+        """Sets the learning rates of the update that makes `step`."""
+
+    def at(self, step: int) -> dict[str, float]:
+        """The learning rate of each part at `step`, by its name."""
+
+
+class JoinedRates:
+    """Rates of several optimizers."""
+
+    def __init__(self, *rates: Rates) -> None:
+        self._rates = rates
+
+    def apply(self, step: int) -> None:
+        """As Rates."""
+        for rates in self._rates:
+            rates.apply(step)
+
+    def at(self, step: int) -> dict[str, float]:
+        """As Rates; the names differ."""
+        return {name: rate for rates in self._rates for name, rate in rates.at(step).items()}
 
 
 class LearningRates:

@@ -1,0 +1,303 @@
+"""Spreads embedding tables over the ranks: TorchRec's planner and DistributedModelParallel.
+
+Owns the plan, the tables' initial values and their optimizers' learning rates. torchrec is imported within functions: a
+dense model trains where it can't be installed.
+"""
+
+import contextlib
+import logging
+import os
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import nn
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, init_from_local_shards
+
+from common.device import World, local_world_size_from_env
+from common.modules.embedding.config import EmbeddingBagConfig
+from common.optimizers.config import LearningRate
+from common.optimizers.learning_rate import learning_rate_at
+from core.config.base_config import ConfigError
+
+if TYPE_CHECKING:
+    from torchrec.distributed.model_parallel import DistributedModelParallel
+    from torchrec.distributed.types import ShardingPlan
+
+logger = logging.getLogger(__name__)
+
+# Initial values are drawn for so many rows at a time, whichever rank holds them.
+_ROWS_PER_DRAW = 16_384
+
+
+class ShardedModel(nn.Module):
+    """A model whose embedding tables are spread over the ranks; the rest of it is on all of them.
+
+    Tables are updated within backward().
+    """
+
+    def __init__(self, parallel: "DistributedModelParallel") -> None:
+        super().__init__()
+        self._parallel = parallel
+
+    def forward(self, batch: Any) -> Any:
+        """As the model's."""
+        return self._parallel(batch)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model within."""
+        module: nn.Module = self._parallel.module
+        return module
+
+    @property
+    def table_optimizer(self) -> torch.optim.Optimizer:
+        """Of this rank's shards; step() does nothing but take over a learning rate."""
+        optimizer: torch.optim.Optimizer = self._parallel.fused_optimizer
+        return optimizer
+
+    def replicate_dense(self) -> None:
+        """Puts the rest of the model under DistributedDataParallel. Collective."""
+        self._parallel.init_data_parallel()
+
+    def tables(self) -> dict[str, ShardedTensor]:
+        """Weights by the name of their parameter. They are the tables' memory."""
+        return {name: tensor for name, tensor in self.module.state_dict().items() if is_sharded(tensor)}
+
+    def table_optimizer_states(self) -> dict[str, ShardedTensor]:
+        """What the tables' optimizers remember, by name: `<state>.<parameter>`. It is their memory."""
+        by_parameter = self._parallel.fused_optimizer.state_dict()["state"]
+        return {f"{name}.{key}": state for key, states in by_parameter.items() for name, state in states.items()}
+
+
+def is_sharded(tensor: Any) -> TypeGuard[ShardedTensor]:
+    """Whether a tensor of a state is spread over the ranks."""
+    return isinstance(tensor, ShardedTensor)
+
+
+def shards_like(tensor: ShardedTensor, pin_memory: bool, group: dist.ProcessGroup | None) -> ShardedTensor:
+    """A tensor that is spread in the same way, in host memory, uninitialised. Collective over `group`, or all ranks."""
+
+    def like(local: Shard) -> Shard:
+        empty = torch.empty_like(local.tensor, device="cpu", pin_memory=pin_memory)
+        return Shard.from_tensor_and_offsets(empty, local.metadata.shard_offsets, dist.get_rank())
+
+    return init_from_local_shards([like(local) for local in tensor.local_shards()], *tensor.size(), process_group=group)
+
+
+def shard(
+    model: nn.Module, tables: Sequence[EmbeddingBagConfig], place: str, world: World, *, seed: int, deterministic: bool
+) -> ShardedModel:
+    """Spreads the tables of a model over the ranks, and draws their initial values. Collective, in a process group.
+
+    Initial values are a function of (seed, name of the table, row), not of the number of ranks or the plan.
+
+    Args:
+      model: has one EmbeddingCollection, of common.modules.embedding.tables.build_tables(); the rest is equal on all
+        ranks. It is changed.
+      tables: the collection's.
+      place: of `tables` in the configuration, for messages.
+      world: this process's place and device.
+      seed: of the initial values.
+      deterministic: as of core.parallel.parallelize().
+
+    Raises:
+      ConfigError: the tables can't be spread as they ask, or their optimizers can't work here.
+    """
+    from torchrec.distributed.embedding import EmbeddingCollectionSharder
+    from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
+    from torchrec.distributed.types import ShardingEnv
+
+    _check_optimizers(tables, place, world)
+    assert dist.group.WORLD is not None, "tables are spread over a process group, be it of one process"
+    find_unused = deterministic and world.size > 2
+    with _quiet():
+        plan = _plan(model, tables, place, world)
+        parallel = DistributedModelParallel(
+            model,
+            env=ShardingEnv.from_process_group(dist.group.WORLD),
+            device=world.device,
+            plan=plan,
+            sharders=[EmbeddingCollectionSharder()],
+            init_data_parallel=False,
+            data_parallel_wrapper=DefaultDataParallelWrapper(
+                static_graph=not find_unused, find_unused_parameters=find_unused
+            ),
+        )
+    sharded = ShardedModel(parallel)
+    _tell(plan, tables)
+    scales = {table.name: table.init_scale for table in tables}
+    for name, weight in sharded.tables().items():
+        _draw(weight, table_of(name), scales[table_of(name)], seed)
+    return sharded
+
+
+def table_of(parameter: str) -> str:
+    """The table that a parameter is the weight of: `tables.embeddings.<table>.weight`."""
+    return parameter.rsplit(".", 2)[1]
+
+
+def _check_optimizers(tables: Sequence[EmbeddingBagConfig], place: str, world: World) -> None:
+    for index, table in enumerate(tables):
+        where = f"{place}[{index}]"
+        if table.optimizer.adam is not None and world.device.type == "cpu":
+            raise ConfigError(
+                f"{where}.optimizer.adam: TorchRec updates tables with Adam on CUDA only, and this is a CPU; use "
+                "row_wise_adagrad, adagrad or sgd"
+            )
+        if table.optimizer.sgd is not None and table.optimizer.sgd.momentum > 0:
+            raise ConfigError(
+                f"{where}.optimizer.sgd.momentum: {table.optimizer.sgd.momentum:g} given, but a table's updates within "
+                "the backward pass know no momentum; set it to 0"
+            )
+        if table.sharding == "column_wise" and table.optimizer.row_wise_adagrad is not None:
+            raise ConfigError(
+                f"{where}.sharding: column_wise cuts rows apart, and row_wise_adagrad has one sum for a whole row; use "
+                "row_wise or table_wise, or adagrad"
+            )
+
+
+def _plan(model: nn.Module, tables: Sequence[EmbeddingBagConfig], place: str, world: World) -> "ShardingPlan":
+    from torchrec.distributed.embedding import EmbeddingCollectionSharder
+    from torchrec.distributed.planner import EmbeddingShardingPlanner
+    from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+    from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, Topology
+
+    def kinds(table: EmbeddingBagConfig) -> list[str]:
+        if table.sharding is not None:
+            return [table.sharding]
+        # Not data_parallel: such tables would silently get another optimizer.
+        rest = [] if table.optimizer.row_wise_adagrad is not None else ["column_wise"]
+        return ["table_wise", "row_wise", *rest]
+
+    local_world_size = local_world_size_from_env()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local_world_size
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(
+            world_size=world.size,
+            local_world_size=local_world_size,
+            compute_device=world.device.type,
+            ddr_cap=memory,
+            hbm_cap=torch.cuda.get_device_properties(world.device).total_memory if world.device.type == "cuda" else 0,
+        ),
+        storage_reservation=FixedPercentageStorageReservation(0.15),
+        constraints={
+            table.name: ParameterConstraints(sharding_types=kinds(table), compute_kernels=["fused"]) for table in tables
+        },
+        debug=False,
+    )
+    try:
+        return planner.collective_plan(model, [EmbeddingCollectionSharder()], dist.group.WORLD)
+    except PlannerError as error:
+        asked = ", ".join(f"{table.name}: {table.sharding or 'any'}" for table in tables)
+        raise ConfigError(
+            f"{place}: the tables can't be spread over {world.size} process(es) ({asked}): {error}"
+        ) from error
+
+
+def _tell(plan: "ShardingPlan", tables: Sequence[EmbeddingBagConfig]) -> None:
+    by_table = {name: sharding for module in plan.plan.values() for name, sharding in module.items()}
+    for table in tables:
+        sharding = by_table[table.name]
+        logger.info(
+            "table %s: %s x %d %s, %s on rank(s) %s",
+            table.name,
+            f"{table.num_embeddings:,}",
+            table.embedding_dim,
+            table.data_type,
+            sharding.sharding_type,
+            ", ".join(map(str, sharding.ranks)),
+        )
+
+
+def _draw(weight: ShardedTensor, table: str, scale: float, seed: int) -> None:
+    """Normally distributed values."""
+    num_columns = weight.size()[1]
+    for local in weight.local_shards():
+        first, first_column = local.metadata.shard_offsets
+        num_rows, width = local.metadata.shard_sizes
+        for draw in range(first // _ROWS_PER_DRAW, -(-(first + num_rows) // _ROWS_PER_DRAW)):
+            begin = draw * _ROWS_PER_DRAW
+            drawn = _generator(seed, table, draw).standard_normal((_ROWS_PER_DRAW, num_columns), np.float32)
+            low, high = max(begin, first), min(begin + _ROWS_PER_DRAW, first + num_rows)
+            values = drawn[low - begin : high - begin, first_column : first_column + width] * scale
+            local.tensor[low - first : high - first] = torch.from_numpy(values)
+
+
+def _generator(seed: int, table: str, draw: int) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(table.encode()), draw])
+
+
+def set_rows(weight: ShardedTensor, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+    """Sets rows of a table, as far as this rank holds them.
+
+    Args:
+      weight: of the table.
+      rows: [n], each below the table's number of rows.
+      values: [n, embedding_dim].
+    """
+    for local in weight.local_shards():
+        first, first_column = local.metadata.shard_offsets
+        num_rows, width = local.metadata.shard_sizes
+        own = (rows >= first) & (rows < first + num_rows)
+        at = torch.from_numpy(rows[own] - first).to(local.tensor.device)
+        cut = torch.from_numpy(values[own, first_column : first_column + width])
+        local.tensor[at] = cut.to(local.tensor)
+
+
+def mean_norms(model: ShardedModel, tables: Sequence[str]) -> dict[str, float]:
+    """Mean L2 norm of the rows of each table. Collective."""
+    norms = {}
+    for name, weight in model.tables().items():
+        if table_of(name) not in tables:
+            continue
+        squares = torch.zeros(weight.size()[0], dtype=torch.float64)
+        for local in weight.local_shards():
+            first, num_rows = local.metadata.shard_offsets[0], local.metadata.shard_sizes[0]
+            squares[first : first + num_rows] += local.tensor.double().square().sum(1).cpu()
+        dist.all_reduce(squares)
+        norms[table_of(name)] = squares.sqrt().mean().item()
+    return {table: norms[table] for table in tables}
+
+
+class TableLearningRates:
+    """The learning rates of a model's tables, as common.optimizers.learning_rate.Rates."""
+
+    def __init__(self, model: ShardedModel, rates: Mapping[str, LearningRate]) -> None:
+        """rates: by table."""
+        self._optimizer = model.table_optimizer
+        self._rates = rates
+        names = {id(parameter): table_of(name) for name, parameter in self._optimizer.params.items()}  # type: ignore[attr-defined]
+        # Tables of one group are updated together and have equal rates (build_tables()).
+        self._table_of_group = [names[id(group["params"][0])] for group in self._optimizer.param_groups]
+
+    def apply(self, step: int) -> None:
+        """Sets the learning rates of the update that makes `step`."""
+        for group, table in zip(self._optimizer.param_groups, self._table_of_group, strict=True):
+            group["lr"] = learning_rate_at(self._rates[table], step)
+        self._optimizer.zero_grad()  # takes them over
+
+    def at(self, step: int) -> dict[str, float]:
+        """The learning rate of each table at `step`."""
+        return {table: learning_rate_at(rate, step) for table, rate in self._rates.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what TorchRec and torch warn their own developers of."""
+    loggers = [logging.getLogger(name) for name in ("torchrec", "torch.fx._symbolic_trace")]
+    levels = [each.level for each in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for each in loggers:
+            each.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for each, level in zip(loggers, levels, strict=True):
+                each.setLevel(level)

@@ -74,6 +74,7 @@ def train(
     world: World,
     *,
     sinks: Mapping[str, Callable[[], Tracker]] | None = None,
+    gauges: Callable[[], Mapping[str, float]] | None = None,
     overwrite_save_dir: bool = False,
 ) -> Outcome:
     """Trains until training.num_train_steps or training.num_epochs, whichever comes first. Collective.
@@ -90,6 +91,7 @@ def train(
       partitions: what to evaluate on, by name.
       world: this process's place and device.
       sinks: of measurements, beside metrics.jsonl and W&B: what makes them, by name; called on rank 0.
+      gauges: further train metrics, by name, read when metrics are logged; collective.
       overwrite_save_dir: start anew, deleting the run in save_dir.
 
     Raises:
@@ -238,7 +240,7 @@ def train(
 
             if step % training.train_log_every_n == 0 or step == last_step:
                 rates = {f"learning_rate/{k}": rate for k, rate in learning_rates.at(step).items()}
-                metrics = window.close() | rates
+                metrics = window.close() | rates | dict(gauges() if gauges is not None else {})
                 measurement = Measurement(step, "train", None, metrics, watch.timing(examples_per_step))
                 if world.is_main:
                     report.logged(measurement)

@@ -108,11 +108,7 @@ class Saver:
         pin_memory = self._world.device.type == "cuda"
         for name, tensor in tensors.items():
             if name not in self._staged:
-                self._staged[name] = (
-                    shards_like(tensor, pin_memory, self._group)
-                    if is_sharded(tensor)
-                    else torch.empty_like(tensor, device="cpu", pin_memory=pin_memory)
-                )
+                self._staged[name] = _host_memory_like(tensor, pin_memory, self._group)
             for own, current in zip(_parts(self._staged[name]), _parts(tensor), strict=True):
                 own.copy_(current.detach(), non_blocking=True)
         if pin_memory:
@@ -131,6 +127,12 @@ class Saver:
         logger.info("saved %s", path)
         if self._world.is_main:
             self._policy.rotate()
+
+
+def _host_memory_like(tensor: torch.Tensor, pin_memory: bool, group: dist.ProcessGroup | None) -> torch.Tensor:
+    if is_sharded(tensor):
+        return shards_like(tensor, pin_memory, group)
+    return torch.empty_like(tensor, device="cpu", pin_memory=pin_memory)
 
 
 def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, init_from_local_shards
 
+from common.agreement import ControlWord
 from common.device import World, local_world_size_from_env
 from common.modules.embedding.config import EmbeddingBagConfig
 from common.optimizers.config import LearningRate
@@ -191,13 +192,17 @@ def _plan(model: nn.Module, tables: Sequence[EmbeddingBagConfig], place: str, wo
         },
         debug=False,
     )
-    try:
-        return planner.collective_plan(model, [EmbeddingCollectionSharder()], dist.group.WORLD)
-    except PlannerError as error:
-        asked = ", ".join(f"{table.name}: {table.sharding or 'any'}" for table in tables)
-        raise ConfigError(
-            f"{place}: the tables can't be spread over {world.size} process(es) ({asked}): {error}"
-        ) from error
+
+    def plan() -> "ShardingPlan":
+        try:
+            return planner.plan(model, [EmbeddingCollectionSharder()])
+        except PlannerError as error:
+            asked = ", ".join(f"{table.name}: {table.sharding or 'any'}" for table in tables)
+            found = f"the tables can't be spread over {world.size} process(es) ({asked})"
+            raise ConfigError(f"{place}: {found}: {error}") from error
+
+    # The planner's own way to one plan for all leaves the others waiting where rank 0 finds none.
+    return ControlWord(world.timeout).from_main(plan)
 
 
 def _tell(plan: "ShardingPlan", tables: Sequence[EmbeddingBagConfig]) -> None:
@@ -283,8 +288,8 @@ class TableLearningRates:
         self._optimizer.zero_grad()  # takes them over
 
     def at(self, step: int) -> dict[str, float]:
-        """The learning rate of each table at `step`."""
-        return {table: learning_rate_at(rate, step) for table, rate in self._rates.items()}
+        """The learning rate of each table at `step`, as `table/<name>`."""
+        return {f"table/{table}": learning_rate_at(rate, step) for table, rate in self._rates.items()}
 
 
 @contextlib.contextmanager

@@ -3,31 +3,16 @@
 torchrun --standalone --nproc-per-node 2 -m projects.home.recap.main --config projects/home/recap/configs/local.yaml
 """
 
-import argparse
 import logging
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
-from common.device import (
-    World,
-    joined_world,
-    rank_from_env,
-    seed_initial_weights,
-    set_deterministic,
-    set_precision,
-    world_size_from_env,
-)
-from common.logging import setup_logging
-from common.measurement import Measurement
-from common.metrics_file import read_metrics
-from common.program import ArgumentParser, run
-from common.wandb import check_key_file
-from core import custom_training_loop, debug_training_loop
-from core.checkpoint_evaluation import only_evaluate
-from core.config import ConfigError, load_config_from_yaml
+from common.device import World, seed_initial_weights, world_size_from_env
+from common.optimizers.learning_rate import LearningRates
+from common.program import run
+from core.command_line import Job, Project, run_project
+from core.config import ConfigError
 from core.evaluation import Partition
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.dataset import RecapDataset, check_batching
@@ -42,62 +27,12 @@ _TRAIN = "train_data"
 
 
 def main() -> int:
-    """Reads the command line and the configuration, checks the data, trains or evaluates, and tells what was made.
-
-    Returns:
-      the exit status: 0; 1 where the last checkpoint could not be written; or 128 + the number of the signal that
-      stopped the run.
-    """
-    setup_logging(rank_from_env())
-    args = _parse_args()
-    config = load_config_from_yaml(RecapConfig, args.config, args.set)
-    if args.print_config:
-        if rank_from_env() == 0:
-            sys.stdout.write(config.pretty_print())
-        return 0
-
-    # What can be known to be wrong is told before a process group or a GPU is touched.
-    if config.runtime.wandb is not None:
-        check_key_file(config.runtime.wandb)
-    datasets = _open_datasets(config)
-    set_precision(config.runtime.enable_tensorfloat32)
-    set_deterministic(config.runtime.deterministic)
-    with joined_world(config.runtime.process_group_timeout_in_s) as world:
-        if args.mode == "evaluate":
-            return _evaluate(config, datasets, world)
-        return _train(config, datasets, world, args)
-
-
-def _parse_args() -> argparse.Namespace:
-    parser = ArgumentParser(prog="python -m projects.home.recap.main", description="Trains the Heavy Ranker.")
-    parser.add_argument(
-        "--mode",
-        choices=["train", "evaluate"],
-        default="train",
-        help="evaluate: evaluate each checkpoint in training.save_dir as it appears, beside the run that trains",
+    """Runs the program; returns its exit status (core.command_line)."""
+    return run_project(
+        Project(
+            "projects.home.recap.main", "Trains the Heavy Ranker.", RecapConfig, _open_datasets, _build, metrics_table
+        )
     )
-    parser.add_argument("--config", required=True, metavar="YAML", help="the configuration")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key, e.g. training.num_train_steps=100; may be given several times (docs/configuration.md)",
-    )
-    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and end")
-    parser.add_argument(
-        "--overwrite_save_dir", action="store_true", help="start anew, deleting the run in training.save_dir"
-    )
-    parser.add_argument(
-        "--debug_loop",
-        action="store_true",
-        help="train in the plain loop: no DDP, no checkpoints, every loss",
-    )
-    args = parser.parse_args()
-    for option in ("overwrite_save_dir", "debug_loop"):
-        if args.mode == "evaluate" and getattr(args, option):
-            parser.error(f"--{option}: not with --mode evaluate, which neither trains nor deletes")
-    return args
 
 
 def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
@@ -119,14 +54,24 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
     return datasets
 
 
-def _build_model(
-    config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World
-) -> tuple[HeavyRanker, ModelAndLoss]:
+def _build(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World) -> Job:
     tasks = config.model.tasks
     seed_initial_weights(config.runtime.seed)
     ranker = HeavyRanker(config.model, datasets[_TRAIN].widths, datasets[_TRAIN].calibration_rates)
     pos_weights = [task.pos_weight for task in tasks.values()]
-    return ranker, ModelAndLoss(ranker, pos_weights, config.model.stratifiers or ()).to(world.device)
+    model = ModelAndLoss(ranker, pos_weights, config.model.stratifiers or ()).to(world.device)
+
+    def make_optimizer() -> tuple[torch.optim.Optimizer, LearningRates]:
+        rows = config.train_data.global_batch_size // world.size
+        if rows == 1 and any(isinstance(module, torch.nn.BatchNorm1d) for module in model.modules()):
+            raise ConfigError(
+                f"train_data.global_batch_size: {config.train_data.global_batch_size} given, one example for each of "
+                f"{world.size} process(es); batch norm needs at least two"
+            )
+        return build_optimizer(ranker, config.optimizer)
+
+    train_reader = datasets[_TRAIN].reader(world.rank, world.size)
+    return Job(model, train_reader, _partitions(config, datasets, world), make_optimizer)
 
 
 def _partitions(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World) -> dict[str, Partition]:
@@ -137,53 +82,6 @@ def _partitions(config: RecapConfig, datasets: Mapping[str, RecapDataset], world
         for path, dataset in datasets.items()
         if path != _TRAIN
     }
-
-
-def _train(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World, args: argparse.Namespace) -> int:
-    ranker, model = _build_model(config, datasets, world)
-    rows = config.train_data.global_batch_size // world.size
-    if rows == 1 and any(isinstance(module, torch.nn.BatchNorm1d) for module in model.modules()):
-        raise ConfigError(
-            f"train_data.global_batch_size: {config.train_data.global_batch_size} given, one example for each of "
-            f"{world.size} process(es); batch norm needs at least two"
-        )
-    optimizer, learning_rates = build_optimizer(ranker, config.optimizer)
-    train_reader = datasets[_TRAIN].reader(world.rank, world.size)
-    partitions = _partitions(config, datasets, world)
-    job = (config, model, optimizer, learning_rates, train_reader, partitions, world)
-    if args.debug_loop:
-        debug_training_loop.train(*job)
-        return 0
-    outcome = custom_training_loop.train(*job, overwrite_save_dir=args.overwrite_save_dir)
-    if world.is_main:
-        directory = outcome.directory
-        sys.stdout.write(_closing_report(directory.checkpoints, directory.metrics, directory.config))
-    return outcome.exit_status
-
-
-def _evaluate(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World) -> int:
-    _, model = _build_model(config, datasets, world)
-    train_reader = datasets[_TRAIN].reader(world.rank, world.size)
-    outcome = only_evaluate(config, model, train_reader, _partitions(config, datasets, world), world)
-    if world.is_main:
-        sys.stdout.write(_closing_report(outcome.directory.checkpoints, outcome.directory.metrics))
-    return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
-
-
-def _closing_report(checkpoints: Path, metrics: Path, resolved_config: Path | None = None) -> str:
-    """The newest metrics of each partition, and where everything is."""
-    measured = sorted(read_metrics(metrics), key=lambda measurement: measurement.step)
-    newest: dict[str | None, Measurement] = {m.partition: m for m in measured if m.mode == "evaluate"}
-    lines = [""]
-    for measurement in newest.values():
-        partial = ", stopped by eval_timeout_in_s" if measurement.timing.get("timed_out") else ""
-        examples = f"{measurement.metrics['examples']:,} examples{partial}"
-        title = f"{measurement.partition} after step {measurement.step}: {examples}"
-        lines += [title, metrics_table(measurement), ""]
-    lines += [f"checkpoints    {checkpoints}", f"metrics        {metrics}"]
-    if resolved_config is not None:
-        lines.append(f"configuration  {resolved_config}")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
+from core import command_line
 from core.config import BaseConfig, ConfigError, UserError, load_config_from_yaml
 from core.run_directory import check_same_run
 from projects.home.recap import main
@@ -447,7 +448,7 @@ def test_all_mistakes_come_at_once():
 
 def test_the_configuration_is_read_before_the_process_joins_others(monkeypatch, capsys):
     """A rank of two that has no peer: joining a process group would fail for want of an address."""
-    monkeypatch.setattr(main, "setup_logging", lambda _: None)
+    monkeypatch.setattr(command_line, "setup_logging", lambda _: None)
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from common.modules.config import LayerNormConfig
+from core import command_line
 from core.config import BaseConfig, ConfigError, load_config_from_yaml
 from projects.home.recap import main
 from projects.home.recap.config import RecapConfig
@@ -199,7 +200,7 @@ def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
         patcher.setenv("KEY_PATH", str(key_path))
         patcher.setenv("MASKS", str(directory))
         patcher.setenv("WANDB_MODE", "disabled")
-        patcher.setattr(main, "setup_logging", lambda _: None)
+        patcher.setattr(command_line, "setup_logging", lambda _: None)
         for path in SHIPPED:
             recorder = Recorder()
             has: set[Field] = set()

@@ -1,0 +1,30 @@
+"""Optimizers of dense parameters, which are alike on all ranks. Embedding tables have theirs (core/sharding.py)."""
+
+from collections.abc import Iterable
+
+import torch
+
+from common.optimizers.config import OptimizerConfig
+from common.optimizers.learning_rate import LearningRates
+
+
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter], config: OptimizerConfig, name: str
+) -> tuple[torch.optim.Optimizer, LearningRates]:
+    """The optimizer of one group of parameters, possibly of none, on their device.
+
+    Args:
+      config: anything but row_wise_adagrad.
+      name: of the group, in the log of learning rates.
+    """
+    groups = [{"params": list(parameters), "name": name}]
+    optimizer: torch.optim.Optimizer
+    if config.adam is not None:
+        first, second = config.adam.betas
+        optimizer = torch.optim.Adam(groups, betas=(first, second), eps=config.adam.eps, fused=True)
+    elif config.adagrad is not None:
+        optimizer = torch.optim.Adagrad(groups, eps=config.adagrad.eps)
+    else:
+        assert config.sgd is not None, "row-wise Adagrad is for embedding tables"
+        optimizer = torch.optim.SGD(groups, momentum=config.sgd.momentum)
+    return optimizer, LearningRates(optimizer, [config.rate])

@@ -1,0 +1,177 @@
+"""A project's program: its command line, and what happens between that and training or evaluation.
+
+What is particular to a project (its configuration, data, model and metrics) it brings as a Project.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from common.device import World, joined_world, rank_from_env, set_deterministic, set_precision
+from common.logging import setup_logging
+from common.measurement import Measurement
+from common.metrics_file import read_metrics
+from common.optimizers.learning_rate import Rates
+from common.program import ArgumentParser
+from common.reader.reader import BatchReader
+from common.wandb import check_key_file
+from core import custom_training_loop, debug_training_loop
+from core.checkpoint_evaluation import only_evaluate
+from core.config import load_config_from_yaml
+from core.config.training import JobConfig
+from core.evaluation import Partition
+
+C = TypeVar("C", bound=JobConfig)
+D = TypeVar("D")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, or evaluated; built alike on all ranks.
+
+    Attributes:
+      model: a core.train_step.Model on its device, with its initial weights.
+      train_reader: this rank's share of the training data.
+      partitions: what to evaluate on, by name.
+      make_optimizer: of the model's parameters, with their learning rates; not called for an evaluation.
+      gauges: further train metrics, computed when they are logged; collective.
+    """
+
+    model: nn.Module
+    train_reader: BatchReader[Any]
+    partitions: Mapping[str, Partition]
+    make_optimizer: Callable[[], tuple[torch.optim.Optimizer, Rates]]
+    gauges: Callable[[], Mapping[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class Project(Generic[C, D]):
+    """What a project brings.
+
+    Attributes:
+      module: that is started, for the usage.
+      description: of the program, for --help.
+      config_class: of its YAML.
+      open_data: opens the data sets, telling what is wrong before a process group or a GPU is touched.
+      build: builds the job of a configuration and its data; collective.
+      metrics_table: an evaluation's metrics for people.
+      group_of_one: whether the model needs a process group also in a world of one.
+    """
+
+    module: str
+    description: str
+    config_class: type[C]
+    open_data: Callable[[C], D]
+    build: Callable[[C, D, World], Job]
+    metrics_table: Callable[[Measurement], str]
+    group_of_one: bool = field(default=False, kw_only=True)
+
+
+def run_project(project: Project[C, D]) -> int:
+    """Reads the command line and the configuration, checks the data, trains or evaluates, and tells what was made.
+
+    Returns:
+      the exit status: 0; 1 where the last checkpoint could not be written; or 128 + the number of the signal that
+      stopped the run.
+
+    Raises:
+      UserError: on all ranks.
+    """
+    setup_logging(rank_from_env())
+    args = _parse_args(project)
+    config = load_config_from_yaml(project.config_class, args.config, args.set)
+    if args.print_config:
+        if rank_from_env() == 0:
+            sys.stdout.write(config.pretty_print())
+        return 0
+
+    # What can be known to be wrong is told before a process group or a GPU is touched.
+    if config.runtime.wandb is not None:
+        check_key_file(config.runtime.wandb)
+    data = project.open_data(config)
+    set_precision(config.runtime.enable_tensorfloat32)
+    set_deterministic(config.runtime.deterministic)
+    with joined_world(config.runtime.process_group_timeout_in_s, group_of_one=project.group_of_one) as world:
+        job = project.build(config, data, world)
+        if args.mode == "evaluate":
+            return _evaluate(project, config, job, world)
+        return _train(project, config, job, world, args)
+
+
+def _parse_args(project: Project[C, D]) -> argparse.Namespace:
+    parser = ArgumentParser(prog=f"python -m {project.module}", description=project.description)
+    parser.add_argument(
+        "--mode",
+        choices=["train", "evaluate"],
+        default="train",
+        help="evaluate: evaluate each checkpoint in training.save_dir as it appears, beside the run that trains",
+    )
+    parser.add_argument("--config", required=True, metavar="YAML", help="the configuration")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key, e.g. training.num_train_steps=100; may be given several times (docs/configuration.md)",
+    )
+    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and end")
+    parser.add_argument(
+        "--overwrite_save_dir", action="store_true", help="start anew, deleting the run in training.save_dir"
+    )
+    parser.add_argument(
+        "--debug_loop",
+        action="store_true",
+        help="train in the plain loop: no DDP, no checkpoints, every loss",
+    )
+    args = parser.parse_args()
+    for option in ("overwrite_save_dir", "debug_loop"):
+        if args.mode == "evaluate" and getattr(args, option):
+            parser.error(f"--{option}: not with --mode evaluate, which neither trains nor deletes")
+    return args
+
+
+def _train(project: Project[C, D], config: C, job: Job, world: World, args: argparse.Namespace) -> int:
+    optimizer, rates = job.make_optimizer()
+    arguments = (config, job.model, optimizer, rates, job.train_reader, job.partitions, world)
+    if args.debug_loop:
+        debug_training_loop.train(*arguments)
+        return 0
+    outcome = custom_training_loop.train(*arguments, gauges=job.gauges, overwrite_save_dir=args.overwrite_save_dir)
+    if world.is_main:
+        directory = outcome.directory
+        sys.stdout.write(_closing_report(project, directory.checkpoints, directory.metrics, directory.config))
+    return outcome.exit_status
+
+
+def _evaluate(project: Project[C, D], config: C, job: Job, world: World) -> int:
+    outcome = only_evaluate(config, job.model, job.train_reader, job.partitions, world)
+    if world.is_main:
+        sys.stdout.write(_closing_report(project, outcome.directory.checkpoints, outcome.directory.metrics))
+    return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
+
+
+def _closing_report(
+    project: Project[C, D], checkpoints: Path, metrics: Path, resolved_config: Path | None = None
+) -> str:
+    """The newest metrics of each partition, and where everything is."""
+    measured = sorted(read_metrics(metrics), key=lambda measurement: measurement.step)
+    newest: dict[str | None, Measurement] = {m.partition: m for m in measured if m.mode == "evaluate"}
+    lines = [""]
+    for measurement in newest.values():
+        partial = ", stopped by eval_timeout_in_s" if measurement.timing.get("timed_out") else ""
+        examples = f"{measurement.metrics['examples']:,} examples{partial}"
+        title = f"{measurement.partition} after step {measurement.step}: {examples}"
+        lines += [title, project.metrics_table(measurement), ""]
+    lines += [f"checkpoints    {checkpoints}", f"metrics        {metrics}"]
+    if resolved_config is not None:
+        lines.append(f"configuration  {resolved_config}")
+    return "\n".join(lines) + "\n"

@@ -67,5 +67,5 @@ def train(
                     break
                 _, outputs = model(placed.batch.to(world.device))
                 metrics.update(outputs)
-        means = {key: value for key, value in metrics.compute().items() if key.startswith("mean/")}
-        logger.info("evaluated %s: %s", name, means)
+        values = metrics.compute()
+        logger.info("evaluated %s: %s", name, {key: values[key] for key in metrics.headline})

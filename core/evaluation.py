@@ -150,9 +150,7 @@ class Evaluator:
             f"{values.get('examples', 0):,}",
             seconds,
             f", stopped by eval_timeout_in_s after {done} batches" if timed_out else "",
-            "".join(
-                f", {key} {value:.5g}" for key, value in values.items() if key.startswith("mean/") and value is not None
-            ),
+            "".join(f", {key} {value:.5g}" for key in metrics.headline if (value := values.get(key)) is not None),
         )
         timing = {"seconds": seconds, "timed_out": timed_out}
         return Measurement(step, "evaluate", name, values, timing)

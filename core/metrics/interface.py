@@ -1,6 +1,6 @@
 """What the loop asks of metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -8,6 +8,10 @@ import torch
 
 class Metrics(Protocol):
     """Accumulates the outputs of a model over a partition."""
+
+    @property
+    def headline(self) -> Sequence[str]:
+        """The metrics that a line of the log tells."""
 
     def update(self, outputs: Mapping[str, torch.Tensor]) -> None:
         """Adds a batch: the outputs of the model, [batch, ...]."""

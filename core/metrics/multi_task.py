@@ -81,6 +81,11 @@ class MultiTaskMetrics:
         kind = KeptScores if exact else LogitHistograms
         self._scores: Scores = kind(groups, len(self._tasks), device)
 
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The means over tasks."""
+        return tuple(f"mean/{key}" for key in _MEANS)
+
     def update(self, outputs: Mapping[str, torch.Tensor]) -> None:
         """Adds a batch. "calibrated_probabilities", "labels" (0 or 1), "weights" and, where announced,
         "reference_probabilities": [batch, tasks]; where announced, "strata": bool [batch, strata]. A row of weight 0

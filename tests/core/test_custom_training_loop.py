@@ -107,6 +107,8 @@ def test_a_mean_of_zero_is_told_like_any_other(
     reader: BatchReader[ToyBatch], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Zero:
+        headline = ("mean/rce", "mean/auroc")
+
         def update(self, outputs: Any) -> None:
             pass
 

@@ -19,7 +19,9 @@ class EdgeBatch(Batch):
       weights: [batch], float32; 0 for an edge that only fills the batch up.
       segment_sizes: edges of each segment of the model, in their order; they add up to batch.
       known: of evaluation, by side ("lhs", "rhs"): [2, pairs], int64, of positions in the batch and entities: with
-        that entity on that side the edge is a known one too. Its own entity may be among them.
+        that entity on that side the edge is a known one too. Each pair is there once; the edge's own entity may be
+        among them.
+      negatives: of evaluation, by side: [batch, draws], int64, entities that the edge's own is compared with for AUC.
     """
 
     lhs: torch.Tensor
@@ -28,3 +30,4 @@ class EdgeBatch(Batch):
     weights: torch.Tensor
     segment_sizes: tuple[int, ...]
     known: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    negatives: Mapping[str, torch.Tensor] = field(default_factory=dict)

@@ -19,8 +19,22 @@ from projects.twhin.model.relations import SIDES, Relations, Side
 COLUMNS = {name: Column(name, torch.int64) for name in ("lhs", "rel", "rhs")}
 """Of a table of edges: row of the left entity, id of the relation, row of the right entity."""
 
-KnownEdges = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Mapping[str, torch.Tensor]]
-"""Of lhs, rel and rhs [batch] int64 makes EdgeBatch.known."""
+OfEdges = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Mapping[str, torch.Tensor]]
+"""Of lhs, rel and rhs [batch] int64 makes what a batch holds of each side."""
+
+
+def edge_table(inputs: str, relations: Relations, rows: Callable[[int], range] | None = None) -> ParquetTable:
+    """Reads the footers of files of edges, which are checked against the relations when they are decoded.
+
+    Args:
+      inputs: glob pattern, file or directory.
+      relations: those of the model.
+      rows: as of ParquetTable.
+
+    Raises:
+      ConfigError, DataError: what is wrong with the files.
+    """
+    return ParquetTable(matching_files(inputs), COLUMNS, rows=rows, check=_Check(relations))
 
 
 class EdgeDataset:
@@ -50,20 +64,22 @@ class EdgeDataset:
                 raise ConfigError(f"{path}.offset: {begin} given, but {config.data_root} has {num_edges} edges")
             return range(begin, num_edges if config.limit is None else min(begin + config.limit, num_edges))
 
-        table = ParquetTable(matching_files(config.data_root), COLUMNS, rows=rows, check=_Check(relations))
-        return cls(table, relations, config)
+        return cls(edge_table(config.data_root, relations, rows), relations, config)
 
-    def reader(self, rank: int, world_size: int, known: KnownEdges | None = None) -> BatchReader[EdgeBatch]:
+    def reader(
+        self, rank: int, world_size: int, *, known: OfEdges | None = None, negatives: OfEdges | None = None
+    ) -> BatchReader[EdgeBatch]:
         """This rank's share of the batches.
 
         Args:
           rank: of this process.
           world_size: number of processes.
-          known: of evaluation: finds a batch's known edges, in the thread that makes batches.
+          known: of evaluation with filtered ranks: makes EdgeBatch.known, in the thread that makes batches.
+          negatives: of evaluation: makes EdgeBatch.negatives, there too.
         """
         return BatchReader(
             self.table,
-            _MakeBatch(self._relations, known),
+            _MakeBatch(self._relations, known, negatives),
             global_batch_size=self._config.batch_size(world_size),
             lanes=self._config.num_lanes(world_size),
             rank=rank,
@@ -121,11 +137,12 @@ class _Check:
 class _MakeBatch:
     """Sorts edges by their segment. Edges that only fill up are those of relation 0 between entities 0."""
 
-    def __init__(self, relations: Relations, known: KnownEdges | None) -> None:
+    def __init__(self, relations: Relations, known: OfEdges | None, negatives: OfEdges | None) -> None:
         self._num_segments = len(relations.segments)
         # numpy sorts 16 bits in linear time.
         self._segment_of = relations.segment_of.astype(np.min_scalar_type(self._num_segments))
         self._known = known
+        self._negatives = negatives
 
     def __call__(self, columns: Columns, weights: torch.Tensor) -> EdgeBatch:
         segments = self._segment_of[columns["rel"].numpy()]
@@ -133,4 +150,5 @@ class _MakeBatch:
         lhs, rel, rhs = (columns[name][order] for name in COLUMNS)
         sizes = np.bincount(segments, minlength=self._num_segments).tolist()
         known = self._known(lhs, rel, rhs) if self._known is not None else {}
-        return EdgeBatch(lhs, rel, rhs, weights[order], tuple(sizes), known)
+        negatives = self._negatives(lhs, rel, rhs) if self._negatives is not None else {}
+        return EdgeBatch(lhs, rel, rhs, weights[order], tuple(sizes), known, negatives)

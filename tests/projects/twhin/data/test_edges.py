@@ -125,16 +125,17 @@ def test_an_offset_beyond_the_data(tmp_path):
     assert str(caught.value) == f"train_data.offset: 50 given, but {tmp_path} has 50 edges"
 
 
-def test_edges_known_are_looked_up_in_the_order_of_the_batch(tmp_path):
+def test_what_evaluation_needs_is_made_of_the_edges_in_the_order_of_the_batch(tmp_path):
     path = write(tmp_path / "a.parquet", make_edges(16))
 
     def known(lhs: torch.Tensor, rel: torch.Tensor, rhs: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"lhs": torch.stack([lhs, rel]), "rhs": torch.stack([rhs, rel])}
 
-    (placed,) = opened(path).reader(0, 1, known).evaluate()
+    (placed,) = opened(path).reader(0, 1, known=known, negatives=known).evaluate()
     batch = placed.batch
     assert torch.equal(batch.known["lhs"], torch.stack([batch.lhs, batch.rel]))
     assert torch.equal(batch.known["rhs"], torch.stack([batch.rhs, batch.rel]))
+    assert torch.equal(batch.negatives["rhs"], batch.known["rhs"])
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from common.complete_directory import complete_directory
-from common.table_writer import TableWriter
 from core.config.base_config import UserError
-from projects.twhin.data.layout import EDGES, ROW_GROUP_SIZE, ROWS_PER_FILE, vocabulary_path
+from projects.twhin.data.layout import SPLITS, EdgeWriter, vocabulary_path
 from projects.twhin.data.vocabulary import write_vocabulary
 
 DESCRIPTION = "Make the default graph of TwHIN: users, tweets, and edges of four relations between them."
@@ -150,12 +149,9 @@ def generate(out: Path, seed: int, num_users: int, num_tweets: int, num_edges: i
         graph = draw_graph(seed, num_users, num_tweets, num_edges)
         bounds = np.rint(np.cumsum([0, 1 - _VALIDATION_SHARE - _TEST_SHARE, _VALIDATION_SHARE]) * num_edges).astype(int)
         tallies = {}
-        for split, begin, end in zip(("train", "validation", "test"), bounds, [*bounds[1:], num_edges], strict=True):
-            (partial / split).mkdir()
-            for number, start in enumerate(range(begin, end, ROWS_PER_FILE)):
-                rows = slice(start, min(start + ROWS_PER_FILE, end))
-                with TableWriter(partial / split / f"part-{number:05d}.parquet", EDGES, ROW_GROUP_SIZE) as writer:
-                    writer.write({"lhs": graph.lhs[rows], "rel": graph.rel[rows], "rhs": graph.rhs[rows]})
+        for split, begin, end in zip(SPLITS, bounds, [*bounds[1:], num_edges], strict=True):
+            with EdgeWriter(partial / split) as writer:
+                writer.write(graph.lhs[begin:end], graph.rel[begin:end], graph.rhs[begin:end])
             tallies[split] = np.bincount(graph.rel[begin:end], minlength=len(RELATIONS))
         for table, first, count in (("user", _USER_IDS_FROM, num_users), ("tweet", _TWEET_IDS_FROM, num_tweets)):
             write_vocabulary(vocabulary_path(partial, table), pa.array(np.arange(first, first + count)))

@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from projects.twhin.model.losses import Loss
 
-_BLOCK = 256
-"""Edges at a time on a CPU."""
+_BLOCK_SCORES = 2**19
+"""Scores at a time on a CPU."""
 
 
 def fused_loss(
@@ -66,11 +66,12 @@ class _FusedLoss(torch.autograd.Function):
         margin: float,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        masked = _Masked(own_ids, candidate_ids)
+        block = _edges_at_a_time(queries, candidates)
+        masked = _Masked(own_ids, candidate_ids, block)
         # Where exponents are not looked at, exp can overflow: so rarely that it may cost a second pass. On a GPU one
         # would have to wait to know; and a type of 16 bits needs small numbers.
         careful = queries.device.type != "cpu" or dtype != queries.dtype
-        arguments = (queries, own, candidates, masked, weights, loss, margin, dtype)
+        arguments = (queries, own, candidates, masked, weights, loss, margin, dtype, block)
         total, *gradients = _loss_and_gradients(*arguments, careful=careful)
         if not careful and not math.isfinite(total.item()):
             total, *gradients = _loss_and_gradients(*arguments, careful=True)
@@ -85,10 +86,18 @@ class _FusedLoss(torch.autograd.Function):
         return of_queries, of_own, of_candidates, *(None,) * 6
 
 
+def _edges_at_a_time(queries: torch.Tensor, candidates: torch.Tensor) -> int:
+    """On a GPU all; on a CPU as many as make blocks of one size."""
+    edges = max(len(queries), 1)
+    if queries.device.type != "cpu":
+        return edges
+    return math.ceil(edges / math.ceil(edges * len(candidates) / _BLOCK_SCORES or 1))
+
+
 class _Masked:
     """Which candidates are an edge's own entity."""
 
-    def __init__(self, own_ids: torch.Tensor, candidate_ids: torch.Tensor) -> None:
+    def __init__(self, own_ids: torch.Tensor, candidate_ids: torch.Tensor, block: int) -> None:
         """On a CPU as a list of the few that are; elsewhere their number is not known without waiting."""
         self._dense: torch.Tensor | None = None
         if own_ids.device.type != "cpu":
@@ -102,72 +111,60 @@ class _Masked:
         edges = torch.repeat_interleave(self.counts)
         nth = torch.arange(len(edges)) - before[edges]  # of the candidates with the edge's id
         self._flat = edges * len(candidate_ids) + order[first[edges] + nth]
-        self._before = [*before[::_BLOCK].tolist(), len(edges)]
+        self._block = block
+        self._before = [*before[::block].tolist(), len(edges)]
 
     def fill(self, scores: torch.Tensor, start: int, value: float) -> None:
         """Sets those of a block; scores: contiguous [edges, candidates] of the edges from start on."""
         if self._dense is not None:
             scores.masked_fill_(self._dense, value)
             return
-        block = start // _BLOCK
+        block = start // self._block
         flat = self._flat[self._before[block] : self._before[block + 1]] - start * scores.shape[1]
         scores.view(-1).index_fill_(0, flat, value)
 
 
 class _Products:
-    """The three matrix products of a block."""
+    """The three matrix products of a block, in a type of their own; all they return is in that of the queries."""
 
-    def __init__(
-        self, queries: torch.Tensor, candidates: torch.Tensor, shifts: torch.Tensor, dtype: torch.dtype, block: int
-    ) -> None:
+    def __init__(self, queries: torch.Tensor, candidates: torch.Tensor, dtype: torch.dtype, block: int) -> None:
         """Args:
-        shifts: [n], added to all scores of an edge.
-        dtype: of the products; if it isn't that of queries, sums are kept in that of queries still.
+        dtype: of the products.
         block: the most edges of one.
         """
         self._queries = queries
-        self._shifts = shifts[:, None]
         self._dtype = dtype
-        self._dim = queries.shape[1]
+        self._rounded = dtype != queries.dtype
+        self._left, self._right = queries.to(dtype), candidates.to(dtype)
         self._buffer = queries.new_empty(block, len(candidates))
         self.of_queries = torch.empty_like(queries)
         self.of_candidates = torch.zeros_like(candidates)
-        self._exact = dtype == queries.dtype
-        if self._exact:
-            # A further dimension adds the shifts and, back, the sums of rows: two passes less over the scores.
-            self._left = torch.cat([queries, self._shifts], 1)
-            self._right = torch.cat([candidates, candidates.new_ones(len(candidates), 1)], 1)
-            self._back = queries.new_empty(block, self._dim + 1)
-        else:
-            self._left, self._right = queries.to(dtype), candidates.to(dtype)
 
     def scores(self, block: slice) -> torch.Tensor:
         """[edges, candidates], in a buffer that the next call uses too."""
         left = self._left[block]
         buffer = self._buffer[: len(left)]
-        if self._exact:
-            return torch.mm(left, self._right.T, out=buffer)
-        return torch.add(left @ self._right.T, self._shifts[block], out=buffer)
+        if self._rounded:
+            return buffer.copy_(left @ self._right.T)
+        return torch.mm(left, self._right.T, out=buffer)
 
-    def sums(self, block: slice, gradients: torch.Tensor) -> torch.Tensor:
-        """Puts gradients @ candidates into of_queries; returns the sums of gradients' rows."""
-        if self._exact:
-            back = torch.mm(gradients, self._right, out=self._back[: len(gradients)])
-            self.of_queries[block] = back[:, : self._dim]
-            return back[:, self._dim]
-        self.of_queries[block] = gradients.to(self._dtype) @ self._right
-        return gradients.sum(1)
+    def add_gradients(self, block: slice, by_scores: torch.Tensor, factors: torch.Tensor) -> None:
+        """Those of the queries and candidates.
 
-    def scale(self, block: slice, gradients: torch.Tensor, factors: torch.Tensor) -> None:
-        """Multiplies the edges' gradients by factors and adds them to the candidates' too."""
-        self.of_queries[block] *= factors[:, None]
-        if self._exact:
-            self.of_candidates.addmm_(gradients.T, self._queries[block] * factors[:, None])
-            return
-        # In float16 factors, that are divided by the batch, would be next to 0.
-        greatest = factors.max().clamp_min(torch.finfo(factors.dtype).tiny)
-        queries = (self._queries[block] * (factors / greatest)[:, None]).to(self._dtype)
-        self.of_candidates += (gradients.to(self._dtype).T @ queries) * greatest
+        Args:
+          by_scores: [edges, candidates]; factors: [edges], what those are still to be multiplied by.
+        """
+        queries, of_queries = self._queries[block], self.of_queries[block]
+        if self._rounded:
+            # In float16 the factors, which are divided by the batch, would be next to 0.
+            greatest = factors.max().clamp_min(torch.finfo(factors.dtype).tiny)
+            rounded = by_scores.to(self._dtype)
+            of_queries.copy_(rounded @ self._right)
+            self.of_candidates += (rounded.T @ (queries * (factors / greatest)[:, None]).to(self._dtype)) * greatest
+        else:
+            torch.mm(by_scores, self._right, out=of_queries)
+            self.of_candidates.addmm_(by_scores.T, queries * factors[:, None])
+        of_queries *= factors[:, None]
 
 
 def _loss_and_gradients(
@@ -179,29 +176,30 @@ def _loss_and_gradients(
     loss: Loss,
     margin: float,
     dtype: torch.dtype,
+    size: int,
     *,
     careful: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The loss, and its gradients by queries, own and candidates.
 
     Args:
+      size: edges of a block.
       careful: exponents may be of any size.
     """
-    edges = len(queries)
-    size = min(_BLOCK, edges) if queries.device.type == "cpu" else edges
     positives = (queries * own).sum(1)
-    shifts = {"softmax": -positives, "margin": margin - positives, "logistic": torch.zeros_like(positives)}[loss]
-    products = _Products(queries, candidates, shifts, dtype, size)
+    products = _Products(queries, candidates, dtype, size)
     negatives = (len(candidates) - masked.counts).clamp_min_(1)
     aside, sums, factors = (torch.empty_like(positives) for _ in range(3))
-    for start in range(0, edges, size or 1):
+    for start in range(0, len(queries), size):
         block = slice(start, start + size)
         scores = products.scores(block)
+        if loss != "logistic":
+            scores -= (positives[block] - (margin if loss == "margin" else 0))[:, None]
         aside[block] = _to_gradients(loss, scores, functools.partial(masked.fill, scores, start), careful)
-        sums[block] = products.sums(block, scores)
+        sums[block] = scores.sum(1)
         divisors = (-aside[block]).exp_() + sums[block] if loss == "softmax" else negatives[block]
         torch.div(weights[block], divisors, out=factors[block])
-        products.scale(block, scores, factors[block])
+        products.add_gradients(block, scores, factors[block])
     match loss:
         case "softmax":
             losses = aside + ((-aside).exp_() + sums).log_()

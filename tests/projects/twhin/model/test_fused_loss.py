@@ -39,7 +39,7 @@ def with_gradients(total: torch.Tensor, leaves: Any) -> list[torch.Tensor]:
 @pytest.mark.parametrize(("edges", "candidates"), [(1, 1), (7, 3), (8, 13), (9, 30), (0, 4), (5, 0), (0, 0)])
 def test_equals_the_formula_and_its_gradients(loss: Loss, edges: int, candidates: int, monkeypatch: pytest.MonkeyPatch):
     """Of blocks that are full, part full, one, and none."""
-    monkeypatch.setattr(module, "_BLOCK", 4)
+    monkeypatch.setattr(module, "_BLOCK_SCORES", 36)
     arguments = inputs(edges, candidates)
     expected = with_gradients(eager(loss, *arguments), arguments[:3])
     found = with_gradients(fused_loss(loss, MARGIN, *arguments), arguments[:3])
@@ -48,7 +48,7 @@ def test_equals_the_formula_and_its_gradients(loss: Loss, edges: int, candidates
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradcheck(loss: Loss, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_BLOCK", 4)
+    monkeypatch.setattr(module, "_BLOCK_SCORES", 36)
     queries, own, candidates, *rest = inputs(7, 9)
     assert torch.autograd.gradcheck(
         lambda *leaves: fused_loss(loss, MARGIN, *leaves, *rest), (queries, own, candidates)

@@ -70,7 +70,7 @@ class _FusedLoss(torch.autograd.Function):
         masked = _Masked(own_ids, candidate_ids, block)
         # Where exponents are not looked at, exp can overflow: so rarely that it may cost a second pass. On a GPU one
         # would have to wait to know; and a type of 16 bits needs small numbers.
-        careful = queries.device.type != "cpu" or dtype != queries.dtype
+        careful = _is_asynchronous(queries) or dtype != queries.dtype
         arguments = (queries, own, candidates, masked, weights, loss, margin, dtype, block)
         total, *gradients = _loss_and_gradients(*arguments, careful=careful)
         if not careful and not math.isfinite(total.item()):
@@ -86,10 +86,15 @@ class _FusedLoss(torch.autograd.Function):
         return of_queries, of_own, of_candidates, *(None,) * 6
 
 
+def _is_asynchronous(tensor: torch.Tensor) -> bool:
+    """Whether to read a value is to wait for all that the device has still to do."""
+    return tensor.device.type != "cpu"
+
+
 def _edges_at_a_time(queries: torch.Tensor, candidates: torch.Tensor) -> int:
     """On a GPU all; on a CPU as many as make blocks of one size."""
     edges = max(len(queries), 1)
-    if queries.device.type != "cpu":
+    if _is_asynchronous(queries):
         return edges
     return math.ceil(edges / math.ceil(edges * len(candidates) / _BLOCK_SCORES or 1))
 
@@ -100,7 +105,7 @@ class _Masked:
     def __init__(self, own_ids: torch.Tensor, candidate_ids: torch.Tensor, block: int) -> None:
         """On a CPU as a list of the few that are; elsewhere their number is not known without waiting."""
         self._dense: torch.Tensor | None = None
-        if own_ids.device.type != "cpu":
+        if _is_asynchronous(own_ids):
             self._dense = own_ids[:, None] == candidate_ids
             self.counts = self._dense.sum(1)
             return

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from projects.twhin.data.batch import EdgeBatch
+from projects.twhin.model import fused_loss
 from projects.twhin.model.config import RegularizationConfig, TwhinModelConfig
 from projects.twhin.model.edge_loss import edge_loss, penalty
 from projects.twhin.model.losses import Loss
@@ -14,6 +15,7 @@ from projects.twhin.model.relations import SIDES, Relations
 from projects.twhin.model.scorer import EdgeScorer
 from tests.projects.twhin.model.toy import (
     LOSSES,
+    NothingIsRead,
     edge_batch,
     loss_of_edge,
     model_config,
@@ -182,6 +184,22 @@ def test_one_lookup_of_every_table():
     batch = edge_batch(Relations(config), [(0, 0, 1), (0, 1, 1)])
     edge_loss(scorer_of(config), config, batch, negatives_of(config, batch), lookup)
     assert seen == [{"user": 3 + 2 * 6, "tweet": 1 + 2 * 6}]
+
+
+@pytest.mark.parametrize("comparator", COMPARATORS)
+@pytest.mark.parametrize("operator_sides", OPERATOR_SIDES)
+def test_no_step_waits_for_a_device(
+    comparator: Comparator, operator_sides: OperatorSides, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fused_loss, "_is_asynchronous", lambda _: True)
+    config = model_config(comparator=comparator, operator_sides=operator_sides)
+    scorer, tables = scorer_of(config), table_rows(config)
+    batch = weighted_edges(config, 17)
+    with NothingIsRead():  # type: ignore[no-untyped-call]
+        drawn = negatives_of(config, batch)
+        total = edge_loss(scorer, config, batch, drawn, lookup_in(tables))
+        torch.autograd.backward(total)
+    np.testing.assert_allclose(total.item(), truth(config, scorer, tables, batch, drawn), rtol=1e-6)
 
 
 def test_halves_of_a_batch_average_to_the_whole():

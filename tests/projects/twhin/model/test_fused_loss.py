@@ -6,7 +6,7 @@ import torch
 from projects.twhin.model import fused_loss as module
 from projects.twhin.model.fused_loss import fused_loss
 from projects.twhin.model.losses import Loss, edge_losses
-from tests.projects.twhin.model.toy import LOSSES
+from tests.projects.twhin.model.toy import LOSSES, NothingIsRead
 
 MARGIN = 0.7
 
@@ -53,6 +53,18 @@ def test_gradcheck(loss: Loss, monkeypatch: pytest.MonkeyPatch):
     assert torch.autograd.gradcheck(
         lambda *leaves: fused_loss(loss, MARGIN, *leaves, *rest), (queries, own, candidates)
     )
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("scale", [1, 30])
+def test_a_device_that_is_not_waited_for(loss: Loss, scale: float, monkeypatch: pytest.MonkeyPatch):
+    """What a GPU computes, here on the CPU, and that nothing of it needs a value on the host."""
+    monkeypatch.setattr(module, "_is_asynchronous", lambda _: True)
+    arguments = inputs(20, 30, scale=scale)
+    expected = with_gradients(eager(loss, *arguments), arguments[:3])
+    with NothingIsRead():  # type: ignore[no-untyped-call]
+        found = with_gradients(fused_loss(loss, MARGIN, *arguments), arguments[:3])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.modules.embedding.config import EmbeddingBagConfig
 from common.optimizers.config import OptimizerConfig, SgdConfig
@@ -101,6 +102,17 @@ def table_rows(config: TwhinModelConfig, seed: int = 1) -> dict[str, torch.Tenso
         ).requires_grad_()
         for name, table in config.tables.items()
     }
+
+
+class NothingIsRead(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses operations whose result or its size the host has to wait for, were the tensors on a GPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in {"_local_scalar_dense", "nonzero", "masked_select", "repeat_interleave", "unique"}, name
+        if name == "index":
+            assert all(index is None or index.dtype != torch.bool for index in args[1]), name
+        return func(*args, **(kwargs or {}))
 
 
 # --- The truth. ---

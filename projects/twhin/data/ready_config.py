@@ -63,6 +63,7 @@ def ready_config(folder: Path, graph: Graph) -> str:
         },
     }
     if "validation" in graph.num_edges:
+        filtered = num_edges <= _MAX_KNOWN
         many = graph.num_edges["validation"] > _MAX_EVALUATED
         config["validation_data"] = {
             "data_root": str(folder / "validation"),
@@ -72,8 +73,8 @@ def ready_config(folder: Path, graph: Graph) -> str:
         }
         config["metrics"] = {
             "candidates": _MAX_CANDIDATES if max(graph.tables.values()) > _MAX_CANDIDATES else None,
-            "filtered": num_edges <= _MAX_KNOWN,
-            "known_edges": [str(folder / "test")] if "test" in graph.num_edges else [],
+            "filtered": filtered,
+            "known_edges": [str(folder / "test")] if filtered and "test" in graph.num_edges else [],
         }
     tables = [
         {

@@ -55,10 +55,11 @@ def test_evaluations_of_large_graphs_are_bounded(tmp_path):
     large = loaded(
         tmp_path,
         tables={"user": 10**7, "tweet": 10**6},
-        num_edges={"train": 3 * 10**8, "validation": 10**6},
+        num_edges={"train": 3 * 10**8, "validation": 10**6, "test": 10**6},
     )
     assert small.metrics.candidates is None
     assert large.metrics.candidates is not None
     assert (small.metrics.filtered, large.metrics.filtered) == (True, False)
+    assert large.metrics.known_edges == []
     assert small.validation_data["validation"].limit is None
     assert large.validation_data["validation"].limit is not None

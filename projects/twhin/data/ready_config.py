@@ -36,6 +36,8 @@ _NUM_EPOCHS = 10
 # A multiple of 24: for 1, 2, 3, 4, 6, 8, 12 and 24 processes.
 _MAX_BATCH, _BATCH_UNIT, _STEPS_PER_EPOCH = 1920, 24, 100
 _LOGS_PER_EPOCH = 10
+# A table of more is too long to be read.
+_MAX_TOLD_RELATIONS = 20
 # What an evaluation can do within minutes.
 _MAX_CANDIDATES, _MAX_EVALUATED, _MAX_KNOWN = 100_000, 20_000, 20_000_000
 
@@ -74,6 +76,7 @@ def ready_config(folder: Path, graph: Graph) -> str:
         config["metrics"] = {
             "candidates": _MAX_CANDIDATES if max(graph.tables.values()) > _MAX_CANDIDATES else None,
             "filtered": filtered,
+            "per_relation": len(graph.relations) <= _MAX_TOLD_RELATIONS,
             "known_edges": [str(folder / "test")] if filtered and "test" in graph.num_edges else [],
         }
     tables = [

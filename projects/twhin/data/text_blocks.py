@@ -51,7 +51,8 @@ def _decompressed(file: BinaryIO, path: Path) -> BinaryIO:
         return cast(BinaryIO, gzip.open(file))
     if magic.startswith(b"PK\x03\x04"):
         archive = zipfile.ZipFile(file)
-        names = [entry for entry in archive.namelist() if not entry.endswith("/")]
+        # Beside folders, macOS puts a file about each file into its archives.
+        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
         if len(names) != 1:
             raise DataError(f"{path}: an archive of {len(names)} files, one expected: {', '.join(names)[:_SHOWN]}")
         return cast(BinaryIO, archive.open(names[0]))

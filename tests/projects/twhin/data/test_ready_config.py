@@ -50,6 +50,12 @@ def test_batches_fit_any_common_number_of_processes_and_any_graph(tmp_path, num_
     assert config.validation_data == {}
 
 
+def test_many_relations_are_not_told_one_by_one(tmp_path):
+    many = [RelationOf(f"r{number}", "user", "tweet") for number in range(237)]
+    assert loaded(tmp_path).metrics.per_relation
+    assert not loaded(tmp_path, relations=many).metrics.per_relation
+
+
 def test_evaluations_of_large_graphs_are_bounded(tmp_path):
     small = loaded(tmp_path)
     large = loaded(

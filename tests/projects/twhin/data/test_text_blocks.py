@@ -48,6 +48,7 @@ def test_compressed_files_are_known_by_what_they_hold(tmp_path):
             with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
                 archive.writestr("folder/", "")
                 archive.writestr("folder/a.tsv", text(40))
+                archive.writestr("__MACOSX/folder/._a.tsv", "?")
         assert len(rows(path)) == 40
 
 

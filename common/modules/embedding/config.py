@@ -22,7 +22,7 @@ class EmbeddingSnapshot(BaseConfig):
 class EmbeddingBagConfig(BaseConfig):
     """An embedding table."""
 
-    name: str = pydantic.Field(min_length=1, description="Name of the table.")
+    name: str = pydantic.Field(pattern=r"^[^./]+$", description="Name of the table; without '.' and '/'.")
     num_embeddings: pydantic.PositiveInt = pydantic.Field(description="Rows.")
     embedding_dim: pydantic.PositiveInt = pydantic.Field(description="Numbers a row.")
     data_type: Literal["fp32", "fp16"] = pydantic.Field("fp32", description="Type of the numbers in memory.")

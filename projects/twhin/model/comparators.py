@@ -1,4 +1,4 @@
-"""How two embeddings are compared: dot product, cosine, or negative Euclidean distance (arXiv 1903.12287, section 3.1).
+"""How two embeddings are compared: dot product, cosine, or negative Euclidean distance (arXiv 1903.12287, section 3).
 
 Higher is more alike.
 """
@@ -22,7 +22,7 @@ class Comparator(Protocol):
         """[n, dim] and [m, dim]: each row with each, [n, m]."""
 
 
-class DotProduct:
+class DotProduct(Comparator):
     """a . b"""
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
@@ -43,7 +43,7 @@ class Cosine(DotProduct):
         return F.normalize(x, dim=1)
 
 
-class NegativeDistance:
+class NegativeDistance(Comparator):
     """-|a - b|"""
 
     def pairs(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,7 @@ def _root(squares: torch.Tensor) -> torch.Tensor:
     return squares.clamp_min(_SMALLEST_SQUARE).sqrt()
 
 
-def comparator(name: Literal["dot", "cos", "l2"]) -> DotProduct | NegativeDistance:
+def comparator(name: Literal["dot", "cos", "l2"]) -> Comparator:
     """By its name in the configuration."""
     match name:
         case "dot":

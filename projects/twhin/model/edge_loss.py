@@ -58,7 +58,7 @@ def edge_loss(
 def penalty(
     config: RegularizationConfig, operator: Operator, embeddings: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """n3: its weight * sum |x|^3 (Lacroix, Usunier and Obozinski 2018, arXiv 1806.07297, section 4.2), of the absolute
+    """n3: its weight * sum |x|^3 (Lacroix, Usunier and Obozinski 2018, arXiv 1806.07297), of the absolute
     values of complex numbers where the operator is complex_diagonal. l2: its weight * sum x^2.
 
     Args:

@@ -17,9 +17,10 @@ def edge_losses(
     """The loss of each edge, whose score is s+, against its n negatives, whose scores are s-.
 
     logistic: softplus(-s+) + 1/n sum softplus(s-), the cross-entropy of labels 1 and 0 with as much weight on the
-    negatives as on the edge (arXiv 1903.12287, section 3.2; it has a sum). Without negatives the first term alone.
-    softmax: -log(exp s+ / (exp s+ + sum exp s-)), the same section's.
-    margin: 1/n sum max(0, margin - s+ + s-), its margin-based ranking loss (a sum there).
+    negatives as on the edge. Without negatives the first term alone.
+    softmax: -log(exp s+ / (exp s+ + sum exp s-)).
+    margin: 1/n sum max(0, margin - s+ + s-).
+    All as in PyTorch-BigGraph (arXiv 1903.12287, section 3; torchbiggraph/losses.py), but that it has no 1/n in margin.
 
     Args:
       margin: of margin.

@@ -1,6 +1,6 @@
 """What relations do to embeddings, with a parameter of each relation's own.
 
-The operators are those of PyTorch-BigGraph (arXiv 1903.12287, table 1): x + r, x * r, W x, and a complex product.
+The operators are those of PyTorch-BigGraph (arXiv 1903.12287, section 3): x + r, x * r, W x, and a complex product.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,6 +1,6 @@
 """Scores of edges: embeddings, changed by the relation's operator, compared.
 
-The model is PyTorch-BigGraph's (arXiv 1903.12287, section 3.1). An operator per direction, as its `dynamic_relations`
+The model is PyTorch-BigGraph's (arXiv 1903.12287, section 3). An operator per direction, as its `dynamic_relations`
 have: of a translation and a dot product, (s + r) . t, the part r . t is the same for every s and can't rank them.
 """
 

@@ -1,0 +1,165 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from common.checkpointing.storage import write_checkpoint
+from common.complete_directory import complete_directory
+from core.config.base_config import UserError
+from projects.twhin.config import TwhinConfig
+from projects.twhin.data.config import TwhinDataConfig
+from projects.twhin.data.vocabulary import write_vocabulary
+from projects.twhin.export import export, find_checkpoint, main
+from projects.twhin.model.config import TwhinModelConfig
+from tests.projects.twhin.model.toy import model_config, parameter_of, scorer_of, table_rows
+
+ROOT = Path(__file__).parents[3]
+USERS = [f"u{row}" for row in range(9)]  # of 11 rows
+
+
+def with_vocabulary(config: TwhinModelConfig, path: Path) -> TwhinModelConfig:
+    tables = [
+        table.model_copy(update={"vocab": str(path) if table.name == "user" else None})
+        for table in config.embeddings.tables
+    ]
+    return config.model_copy(update={"embeddings": config.embeddings.model_copy(update={"tables": tables})})
+
+
+def write_run(save_dir: Path, config: TwhinModelConfig, step: int = 5) -> Path:
+    """A run of float32 tables table_rows() and operators of scorer_of(); its checkpoint."""
+    data = TwhinDataConfig(data_root="edges", global_batch_size=4)
+    save_dir.mkdir(exist_ok=True)
+    (save_dir / "config.yaml").write_text(TwhinConfig(model=config, train_data=data).pretty_print())
+    tensors = {f"model.tables.embeddings.{name}.weight": rows.float() for name, rows in table_rows(config).items()}
+    operators = scorer_of(config).float().state_dict()
+    tensors |= {f"model.scorer.{name}": value for name, value in operators.items()}
+    return write_checkpoint(save_dir / "checkpoints", step, tensors, {})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, TwhinModelConfig]:
+    """The save_dir of one with two checkpoints, and its model."""
+    folder: Path = tmp_path_factory.mktemp("run")
+    write_vocabulary(path := folder / "vocabulary" / "user.parquet", pa.array(USERS))
+    config = with_vocabulary(model_config(), path)
+    write_run(folder / "run", config)
+    write_run(folder / "run", config, step=40)
+    return folder / "run", config
+
+
+def read(path: Path) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
+    return columns
+
+
+def test_tables_by_entity_and_by_index(run, tmp_path):
+    save_dir, config = run
+    made = export(save_dir / "checkpoints" / "5", tmp_path / "out")
+    rows = {name: table.detach().float().numpy() for name, table in table_rows(config).items()}
+    user, tweet = (read(tmp_path / "out" / f"{table}.parquet") for table in ("user", "tweet"))
+    assert user["entity"] == USERS
+    assert user["index"] == list(range(9))
+    assert np.array_equal(np.array(user["embedding"], np.float32), rows["user"][:9])
+    assert tweet["entity"] == tweet["index"] == list(range(7))
+    assert np.array_equal(np.array(tweet["embedding"], np.float32), rows["tweet"])
+    assert [(each.table, each.num_rows, each.num_left_out) for each in made] == [("user", 9, 2), ("tweet", 7, 0)]
+
+
+@pytest.mark.parametrize("sides", ["both", "lhs", "rhs"])
+def test_operators_are_those_of_their_relations(tmp_path, sides):
+    config = model_config(operator_sides=sides)
+    export(write_run(tmp_path / "run", config), tmp_path / "out")
+    scorer = scorer_of(config).float()
+    found = pq.read_table(tmp_path / "out" / "relations" / "operators.parquet").to_pylist()
+    expected_sides = ["lhs", "rhs"] if sides == "both" else [sides]
+    assert [(row["relation"], row["side"]) for row in found] == [
+        (rel, side) for rel in range(len(config.relations)) for side in expected_sides
+    ]
+    for row in found:
+        relation = config.relations[row["relation"]]
+        assert (row["name"], row["lhs"], row["rhs"], row["operator"]) == (
+            relation.name,
+            relation.lhs,
+            relation.rhs,
+            relation.operator,
+        )
+        parameter = parameter_of(scorer, config, row["side"], row["relation"])
+        assert row["parameter"] == ([] if parameter is None else parameter.reshape(-1).tolist())
+
+
+def test_the_newest_checkpoint_of_a_run_or_the_one_that_is_given(run, tmp_path):
+    save_dir, _ = run
+    assert find_checkpoint(save_dir) == save_dir / "checkpoints" / "40"
+    assert find_checkpoint(save_dir / "checkpoints" / "5") == save_dir / "checkpoints" / "5"
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"^{tmp_path}: no complete checkpoint in {tmp_path}/checkpoints$"):
+        find_checkpoint(tmp_path)
+
+
+@pytest.fixture
+def copied(run: tuple[Path, TwhinModelConfig], tmp_path: Path) -> Path:
+    """The checkpoint of a run that may be damaged."""
+    shutil.copytree(run[0], tmp_path / "run")
+    return tmp_path / "run" / "checkpoints" / "5"
+
+
+def test_mistakes_leave_nothing(run, copied, tmp_path):
+    _, config = run
+
+    def refused(checkpoint: Path = copied) -> str:
+        with pytest.raises(UserError) as caught:
+            export(checkpoint, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        return str(caught.value)
+
+    assert refused(tmp_path / "no").startswith(f"{tmp_path}/no: no complete checkpoint here")
+    settings = tmp_path / "run" / "config.yaml"
+    text = settings.read_text()
+    settings.write_text(text.replace("num_embeddings: 7", "num_embeddings: 8"))
+    assert refused() == (
+        f"{copied}: the table tweet is 7 x 6, but the config.yaml of the run says 8 x 6: it was written by another run"
+    )
+    vocabulary = config.tables["user"].vocab
+    settings.write_text(text.replace(str(vocabulary), f"{tmp_path}/no.parquet"))
+    assert refused().startswith(f"model.embeddings.tables[user].vocab: {tmp_path}/no.parquet: can't be read as a")
+    write_vocabulary(long := tmp_path / "vocabulary" / "user.parquet", pa.array(range(12)))
+    settings.write_text(text.replace(str(vocabulary), str(long)))
+    assert refused() == f"model.embeddings.tables[user].vocab: {long} has 12 entities, but num_embeddings is 11"
+    settings.write_text("training: {}")
+    assert refused().startswith(f"{copied}: the configuration of its run, two directories above it, can't be read")
+    settings.unlink()
+    assert "config.yaml: cannot be read: No such file" in refused()
+    settings.write_text(text)
+    next(copied.glob("*.distcp")).write_bytes(b"x")
+    assert "damaged checkpoint" in refused()
+
+
+def test_a_directory_that_is_there_is_left_alone(run, tmp_path):
+    with complete_directory(tmp_path / "out") as partial:
+        (partial / "mine").write_text("x")
+    with pytest.raises(UserError, match="exists already"):
+        export(run[0] / "checkpoints" / "5", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_the_program_says_which_checkpoint_and_what_was_made(run, tmp_path, monkeypatch, capsys):
+    arguments = ["--checkpoint", str(run[0]), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["", *arguments])
+    assert main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"exported {run[0]}/checkpoints/40"
+    assert lines[3].split()[:3] == ["user", "9", "6"]
+    assert lines[4].split() == ["tweet", "7", "6", "their", "indices", f"{tmp_path}/out/tweet.parquet"]
+    assert lines[5] == "user: 2 rows beyond the vocabulary belong to no entity, and were left out"
+
+    command = [sys.executable, "-m", "projects.twhin.export", *arguments]
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr.splitlines()[-1].startswith(f"error: --out {tmp_path}/out: exists already")
+    assert "Traceback" not in again.stderr

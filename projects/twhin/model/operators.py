@@ -78,17 +78,18 @@ class RelationOperator(nn.Module):
 
         Args:
           embeddings: of each segment, [edges, dim].
-          relations: of each segment, [edges], ids, int64.
+          relations: of each segment, [edges], ids, int64; of a single segment also [1], that of all edges.
           of_segments: the relations that each segment can have; of linear exactly one.
 
         Returns:
-          of each segment, [edges, dim].
+          of each segment, [edges, dim], of the embeddings' type also under autocast.
         """
         if self._operator == "linear":
             # A product for each relation. One unbind for all: its gradient is one tensor, not one for each relation.
             weights = self.weight.unbind(0)
             return [
-                x @ weights[self._position[relation]].T for x, (relation,) in zip(embeddings, of_segments, strict=True)
+                (x @ weights[self._position[relation]].T).to(x.dtype)
+                for x, (relation,) in zip(embeddings, of_segments, strict=True)
             ]
         sizes = [len(x) for x in embeddings]
         rows = self.weight.index_select(0, self._positions.index_select(0, concat(relations)))

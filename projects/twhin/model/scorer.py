@@ -98,7 +98,7 @@ class EdgeScorer(nn.Module):
         if not self.transforms_candidates(side) or segment not in self._key:
             return rows
         (relation,) = segment.relations
-        relations = torch.full((len(rows),), relation, device=rows.device)
+        relations = torch.full((1,), relation, device=rows.device)
         operator = self._operator(side, self._key[segment])
         results: list[torch.Tensor] = operator([rows], [relations], [segment.relations])
         return results[0]

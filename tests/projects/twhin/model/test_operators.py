@@ -63,3 +63,20 @@ def test_gradients(operator: Operator):
         return torch.cat(results)
 
     assert torch.autograd.gradcheck(transform, (module.weight, *x))
+
+
+@pytest.mark.parametrize("operator", WITH_PARAMETERS)
+def test_results_under_autocast_are_float32(operator: Operator):
+    module = RelationOperator(operator, 4, [0], 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (result,) = module([torch.randn(3, 4)], [torch.zeros(3, dtype=torch.int64)], [(0,)])
+    assert result.dtype == torch.float32
+
+
+@pytest.mark.parametrize("operator", WITH_PARAMETERS)
+def test_one_relation_for_all_edges(operator: Operator):
+    module = RelationOperator(operator, 4, [0, 1], 2)
+    torch.nn.init.normal_(module.weight)
+    x = torch.randn(3, 4)
+    results = [module([x], [torch.ones(count, dtype=torch.int64)], [(1,)])[0] for count in (1, 3)]
+    torch.testing.assert_close(*results)

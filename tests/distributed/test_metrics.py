@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from common.device import World
 from core.metrics.multi_task import MultiTaskMetrics
+from core.metrics.ranking import RankingMetrics
 from tests.core.metrics import truth
 from tests.distributed.harness import run_ranks
 
@@ -33,13 +34,32 @@ def measured(outputs: truth.Outputs, exact: bool) -> dict[str, Any]:
     return metrics.compute()
 
 
+def measured_ranks(rows: slice) -> dict[str, Any]:
+    """Of some of 100 edges; those of relation b are behind the first 90."""
+    generator = torch.Generator().manual_seed(0)
+    ranks = torch.randint(1, 30, (100, 2), generator=generator)
+    metrics = RankingMetrics(["a", "b"], torch.device("cpu"), hits_at=[1, 10], filtered=True, per_relation=True)
+    outputs = {
+        "raw_ranks": ranks * 1.5,
+        "filtered_ranks": ranks,
+        "negatives_beaten": torch.rand(100, 2, generator=generator),
+        "relations": torch.arange(100) // 90,
+        "weights": torch.rand(100, generator=generator).round(),
+    }
+    metrics.update({name: tensor[rows] for name, tensor in outputs.items()})
+    return metrics.compute()
+
+
 def worker(world: World) -> dict[tuple[str, bool], Any]:
-    found = {}
+    calls: list[str] = []
+    with mock.patch.multiple(dist, **{each: _counted(each, calls) for each in COLLECTIVES}):
+        ranks = measured_ranks(slice(70) if world.rank == 0 else slice(70, None))
+    found: dict[tuple[str, bool], Any] = {("ranks", True): (ranks, calls)}
     for name, share in SHARES.items():
         begin = sum(share[: world.rank])
         mine = {key: tensor[begin : begin + share[world.rank]] for key, tensor in rows().items()}
         for exact in (False, True):
-            calls: list[str] = []
+            calls = []
             with mock.patch.multiple(dist, **{each: _counted(each, calls) for each in COLLECTIVES}):
                 found[name, exact] = measured(mine, exact), calls
     return found
@@ -96,3 +116,10 @@ def test_one_reduction_and_where_it_is_exact_one_gather(ranks, name):
     for found in ranks:
         assert found[name, False][1] == ["all_reduce"]
         assert found[name, True][1] == ["all_reduce", "all_gather"]
+
+
+def test_ranks_are_measured_over_all_ranks_in_one_reduction(ranks):
+    (metrics, calls), (of_rank_1, _) = (found["ranks", True] for found in ranks)
+    assert metrics == of_rank_1 == pytest.approx(measured_ranks(slice(None)), rel=1e-12)
+    assert metrics["relation/b/examples"] > 0
+    assert calls == ["all_reduce"]

@@ -20,7 +20,7 @@ class EdgeBatch(Batch):
       segment_sizes: edges of each segment of the model, in their order; they add up to batch.
       known: of evaluation, by side ("lhs", "rhs"): [2, pairs], int64, of positions in the batch and entities: with
         that entity on that side the edge is a known one too. Each pair is there once; the edge's own entity may be
-        among them.
+        among them. None of edges that only fill up.
       negatives: of evaluation, by side: [batch, draws], int64, entities that the edge's own is compared with for AUC.
     """
 

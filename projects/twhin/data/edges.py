@@ -20,7 +20,7 @@ COLUMNS = {name: Column(name, torch.int64) for name in ("lhs", "rel", "rhs")}
 """Of a table of edges: row of the left entity, id of the relation, row of the right entity."""
 
 OfEdges = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Mapping[str, torch.Tensor]]
-"""Of lhs, rel and rhs [batch] int64 makes what a batch holds of each side."""
+"""Of lhs, rel and rhs [batch] int64 makes EdgeBatch.known or .negatives."""
 
 
 def edge_table(inputs: str, relations: Relations, rows: Callable[[int], range] | None = None) -> ParquetTable:
@@ -149,6 +149,12 @@ class _MakeBatch:
         order = torch.from_numpy(np.argsort(segments, kind="stable"))
         lhs, rel, rhs = (columns[name][order] for name in COLUMNS)
         sizes = np.bincount(segments, minlength=self._num_segments).tolist()
-        known = self._known(lhs, rel, rhs) if self._known is not None else {}
+        weights = weights[order]
+        known: Mapping[str, torch.Tensor] = {}
+        if self._known is not None:
+            # Not those of filling: the entities 0 may have many.
+            real = weights.nonzero().flatten()
+            found = self._known(lhs[real], rel[real], rhs[real])
+            known = {side: torch.stack([real[position], entity]) for side, (position, entity) in found.items()}
         negatives = self._negatives(lhs, rel, rhs) if self._negatives is not None else {}
-        return EdgeBatch(lhs, rel, rhs, weights[order], tuple(sizes), known, negatives)
+        return EdgeBatch(lhs, rel, rhs, weights, tuple(sizes), known, negatives)

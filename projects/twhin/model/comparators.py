@@ -11,6 +11,9 @@ import torch.nn.functional as F
 _SMALLEST_SQUARE = 1e-30
 """Squared distances below this count as this, with gradient 0: the root's own gradient at 0 is infinite."""
 
+_ROUNDING = 2.0**-43
+"""Of a float64 sum of up to 1000 products, by the product of the norms."""
+
 
 class Comparator(Protocol):
     """Compares rows. Under autocast products of matrices are in its dtype, except those of distances."""
@@ -20,6 +23,10 @@ class Comparator(Protocol):
 
     def all_pairs(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """[n, dim] and [m, dim]: each row with each, [n, m]."""
+
+    def tie_bounds(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[n, dim] and [n, dim], float64: between which two scores, [n] each, all_pairs() has a row's with one that
+        equals its counterpart, however it is rounded."""
 
 
 class DotProduct(Comparator):
@@ -34,6 +41,11 @@ class DotProduct(Comparator):
 
     def all_pairs(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return self.prepare(a) @ self.prepare(b).T
+
+    def tie_bounds(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        a, b = self.prepare(a), self.prepare(b)
+        scores, error = (a * b).sum(1), _ROUNDING * a.norm(dim=1) * b.norm(dim=1)
+        return scores - error, scores + error
 
 
 class Cosine(DotProduct):
@@ -55,6 +67,10 @@ class NegativeDistance(Comparator):
         with torch.autocast(a.device.type, enabled=False):
             squares = torch.addmm(b.square().sum(1), a, b.T, alpha=-2) + a.square().sum(1, keepdim=True)
         return -_root(squares)
+
+    def tie_bounds(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        squares, error = (a - b).square().sum(1), _ROUNDING * (a.square().sum(1) + b.square().sum(1))
+        return -_root(squares + error), -_root(squares - error)
 
 
 def _root(squares: torch.Tensor) -> torch.Tensor:

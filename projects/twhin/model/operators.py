@@ -88,7 +88,7 @@ class RelationOperator(nn.Module):
             # A product for each relation. One unbind for all: its gradient is one tensor, not one for each relation.
             weights = self.weight.unbind(0)
             return [
-                (x @ weights[self._position[relation]].T).to(x.dtype)
+                (x @ weights[self._position[relation]].T.to(x.dtype)).to(x.dtype)
                 for x, (relation,) in zip(embeddings, of_segments, strict=True)
             ]
         sizes = [len(x) for x in embeddings]

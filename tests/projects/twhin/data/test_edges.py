@@ -126,16 +126,24 @@ def test_an_offset_beyond_the_data(tmp_path):
 
 
 def test_what_evaluation_needs_is_made_of_the_edges_in_the_order_of_the_batch(tmp_path):
-    path = write(tmp_path / "a.parquet", make_edges(16))
+    path = write(tmp_path / "a.parquet", make_edges(24))
+
+    def negatives(lhs: torch.Tensor, rel: torch.Tensor, rhs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"lhs": torch.stack([lhs, rel], 1), "rhs": torch.stack([rhs, rel], 1)}
 
     def known(lhs: torch.Tensor, rel: torch.Tensor, rhs: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"lhs": torch.stack([lhs, rel]), "rhs": torch.stack([rhs, rel])}
+        positions = torch.arange(len(rel)).repeat(2)
+        return {"lhs": torch.stack([positions, lhs.repeat(2)]), "rhs": torch.stack([positions, rhs.repeat(2)])}
 
-    (placed,) = opened(path).reader(0, 1, known=known, negatives=known).evaluate()
-    batch = placed.batch
-    assert torch.equal(batch.known["lhs"], torch.stack([batch.lhs, batch.rel]))
-    assert torch.equal(batch.known["rhs"], torch.stack([batch.rhs, batch.rel]))
-    assert torch.equal(batch.negatives["rhs"], batch.known["rhs"])
+    batches = [placed.batch for placed in opened(path).reader(0, 1, known=known, negatives=negatives).evaluate()]
+    assert [int(batch.weights.sum()) for batch in batches] == [16, 8]
+    for batch in batches:
+        assert torch.equal(batch.negatives["lhs"], torch.stack([batch.lhs, batch.rel], 1))
+        assert torch.equal(batch.negatives["rhs"], torch.stack([batch.rhs, batch.rel], 1))
+        # Filling has no known edges.
+        real = batch.weights.nonzero().flatten().repeat(2)
+        assert torch.equal(batch.known["lhs"], torch.stack([real, batch.lhs[real]]))
+        assert torch.equal(batch.known["rhs"], torch.stack([real, batch.rhs[real]]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""What is measured of TwHIN, and how the end of a run is told."""
+
+import functools
+from collections.abc import Callable
+
+import tabulate
+import torch
+
+from common.measurement import Measurement
+from core.metrics.interface import Metrics
+from core.metrics.ranking import FILTERED, RAW, RankingMetrics
+from projects.twhin.config import TwhinConfig
+
+_MOST_RELATIONS = 30
+
+
+def partition_metrics(config: TwhinConfig) -> Callable[[torch.device], Metrics]:
+    """What makes the metrics of a partition of validation_data."""
+    return functools.partial(
+        RankingMetrics,
+        [relation.name for relation in config.model.relations],
+        hits_at=config.metrics.hits_at,
+        filtered=config.metrics.filtered,
+        per_relation=config.metrics.per_relation,
+    )
+
+
+def metrics_table(measurement: Measurement) -> str:
+    """An evaluation's metrics, a row of all edges and one a relation that has any, those with the most edges first; a
+    dash where one is not available. Filtered ranks, where there are any, and of raw ones the MRR."""
+    metrics = measurement.metrics
+    kind = FILTERED if f"{FILTERED}/mrr" in metrics else RAW
+    hits = [name for name in metrics if name.startswith(f"{kind}/hits@")]
+    columns = {f"{kind}/mrr": "MRR", **{name: f"Hits{name.partition('hits')[2]}" for name in hits}}
+    columns |= {f"{kind}/mean_rank": "mean rank"} | ({f"{RAW}/mrr": "raw MRR"} if kind == FILTERED else {})
+    columns |= {"auc": "AUC"}
+
+    counts = {
+        name.removesuffix("examples"): int(value or 0)
+        for name, value in metrics.items()
+        if name.startswith("relation/") and name.endswith("/examples") and value
+    }
+    relations = sorted(counts, key=lambda prefix: -counts[prefix])
+    rows = [
+        [
+            prefix.removeprefix("relation/").removesuffix("/") or "all",
+            f"{metrics[f'{prefix}examples']:,}",
+            *(_cell(key, metrics[f"{prefix}{key}"]) for key in columns),
+        ]
+        for prefix in ["", *relations[:_MOST_RELATIONS]]
+    ]
+    headers = ["relation", "examples", *columns.values()]
+    alignment = ("left", *("right" for _ in headers[1:]))
+    table = tabulate.tabulate(rows, headers=headers, disable_numparse=True, colalign=alignment)
+    left_out = len(relations) - _MOST_RELATIONS
+    return f"{table}\nand {left_out} more relation(s) in metrics.jsonl" if left_out > 0 else table
+
+
+def _cell(key: str, value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.1f}" if key.endswith("mean_rank") else f"{value:.4f}"

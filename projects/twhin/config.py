@@ -31,6 +31,13 @@ class RankingConfig(BaseConfig):
     )
     per_relation: bool = pydantic.Field(True, description="Also measure each relation alone.")
 
+    @pydantic.field_validator("hits_at")
+    @classmethod
+    def _differ(cls, hits_at: list[int]) -> list[int]:
+        if twice := sorted({k for k in hits_at if hits_at.count(k) > 1}):
+            raise ValueError(f"{', '.join(map(str, twice))} stands there twice; give each once")
+        return hits_at
+
 
 class TwhinConfig(JobConfig):
     """What a run of projects.twhin.main reads."""

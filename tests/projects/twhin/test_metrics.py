@@ -1,5 +1,6 @@
 from typing import Any
 
+import pydantic
 import pytest
 import torch
 
@@ -64,3 +65,8 @@ def test_of_many_relations_those_with_the_most_edges(count, told):
     names = [line.split()[0] for line in lines[2 : 2 + 31]]
     assert names == ["all", *(f"r{index}" for index in reversed(range(count - 30, count)))]
     assert lines[33:] == ([f"and {count - 30} more relation(s) in metrics.jsonl"] if told else [])
+
+
+def test_hits_at_the_same_rank_twice():
+    with pytest.raises(pydantic.ValidationError, match="10 stands there twice; give each once"):
+        RankingConfig(hits_at=[1, 10, 10])

@@ -159,11 +159,11 @@ class EmbeddingFile:
             raise DataError(
                 f"{self.path}: row {pc.index(entities.is_null(), True).as_py()}: column 'entity': null found"
             )
-        counts = entities.value_counts()
-        twice = pc.index(pc.greater(counts.field("counts"), 1), True).as_py()
+        # Sorting takes a tenth of the memory of counting.
+        ordered = entities.take(pc.array_sort_indices(entities))
+        twice = pc.index(pc.equal(ordered[1:], ordered[:-1]), True).as_py()
         if twice >= 0:
-            name = counts.field("values")[twice].as_py()
-            raise DataError(f"{self.path}: column 'entity': {name!r} is there several times")
+            raise DataError(f"{self.path}: column 'entity': {ordered[twice].as_py()!r} is there several times")
         return entities
 
     def blocks(self, holding: NDArray[np.int64] | None = None) -> Iterator[EmbeddingBlock]:

@@ -48,8 +48,8 @@ def read_vocabulary(path: Path) -> pa.Array:
             f"{path}: column 'index': {index[order[position]]} found where {position} comes next; the {len(index)} "
             f"rows of a vocabulary have the indices from 0 to {len(index) - 1}, each once"
         )
-    counts = pc.value_counts(entities)
-    twice = pc.index(pc.greater(counts.field("counts"), 1), True).as_py()
+    ordered = entities.take(pc.array_sort_indices(entities))
+    twice = pc.index(pc.equal(ordered[1:], ordered[:-1]), True).as_py()
     if twice >= 0:
-        raise DataError(f"{path}: column 'entity': {counts.field('values')[twice].as_py()!r} is there several times")
+        raise DataError(f"{path}: column 'entity': {ordered[twice].as_py()!r} is there several times")
     return entities.take(pa.array(order))

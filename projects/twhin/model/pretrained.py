@@ -157,7 +157,7 @@ def _counted(blocks: Iterator[Rows], table: EmbeddingBagConfig) -> Iterator[Rows
         count += len(rows.indices)
         yield rows
     logger.info(
-        "table %s: %s of %s rows start from %s, the others are drawn",
+        "table %s: %s of %s rows start from %s",
         table.name,
         f"{count:,}",
         f"{table.num_embeddings:,}",

@@ -60,7 +60,7 @@ def test_by_entity_where_both_have_names(tmp_path, caplog, theirs, ours):
     weight = started(config)
     assert np.array_equal(weight[[2, 1, 4]], VALUES[[0, 3, 4]])
     assert not weight[[0, 3, 5, 6, 7]].any()
-    expected = f"table user: 3 of 8 rows start from {tmp_path / 'export'}, the others are drawn"
+    expected = f"table user: 3 of 8 rows start from {tmp_path / 'export'}"
     assert caplog.messages == [expected]
 
 

@@ -43,6 +43,7 @@ class Job:
       train_reader: this rank's share of the training data.
       partitions: what to evaluate on, by name.
       make_optimizer: of the model's parameters, with their learning rates; not called for an evaluation.
+      start: puts into the model what a new run starts from, beyond its initial weights.
       gauges: further train metrics, computed when they are logged; collective.
     """
 
@@ -50,6 +51,7 @@ class Job:
     train_reader: BatchReader[Any]
     partitions: Mapping[str, Partition]
     make_optimizer: Callable[[], tuple[torch.optim.Optimizer, Rates]]
+    start: Callable[[], None] | None = None
     gauges: Callable[[], Mapping[str, float]] | None = None
 
 
@@ -143,9 +145,13 @@ def _train(project: Project[C, D], config: C, job: Job, world: World, args: argp
     optimizer, rates = job.make_optimizer()
     arguments = (config, job.model, optimizer, rates, job.train_reader, job.partitions, world)
     if args.debug_loop:
+        if job.start is not None:
+            job.start()
         debug_training_loop.train(*arguments)
         return 0
-    outcome = custom_training_loop.train(*arguments, gauges=job.gauges, overwrite_save_dir=args.overwrite_save_dir)
+    outcome = custom_training_loop.train(
+        *arguments, start=job.start, gauges=job.gauges, overwrite_save_dir=args.overwrite_save_dir
+    )
     if world.is_main:
         directory = outcome.directory
         sys.stdout.write(_closing_report(project, directory.checkpoints, directory.metrics, directory.config))

@@ -74,6 +74,7 @@ def train(
     world: World,
     *,
     sinks: Mapping[str, Callable[[], Tracker]] | None = None,
+    start: Callable[[], None] | None = None,
     gauges: Callable[[], Mapping[str, float]] | None = None,
     overwrite_save_dir: bool = False,
 ) -> Outcome:
@@ -91,6 +92,7 @@ def train(
       partitions: what to evaluate on, by name.
       world: this process's place and device.
       sinks: of measurements, beside metrics.jsonl and W&B: what makes them, by name; called on rank 0.
+      start: puts into the model what a new run starts from; a resume, and a warm start, leave it out.
       gauges: further train metrics, by name, read when metrics are logged; collective.
       overwrite_save_dir: start anew, deleting the run in save_dir.
 
@@ -123,6 +125,8 @@ def train(
             elif training.initial_checkpoint_dir is not None:
                 load_model(model, user_path(training.initial_checkpoint_dir))
                 logger.info("warm start: weights from %s", training.initial_checkpoint_dir)
+            elif start is not None:
+                start()
 
         control.together(load)
         # Nothing was changed or deleted so far.

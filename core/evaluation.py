@@ -22,6 +22,7 @@ from common.reader.reader import BatchReader, Placed
 from core.config.base_config import UserError
 from core.metrics.interface import Metrics
 from core.parallel import share_buffers, unwrap
+from core.sharding import ShardedModel
 from core.train_step import Autocast
 
 logger = logging.getLogger(__name__)
@@ -96,9 +97,13 @@ class Evaluator:
         module = unwrap(model)
         was_training = module.training
         module.eval()
+        # TorchRec's lookups don't know inference mode.
+        without_gradients = torch.no_grad if isinstance(model, ShardedModel) else torch.inference_mode
         try:
             for name in names:
-                record(self._evaluate_one(module, step, name, deadline, stop_requested))
+                with without_gradients():
+                    measurement = self._evaluate_one(module, step, name, deadline, stop_requested)
+                record(measurement)
         finally:
             module.train(was_training)
 
@@ -122,7 +127,7 @@ class Evaluator:
 
         pin = self._world.device.type == "cuda"
         copies = DeviceCopies(self._world.device)
-        with contextlib.closing(partition.reader.evaluate(pin_memory=pin)) as batches, torch.inference_mode():
+        with contextlib.closing(partition.reader.evaluate(pin_memory=pin)) as batches:
             upcoming = fetch()
             while True:
                 word = self._control.result()

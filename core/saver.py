@@ -108,7 +108,7 @@ class Saver:
         pin_memory = self._world.device.type == "cuda"
         for name, tensor in tensors.items():
             if name not in self._staged:
-                self._staged[name] = _host_memory_like(tensor, pin_memory, self._group)
+                self._staged[name] = _host_memory_like(tensor, pin_memory)
             for own, current in zip(_parts(self._staged[name]), _parts(tensor), strict=True):
                 own.copy_(current.detach(), non_blocking=True)
         if pin_memory:
@@ -129,9 +129,9 @@ class Saver:
             self._policy.rotate()
 
 
-def _host_memory_like(tensor: torch.Tensor, pin_memory: bool, group: dist.ProcessGroup | None) -> torch.Tensor:
+def _host_memory_like(tensor: torch.Tensor, pin_memory: bool) -> torch.Tensor:
     if is_sharded(tensor):
-        return shards_like(tensor, pin_memory, group)
+        return shards_like(tensor, pin_memory)
     return torch.empty_like(tensor, device="cpu", pin_memory=pin_memory)
 
 

@@ -4,12 +4,12 @@ Owns the plan, the tables' initial values and their optimizers' learning rates. 
 dense model trains where it can't be installed.
 """
 
-import contextlib
+import copy
 import logging
 import os
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -17,11 +17,13 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, init_from_local_shards
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+from torch.distributed.remote_device import _remote_device
 
 from common.agreement import ControlWord
 from common.device import World, local_world_size_from_env
 from common.modules.embedding.config import EmbeddingBagConfig
+from common.modules.embedding.tables import quiet
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import learning_rate_at
 from core.config.base_config import ConfigError
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from torchrec.distributed.types import ShardingPlan
 
 logger = logging.getLogger(__name__)
+
+# TorchRec uses what torch would like to see replaced: it is told at the first step, and wherever it is used.
+warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 # Initial values are drawn for so many rows at a time, whichever rank holds them.
 _ROWS_PER_DRAW = 16_384
@@ -64,7 +70,8 @@ class ShardedModel(nn.Module):
 
     def replicate_dense(self) -> None:
         """Puts the rest of the model under DistributedDataParallel. Collective."""
-        self._parallel.init_data_parallel()
+        with quiet():
+            self._parallel.init_data_parallel()
 
     def tables(self) -> dict[str, ShardedTensor]:
         """Weights by the name of their parameter. They are the tables' memory."""
@@ -81,14 +88,24 @@ def is_sharded(tensor: Any) -> TypeGuard[ShardedTensor]:
     return isinstance(tensor, ShardedTensor)
 
 
-def shards_like(tensor: ShardedTensor, pin_memory: bool, group: dist.ProcessGroup | None) -> ShardedTensor:
-    """A tensor that is spread in the same way, in host memory, uninitialised. Collective over `group`, or all ranks."""
+def shards_like(tensor: ShardedTensor, pin_memory: bool) -> ShardedTensor:
+    """A tensor that is spread in the same way, in host memory, uninitialised.
 
-    def like(local: Shard) -> Shard:
-        empty = torch.empty_like(local.tensor, device="cpu", pin_memory=pin_memory)
-        return Shard.from_tensor_and_offsets(empty, local.metadata.shard_offsets, dist.get_rank())
-
-    return init_from_local_shards([like(local) for local in tensor.local_shards()], *tensor.size(), process_group=group)
+    No collective: of a table-wise table's optimizer a rank that doesn't hold it has no state at all.
+    """
+    metadata = copy.deepcopy(tensor.metadata())
+    for part in metadata.shards_metadata:
+        assert part.placement is not None
+        part.placement = _remote_device(f"rank:{part.placement.rank()}/cpu")
+    own = {tuple(part.shard_offsets): part for part in metadata.shards_metadata}
+    shards = [
+        Shard(
+            torch.empty_like(local.tensor, device="cpu", pin_memory=pin_memory),
+            own[tuple(local.metadata.shard_offsets)],
+        )
+        for local in tensor.local_shards()
+    ]
+    return ShardedTensor._init_from_local_shards_and_global_metadata(shards, metadata)
 
 
 def shard(
@@ -117,7 +134,7 @@ def shard(
     _check_optimizers(tables, place, world)
     assert dist.group.WORLD is not None, "tables are spread over a process group, be it of one process"
     find_unused = deterministic and world.size > 2
-    with _quiet():
+    with quiet():
         plan = _plan(model, tables, place, world)
         parallel = DistributedModelParallel(
             model,
@@ -290,19 +307,3 @@ class TableLearningRates:
     def at(self, step: int) -> dict[str, float]:
         """The learning rate of each table at `step`, as `table/<name>`."""
         return {f"table/{table}": learning_rate_at(rate, step) for table, rate in self._rates.items()}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what TorchRec and torch warn their own developers of."""
-    loggers = [logging.getLogger(name) for name in ("torchrec", "torch.fx._symbolic_trace")]
-    levels = [each.level for each in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for each in loggers:
-            each.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for each, level in zip(loggers, levels, strict=True):
-                each.setLevel(level)

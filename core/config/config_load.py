@@ -167,7 +167,8 @@ def _describe(config: type[BaseConfig], document: YamlDocument, errors: Sequence
     for path, [(kind, data), *others] in configs.items():
         # pydantic looks at groups only where all fields are right.
         broken = kind.broken_groups([name for name, value in data.items() if value is not None])
-        if broken and not others:
+        is_meant = not data or data.keys() & kind.model_fields.keys()  # or a union's other member
+        if broken and is_meant and not others:
             found[path] = ["", "; ".join(broken)]
 
     mistakes = dict(document.mistakes)

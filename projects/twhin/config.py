@@ -1,9 +1,10 @@
 """TwHIN's configuration."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pydantic
 
+from common.device import world_size_from_env
 from core.config.base_config import BaseConfig
 from core.config.training import JobConfig
 from projects.twhin.data.config import TwhinDataConfig
@@ -39,6 +40,17 @@ class RankingConfig(BaseConfig):
         return hits_at
 
 
+def _kind(validation_data: Any) -> str:
+    given = isinstance(validation_data, dict) and "data_root" in validation_data
+    return "single" if given or isinstance(validation_data, TwhinDataConfig) else "named"
+
+
+_Partitions = Annotated[
+    Annotated[TwhinDataConfig, pydantic.Tag("single")] | Annotated[dict[str, TwhinDataConfig], pydantic.Tag("named")],
+    pydantic.Discriminator(_kind),
+]
+
+
 class TwhinConfig(JobConfig):
     """What a run of projects.twhin.main reads."""
 
@@ -46,18 +58,59 @@ class TwhinConfig(JobConfig):
 
     model: TwhinModelConfig = pydantic.Field(description="The model.")
     train_data: TwhinDataConfig = pydantic.Field(description="Edges to train on.")
-    validation_data: dict[str, TwhinDataConfig] = pydantic.Field(
+    validation_data: _Partitions = pydantic.Field(
         {}, description="Edges to evaluate on: partitions by name, or a single one, called validation."
     )
     metrics: RankingConfig = pydantic.Field(RankingConfig(), description="What to measure on every partition.")
 
-    @pydantic.field_validator("validation_data", mode="before")
-    @classmethod
-    def _single(cls, data: Any) -> Any:
-        return {"validation": data} if isinstance(data, dict) and "data_root" in data else data
+    @pydantic.model_validator(mode="after")
+    def _tables_can_be_trained(self) -> "TwhinConfig":
+        """What can't be done to tables that are updated within the backward pass."""
+        problems = []
+        if self.runtime.enable_amp and self.runtime.amp_dtype == "float16":
+            problems.append(
+                "runtime.amp_dtype: float16 needs a GradScaler, which would see the gradients of tables too late: they "
+                "are updated within the backward pass; use bfloat16"
+            )
+        if self.training.micro_batches > 1:
+            problems.append(
+                f"training.gradient_accumulation: {self.training.micro_batches} given, but tables are updated within "
+                "each backward pass; leave it out, and raise the batch size instead"
+            )
+        if self.training.max_grad_norm is not None:
+            problems.append(
+                "training.max_grad_norm: tables are updated within the backward pass, before the norm of all gradients "
+                "is known; leave it out, or lower the learning rates"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
     def data_sets(self) -> dict[str, TwhinDataConfig]:
         """By their paths in the configuration, the training data first."""
+        single = isinstance(self.validation_data, TwhinDataConfig)
         return {"train_data": self.train_data} | {
-            f"validation_data.{name}": partition for name, partition in self.validation_data.items()
+            "validation_data" if single else f"validation_data.{name}": partition
+            for name, partition in self.partitions.items()
         }
+
+    @property
+    def partitions(self) -> dict[str, TwhinDataConfig]:
+        """What to evaluate on, by name."""
+        data = self.validation_data
+        return {"validation": data} if isinstance(data, TwhinDataConfig) else data
+
+    def identity(self) -> dict[str, Any]:
+        """As the base's, less what training doesn't depend on: how tables are spread, named and logged, where they
+        started, and how much data is held ready. The batch is that of all processes together."""
+        identity = super().identity()
+        del identity["model"]["embeddings"]["tables_to_log"]
+        for table in identity["model"]["embeddings"]["tables"]:
+            for key in ("sharding", "vocab", "pretrained"):
+                del table[key]
+        data = identity["train_data"]
+        for key in ("per_replica_batch_size", "prefetch_batches", "decode_threads"):
+            del data[key]
+        data["global_batch_size"] = self.train_data.batch_size(world_size_from_env())
+        data["lanes"] = self.train_data.num_lanes(world_size_from_env())
+        return identity

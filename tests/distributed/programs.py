@@ -10,23 +10,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MODULE = "projects.home.recap.main"
+RECAP, TWHIN = "projects.home.recap.main", "projects.twhin.main"
 TIMEOUT_IN_S = 120
 
 
-def command(arguments: Sequence[str], processes: int, *options: str) -> list[str]:
+def command(arguments: Sequence[str], processes: int, *options: str, module: str = RECAP) -> list[str]:
     """The command that trains: plain python for one process, torchrun (with `options`) for more."""
     if processes == 1:
-        return [sys.executable, "-m", MODULE, *arguments]
+        return [sys.executable, "-m", module, *arguments]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*launcher, *options, "-m", MODULE, *arguments]
+    return [*launcher, *options, "-m", module, *arguments]
 
 
 @contextlib.contextmanager
-def started(arguments: Sequence[str], processes: int = 1, *options: str) -> Iterator["subprocess.Popen[str]"]:
+def started(
+    arguments: Sequence[str], processes: int = 1, *options: str, module: str = RECAP
+) -> Iterator["subprocess.Popen[str]"]:
     """The trainer, running, its standard error to be read; killed with all its workers at the end."""
     process = subprocess.Popen(
-        command(arguments, processes, *options),
+        command(arguments, processes, *options, module=module),
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -47,9 +49,9 @@ def started(arguments: Sequence[str], processes: int = 1, *options: str) -> Iter
         process.communicate(timeout=TIMEOUT_IN_S)
 
 
-def finish(arguments: Sequence[str], processes: int = 1) -> "subprocess.CompletedProcess[str]":
+def finish(arguments: Sequence[str], processes: int = 1, *, module: str = RECAP) -> "subprocess.CompletedProcess[str]":
     """Runs the trainer to its end."""
-    with started(arguments, processes) as process:
+    with started(arguments, processes, module=module) as process:
         stdout, stderr = process.communicate(timeout=TIMEOUT_IN_S)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 

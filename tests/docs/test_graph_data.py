@@ -24,7 +24,7 @@ def test_the_table_of_ones_own_is_written_and_read(tmp_path: Path, monkeypatch) 
         check_batching(data, path, world_size=2)
         dataset = EdgeDataset.open(data, Relations(config.model), path)
         read = sum(int(placed.batch.weights.sum()) for placed in dataset.reader(0, 1).evaluate())
-        assert read == {"train_data": 20_000, "validation_data.validation": 1_000}[path]
+        assert read == {"train_data": 20_000, "validation_data": 1_000}[path]
 
 
 def test_the_relations_that_are_generated_are_those_of_the_page() -> None:

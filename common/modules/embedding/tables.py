@@ -3,7 +3,10 @@
 How tables are spread over ranks is decided in core/sharding.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,11 +21,24 @@ Lookup = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 """Table -> ids [n], int64, to table -> rows [n, embedding_dim], float32. Collective where tables are sharded."""
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what TorchRec and its kernels tell their developers: pages of the log, and warnings of their own use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
 def build_tables(configs: Sequence[EmbeddingBagConfig]) -> "EmbeddingCollection":
     """The tables, without memory (on the meta device), each a feature of its own name."""
-    from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
-    from torchrec.modules.embedding_modules import EmbeddingCollection
-    from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+    with quiet():
+        from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
+        from torchrec.modules.embedding_modules import EmbeddingCollection
+        from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
     collection = EmbeddingCollection(
         tables=[

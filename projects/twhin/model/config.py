@@ -24,7 +24,7 @@ class Relation(BaseConfig):
 
 
 class RegularizationConfig(BaseConfig):
-    """A penalty on the embeddings of the edges' entities, a mean over edges; at most one."""
+    """A penalty on the embeddings of the edges' entities, a mean over edges; at most one kind."""
 
     n3: pydantic.PositiveFloat | None = pydantic.Field(
         None,
@@ -34,6 +34,17 @@ class RegularizationConfig(BaseConfig):
     l2: pydantic.PositiveFloat | None = pydantic.Field(
         None, json_schema_extra={"at_most_one_of": "penalty"}, description="Weight of the sum of squares."
     )
+    operators: bool = pydantic.Field(
+        False,
+        description="Also penalise the parameters of the edges' relations (a mean over directions): else these grow "
+        "while embeddings shrink, and the penalty costs nothing. Of no use to translation, which is no factor.",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _there_is_one(self) -> "RegularizationConfig":
+        if self.operators and (self.n3 or self.l2) is None:
+            raise ValueError("operators: true, but neither n3 nor l2 is given; give one of them")
+        return self
 
 
 class TwhinEmbeddingsConfig(LargeEmbeddingsConfig):

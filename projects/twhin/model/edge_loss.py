@@ -52,7 +52,20 @@ def edge_loss(
             relations.segments, rows["lhs"], rows["rhs"], weights, strict=True
         ):
             terms.extend(penalty(config.regularization, segment.operator, x, its_weights) for x in embeddings)
+        if config.regularization.operators:
+            terms.extend(_operator_penalties(scorer, config.regularization, batch))
     return torch.stack(terms).sum()
+
+
+def _operator_penalties(scorer: EdgeScorer, config: RegularizationConfig, batch: EdgeBatch) -> list[torch.Tensor]:
+    """penalty() of each edge's operators, a mean over its directions; a term for each of the scorer's parameters."""
+    weights = batch.weights / max(batch.batch_size, 1)
+    by_relation = weights.new_zeros(len(scorer.relations.names)).index_add_(0, batch.rel, weights)
+    terms = []
+    for operator in scorer.parametrised():
+        its_weights = by_relation[operator.relations] / scorer.num_directions
+        terms.append(penalty(config, operator.operator, operator.weight.flatten(1), its_weights))
+    return terms
 
 
 def penalty(

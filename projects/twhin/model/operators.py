@@ -58,13 +58,16 @@ class RelationOperator(nn.Module):
         super().__init__()
         initial = identity_init(operator, dim)
         assert initial is not None, "identity has no parameter"
-        self._operator: Operator = operator
+        self.operator: Operator = operator
         self._position = {relation: position for position, relation in enumerate(relations)}
         self.weight = nn.Parameter(torch.stack([initial] * len(relations)))
         positions = torch.zeros(num_relations, dtype=torch.int64)
         positions[list(relations)] = torch.arange(len(relations))
         self.register_buffer("_positions", positions, persistent=False)
         self._positions: torch.Tensor
+        self.register_buffer("relations", torch.tensor(relations), persistent=False)
+        self.relations: torch.Tensor
+        """[n], int64: whose each row of `weight` is."""
 
     def forward(
         self,
@@ -84,7 +87,7 @@ class RelationOperator(nn.Module):
         Returns:
           of each segment, [edges, dim], of the embeddings' type also under autocast.
         """
-        if self._operator == "linear":
+        if self.operator == "linear":
             # A product for each relation. One unbind for all: its gradient is one tensor, not one for each relation.
             weights = self.weight.unbind(0)
             return [
@@ -93,7 +96,7 @@ class RelationOperator(nn.Module):
             ]
         sizes = [len(x) for x in embeddings]
         rows = self.weight.index_select(0, self._positions.index_select(0, concat(relations)))
-        return list(torch.split(_ELEMENTWISE[self._operator](concat(embeddings), rows), sizes))
+        return list(torch.split(_ELEMENTWISE[self.operator](concat(embeddings), rows), sizes))
 
 
 def concat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

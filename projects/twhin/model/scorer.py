@@ -4,7 +4,7 @@ The model is PyTorch-BigGraph's (arXiv 1903.12287, section 3). An operator per d
 have: of a translation and a dot product, (s + r) . t, the part r . t is the same for every s and can't rank them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -46,6 +46,17 @@ class EdgeScorer(nn.Module):
                     sorted(relation for segment in segments for relation in segment.relations),
                     len(relations.names),
                 )
+
+    @property
+    def num_directions(self) -> int:
+        """Operators that a relation has."""
+        return len(self._sides)
+
+    def parametrised(self) -> Iterator[RelationOperator]:
+        """All operators that have parameters, of all directions."""
+        for module in self.operators.modules():
+            if isinstance(module, RelationOperator):
+                yield module
 
     def query(self, side: Side, segment: Segment, other: torch.Tensor, relations: torch.Tensor) -> torch.Tensor:
         """What entities of `side` are compared with.

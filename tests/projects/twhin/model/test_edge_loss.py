@@ -70,14 +70,28 @@ def truth(
             positive = score(config, scorer, tables, edge, side)
             total += weight * loss_of_edge(config.loss, config.margin, positive, scores)
             row = tables[table][edge[place]].tolist()
-            if config.regularization.l2 is not None:
-                total += weight * config.regularization.l2 * sum(x**2 for x in row)
-            if config.regularization.n3 is not None:
-                if config.relations[edge[1]].operator == "complex_diagonal":
-                    half = len(row) // 2
-                    row = [abs(complex(*parts)) for parts in zip(row[:half], row[half:], strict=True)]
-                total += weight * config.regularization.n3 * sum(abs(x) ** 3 for x in row)
+            if config.regularization != RegularizationConfig():
+                total += weight * size(config.regularization, config.relations[edge[1]].operator, row)
+    if config.regularization.operators:
+        relations = [relation for _, relation, _ in edges]
+        for name, weight in scorer.named_parameters():
+            operator = name.split(".")[2].rpartition("_")[0]
+            owners = [index for index, relation in enumerate(config.relations) if relation.operator == operator]
+            for owner, row in zip(owners, weight.flatten(1).tolist(), strict=True):
+                times = sum(w for w, r in zip(batch.weights.tolist(), relations, strict=True) if r == owner)
+                directions = 2 if config.operator_sides == "both" else 1
+                total += times / directions * size(config.regularization, operator, row)
     return total / max(len(edges), 1)
+
+
+def size(config: RegularizationConfig, operator: str, row: list[float]) -> float:
+    if config.l2 is not None:
+        return config.l2 * sum(x**2 for x in row)
+    assert config.n3 is not None
+    if operator == "complex_diagonal":
+        half = len(row) // 2
+        row = [abs(complex(*parts)) for parts in zip(row[:half], row[half:], strict=True)]
+    return config.n3 * sum(abs(x) ** 3 for x in row)
 
 
 def check(config: TwhinModelConfig, batch: EdgeBatch, **negatives: int) -> None:
@@ -108,9 +122,12 @@ def test_few_edges_and_few_candidates(
     check(config, weighted_edges(config, edges), global_negatives=uniform, in_batch_negatives=in_batch)
 
 
+@pytest.mark.parametrize("operator_sides", ["both", "rhs"])
+@pytest.mark.parametrize("operators", [False, True])
 @pytest.mark.parametrize("penalty", [{"n3": 0.3}, {"l2": 0.2}])
-def test_regularization(penalty: dict[str, float]):
-    config = model_config(regularization=RegularizationConfig(**penalty))
+def test_regularization(penalty: dict[str, float], operators: bool, operator_sides: OperatorSides):
+    regularization = RegularizationConfig.model_validate({**penalty, "operators": operators})
+    config = model_config(regularization=regularization, operator_sides=operator_sides)
     check(config, weighted_edges(config, 17))
 
 

@@ -1,0 +1,121 @@
+"""Trains TwHIN, or evaluates its checkpoints beside the training.
+
+torchrun --standalone --nproc-per-node 2 -m projects.twhin.main --config projects/twhin/configs/local.yaml
+"""
+
+import functools
+import logging
+from dataclasses import dataclass
+
+from common.device import World, seed_initial_weights, world_size_from_env
+from common.program import run
+from common.reader.parquet import ParquetTable
+from core.command_line import Job, Project, run_project
+from core.evaluation import Partition
+from core.sharding import ShardedModel, mean_norms, set_rows, shard, table_of
+from projects.twhin.config import TwhinConfig
+from projects.twhin.data.edges import EdgeDataset, check_batching
+from projects.twhin.data.evaluation_negatives import EvaluationNegatives
+from projects.twhin.data.known_edges import KnownEdges, open_known_edges
+from projects.twhin.metrics import metrics_table, partition_metrics
+from projects.twhin.model.config import TwhinModelConfig
+from projects.twhin.model.pretrained import check_vocabulary, pretrained_rows
+from projects.twhin.model.ranking import Candidates
+from projects.twhin.model.relations import Relations
+from projects.twhin.model.twhin import Twhin
+from projects.twhin.optimizer import build_optimizers
+
+logger = logging.getLogger(__name__)
+
+_TRAIN = "train_data"
+_TABLES = "model.embeddings.tables"
+
+
+@dataclass(frozen=True)
+class _Data:
+    relations: Relations
+    datasets: dict[str, EdgeDataset]
+    """By their path in the configuration; the training data first."""
+    known_edges: list[ParquetTable]
+    """Beyond those of the data sets."""
+
+
+def main() -> int:
+    """Runs the program; returns its exit status (core.command_line)."""
+    project = Project(
+        "projects.twhin.main",
+        "Trains TwHIN: embeddings of a graph's entities.",
+        TwhinConfig,
+        _open_data,
+        _build,
+        metrics_table,
+        group_of_one=True,
+    )
+    return run_project(project)
+
+
+def _open_data(config: TwhinConfig) -> _Data:
+    relations = Relations(config.model)
+    datasets: dict[str, EdgeDataset] = {}
+    for path, data_config in config.data_sets().items():
+        check_batching(data_config, path, world_size_from_env())
+        datasets[path] = EdgeDataset.open(data_config, relations, path)
+        table = datasets[path].table
+        logger.info("%s: %s edges in %d file(s), %s", path, f"{table.num_rows:,}", table.num_files, table.inputs)
+    for table_config in config.model.embeddings.tables:
+        check_vocabulary(table_config)
+    return _Data(relations, datasets, open_known_edges(config.metrics, relations))
+
+
+def _build(config: TwhinConfig, data: _Data, world: World) -> Job:
+    model_config, seed = config.model, config.runtime.seed
+    seed_initial_weights(seed)
+    twhin = Twhin(
+        model_config,
+        data.relations,
+        global_negatives=config.train_data.global_negatives,
+        in_batch_negatives=config.train_data.in_batch_negatives,
+        candidates=Candidates(config.metrics, model_config, seed),
+    )
+    tables = model_config.embeddings.tables
+    model = shard(twhin, tables, _TABLES, world, seed=seed, deterministic=config.runtime.deterministic)
+    logged = model_config.embeddings.tables_to_log
+    train_data = data.datasets[_TRAIN]
+    return Job(
+        model,
+        train_data.reader(world.rank, world.size),
+        _partitions(config, data, world),
+        functools.partial(build_optimizers, model, model_config, twhin.scorer),
+        start=functools.partial(_start_from_pretrained, model, model_config),
+        gauges=functools.partial(_norms, model, logged) if logged else None,
+    )
+
+
+def _start_from_pretrained(model: ShardedModel, config: TwhinModelConfig) -> None:
+    weights = {table_of(name): weight for name, weight in model.tables().items()}
+    for table in config.embeddings.tables:
+        if table.pretrained is not None:
+            for rows, values in pretrained_rows(table):
+                set_rows(weights[table.name], rows, values)
+
+
+def _norms(model: ShardedModel, tables: list[str]) -> dict[str, float]:
+    return {f"mean_norm/{table}": norm for table, norm in mean_norms(model, tables).items()}
+
+
+def _partitions(config: TwhinConfig, data: _Data, world: World) -> dict[str, Partition]:
+    train, *evaluated = data.datasets.values()
+    known = None
+    if config.metrics.filtered and evaluated:
+        further = [train.table, *data.known_edges]
+        known = KnownEdges(data.relations, [dataset.table for dataset in evaluated], further)
+    partitions = {}
+    for (name, data_config), dataset in zip(config.partitions.items(), evaluated, strict=True):
+        negatives = EvaluationNegatives(data_config, data.relations, config.runtime.seed)
+        reader = dataset.reader(world.rank, world.size, known=known, negatives=negatives)
+        partitions[name] = Partition(reader, partition_metrics(config))
+    return partitions
+
+
+if __name__ == "__main__":
+    run(main)

@@ -205,7 +205,13 @@ def _plan(model: nn.Module, tables: Sequence[EmbeddingBagConfig], place: str, wo
         ),
         storage_reservation=FixedPercentageStorageReservation(0.15),
         constraints={
-            table.name: ParameterConstraints(sharding_types=kinds(table), compute_kernels=["fused"]) for table in tables
+            table.name: ParameterConstraints(
+                sharding_types=kinds(table),
+                compute_kernels=["fused"],
+                # Columns of a shard: as equal as kernels can have them, which take four at a time.
+                min_partition=-(-table.embedding_dim // (4 * world.size)) * 4,
+            )
+            for table in tables
         },
         debug=False,
     )

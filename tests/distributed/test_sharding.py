@@ -120,6 +120,10 @@ def train(world: World, root: Path, optimizer: str, sharding: str | None) -> dic
         "norms": mean_norms(model, ["user_geo", "user"]),
         "parameters": num_parameters(model),
         "rates": rates.at(2),
+        "shards": [
+            tuple(local.metadata.shard_sizes)
+            for local in model.tables()["tables.embeddings.user.weight"].local_shards()
+        ],
     }
 
 
@@ -210,6 +214,15 @@ def test_initial_values_depend_on_neither_ranks_nor_plan(one, two):
         )
         < 0.4
     )
+
+
+def test_tables_are_spread_as_they_ask(two):
+    rows = ROWS["user"]
+    shards = {
+        sharding: [rank["adagrad", sharding]["shards"] for rank in two] for sharding in ("row_wise", "column_wise")
+    }
+    assert shards == {"row_wise": [[(19, DIM)], [(18, DIM)]], "column_wise": [[(rows, DIM // 2)], [(rows, DIM // 2)]]}
+    assert sorted(two[rank]["adagrad", "table_wise"]["shards"] for rank in (0, 1)) == [[], [(rows, DIM)]]
 
 
 def test_checkpoints_have_the_states_of_the_optimizers_that_have_one(two):

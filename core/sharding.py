@@ -131,7 +131,7 @@ def shard(
     from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
     from torchrec.distributed.types import ShardingEnv
 
-    _check_optimizers(tables, place, world)
+    _check_tables(tables, place, world)
     assert dist.group.WORLD is not None, "tables are spread over a process group, be it of one process"
     find_unused = deterministic and world.size > 2
     with quiet():
@@ -160,9 +160,14 @@ def table_of(parameter: str) -> str:
     return parameter.rsplit(".", 2)[1]
 
 
-def _check_optimizers(tables: Sequence[EmbeddingBagConfig], place: str, world: World) -> None:
+def _check_tables(tables: Sequence[EmbeddingBagConfig], place: str, world: World) -> None:
     for index, table in enumerate(tables):
         where = f"{place}[{index}]"
+        if table.embedding_dim % 4:
+            raise ConfigError(
+                f"{where}.embedding_dim: {table.embedding_dim} given, but the kernels that look rows up take multiples "
+                "of 4"
+            )
         if table.optimizer.adam is not None and world.device.type == "cpu":
             raise ConfigError(
                 f"{where}.optimizer.adam: TorchRec updates tables with Adam on CUDA only, and this is a CPU; use "

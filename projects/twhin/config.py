@@ -104,6 +104,7 @@ class TwhinConfig(JobConfig):
         """As the base's, less what training doesn't depend on: how tables are spread, named and logged, where they
         started, and how much data is held ready. The batch is that of all processes together."""
         identity = super().identity()
+        identity["model"]["relations"] = [relation.model_dump() for relation in self.model.relation_list]
         del identity["model"]["embeddings"]["tables_to_log"]
         for table in identity["model"]["embeddings"]["tables"]:
             for key in ("sharding", "vocab", "pretrained"):

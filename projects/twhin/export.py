@@ -114,7 +114,7 @@ def _write_operators(
     sides = ("lhs", "rhs") if config.operator_sides == "both" else (config.operator_sides,)
     rows = []
     taken: dict[tuple[str, str], int] = {}
-    for number, relation in enumerate(config.relations):
+    for number, relation in enumerate(config.relation_list):
         for side in sides:
             key = (side, f"{relation.operator}_{config.tables[relation.lhs].embedding_dim}")
             parameter: list[float] = []

@@ -18,7 +18,7 @@ def partition_metrics(config: TwhinConfig) -> Callable[[torch.device], Metrics]:
     """What makes the metrics of a partition of validation_data."""
     return functools.partial(
         RankingMetrics,
-        [relation.name for relation in config.model.relations],
+        [relation.name for relation in config.model.relation_list],
         hits_at=config.metrics.hits_at,
         filtered=config.metrics.filtered,
         per_relation=config.metrics.per_relation,

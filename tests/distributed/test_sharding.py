@@ -289,6 +289,7 @@ def odds(world: World) -> dict[str, Any]:
         found["rows"] = look_up(model.module.get_submodule("tables"), list(ROWS), {"user": ids})["user"].tolist()
     wrong: dict[str, dict[str, Any]] = {
         "adam": {"optimizer": {"adam": {"lr": 0.1}}},
+        "odd": {"embedding_dim": 6},
         "momentum": {"optimizer": {"sgd": {"lr": 0.1, "momentum": 0.9}}},
         "apart": {"optimizer": {"row_wise_adagrad": {"lr": 0.1}}, "sharding": "column_wise"},
         "huge": {"num_embeddings": 10**12},
@@ -318,6 +319,7 @@ def test_rows_are_set_where_they_are(odd):
     ("name", "message"),
     [
         ("adam", "model.embeddings.tables[0].optimizer.adam: TorchRec updates tables with Adam on CUDA only"),
+        ("odd", "model.embeddings.tables[0].embedding_dim: 6 given"),
         ("momentum", "model.embeddings.tables[0].optimizer.sgd.momentum: 0.9 given, but"),
         ("apart", "model.embeddings.tables[0].sharding: column_wise cuts rows apart"),
         ("huge", "model.embeddings.tables: the tables can't be spread over 2 process(es) (user: any, user_geo: any): "),

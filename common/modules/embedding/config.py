@@ -25,7 +25,7 @@ class EmbeddingBagConfig(BaseConfig):
     name: str = pydantic.Field(pattern=r"^[^./]+$", description="Name of the table; without '.' and '/'.")
     num_embeddings: pydantic.PositiveInt = pydantic.Field(description="Rows.")
     embedding_dim: pydantic.PositiveInt = pydantic.Field(
-        multiple_of=4, description="Numbers a row; a multiple of 4, as the kernels that look rows up need it."
+        description="Numbers a row; a multiple of 4, as the kernels that look rows up need it."
     )
     data_type: Literal["fp32", "fp16"] = pydantic.Field("fp32", description="Type of the numbers in memory.")
     init_scale: pydantic.PositiveFloat = pydantic.Field(

@@ -58,3 +58,8 @@ class EdgeWriter:
             path = self._folder / f"part-{self._part:05d}.parquet"
             self._writer = self._open.enter_context(TableWriter(path, EDGES, _ROW_GROUP_SIZE))
         self._writer.write(edges)
+
+
+def names_path(folder: Path) -> Path:
+    """Of the names of relations in the folder of a graph, a line each, in the order of their ids."""
+    return folder / "relations.txt"

@@ -13,7 +13,7 @@ from common.program import ArgumentParser, run
 from common.reader.files import matching_files
 from core.config.base_config import UserError
 from projects.twhin.data.bipartite import LAYOUTS, Chunks, prepare_bipartite
-from projects.twhin.data.layout import SPLITS
+from projects.twhin.data.layout import SPLITS, names_path
 from projects.twhin.data.ready_config import Graph, ready_config
 from projects.twhin.data.triples import prepare_triples
 
@@ -32,7 +32,7 @@ def main() -> int:
         graph = _triples(args, partial) if args.kind == "triples" else _bipartite(args, partial)
         # A name may have any character but tabs and ends of lines.
         names = "".join(f"{relation.name}\n" for relation in graph.relations)
-        (partial / "relations.txt").write_text(names, encoding="utf-8")
+        names_path(partial).write_text(names, encoding="utf-8")
         (partial / "config.yaml").write_text(ready_config(out, graph), encoding="utf-8")
     sys.stdout.write(report(out, graph))
     return 0

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from projects.twhin.data.layout import vocabulary_path
+from projects.twhin.data.layout import names_path, vocabulary_path
 
 
 class RelationOf(NamedTuple):
@@ -91,11 +91,19 @@ def ready_config(folder: Path, graph: Graph) -> str:
     ]
     config["model"] = {
         "embeddings": {"tables": tables},
-        "relations": [relation._asdict() for relation in graph.relations],
+        "relations": _relations(folder, graph.relations),
         "loss": "softmax",
         "translation_optimizer": {"adagrad": {"lr": 0.1}},
     }
     return yaml.safe_dump(_as_it_is(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _relations(folder: Path, relations: Sequence[RelationOf]) -> Any:
+    sides = {(relation.lhs, relation.rhs) for relation in relations}
+    if len(relations) <= _MAX_TOLD_RELATIONS or len(sides) > 1:
+        return [relation._asdict() for relation in relations]
+    ((lhs, rhs),) = sides
+    return {"names_path": str(names_path(folder)), "lhs": lhs, "rhs": rhs}
 
 
 def _as_it_is(value: Any) -> Any:

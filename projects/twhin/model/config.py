@@ -1,12 +1,14 @@
 """Configuration of TwHIN's model."""
 
-from typing import Literal
+import functools
+from typing import Annotated, Literal
 
 import pydantic
 
 from common.modules.embedding.config import EmbeddingBagConfig, LargeEmbeddingsConfig
 from common.optimizers.config import OptimizerConfig
-from core.config.base_config import BaseConfig
+from common.paths import user_path
+from core.config.base_config import BaseConfig, ConfigError
 
 Operator = Literal["identity", "translation", "diagonal", "linear", "complex_diagonal"]
 """What a relation does to an embedding (docs/twhin.md has the formulas)."""
@@ -21,6 +23,36 @@ class Relation(BaseConfig):
     operator: Operator = pydantic.Field(
         "translation", description="What the relation does to an embedding before the comparison."
     )
+
+
+class NamedRelations(BaseConfig):
+    """Relations of one kind, whose names are in a file, as projects.twhin.data.prepare writes it."""
+
+    names_path: str = pydantic.Field(min_length=1, description="Text file: a name a line, in the order of their ids.")
+    lhs: str = pydantic.Field(description="Table of the edges' left entities.")
+    rhs: str = pydantic.Field(description="Table of the edges' right entities.")
+    operator: Operator = pydantic.Field(
+        "translation", description="What each does to an embedding, with its own parameters."
+    )
+
+    def read(self) -> list[Relation]:
+        """The relations.
+
+        Raises:
+          ConfigError: the file can't be read, or has an empty line, or a name twice.
+        """
+        place = f"model.relations.names_path: {self.names_path}"
+        try:
+            names = user_path(self.names_path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{place}: can't be read: {error}") from error
+        first: dict[str, int] = {}
+        for line, name in enumerate(names, start=1):
+            if not name:
+                raise ConfigError(f"{place}: line {line}: empty; a name is expected on each line")
+            if first.setdefault(name, line) != line:
+                raise ConfigError(f"{place}: line {line}: {name} stands on line {first[name]} too; names must differ")
+        return [Relation(name=name, lhs=self.lhs, rhs=self.rhs, operator=self.operator) for name in names]
 
 
 class RegularizationConfig(BaseConfig):
@@ -55,8 +87,8 @@ class TwhinModelConfig(BaseConfig):
     """Embeddings of typed entities, compared through the relations between them."""
 
     embeddings: TwhinEmbeddingsConfig = pydantic.Field(description="A table for each type of entities.")
-    relations: list[Relation] = pydantic.Field(
-        min_length=1, description="The types of edges, in the order of their ids."
+    relations: Annotated[list[Relation], pydantic.Field(min_length=1)] | NamedRelations = pydantic.Field(
+        description="The types of edges, in the order of their ids: a list, or one kind of them with names from a file."
     )
     operator_sides: Literal["both", "lhs", "rhs"] = pydantic.Field(
         "both",
@@ -81,10 +113,13 @@ class TwhinModelConfig(BaseConfig):
     def _relations_fit(self) -> "TwhinModelConfig":
         tables = self.tables
         problems = []
-        names = [relation.name for relation in self.relations]
+        given = self.relations
+        if isinstance(given, NamedRelations):  # one stands for all; the file is read later
+            given = [Relation(name=f"({given.names_path})", lhs=given.lhs, rhs=given.rhs, operator=given.operator)]
+        names = [relation.name for relation in given]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             problems.append(f"several relations are called {', '.join(twice)}; names must differ")
-        for relation in self.relations:
+        for relation in given:
             if unknown := sorted({relation.lhs, relation.rhs} - tables.keys()):
                 problems.append(f"the relation {relation.name} is of {', '.join(unknown)}, which is no table")
                 continue
@@ -94,12 +129,7 @@ class TwhinModelConfig(BaseConfig):
                     f"the relation {relation.name} compares {relation.lhs} of embedding_dim {lhs} with {relation.rhs} "
                     f"of {rhs}; make them equal"
                 )
-            elif relation.operator == "complex_diagonal" and lhs % 2:
-                problems.append(
-                    f"the relation {relation.name}: complex_diagonal takes an even embedding_dim (half real, half "
-                    f"imaginary), {lhs} given"
-                )
-        used = {table for relation in self.relations for table in (relation.lhs, relation.rhs)}
+        used = {table for relation in given for table in (relation.lhs, relation.rhs)}
         if unused := [name for name in tables if name not in used]:
             problems.append(f"no relation uses the table {', '.join(unused)}; remove it, or add a relation")
         if self.translation_optimizer.row_wise_adagrad is not None:
@@ -107,6 +137,15 @@ class TwhinModelConfig(BaseConfig):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @functools.cached_property
+    def relation_list(self) -> list[Relation]:
+        """The relations, in the order of their ids.
+
+        Raises:
+          ConfigError: the file of their names is not as it must be.
+        """
+        return self.relations.read() if isinstance(self.relations, NamedRelations) else self.relations
 
     @property
     def tables(self) -> dict[str, EmbeddingBagConfig]:

@@ -36,21 +36,21 @@ class Relations:
 
     def __init__(self, config: TwhinModelConfig) -> None:
         tables = config.tables
-        self.names = tuple(relation.name for relation in config.relations)
-        self.operators: tuple[Operator, ...] = tuple(relation.operator for relation in config.relations)
+        self.names = tuple(relation.name for relation in config.relation_list)
+        self.operators: tuple[Operator, ...] = tuple(relation.operator for relation in config.relation_list)
         self.num_entities: dict[Side, NDArray[np.int64]] = {
-            "lhs": np.array([tables[relation.lhs].num_embeddings for relation in config.relations]),
-            "rhs": np.array([tables[relation.rhs].num_embeddings for relation in config.relations]),
+            "lhs": np.array([tables[relation.lhs].num_embeddings for relation in config.relation_list]),
+            "rhs": np.array([tables[relation.rhs].num_embeddings for relation in config.relation_list]),
         }
         """Rows of each relation's table on that side."""
         groups: dict[tuple[object, ...], list[int]] = {}
-        for index, relation in enumerate(config.relations):
+        for index, relation in enumerate(config.relation_list):
             own = (index,) if config.operator_sides != "both" or relation.operator == "linear" else ()
             groups.setdefault((relation.lhs, relation.rhs, relation.operator, *own), []).append(index)
         self.segments = tuple(
             Segment(first.lhs, first.rhs, first.operator, tuple(group))
             for group in groups.values()
-            for first in [config.relations[group[0]]]
+            for first in [config.relation_list[group[0]]]
         )
         self.segment_of = np.empty(len(self.names), np.int64)
         """[relations]: position of each relation's segment."""

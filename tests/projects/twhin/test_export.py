@@ -79,10 +79,10 @@ def test_operators_are_those_of_their_relations(tmp_path, sides):
     found = pq.read_table(tmp_path / "out" / "relations" / "operators.parquet").to_pylist()
     expected_sides = ["lhs", "rhs"] if sides == "both" else [sides]
     assert [(row["relation"], row["side"]) for row in found] == [
-        (rel, side) for rel in range(len(config.relations)) for side in expected_sides
+        (rel, side) for rel in range(len(config.relation_list)) for side in expected_sides
     ]
     for row in found:
-        relation = config.relations[row["relation"]]
+        relation = config.relation_list[row["relation"]]
         assert (row["name"], row["lhs"], row["rhs"], row["operator"]) == (
             relation.name,
             relation.lhs,

@@ -42,7 +42,7 @@ def test_the_configuration_fits_the_edges(files, monkeypatch, capsys, kind):
     assert f"--config {out / 'config.yaml'}" in told
     for table in config.model.embeddings.tables:
         assert f"{table.name} of num_embeddings {table.num_embeddings}" in told
-    names = [relation.name for relation in config.model.relations]
+    names = [relation.name for relation in config.model.relation_list]
     assert (out / "relations.txt").read_text().splitlines() == names
     for path, data in config.data_sets().items():
         dataset = EdgeDataset.open(data, Relations(config.model), path)

@@ -26,7 +26,7 @@ def test_it_says_what_the_graph_is(tmp_path):
         "user": (300, "data/mine/vocabulary/user.parquet"),
         "tweet": (200, "data/mine/vocabulary/tweet.parquet"),
     }
-    relations = [(relation.name, relation.lhs, relation.rhs) for relation in config.model.relations]
+    relations = [(relation.name, relation.lhs, relation.rhs) for relation in config.model.relation_list]
     assert relations == [("fav", "user", "tweet"), ("follow: a", "user", "user")]
     assert config.train_data.data_root == "data/mine/train"
     assert config.partitions["validation"].data_root == "data/mine/validation"
@@ -37,7 +37,7 @@ def test_it_says_what_the_graph_is(tmp_path):
 def test_names_are_taken_as_they_are(tmp_path):
     names = ["$HOME", "yes", "1", "a: b #c", "é", "${x}$$"]
     config = loaded(tmp_path, "data/$mine", relations=[RelationOf(name, "user", "tweet") for name in names])
-    assert [relation.name for relation in config.model.relations] == names
+    assert [relation.name for relation in config.model.relation_list] == names
     assert config.train_data.data_root == "data/$mine/train"
 
 

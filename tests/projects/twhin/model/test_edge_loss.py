@@ -61,8 +61,8 @@ def truth(
     for side in SIDES:
         place = 0 if side == "lhs" else 2
         for edge, weight in zip(edges, batch.weights.tolist(), strict=True):
-            table = getattr(config.relations[edge[1]], side)
-            of_table = [other for other in edges if getattr(config.relations[other[1]], side) == table]
+            table = getattr(config.relation_list[edge[1]], side)
+            of_table = [other for other in edges if getattr(config.relation_list[other[1]], side) == table]
             candidates = negatives.uniform[side, table].tolist()
             candidates += [of_table[position][place] for position in negatives.in_batch[side, table].tolist()]
             corrupted = [(*edge[:place], entity, *edge[place + 1 :]) for entity in candidates if entity != edge[place]]
@@ -71,12 +71,12 @@ def truth(
             total += weight * loss_of_edge(config.loss, config.margin, positive, scores)
             row = tables[table][edge[place]].tolist()
             if config.regularization != RegularizationConfig():
-                total += weight * size(config.regularization, config.relations[edge[1]].operator, row)
+                total += weight * size(config.regularization, config.relation_list[edge[1]].operator, row)
     if config.regularization.operators:
         relations = [relation for _, relation, _ in edges]
         for name, weight in scorer.named_parameters():
             operator = name.split(".")[2].rpartition("_")[0]
-            owners = [index for index, relation in enumerate(config.relations) if relation.operator == operator]
+            owners = [index for index, relation in enumerate(config.relation_list) if relation.operator == operator]
             for owner, row in zip(owners, weight.flatten(1).tolist(), strict=True):
                 times = sum(w for w, r in zip(batch.weights.tolist(), relations, strict=True) if r == owner)
                 directions = 2 if config.operator_sides == "both" else 1

@@ -21,7 +21,7 @@ def test_sizes_and_bounds():
         assert len(counts) == ROWS[table]
         assert (abs(counts * ROWS[table] / 5000 - 1) < 0.25).all()
     edges = {
-        (side, table): sum(getattr(config.relations[rel], side) == table for rel in batch.rel.tolist())
+        (side, table): sum(getattr(config.relation_list[rel], side) == table for rel in batch.rel.tolist())
         for side, table in negatives.in_batch
     }
     for key, positions in negatives.in_batch.items():

@@ -93,7 +93,7 @@ def brute_force(
     for position, edge in enumerate(edges_of(batch)):
         ranks: dict[str, list[float]] = {key: [] for key in expected}
         for side, own in zip(SIDES, (edge[0], edge[2]), strict=True):
-            table = getattr(config.relations[edge[1]], side)
+            table = getattr(config.relation_list[edge[1]], side)
             of = {
                 each: score(config, scorer, wide, changed(edge, side, each), side)
                 for each in range(config.tables[table].num_embeddings)

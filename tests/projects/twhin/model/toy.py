@@ -76,8 +76,8 @@ def random_edges(config: TwhinModelConfig, count: int, seed: int = 0) -> list[tu
     tables = config.tables
     edges = []
     for _ in range(count):
-        rel = int(random.integers(max(len(config.relations) - 1, 1)))
-        its = config.relations[rel]
+        rel = int(random.integers(max(len(config.relation_list) - 1, 1)))
+        its = config.relation_list[rel]
         lhs, rhs = (int(random.integers(tables[table].num_embeddings)) for table in (its.lhs, its.rhs))
         edges.append((lhs, rel, rhs))
     return edges
@@ -120,10 +120,10 @@ class NothingIsRead(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def parameter_of(scorer: EdgeScorer, config: TwhinModelConfig, side: str, rel: int) -> Array | None:
     """The relation's own parameter of the operator that is applied to `side`."""
-    its = config.relations[rel]
+    its = config.relation_list[rel]
     if its.operator == "identity":
         return None
-    alike = [index for index, other in enumerate(config.relations) if other.operator == its.operator]
+    alike = [index for index, other in enumerate(config.relation_list) if other.operator == its.operator]
     weight = scorer.get_parameter(f"operators.{side}.{its.operator}_{config.tables[its.lhs].embedding_dim}.weight")
     array: Array = weight.detach().numpy()[alike.index(rel)]
     return array
@@ -164,7 +164,7 @@ def score(
 ) -> float:
     """Of an edge (lhs, rel, rhs), where its entity on the side `ranked` is ranked among others."""
     lhs_id, rel, rhs_id = edge
-    its = config.relations[rel]
+    its = config.relation_list[rel]
     lhs, rhs = tables[its.lhs][lhs_id].detach().numpy(), tables[its.rhs][rhs_id].detach().numpy()
     changed = {"both": {"lhs": "rhs", "rhs": "lhs"}[ranked]}.get(config.operator_sides, config.operator_sides)
     parameter = parameter_of(scorer, config, changed, rel)

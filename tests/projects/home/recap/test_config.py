@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import typing
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,12 @@ import pytest
 import torch.distributed as dist
 
 from core import command_line
-from core.config import BaseConfig, ConfigError, UserError, load_config_from_yaml
+from core.config import ConfigError, UserError, load_config_from_yaml
 from core.run_directory import check_same_run
 from projects.home.recap import main
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.parquet import TASKS
+from tests.config_fields import config_classes
 
 ROOT = Path(__file__).parents[4]
 CONFIGS = ROOT / "projects/home/recap/configs"
@@ -56,22 +56,6 @@ def test_the_content_of_a_mask_is_part_of_what_a_run_is(tmp_path):
         UserError, match=rf"binary_feature_mask_path: \"{mask} \(\w+\)\" in the run, \"{mask} \(\w+\)\" now"
     ):
         check_same_run(tmp_path, identities[0], identities[1])
-
-
-def config_classes(kind: type[BaseConfig], found: set[type[BaseConfig]]) -> set[type[BaseConfig]]:
-    """A class of configurations and all that its fields can hold."""
-
-    def visit(hint: typing.Any) -> None:
-        if isinstance(hint, type) and not typing.get_args(hint) and issubclass(hint, BaseConfig):
-            config_classes(hint, found)
-        for argument in typing.get_args(hint):
-            visit(argument)
-
-    if kind not in found:
-        found.add(kind)
-        for field in kind.model_fields.values():
-            visit(field.annotation)
-    return found
 
 
 def test_every_field_of_every_class_is_described():

@@ -23,7 +23,8 @@ from projects.home.recap.data.generate import Preset, generate
 from projects.home.recap.data.parquet import TASKS, Widths
 from projects.home.recap.data.schema import FeatureWidths
 from projects.home.recap.model.heavy_ranker import HeavyRanker
-from tests.projects.home.recap.test_config import CONFIGS, config_classes
+from tests.config_fields import config_classes
+from tests.projects.home.recap.test_config import CONFIGS
 
 LABELS = (
     "is_bookmarked",

@@ -41,8 +41,11 @@ class RankingConfig(BaseConfig):
 
 
 def _kind(validation_data: Any) -> str:
-    given = isinstance(validation_data, dict) and "data_root" in validation_data
-    return "single" if given or isinstance(validation_data, TwhinDataConfig) else "named"
+    """A partition's own fields are no mappings, partitions by name are."""
+    if not isinstance(validation_data, dict):
+        return "single" if isinstance(validation_data, TwhinDataConfig) else "named"
+    own = (validation_data[key] for key in TwhinDataConfig.model_fields if key in validation_data)
+    return "single" if any(not isinstance(value, dict | TwhinDataConfig) for value in own) else "named"
 
 
 _Partitions = Annotated[

@@ -55,6 +55,13 @@ class NamedRelations(BaseConfig):
         return [Relation(name=name, lhs=self.lhs, rhs=self.rhs, operator=self.operator) for name in names]
 
 
+_Relations = Annotated[
+    Annotated[list[Relation], pydantic.Field(min_length=1), pydantic.Tag("list")]
+    | Annotated[NamedRelations, pydantic.Tag("named")],
+    pydantic.Discriminator(lambda relations: "named" if isinstance(relations, dict | NamedRelations) else "list"),
+]
+
+
 class RegularizationConfig(BaseConfig):
     """A penalty on the embeddings of the edges' entities, a mean over edges; at most one kind."""
 
@@ -87,7 +94,7 @@ class TwhinModelConfig(BaseConfig):
     """Embeddings of typed entities, compared through the relations between them."""
 
     embeddings: TwhinEmbeddingsConfig = pydantic.Field(description="A table for each type of entities.")
-    relations: Annotated[list[Relation], pydantic.Field(min_length=1)] | NamedRelations = pydantic.Field(
+    relations: _Relations = pydantic.Field(
         description="The types of edges, in the order of their ids: a list, or one kind of them with names from a file."
     )
     operator_sides: Literal["both", "lhs", "rhs"] = pydantic.Field(
@@ -119,16 +126,19 @@ class TwhinModelConfig(BaseConfig):
         names = [relation.name for relation in given]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             problems.append(f"several relations are called {', '.join(twice)}; names must differ")
+        wrong: dict[str, list[str]] = {}
         for relation in given:
-            if unknown := sorted({relation.lhs, relation.rhs} - tables.keys()):
-                problems.append(f"the relation {relation.name} is of {', '.join(unknown)}, which is no table")
+            sides = (relation.lhs, relation.rhs)
+            if unknown := sorted(set(sides) - tables.keys()):
+                wrong.setdefault(f"of {', '.join(unknown)}, which is no table", []).append(relation.name)
                 continue
-            lhs, rhs = tables[relation.lhs].embedding_dim, tables[relation.rhs].embedding_dim
+            lhs, rhs = (tables[side].embedding_dim for side in sides)
             if lhs != rhs:
-                problems.append(
-                    f"the relation {relation.name} compares {relation.lhs} of embedding_dim {lhs} with {relation.rhs} "
-                    f"of {rhs}; make them equal"
-                )
+                between = f"between {sides[0]} of embedding_dim {lhs} and {sides[1]} of {rhs}; make them equal"
+                wrong.setdefault(between, []).append(relation.name)
+        for what, which in wrong.items():
+            further = f" and {len(which) - 3} more" if len(which) > 3 else ""
+            problems.append(f"relation(s) {', '.join(which[:3])}{further}: {what}")
         used = {table for relation in given for table in (relation.lhs, relation.rhs)}
         if unused := [name for name in tables if name not in used]:
             problems.append(f"no relation uses the table {', '.join(unused)}; remove it, or add a relation")

@@ -1,0 +1,223 @@
+"""The shipped configurations, and what a user is told who makes a mistake in one."""
+
+import re
+
+import pytest
+
+from core.config import ConfigError, load_config_from_yaml
+from projects.twhin.config import TwhinConfig
+from tests.config_fields import config_classes
+from tests.conftest import TWHIN_LOCAL_YAML
+
+SHIPPED = sorted(TWHIN_LOCAL_YAML.parent.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configurations_load_and_print_themselves(path, tmp_path):
+    config = load_config_from_yaml(TwhinConfig, path)
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(config.pretty_print())
+    assert load_config_from_yaml(TwhinConfig, printed) == config
+    assert load_config_from_yaml(TwhinConfig, printed).pretty_print() == config.pretty_print()
+
+
+def test_every_field_of_every_class_is_described():
+    classes = config_classes(TwhinConfig, set())
+    assert len(classes) >= 20
+    fields = {f"{kind.__name__}.{name}": field for kind in classes for name, field in kind.model_fields.items()}
+    assert [name for name, field in fields.items() if not field.description] == []
+    assert [kind.__name__ for kind in classes if not kind.__doc__] == []
+
+
+# --- What a run is ---
+
+TABLE = "model.embeddings.tables[0]"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["validation_data={}"],
+        ["metrics={candidates: 100, filtered: false}"],
+        ["model.embeddings.tables_to_log=null"],
+        [f"{TABLE}.sharding=table_wise"],
+        [f"{TABLE}.vocab=null"],
+        [f"{TABLE}.pretrained={{emb_name: user, embedding_snapshot_uri: gone}}"],
+        ["train_data.prefetch_batches=1", "train_data.decode_threads=2"],
+        ["train_data.global_batch_size=null", "train_data.per_replica_batch_size=6000"],
+        ["train_data.lanes=24"],
+    ],
+)
+def test_what_training_does_not_depend_on_may_change(overrides):
+    one = load_config_from_yaml(TwhinConfig, TWHIN_LOCAL_YAML)
+    other = load_config_from_yaml(TwhinConfig, TWHIN_LOCAL_YAML, overrides)
+    assert one != other
+    assert one.identity() == other.identity()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.comparator=cos",
+        "model.relations[0].operator=linear",
+        f"{TABLE}.data_type=fp16",
+        f"{TABLE}.optimizer.learning_rate={{constant: 0.1}}",
+        "train_data.limit=100",
+        "train_data.offset=100",
+        "train_data.in_batch_negatives=0",
+        "train_data.lanes=12",
+        "train_data.shuffle_window=1000",
+        "train_data.global_batch_size=600",
+    ],
+)
+def test_what_training_depends_on_is_part_of_what_a_run_is(override):
+    one = load_config_from_yaml(TwhinConfig, TWHIN_LOCAL_YAML)
+    other = load_config_from_yaml(TwhinConfig, TWHIN_LOCAL_YAML, [override])
+    assert one.identity() != other.identity()
+
+
+# --- A partition, or several by name ---
+
+
+@pytest.mark.parametrize(
+    ("validation_data", "partitions", "paths"),
+    [
+        ("{data_root: d, global_batch_size: 4}", ["validation"], ["validation_data"]),
+        ("{data_root: d, limit: null, global_batch_size: 4}", ["validation"], ["validation_data"]),
+        ("{a: {data_root: d, global_batch_size: 4}}", ["a"], ["validation_data.a"]),
+        (
+            "{limit: {data_root: d, global_batch_size: 4}, b: {data_root: e, per_replica_batch_size: 2}}",
+            ["limit", "b"],
+            ["validation_data.limit", "validation_data.b"],
+        ),
+        ("{}", [], []),
+    ],
+)
+def test_validation_data_is_one_or_several_by_name(tmp_path, validation_data, partitions, paths):
+    config = load_config_from_yaml(TwhinConfig, TWHIN_LOCAL_YAML, [f"validation_data={validation_data}"])
+    assert list(config.partitions) == partitions
+    assert list(config.data_sets()) == ["train_data", *paths]
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(config.pretty_print())
+    assert load_config_from_yaml(TwhinConfig, printed) == config
+
+
+# --- Mistakes in values, made by overrides of local.yaml ---
+
+OPTIMIZER = "optimizer: {sgd: {lr: 0.1}}"
+TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" for name in ("user", "tweet", "list")]
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "given", "allowed"),
+    [
+        # Keys.
+        ("model.relation=[]", "model.relation", "unknown key", "did you mean 'relations'?"),
+        ("train_data.inputs=d", "train_data.inputs", "unknown key", "allowed here: data_root, per_replica_batch_size"),
+        ("train_data={global_batch_size: 4}", "train_data.data_root", "missing", "it has no default"),
+        # Tables.
+        (f"{TABLE}.name=a.b", f"{TABLE}.name", "'a.b' given", "should match pattern"),
+        (f"{TABLE}.name=tweet", "model.embeddings", "several tables are called tweet", "names must differ"),
+        (f"{TABLE}.num_embeddings=0", f"{TABLE}.num_embeddings", "0 given", "greater than 0"),
+        (f"{TABLE}.embedding_dim=0", f"{TABLE}.embedding_dim", "0 given", "greater than 0"),
+        (f"{TABLE}.init_scale=0", f"{TABLE}.init_scale", "0 given", "greater than 0"),
+        (f"{TABLE}.data_type=fp8", f"{TABLE}.data_type", "'fp8' given", "'fp32' or 'fp16'"),
+        (f"{TABLE}.sharding=data_parallel", f"{TABLE}.sharding", "'data_parallel' given", "'row_wise' or"),
+        (
+            f"{TABLE}.optimizer.learning_rate=null",
+            f"{TABLE}.optimizer",
+            "no learning rate",
+            "give learning_rate, or lr",
+        ),
+        (f"{TABLE}.optimizer.sgd={{}}", f"{TABLE}.optimizer", "set: sgd, adagrad", "exactly one of"),
+        ("model.embeddings.tables=[]", "model.embeddings.tables", "not 0", "at least 1 item"),
+        ("model.embeddings.tables_to_log=[usr]", "model.embeddings", "tables_to_log has usr", "are user, tweet"),
+        # Relations.
+        (
+            "model.relations[0].operator=rotation",
+            "model.relations[0].operator",
+            "'rotation' given",
+            "'identity', 'translation', 'diagonal', 'linear' or 'complex_diagonal'",
+        ),
+        ("model.relations=[]", "model.relations", "not 0", "at least 1 item"),
+        ("model.relations=fav", "model.relations", "'fav' given", "should be a list"),
+        ("model.relations={lhs: user, rhs: tweet}", "model.relations.names_path", "missing", "it has no default"),
+        ("model.relations={names_path: n, lhs: user, rhs: tw}", "model", "relation(s) (n): of tw", "which is no table"),
+        ("model.relations[1].name=fav", "model", "several relations are called fav", "names must differ"),
+        ("model.relations[1].rhs=twete", "model", "relation(s) reply: of twete", "which is no table"),
+        (
+            f"{TABLE}.embedding_dim=16",
+            "model",
+            "relation(s) fav, reply, retweet and 1 more: between user of embedding_dim 16 and tweet of 32",
+            "make them equal",
+        ),
+        (f"model.embeddings.tables=[{', '.join(TABLES)}]", "model", "uses the table list", "or add a relation"),
+        (
+            "model.translation_optimizer={row_wise_adagrad: {lr: 0.1}}",
+            "model",
+            "translation_optimizer: row_wise_adagrad is for tables",
+            "use adagrad",
+        ),
+        # The loss.
+        ("model.comparator=cosine", "model.comparator", "'cosine' given", "'dot', 'cos' or 'l2'"),
+        ("model.margin=0.0", "model.margin", "0.0 given", "greater than 0"),
+        ("model.regularization={n3: 1.0, l2: 1.0}", "model.regularization", "set: n3, l2", "at most one of"),
+        ("model.regularization.operators=true", "model.regularization", "neither n3 nor l2", "give one of them"),
+        # Data.
+        (
+            "train_data.per_replica_batch_size=4",
+            "train_data",
+            "set: per_replica_batch_size, global_batch_size",
+            "exactly one of",
+        ),
+        ("train_data.global_batch_size=null", "train_data", "set: none", "exactly one of per_replica_batch_size, "),
+        ("train_data.limit=0", "train_data.limit", "0 given", "greater than 0"),
+        ("train_data.offset=-1", "train_data.offset", "-1 given", "or equal to 0"),
+        ("train_data.global_negatives=-1", "train_data.global_negatives", "-1 given", "or equal to 0"),
+        ("validation_data=d", "validation_data", "'d' given", "should be a mapping"),
+        ("validation_data={data_root: d}", "validation_data", "set: none", "exactly one of"),
+        ("validation_data={limit: 1, global_batch_size: 4}", "validation_data.data_root", "missing", "no default"),
+        ("validation_data={v: {data_root: d}}", "validation_data.v", "set: none", "exactly one of"),
+        (
+            "validation_data={v: {data_root: d, global_batch_size: 0}}",
+            "validation_data.v.global_batch_size",
+            "0 given",
+            "greater than 0",
+        ),
+        # Evaluation.
+        ("metrics.hits_at=[1, 1]", "metrics.hits_at", "1 stands there twice", "give each once"),
+        ("metrics.candidates=0", "metrics.candidates", "0 given", "greater than 0"),
+        # What can't be done to tables that are updated within the backward pass.
+        (
+            "runtime={enable_amp: true, amp_dtype: float16}",
+            "(top level)",
+            "runtime.amp_dtype: float16 needs a GradScaler",
+            "use bfloat16",
+        ),
+        (
+            "training.gradient_accumulation=2",
+            "(top level)",
+            "training.gradient_accumulation: 2 given",
+            "raise the batch size instead",
+        ),
+        ("training.max_grad_norm=1.0", "(top level)", "training.max_grad_norm: tables are", "leave it out, or lower"),
+    ],
+)
+def test_a_wrong_value_is_named_with_file_path_and_what_is_allowed(override, path, given, allowed):
+    with pytest.raises(ConfigError) as caught:
+        load_config_from_yaml(TwhinConfig, TWHIN_LOCAL_YAML, [override])
+    first, *mistakes = str(caught.value).splitlines()
+    assert first == f"{TWHIN_LOCAL_YAML}: 1 mistake"
+    [mistake] = mistakes
+    assert re.match(rf"  {re.escape(path)}( \((line \d+|--set .*)\))?: ", mistake)
+    assert given in mistake
+    assert allowed in mistake
+
+
+def test_a_single_partition_with_a_mistake_in_a_key_is_still_one():
+    with pytest.raises(ConfigError) as caught:
+        load_config_from_yaml(
+            TwhinConfig, TWHIN_LOCAL_YAML, ["validation_data={data_rot: d, per_replica_batch_size: 4}"]
+        )
+    assert "validation_data.data_rot (--set " in str(caught.value)
+    assert "unknown key; did you mean 'data_root'?" in str(caught.value)

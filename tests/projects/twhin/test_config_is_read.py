@@ -9,6 +9,7 @@ from core import command_line
 from core.config import load_config_from_yaml
 from projects.twhin import main
 from projects.twhin.config import TwhinConfig
+from projects.twhin.model.config import NamedRelations
 from tests.config_fields import RATES, Field, Recorder, config_classes, fields_within, names
 
 SHIPPED = sorted((Path(main.__file__).parent / "configs").glob("*.yaml"))
@@ -26,7 +27,6 @@ OPTIONS = [
         f"{TABLE}.data_type=fp16",
         f"{TABLE}.pretrained={{emb_name: $TABLE, embedding_snapshot_uri: $CHECKPOINT}}",
         "model.embeddings.tables_to_log=[$TABLE]",
-        "model.relations[0].operator=diagonal",
         "model.regularization={n3: 0.1, operators: true}",
         "model.translation_optimizer={adam: {lr: 0.1}}",
         "metrics={candidates: 10, known_edges: [$DATA/validation]}",
@@ -65,6 +65,8 @@ def on_small_data(path: Path, data: Path, save_dir: Path) -> list[str]:
             f"{place}.data_root={data}/{'train' if place == 'train_data' else 'validation'}",
             f"{place}.{batch_size}_batch_size=48",
         ]
+    if isinstance(config.model.relations, NamedRelations):
+        overrides.append("model.relations.names_path=$RELATIONS")
     if config.metrics.known_edges:
         overrides.append(f"metrics.known_edges=[{data}/validation]")
     return overrides
@@ -75,6 +77,8 @@ def runs(twhin_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
     """Of each shipped configuration, trained as it is and with options: the fields that it has, with and without them,
     and those that were read."""
     directory = tmp_path_factory.mktemp("runs")
+    relations = directory / "relations.txt"
+    relations.write_text("fav\nreply\nretweet\nmagic_recs\n")
     key_path = directory / "key"
     key_path.write_text("0" * 40)
     key_path.chmod(0o600)
@@ -82,6 +86,7 @@ def runs(twhin_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
     with pytest.MonkeyPatch.context() as patcher:
         patcher.setenv("KEY_PATH", str(key_path))
         patcher.setenv("WANDB_MODE", "disabled")
+        patcher.setenv("RELATIONS", str(relations))
         patcher.setenv("DATA", str(twhin_data))
         patcher.setattr(command_line, "setup_logging", lambda _: None)
         for path in SHIPPED:

@@ -119,7 +119,7 @@ def only_evaluate(
         def begin(state: Mapping[str, Any]) -> None:
             """With the first checkpoint: only now it is known which run this is."""
             nonlocal trackers
-            check_same_run(directory.path, state["identity"], identity, EVALUATE)
+            check_same_run(directory.path, state["identity"], identity, EVALUATE, config.identity_hints)
             trackers = Trackers()
             if world.is_main:
                 _add_sinks(trackers, config, directory, state["tracker_run_id"], sinks or {})

@@ -120,7 +120,8 @@ def train(
         def load() -> None:
             nonlocal progress
             if checkpoint is not None:
-                check_same_run(directory.path, read_state(checkpoint)["identity"], identity)
+                saved = read_state(checkpoint)["identity"]
+                check_same_run(directory.path, saved, identity, hints=config.identity_hints)
                 progress = _restore(checkpoint, model, optimizer, world)
             elif training.initial_checkpoint_dir is not None:
                 load_model(model, user_path(training.initial_checkpoint_dir))

@@ -161,7 +161,13 @@ CONTINUE = (
 EVALUATE = "Evaluate it with the configuration that it was trained with."
 
 
-def check_same_run(save_dir: Path, saved: Mapping[str, Any], now: Mapping[str, Any], advice: str = CONTINUE) -> None:
+def check_same_run(
+    save_dir: Path,
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    advice: str = CONTINUE,
+    hints: Mapping[str, str] | None = None,
+) -> None:
     """Refuses to go on with a run that was another one.
 
     Args:
@@ -169,12 +175,15 @@ def check_same_run(save_dir: Path, saved: Mapping[str, Any], now: Mapping[str, A
       saved: what the checkpoint says the run is, nested by configuration keys.
       now: what the configuration says.
       advice: what to do.
+      hints: what to do about a difference, by its path.
 
     Raises:
       UserError: lists each difference.
     """
     differences = _differences("", saved, now)
     if differences:
+        for path, hint in (hints or {}).items():
+            differences = [f"{line}; {hint}" if line.startswith(f"{path}: ") else line for line in differences]
         listed = "\n  ".join(differences[:20] + [f"and {len(differences) - 20} more"] * (len(differences) > 20))
         raise UserError(f"training.save_dir {save_dir} holds another run:\n  {listed}\n{advice}")
 

@@ -155,3 +155,8 @@ class JobConfig(BaseConfig):
             "max_grad_norm": self.training.max_grad_norm,
         }
         return identity
+
+    @property
+    def identity_hints(self) -> dict[str, str]:
+        """What to do about a difference to the saved identity(), by path of the key, where that isn't plain."""
+        return {}

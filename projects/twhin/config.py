@@ -118,3 +118,14 @@ class TwhinConfig(JobConfig):
         data["global_batch_size"] = self.train_data.batch_size(world_size_from_env())
         data["lanes"] = self.train_data.num_lanes(world_size_from_env())
         return identity
+
+    @property
+    def identity_hints(self) -> dict[str, str]:
+        """As the base's."""
+        if self.train_data.per_replica_batch_size is None:
+            return {}
+        of_all = (
+            "that of all processes together: with another number of them, give global_batch_size, as it is in the run, "
+            "instead of per_replica_batch_size"
+        )
+        return {"train_data.global_batch_size": of_all}

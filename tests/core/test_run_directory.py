@@ -235,6 +235,16 @@ def test_many_differences_are_cut_short():
         check_same_run(Path("run"), {"a": {"b": 1}}, {}, "Do this.")
 
 
+def test_a_hint_stands_beside_its_difference():
+    saved, now = {"data": {"batch": 1}, "data_b": 1}, {"data": {"batch": 2}, "data_b": 2}
+    with pytest.raises(UserError) as raised:
+        check_same_run(Path("run"), saved, now, "Do this.", {"data.batch": "give batch", "data": "not this"})
+    assert str(raised.value).splitlines()[1:3] == [
+        "  data.batch: 1 in the run, 2 now; give batch",
+        "  data_b: 1 in the run, 2 now",
+    ]
+
+
 def test_an_option_that_is_new_since_the_run_began_is_a_difference_where_it_is_on():
     off = {"names": [], "weigh": False, "extra": None, "tables": {}}
     check_same_run(Path("run"), {"model": {"depth": 3}}, {"model": {"depth": 3, **off}})

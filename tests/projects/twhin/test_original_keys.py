@@ -130,7 +130,7 @@ def test_its_keys_have_their_meaning(home: Path, monkeypatch: pytest.MonkeyPatch
     assert (tweet.name, tweet.num_embeddings, tweet.embedding_dim, tweet.data_type) == ("tweet", 72543, 4, "fp32")
     optimizers = [user.optimizer, tweet.optimizer, model.translation_optimizer]
     assert [optimizer.rate.constant for optimizer in optimizers] == [0.01, 0.005, 0.05]
-    relations = [(relation.name, relation.lhs, relation.rhs, relation.operator) for relation in model.relations]
+    relations = [(relation.name, relation.lhs, relation.rhs, relation.operator) for relation in model.relation_list]
     assert relations == [(name, "user", "tweet", "translation") for name in RELATIONS]
     assert (training.num_train_steps, training.num_epochs, training.eval_timeout_in_s) == (100000, 5, 10000.0)
     assert list(config.partitions) == ["validation"]

@@ -1,0 +1,288 @@
+"""The program of TwHIN, in this process and in two: what its options do, and how mistakes end."""
+
+import contextlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from common.checkpointing.storage import complete_steps, read_tensors
+from common.device import World
+from core import command_line
+from core.config import ConfigError, UserError
+from projects.twhin.data.vocabulary import write_vocabulary
+from projects.twhin.export import export
+from projects.twhin.main import main
+from tests.conftest import small_twhin_run
+from tests.distributed.harness import run_ranks
+from tests.distributed.programs import TWHIN, finish
+
+Train = Callable[..., int]
+
+TABLES = "model.embeddings.tables"
+
+
+def arguments(data: Path, save_dir: Path, *options: str) -> list[str]:
+    """Of the program; flags begin with --, all else is an override."""
+    flags = [word for option in options if option.startswith("--") for word in option.split()]
+    return [*small_twhin_run(data, save_dir, *(o for o in options if not o.startswith("--"))), *flags]
+
+
+@pytest.fixture
+def train(twhin_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Runs the program with small_twhin_run()'s arguments."""
+
+    def run(*options: str, save_dir: Path = tmp_path / "run") -> int:
+        monkeypatch.setattr(sys, "argv", ["main", *arguments(twhin_data, save_dir, *options)])
+        return main()
+
+    return run
+
+
+def lines(path: Path, mode: str) -> list[dict[str, Any]]:
+    measured = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in measured if line["mode"] == mode]
+
+
+def assert_equal_tensors(one: Path, other: Path) -> None:
+    tensors, others = read_tensors(one), read_tensors(other)
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
+
+
+def write_edges(path: Path, lhs: list[int], rel: list[int], rhs: list[int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"lhs": np.array(lhs, int), "rel": np.array(rel, int), "rhs": np.array(rhs, int)}), path)
+
+
+# --- Without evaluation between, and after ---
+
+
+def test_norms_of_tables_are_logged(train: Train, tmp_path: Path) -> None:
+    assert train("training.eval_every_n=0") == 0
+    assert complete_steps(tmp_path / "run/checkpoints") == [8, 12]
+    logged = lines(tmp_path / "run/metrics.jsonl", "train")
+    assert [line["step"] for line in logged] == [3, 6, 9, 12]
+    tables = read_tensors(tmp_path / "run/checkpoints/12", "model.tables.embeddings.")
+    for name in ("user", "tweet"):
+        mean_norm = tables[f"{name}.weight"].double().norm(dim=1).mean().item()
+        assert logged[-1]["metrics"][f"mean_norm/{name}"] == pytest.approx(mean_norm, rel=1e-12)
+
+
+def test_the_debug_loop_makes_the_same_first_step_and_writes_nothing(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("training.train_log_every_n=1", "training.num_train_steps=1") == 0
+    capsys.readouterr()
+    assert train("--debug_loop", "training.num_train_steps=2", save_dir=tmp_path / "debug") == 0
+    assert not (tmp_path / "debug").exists()
+    printed = capsys.readouterr().err
+    [first] = lines(tmp_path / "run/metrics.jsonl", "train")
+    assert f"step 1: loss {first['metrics']['loss']:.6f}" in printed
+    assert "step 2: loss" in printed
+
+
+def test_a_table_starts_from_an_export_which_a_resume_does_not_need(train: Train, tmp_path: Path) -> None:
+    assert train("training.eval_every_n=0") == 0
+    export(tmp_path / "run/checkpoints/12", tmp_path / "export")
+    rest = "optimizer={sgd: {lr: 0.0}}"
+    options = (
+        "training.eval_every_n=0",
+        f"{TABLES}[0].pretrained={{emb_name: user, embedding_snapshot_uri: {tmp_path}/export}}",
+        f"{TABLES}[0].{rest}",
+        f"{TABLES}[1].{rest}",
+    )
+    assert train(*options, "training.num_train_steps=1", save_dir=tmp_path / "second") == 0
+    trained, started = (
+        read_tensors(path, "model.tables.embeddings.")
+        for path in (tmp_path / "run/checkpoints/12", tmp_path / "second/checkpoints/1")
+    )
+    assert torch.equal(trained["user.weight"], started["user.weight"])
+    assert not torch.equal(trained["tweet.weight"], started["tweet.weight"])
+    shutil.rmtree(tmp_path / "export")
+    assert train(*options, "training.num_train_steps=2", save_dir=tmp_path / "second") == 0
+    with pytest.raises(ConfigError, match=r"embedding_snapshot_uri: .*/export: no such directory"):
+        train(*options, save_dir=tmp_path / "third")
+
+
+# --- One process and two ---
+
+
+def tables(**rows: int) -> str:
+    optimizer = "optimizer: {adagrad: {lr: 0.1}}"
+    its = (
+        f"name: {name}, num_embeddings: {n}, embedding_dim: 8, data_type: fp16, {optimizer}" for name, n in rows.items()
+    )
+    return f"{TABLES}=[{', '.join(f'{{{table}}}' for table in its)}]"
+
+
+def relations(operator: str, **rhs: str) -> str:
+    its = (f"name: {name}, lhs: user, rhs: {table}, operator: {operator}" for name, table in rhs.items())
+    return f"model.relations=[{', '.join(f'{{{relation}}}' for relation in its)}]"
+
+
+# No dense parameters, tables of 16 bits, and one of which there is no edge.
+BARE = (
+    "model.embeddings.tables_to_log=null",
+    tables(user=1000, tweet=600, list=50),
+    relations("identity", fav="tweet", reply="tweet", retweet="tweet", magic_recs="tweet", lists="list"),
+    "training.eval_every_n=0",
+)
+
+
+def run_all(world: World, runs: list[list[str]]) -> list[int | str]:
+    """What the program ends with, run after run: its status, or what it tells of a mistake."""
+    ended: list[int | str] = []
+    with pytest.MonkeyPatch.context() as patcher:
+        patcher.setattr(command_line, "joined_world", lambda *_, **__: contextlib.nullcontext(world))
+        for run in runs:
+            patcher.setattr(sys, "argv", ["main", *run])
+            try:
+                ended.append(main())
+            except UserError as error:
+                ended.append(str(error))
+    return ended
+
+
+@pytest.fixture(scope="module")
+def two(twhin_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """What two processes make, by name, and how they end."""
+    root = tmp_path_factory.mktemp("two")
+    # Of one process, with a batch that is another one of two.
+    with pytest.MonkeyPatch.context() as patcher:
+        per_replica = ("train_data.global_batch_size=null", "train_data.per_replica_batch_size=300")
+        one = arguments(twhin_data, root / "replica", *per_replica, "training.eval_every_n=0")
+        patcher.setattr(sys, "argv", ["main", *one])
+        assert main() == 0
+    runs = {
+        "run": arguments(twhin_data, root / "run"),
+        "evaluator": arguments(twhin_data, root / "run", "--mode evaluate"),
+        "whole": arguments(twhin_data, root / "whole", *BARE),
+        "part": arguments(twhin_data, root / "parts", *BARE, "training.num_train_steps=4"),
+        "rest": arguments(twhin_data, root / "parts", *BARE),
+        "replica": arguments(twhin_data, root / "replica", *per_replica, "training.num_train_steps=16"),
+        "lanes": arguments(twhin_data, root / "lanes", "train_data.lanes=3"),
+        "adam": arguments(twhin_data, root / "adam", f"{TABLES}[1].optimizer={{adam: {{lr: 0.1}}}}"),
+        "columns": arguments(
+            twhin_data,
+            root / "columns",
+            f"{TABLES}[0].sharding=column_wise",
+            f"{TABLES}[0].optimizer={{row_wise_adagrad: {{lr: 0.1}}}}",
+        ),
+    }
+    ranks = run_ranks(run_all, list(runs.values()))
+    assert ranks[0] == ranks[1]
+    return root, dict(zip(runs, ranks[0], strict=True))
+
+
+def test_an_evaluator_measures_what_the_trainer_does_on_any_number_of_processes(
+    two: tuple[Path, dict[str, Any]], train: Train, tmp_path: Path
+) -> None:
+    root, ended = two
+    assert (ended["run"], ended["evaluator"]) == (0, 0)
+    shutil.copytree(root / "run/checkpoints", tmp_path / "run/checkpoints")
+    assert train("--mode evaluate") == 0
+    [*_, by_trainer] = lines(root / "run/metrics.jsonl", "evaluate")
+    [*_, by_two] = lines(root / "run/metrics-evaluator.jsonl", "evaluate")
+    [*_, by_one] = lines(tmp_path / "run/metrics-evaluator.jsonl", "evaluate")
+    assert by_trainer["metrics"]["examples"] == 100
+    for other in (by_two, by_one):
+        assert other["step"] == by_trainer["step"] == 12
+        assert other["metrics"] == pytest.approx(by_trainer["metrics"], rel=1e-12)
+
+
+def test_identities_between_tables_of_16_bits_one_of_them_without_edges(
+    two: tuple[Path, dict[str, Any]], train: Train, tmp_path: Path
+) -> None:
+    """In two processes and in one: trained, saved, and resumed bit for bit."""
+    root, ended = two
+    assert (ended["whole"], ended["part"], ended["rest"]) == (0, 0, 0)
+    assert train(*BARE, save_dir=tmp_path / "whole") == 0
+    assert train(*BARE, "training.num_train_steps=4", save_dir=tmp_path / "parts") == 0
+    assert train(*BARE, save_dir=tmp_path / "parts") == 0
+    for directory in (root, tmp_path):
+        assert_equal_tensors(directory / "whole/checkpoints/12", directory / "parts/checkpoints/12")
+        after, before = (
+            read_tensors(directory / f"whole/checkpoints/{step}", "model.tables.embeddings.") for step in (12, 8)
+        )
+        assert {name: (tensor.dtype, len(tensor)) for name, tensor in after.items()} == {
+            "user.weight": (torch.float16, 1000),
+            "tweet.weight": (torch.float16, 600),
+            "list.weight": (torch.float16, 50),
+        }
+        assert all(torch.isfinite(tensor).all() for tensor in after.values())
+        assert [name for name in after if torch.equal(after[name], before[name])] == ["list.weight"]
+        losses = [line["metrics"]["loss"] for line in lines(directory / "whole/metrics.jsonl", "train")]
+        assert losses[-1] < losses[0]
+
+
+# --- Mistakes ---
+
+
+def test_what_does_not_fit_two_processes_is_told(two: tuple[Path, dict[str, Any]]) -> None:
+    _, ended = two
+    assert "train_data.global_batch_size: 300 in the run, 600 now; that of all processes together: " in ended["replica"]
+    assert "give global_batch_size, as it is in the run, instead of per_replica_batch_size" in ended["replica"]
+    assert ended["lanes"].startswith("train_data: ")
+    assert "lanes" in ended["lanes"]
+    assert ended["adam"].startswith(f"{TABLES}[1].optimizer.adam: TorchRec updates tables with Adam on CUDA only")
+    assert ended["columns"].startswith(f"{TABLES}[0].sharding: column_wise cuts rows apart")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["train_data.data_root={tmp}/entity"], r"b.parquet: row group 0, row 1 .*: column 'rhs': 600 found"),
+        (["train_data.data_root={tmp}/relation"], r"a.parquet: row group 0, row 0 .*: column 'rel': 4 found"),
+        (["train_data.data_root={tmp}/no"], r"/no: no file matches"),
+        (["train_data.data_root={tmp}/empty"], r"empty/a.parquet: can't be read as Parquet: "),
+        (["train_data.data_root={tmp}/no_rows"], r"/no_rows: 1 file\(s\), but not one row"),
+        (["train_data.offset=4800"], r"train_data.offset: 4800 given, but .* has 4800 edges"),
+        (["validation_data.validation.offset=500"], r"validation_data.validation.offset: 500 given, but "),
+        ([f"{TABLES}[0].vocab={{tmp}}/vocabulary.parquet"], r"tables\[user\].vocab: .* has 1001 entities, but .* 1000"),
+        ([f"{TABLES}[0].embedding_dim=30", f"{TABLES}[1].embedding_dim=30"], r"\[0\].embedding_dim: 30 given, but"),
+        (
+            ["model.relations[0].operator=complex_diagonal", *(f"{TABLES}[{i}].embedding_dim=5" for i in range(2))],
+            r"\[0\].embedding_dim: 5 given, but",
+        ),
+        (["metrics={filtered: false, known_edges: [{tmp}/entity]}"], r"metrics.known_edges: given, but"),
+    ],
+)
+def test_a_mistake_is_told_and_nothing_is_made(train: Train, tmp_path: Path, options: list[str], message: str) -> None:
+    write_edges(tmp_path / "entity/a.parquet", [0, 1], [0, 3], [0, 599])
+    write_edges(tmp_path / "entity/b.parquet", [0, 999], [0, 3], [0, 600])
+    write_edges(tmp_path / "relation/a.parquet", [0, 1], [4, 3], [0, 599])
+    write_edges(tmp_path / "no_rows/a.parquet", [], [], [])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/a.parquet").touch()
+    write_vocabulary(tmp_path / "vocabulary.parquet", pa.array(range(1001)))
+    with pytest.raises(UserError, match=message):
+        train(*(option.replace("{tmp}", str(tmp_path)) for option in options), "train_data.global_batch_size=2")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_that_one_rank_meets_is_one_message_and_status_2_of_both(twhin_data: Path, tmp_path: Path) -> None:
+    """In edges that the other one doesn't read."""
+    write_edges(tmp_path / "edges/a.parquet", [*range(400)], [0] * 400, [*range(400)])
+    write_edges(tmp_path / "edges/b.parquet", [*range(400)], [3] * 400, [*range(399), 600])
+    options = ("validation_data={}", f"train_data.data_root={tmp_path}/edges", "train_data.lanes=2")
+    ended = finish(arguments(twhin_data, tmp_path / "run", *options), 2, module=TWHIN)
+    assert (
+        ended.stderr.count(
+            f"{tmp_path}/edges/b.parquet: row group 0, row 399 (both counted from 0): column 'rhs': 600 found, but the "
+            "table tweet has 600 rows (relation magic_recs); raise num_embeddings"
+        )
+        == 1
+    )
+    assert set(re.findall(r"exitcode *: (\d+)", ended.stderr)) == {"2"}
+    assert "DataError" not in ended.stderr
+    assert complete_steps(tmp_path / "run/checkpoints") == []

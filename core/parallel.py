@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.device import World
-from core.sharding import ShardedModel
+from core.sharding import ShardedModel, is_sharded
 
 # Batch norm is local to a rank in training; share_buffers() gives all ranks rank 0's statistics where they matter. A
 # broadcast at every step would cost a tenth of it. (torch before 2.13 has the older name alone.)
@@ -59,7 +59,8 @@ def share_buffers(model: nn.Module) -> None:
 def num_parameters(model: nn.Module) -> int:
     """Trainable numbers in the model."""
     if isinstance(model, ShardedModel):
-        dense = model.module.state_dict().keys() - model.tables().keys()
+        tensors = model.module.state_dict()
+        dense = {name for name, tensor in tensors.items() if not is_sharded(tensor)}
         of_tables = sum(weight.size().numel() for weight in model.tables().values())
         return of_tables + sum(p.numel() for name, p in model.module.named_parameters() if name in dense)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,21 +1,18 @@
 """Spreads embedding tables over the ranks: TorchRec's planner and DistributedModelParallel.
 
-Owns the plan, the tables' initial values and their optimizers' learning rates. torchrec is imported within functions: a
-dense model trains where it can't be installed.
+Owns the plan and the learning rates of the tables' optimizers; what is in a table, table_rows.py. torchrec is imported
+within functions: a dense model trains where it can't be installed.
 """
 
 import copy
 import logging
 import os
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed.remote_device import _remote_device
@@ -27,6 +24,7 @@ from common.modules.embedding.tables import quiet
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import learning_rate_at
 from core.config.base_config import ConfigError
+from core.table_rows import draw_rows
 
 if TYPE_CHECKING:
     from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -37,9 +35,6 @@ logger = logging.getLogger(__name__)
 # TorchRec uses what torch would like to see replaced: it is told at the first step, and wherever it is used.
 warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-
-# Initial values are drawn for so many rows at a time, whichever rank holds them.
-_ROWS_PER_DRAW = 16_384
 
 
 class ShardedModel(nn.Module):
@@ -74,8 +69,9 @@ class ShardedModel(nn.Module):
             self._parallel.init_data_parallel()
 
     def tables(self) -> dict[str, ShardedTensor]:
-        """Weights by the name of their parameter. They are the tables' memory."""
-        return {name: tensor for name, tensor in self.module.state_dict().items() if is_sharded(tensor)}
+        """Weights by the name of their table. They are the tables' memory."""
+        state = self.module.state_dict()
+        return {_table_of(name): tensor for name, tensor in state.items() if is_sharded(tensor)}
 
     def table_optimizer_states(self) -> dict[str, ShardedTensor]:
         """What the tables' optimizers remember, by name: `<state>.<parameter>`. It is their memory."""
@@ -150,13 +146,13 @@ def shard(
     sharded = ShardedModel(parallel)
     _tell(plan, tables)
     scales = {table.name: table.init_scale for table in tables}
-    for name, weight in sharded.tables().items():
-        _draw(weight, table_of(name), scales[table_of(name)], seed)
+    for table, weight in sharded.tables().items():
+        draw_rows(weight, table, scales[table], seed)
     return sharded
 
 
-def table_of(parameter: str) -> str:
-    """The table that a parameter is the weight of: `tables.embeddings.<table>.weight`."""
+def _table_of(parameter: str) -> str:
+    """`tables.embeddings.<table>.weight`."""
     return parameter.rsplit(".", 2)[1]
 
 
@@ -248,56 +244,6 @@ def _tell(plan: "ShardingPlan", tables: Sequence[EmbeddingBagConfig]) -> None:
         )
 
 
-def _draw(weight: ShardedTensor, table: str, scale: float, seed: int) -> None:
-    """Normally distributed values."""
-    num_columns = weight.size()[1]
-    for local in weight.local_shards():
-        first, first_column = local.metadata.shard_offsets
-        num_rows, width = local.metadata.shard_sizes
-        for draw in range(first // _ROWS_PER_DRAW, -(-(first + num_rows) // _ROWS_PER_DRAW)):
-            begin = draw * _ROWS_PER_DRAW
-            drawn = _generator(seed, table, draw).standard_normal((_ROWS_PER_DRAW, num_columns), np.float32)
-            low, high = max(begin, first), min(begin + _ROWS_PER_DRAW, first + num_rows)
-            values = drawn[low - begin : high - begin, first_column : first_column + width] * scale
-            local.tensor[low - first : high - first] = torch.from_numpy(values)
-
-
-def _generator(seed: int, table: str, draw: int) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(table.encode()), draw])
-
-
-def set_rows(weight: ShardedTensor, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-    """Sets rows of a table, as far as this rank holds them.
-
-    Args:
-      weight: of the table.
-      rows: [n], each below the table's number of rows.
-      values: [n, embedding_dim].
-    """
-    for local in weight.local_shards():
-        first, first_column = local.metadata.shard_offsets
-        num_rows, width = local.metadata.shard_sizes
-        own = (rows >= first) & (rows < first + num_rows)
-        at = torch.from_numpy(rows[own] - first).to(local.tensor.device)
-        cut = torch.from_numpy(values[own, first_column : first_column + width])
-        local.tensor[at] = cut.to(local.tensor)
-
-
-def mean_norms(model: ShardedModel, tables: Sequence[str]) -> dict[str, float]:
-    """Mean L2 norm of the rows of each table. Collective."""
-    norms = {}
-    for name, weight in model.tables().items():
-        if table_of(name) not in tables:
-            continue
-        squares = torch.zeros(weight.size()[0], dtype=torch.float64)
-        for local in weight.local_shards():
-            first, num_rows = local.metadata.shard_offsets[0], local.metadata.shard_sizes[0]
-            squares[first : first + num_rows] += local.tensor.double().square().sum(1).cpu()
-        dist.all_reduce(squares)
-        norms[table_of(name)] = squares.sqrt().mean().item()
-    return {table: norms[table] for table in tables}
-
-
 class TableLearningRates:
     """The learning rates of a model's tables, as common.optimizers.learning_rate.Rates."""
 
@@ -305,7 +251,7 @@ class TableLearningRates:
         """rates: by table."""
         self._optimizer = model.table_optimizer
         self._rates = rates
-        names = {id(parameter): table_of(name) for name, parameter in self._optimizer.params.items()}  # type: ignore[attr-defined]
+        names = {id(parameter): _table_of(name) for name, parameter in self._optimizer.params.items()}  # type: ignore[attr-defined]
         # Tables of one group are updated together and have equal rates (build_tables()).
         self._table_of_group = [names[id(group["params"][0])] for group in self._optimizer.param_groups]
 

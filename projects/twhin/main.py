@@ -12,7 +12,8 @@ from common.program import run
 from common.reader.parquet import ParquetTable
 from core.command_line import Job, Project, run_project
 from core.evaluation import Partition
-from core.sharding import ShardedModel, mean_norms, set_rows, shard, table_of
+from core.sharding import ShardedModel, shard
+from core.table_rows import mean_norms, set_rows
 from projects.twhin.config import TwhinConfig
 from projects.twhin.data.edges import EdgeDataset, check_batching
 from projects.twhin.data.evaluation_negatives import EvaluationNegatives
@@ -92,7 +93,7 @@ def _build(config: TwhinConfig, data: _Data, world: World) -> Job:
 
 
 def _start_from_pretrained(model: ShardedModel, config: TwhinModelConfig) -> None:
-    weights = {table_of(name): weight for name, weight in model.tables().items()}
+    weights = model.tables()
     for table in config.embeddings.tables:
         if table.pretrained is not None:
             for rows, values in pretrained_rows(table):
@@ -100,7 +101,9 @@ def _start_from_pretrained(model: ShardedModel, config: TwhinModelConfig) -> Non
 
 
 def _norms(model: ShardedModel, tables: list[str]) -> dict[str, float]:
-    return {f"mean_norm/{table}": norm for table, norm in mean_norms(model, tables).items()}
+    weights = model.tables()
+    norms = mean_norms({table: weights[table] for table in tables})
+    return {f"mean_norm/{table}": norm for table, norm in norms.items()}
 
 
 def _partitions(config: TwhinConfig, data: _Data, world: World) -> dict[str, Partition]:

@@ -21,7 +21,8 @@ from common.optimizers.config import OptimizerConfig
 from common.optimizers.learning_rate import JoinedRates
 from core.config import ConfigError
 from core.parallel import num_parameters, parallelize
-from core.sharding import ShardedModel, TableLearningRates, mean_norms, set_rows, shard, table_of
+from core.sharding import ShardedModel, TableLearningRates, shard
+from core.table_rows import mean_norms, set_rows
 from core.train_step import Autocast, TrainStep
 from core.training_state import load_model, load_optimizer, training_tensors
 from tests.distributed.harness import run_ranks
@@ -117,13 +118,10 @@ def train(world: World, root: Path, optimizer: str, sharding: str | None) -> dic
         "begin": read_tensors(begin),
         "end": read_tensors(end),
         "losses": losses,
-        "norms": mean_norms(model, ["user_geo", "user"]),
+        "norms": mean_norms(model.tables()),
         "parameters": num_parameters(model),
         "rates": rates.at(2),
-        "shards": [
-            tuple(local.metadata.shard_sizes)
-            for local in model.tables()["tables.embeddings.user.weight"].local_shards()
-        ],
+        "shards": [tuple(local.metadata.shard_sizes) for local in model.tables()["user"].local_shards()],
     }
 
 
@@ -281,7 +279,7 @@ def test_what_two_ranks_saved_is_bit_equal_on_another_number(two, folder, world_
 def odds(world: World) -> dict[str, Any]:
     found: dict[str, Any] = {}
     model, _, _ = built(world, "sgd", "row_wise")
-    weights = {table_of(name): weight for name, weight in model.tables().items()}
+    weights = model.tables()
     rows = np.array([30, 0, 18, 19, 36])
     set_rows(weights["user"], rows, np.arange(len(rows) * DIM, dtype=np.float32).reshape(-1, DIM))
     ids = torch.tensor([0, 36, 18, 19, 30]) if world.rank == 0 else torch.empty(0, dtype=torch.int64)
@@ -296,7 +294,8 @@ def odds(world: World) -> dict[str, Any]:
     }
     for name, changes in wrong.items():
         first = configs_of("sgd", None)[0].model_dump() | changes
-        configs = [EmbeddingBagConfig.model_validate(first), configs_of("sgd", None)[1]]
+        second = configs_of("sgd", None)[1].model_dump() | {"embedding_dim": first["embedding_dim"]}
+        configs = [EmbeddingBagConfig.model_validate(table) for table in (first, second)]
         try:
             shard(TwoTables(configs), configs, "model.embeddings.tables", world, seed=0, deterministic=False)
         except ConfigError as error:

@@ -55,10 +55,13 @@ class LargeEmbeddingsConfig(BaseConfig):
     )
 
     @pydantic.model_validator(mode="after")
-    def _names_are_clear(self) -> "LargeEmbeddingsConfig":
+    def _fit_each_other(self) -> "LargeEmbeddingsConfig":
         names = [table.name for table in self.tables]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"several tables are called {', '.join(twice)}; names must differ")
+        if len({table.embedding_dim for table in self.tables}) > 1:
+            found = ", ".join(f"{table.name} {table.embedding_dim}" for table in self.tables)
+            raise ValueError(f"embedding_dim differs ({found}); tables of one collection have one dimension")
         if unknown := [name for name in self.tables_to_log or () if name not in names]:
             raise ValueError(f"tables_to_log has {', '.join(unknown)}; the tables are {', '.join(names)}")
         return self

@@ -128,14 +128,8 @@ class TwhinModelConfig(BaseConfig):
             problems.append(f"several relations are called {', '.join(twice)}; names must differ")
         wrong: dict[str, list[str]] = {}
         for relation in given:
-            sides = (relation.lhs, relation.rhs)
-            if unknown := sorted(set(sides) - tables.keys()):
+            if unknown := sorted({relation.lhs, relation.rhs} - tables.keys()):
                 wrong.setdefault(f"of {', '.join(unknown)}, which is no table", []).append(relation.name)
-                continue
-            lhs, rhs = (tables[side].embedding_dim for side in sides)
-            if lhs != rhs:
-                between = f"between {sides[0]} of embedding_dim {lhs} and {sides[1]} of {rhs}; make them equal"
-                wrong.setdefault(between, []).append(relation.name)
         for what, which in wrong.items():
             further = f" and {len(which) - 3} more" if len(which) > 3 else ""
             problems.append(f"relation(s) {', '.join(which[:3])}{further}: {what}")

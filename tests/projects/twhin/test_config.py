@@ -147,9 +147,9 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
         ("model.relations[1].rhs=twete", "model", "relation(s) reply: of twete", "which is no table"),
         (
             f"{TABLE}.embedding_dim=16",
-            "model",
-            "relation(s) fav, reply, retweet and 1 more: between user of embedding_dim 16 and tweet of 32",
-            "make them equal",
+            "model.embeddings",
+            "embedding_dim differs (user 16, tweet 32)",
+            "tables of one collection have one dimension",
         ),
         (f"model.embeddings.tables=[{', '.join(TABLES)}]", "model", "uses the table list", "or add a relation"),
         (

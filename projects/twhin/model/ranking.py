@@ -67,6 +67,7 @@ def rank_edges(scorer: EdgeScorer, batch: EdgeBatch, lookup: Lookup, candidates:
     A rank is 1 + the number of other candidates that score higher + half the number of those that score the same: the
     mean rank of the ties. The edge's own entity is left out of the others by its id, be it a candidate or not; out of
     filtered ranks' others, batch.known is left, too. A score that is NaN, or is compared with one, counts as the same.
+    Edges of weight 0, which fill a batch, are not ranked: theirs are 1.
 
     Collective where lookup is: all ranks call it with as many edges and negatives.
 
@@ -84,9 +85,10 @@ def rank_edges(scorer: EdgeScorer, batch: EdgeBatch, lookup: Lookup, candidates:
         queries = _queries(scorer, batch, lookup)
         outputs = {"negatives_beaten": _negatives_beaten(scorer, batch, queries, lookup, candidates)}
         excluded = _excluded(batch)
+        present = (batch.weights > 0).repeat(2)
         ahead = torch.zeros(2, 2 * batch.batch_size, dtype=torch.int64, device=batch.lhs.device)
         for table, its in queries.items():
-            _count_ahead(scorer, table, its, excluded, lookup, candidates, ahead)
+            _count_ahead(scorer, table, [each.of(present) for each in its], excluded, lookup, candidates, ahead)
     raw, filtered = 1 + ahead.double() / 2
     outputs["raw_ranks"] = raw
     if batch.known:
@@ -112,6 +114,12 @@ class _Queries:
     vectors: torch.Tensor
     low: torch.Tensor
     high: torch.Tensor
+
+    def of(self, present: torch.Tensor) -> "_Queries":
+        """Those whose number is present, bool [numbers]."""
+        kept = present[self.numbers]
+        parts = (x[kept] for x in (self.numbers, self.vectors, self.low, self.high))
+        return _Queries(self.side, self.segment, *parts)
 
     def split(self, size: int) -> "list[_Queries]":
         parts = [torch.split(x, size) for x in (self.numbers, self.vectors, self.low, self.high)]

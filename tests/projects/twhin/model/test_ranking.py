@@ -139,6 +139,23 @@ def test_equals_a_loop_over_edges_and_candidates(monkeypatch, operator_sides, co
     assert (expected["raw_ranks"] > expected["filtered_ranks"]).any()
 
 
+@pytest.mark.parametrize("operator_sides", ["both", "lhs"])
+def test_edges_that_fill_a_batch_are_not_ranked(operator_sides):
+    config = model_config(operator_sides=operator_sides)
+    scorer, tables = float32_scorer(config), float32_tables(config)
+    batch = evaluation_batch(scorer.relations, random_edges(config, 30), random_edges(config, 400, seed=1))
+    fills = torch.arange(30) % 3 == 1
+    candidates = Candidates(RankingConfig(), config, seed=0)
+    with torch.inference_mode():
+        expected = rank_edges(scorer, batch, lookup_in(tables), candidates)
+        filled = dataclasses.replace(batch, weights=batch.weights.masked_fill(fills, 0.0))
+        found = rank_edges(scorer, filled, lookup_in(tables), candidates)
+    for key in ("raw_ranks", "filtered_ranks"):
+        assert torch.equal(found[key][~fills], expected[key][~fills])
+        assert (found[key][fills] == 1).all()
+        assert (expected[key][fills] > 1).any()
+
+
 def by_hand(comparator: str = "dot") -> tuple[TwhinModelConfig, EdgeScorer, dict[str, torch.Tensor]]:
     """Users 0 to 10 are at 0 to 10 on a line (y is 1), the tweets 0 to 6 at 0, 2, 4, 4, 4, 8, 10; no operator."""
     config = model_config([relation("fav", "user", "tweet", "identity")], dim=2, comparator=comparator)

@@ -193,17 +193,18 @@ def train(
             done = control.from_main(lambda: _evaluated(directory.metrics, step))
             go_on = evaluate([name for name in partitions if name not in done])
 
+        limit = "num_train_steps" if last_step >= training.num_train_steps else "num_epochs"
         if step == last_step and go_on:
-            limit = "num_train_steps" if step >= training.num_train_steps else "num_epochs"
             logger.info("finished: all %d steps are done; raise training.%s to go on", step, limit)
             return Outcome(step, None, True, checkpoint, directory)
         logger.info(
-            "training %s parameters on %s, %d process(es), steps %d to %d",
+            "training %s parameters on %s, %d process(es), steps %d to %d, the end of %s",
             f"{num_parameters(model):,}",
             world.device.type,
             world.size,
             step + 1,
             last_step,
+            limit,
         )
 
         examples_per_step = train_reader.global_batch_size * training.micro_batches

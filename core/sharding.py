@@ -190,9 +190,9 @@ def _plan(model: nn.Module, tables: Sequence[EmbeddingBagConfig], place: str, wo
     def kinds(table: EmbeddingBagConfig) -> list[str]:
         if table.sharding is not None:
             return [table.sharding]
-        # Not data_parallel: such tables would silently get another optimizer.
-        rest = [] if table.optimizer.row_wise_adagrad is not None else ["column_wise"]
-        return ["table_wise", "row_wise", *rest]
+        # Not data_parallel: such tables would silently get another optimizer. And nothing between which the planner
+        # would toss a coin, at every start another: on one process all kinds are alike.
+        return ["table_wise", "row_wise"] if world.size > 1 else ["table_wise"]
 
     local_world_size = local_world_size_from_env()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local_world_size

@@ -70,6 +70,11 @@ class TwhinConfig(JobConfig):
     def _tables_can_be_trained(self) -> "TwhinConfig":
         """What can't be done to tables that are updated within the backward pass."""
         problems = []
+        if self.train_data.global_negatives + self.train_data.in_batch_negatives == 0:
+            problems.append(
+                "train_data: global_negatives and in_batch_negatives are both 0: there is nothing to tell edges from; "
+                "raise one of them"
+            )
         if self.runtime.enable_amp and self.runtime.amp_dtype == "float16":
             problems.append(
                 "runtime.amp_dtype: float16 needs a GradScaler, which would see the gradients of tables too late: they "

@@ -37,8 +37,17 @@ class Rows(NamedTuple):
 
 
 def check_vocabulary(table: EmbeddingBagConfig) -> None:
-    """Raises ConfigError where the table's vocabulary can't be read, or has more entities than the table has rows."""
-    read_table_vocabulary(table)
+    """Raises ConfigError where the table's vocabulary can't be read, or has more entities than the table has rows, and
+    warns where it has fewer."""
+    entities = read_table_vocabulary(table)
+    if entities is not None and len(entities) < table.num_embeddings:
+        logger.warning(
+            "table %s: num_embeddings is %d, but its vocabulary has %d entities; the other rows are nobody's, and are "
+            "drawn as negatives and ranked as candidates all the same",
+            table.name,
+            table.num_embeddings,
+            len(entities),
+        )
 
 
 def read_table_vocabulary(table: EmbeddingBagConfig) -> pa.Array | None:
@@ -87,6 +96,7 @@ def pretrained_rows(table: EmbeddingBagConfig) -> Iterator[Rows]:
             file = EmbeddingFile(files[name])
             _check_dim(file.dim, table, place, file.path)
             vocabulary = read_table_vocabulary(table) if file.is_named else None
+            by = "index" if vocabulary is None else "entity"
             blocks = _by_index(file, table, place) if vocabulary is None else _by_entity(file, vocabulary, table, place)
         else:
             sizes = table_sizes(path)
@@ -95,12 +105,20 @@ def pretrained_rows(table: EmbeddingBagConfig) -> Iterator[Rows]:
             _check_dim(dim, table, place, path)
             if num_rows > table.num_embeddings:
                 raise _beyond(num_rows - 1, table, place, path)
+            if table.vocab is not None:
+                logger.warning(
+                    "table %s starts from %s by index, whatever its vocabulary: a checkpoint doesn't say whose its "
+                    "rows are. Export another graph's, and start from the export",
+                    table.name,
+                    uri,
+                )
+            by = "index"
             blocks = _of_checkpoint(path, name, sizes[name])
     except ConfigError:
         raise
     except UserError as error:
         raise ConfigError(f"{place}: {error}") from error
-    return _counted(blocks, table)
+    return _counted(blocks, table, by)
 
 
 def _place(table: EmbeddingBagConfig) -> str:
@@ -150,16 +168,17 @@ def _of_checkpoint(path: Path, name: str, size: tuple[int, int]) -> Iterator[Row
         yield Rows(np.arange(start, start + len(block)), block)
 
 
-def _counted(blocks: Iterator[Rows], table: EmbeddingBagConfig) -> Iterator[Rows]:
+def _counted(blocks: Iterator[Rows], table: EmbeddingBagConfig, by: str) -> Iterator[Rows]:
     assert table.pretrained is not None
     count = 0
     for rows in blocks:
         count += len(rows.indices)
         yield rows
     logger.info(
-        "table %s: %s of %s rows start from %s",
+        "table %s: %s of %s rows start from %s, by %s",
         table.name,
         f"{count:,}",
         f"{table.num_embeddings:,}",
         table.pretrained.embedding_snapshot_uri,
+        by,
     )

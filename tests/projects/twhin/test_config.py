@@ -201,6 +201,12 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
             "raise the batch size instead",
         ),
         ("training.max_grad_norm=1.0", "(top level)", "training.max_grad_norm: tables are", "leave it out, or lower"),
+        (
+            "train_data={data_root: x, global_batch_size: 24}",
+            "(top level)",
+            "train_data: global_negatives and in_batch_negatives are both 0",
+            "raise one of them",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_file_path_and_what_is_allowed(override, path, given, allowed):

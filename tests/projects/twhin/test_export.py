@@ -33,7 +33,7 @@ def with_vocabulary(config: TwhinModelConfig, path: Path) -> TwhinModelConfig:
 
 def write_run(save_dir: Path, config: TwhinModelConfig, step: int = 5) -> Path:
     """A run of float32 tables table_rows() and operators of scorer_of(); its checkpoint."""
-    data = TwhinDataConfig(data_root="edges", global_batch_size=4)
+    data = TwhinDataConfig(data_root="edges", global_batch_size=4, global_negatives=1)
     save_dir.mkdir(exist_ok=True)
     (save_dir / "config.yaml").write_text(TwhinConfig(model=config, train_data=data).pretty_print())
     tensors = {f"model.tables.embeddings.{name}.weight": rows.float() for name, rows in table_rows(config).items()}

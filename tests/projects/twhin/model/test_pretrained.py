@@ -60,7 +60,7 @@ def test_by_entity_where_both_have_names(tmp_path, caplog, theirs, ours):
     weight = started(config)
     assert np.array_equal(weight[[2, 1, 4]], VALUES[[0, 3, 4]])
     assert not weight[[0, 3, 5, 6, 7]].any()
-    expected = f"table user: 3 of 8 rows start from {tmp_path / 'export'}"
+    expected = f"table user: 3 of 8 rows start from {tmp_path / 'export'}, by entity"
     assert caplog.messages == [expected]
 
 
@@ -71,6 +71,20 @@ def test_by_index_where_one_has_no_names(tmp_path, theirs):
     weight = started(table(source, vocab=vocab))
     assert np.array_equal(weight[:5], VALUES)
     assert not weight[5:].any()
+
+
+def test_rows_of_a_checkpoint_are_nobodys(tmp_path, caplog):
+    path = write_checkpoint(tmp_path, 7, {"model.tables.embeddings.user.weight": torch.from_numpy(VALUES)}, {})
+    started(table(path, vocab=vocabulary(tmp_path, [4, 3, 2, 1, 0])))
+    warning, told = caplog.messages
+    assert warning.startswith(f"table user starts from {path} by index, whatever its vocabulary")
+    assert told == f"table user: 5 of 8 rows start from {path}, by index"
+
+
+def test_a_vocabulary_of_fewer_entities_is_warned_of(tmp_path, caplog):
+    check_vocabulary(table(tmp_path, vocab=vocabulary(tmp_path, [4, 3, 2])))
+    (warning,) = caplog.messages
+    assert warning.startswith("table user: num_embeddings is 8, but its vocabulary has 3 entities")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

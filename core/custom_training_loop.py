@@ -30,7 +30,7 @@ from core.config.training import JobConfig
 from core.evaluation import Evaluator, Partition, StoppedError
 from core.parallel import num_parameters, parallelize
 from core.progress_report import ProgressReport
-from core.run_directory import RunDirectory, check_same_run
+from core.run_directory import RunDirectory, check_same_run, find_checkpoint
 from core.saver import Saver, environment
 from core.step_feed import StepFeed
 from core.train_step import TrainStep, configured_autocast
@@ -115,6 +115,10 @@ def train(
         holder = control.from_main(directory.claim)
         control.together(lambda: directory.check_shared(holder))
         checkpoint = None if overwrite_save_dir else control.from_main(policy.latest)
+        initial: Path | None = None
+        if checkpoint is None and training.initial_checkpoint_dir is not None:
+            given = user_path(training.initial_checkpoint_dir)
+            initial = control.from_main(lambda: find_checkpoint(given))
         progress = Progress.start(train_reader.lanes)
 
         def load() -> None:
@@ -123,9 +127,9 @@ def train(
                 saved = read_state(checkpoint)["identity"]
                 check_same_run(directory.path, saved, identity, hints=config.identity_hints)
                 progress = _restore(checkpoint, model, optimizer, world)
-            elif training.initial_checkpoint_dir is not None:
-                load_model(model, user_path(training.initial_checkpoint_dir))
-                logger.info("warm start: weights from %s", training.initial_checkpoint_dir)
+            elif initial is not None:
+                load_model(model, initial)
+                logger.info("warm start: weights from %s", initial)
             elif start is not None:
                 start()
 

@@ -236,9 +236,10 @@ def _on_all_ranks(action: Callable[[], T], group: dist.ProcessGroup | None) -> l
 def _verify(path: Path, only: str | None = None) -> None:
     """Compares the files, or only one of them, with the manifest."""
     if not (path / _MANIFEST).is_file():
-        raise NoCheckpointError(
-            f"{path}: no complete checkpoint here (no {_MANIFEST}); give a directory such as .../checkpoints/1000"
-        )
+        found = f"no complete checkpoint here (no {_MANIFEST})"
+        if not path.is_dir():
+            found = f"no such directory (looked from {Path.cwd()})"
+        raise NoCheckpointError(f"{path}: {found}; give a directory such as .../checkpoints/1000")
     try:
         files = {name: (file["size"], file["blake2b"]) for name, file in _read_json(path, _MANIFEST)["files"].items()}
         names = files if only is None else [only]

@@ -1,6 +1,6 @@
 """Embeddings for other programs: `python -m projects.twhin.export --checkpoint DIR --out DIR`.
 
-Owns the command line, which checkpoint is read, and the files of the relations. The files of embeddings are those of
+Owns the command line, and the files of the relations. The files of embeddings are those of
 common/embedding_files.py. Memory: one table.
 """
 
@@ -15,14 +15,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from common.checkpointing.storage import NoCheckpointError, complete_steps
 from common.complete_directory import complete_directory
 from common.embedding_files import write_embeddings
 from common.logging import setup_logging
 from common.paths import user_path
 from common.program import ArgumentParser, run
 from core.config import ConfigError, UserError, load_config_from_yaml
-from core.run_directory import RunDirectory
+from core.run_directory import RunDirectory, find_checkpoint
 from projects.twhin.config import TwhinConfig
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.pretrained import read_table_vocabulary
@@ -40,21 +39,6 @@ class Exported(NamedTuple):
     """Rows that belong to no entity."""
     dim: int
     vocabulary: str | None
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that is meant: `path` itself, or the newest complete one of a run whose save_dir it is.
-
-    Raises:
-      NoCheckpointError: there is none.
-    """
-    root = path / "checkpoints"
-    if not root.is_dir():
-        return path
-    steps = complete_steps(root)
-    if not steps:
-        raise NoCheckpointError(f"{path}: no complete checkpoint in {root}")
-    return root / str(steps[-1])
 
 
 def run_config(checkpoint: Path) -> TwhinModelConfig:
@@ -96,6 +80,7 @@ def export(checkpoint: Path, out: Path) -> list[Exported]:
     vocabularies = {name: read_table_vocabulary(table) for name, table in config.tables.items()}
     exported = []
     with complete_directory(out) as partial:
+        logger.info("exporting %s", checkpoint)
         for name, table in config.tables.items():
             entities = vocabularies.pop(name)
             values = read_table(checkpoint, name, sizes[name])
@@ -175,7 +160,6 @@ def main() -> int:
     )
     args = parser.parse_args()
     checkpoint = find_checkpoint(args.checkpoint)
-    logger.info("exporting %s", checkpoint)
     exported = export(checkpoint, args.out)
     sys.stdout.write(report(checkpoint, args.out, exported))
     return 0

@@ -7,6 +7,7 @@ import functools
 import logging
 from dataclasses import dataclass
 
+from common.agreement import ControlWord
 from common.device import World, seed_initial_weights, world_size_from_env
 from common.program import run
 from common.reader.parquet import ParquetTable
@@ -20,7 +21,7 @@ from projects.twhin.data.evaluation_negatives import EvaluationNegatives
 from projects.twhin.data.known_edges import KnownEdges, open_known_edges
 from projects.twhin.metrics import metrics_table, partition_metrics
 from projects.twhin.model.config import TwhinModelConfig
-from projects.twhin.model.pretrained import check_vocabulary, pretrained_rows
+from projects.twhin.model.pretrained import check_vocabulary, pretrained_rows, pretrained_source
 from projects.twhin.model.ranking import Candidates
 from projects.twhin.model.relations import Relations
 from projects.twhin.model.twhin import Twhin
@@ -87,17 +88,21 @@ def _build(config: TwhinConfig, data: _Data, world: World) -> Job:
         train_data.reader(world.rank, world.size),
         _partitions(config, data, world),
         functools.partial(build_optimizers, model, model_config, twhin.scorer),
-        start=functools.partial(_start_from_pretrained, model, model_config),
+        start=functools.partial(_start_from_pretrained, model, model_config, world),
         gauges=functools.partial(_norms, model, logged) if logged else None,
     )
 
 
-def _start_from_pretrained(model: ShardedModel, config: TwhinModelConfig) -> None:
+def _start_from_pretrained(model: ShardedModel, config: TwhinModelConfig, world: World) -> None:
+    tables = [table for table in config.embeddings.tables if table.pretrained is not None]
+    if not tables:
+        return
+    # A run that is still training may save another checkpoint before the next process looks.
+    sources = ControlWord(world.timeout).from_main(lambda: [pretrained_source(table) for table in tables])
     weights = model.tables()
-    for table in config.embeddings.tables:
-        if table.pretrained is not None:
-            for rows, values in pretrained_rows(table):
-                set_rows(weights[table.name], rows, values)
+    for table, source in zip(tables, sources, strict=True):
+        for rows, values in pretrained_rows(table, source):
+            set_rows(weights[table.name], rows, values)
 
 
 def _norms(model: ShardedModel, tables: list[str]) -> dict[str, float]:

@@ -14,8 +14,8 @@ class EmbeddingSnapshot(BaseConfig):
     emb_name: str = pydantic.Field(min_length=1, description="Name of the table there.")
     embedding_snapshot_uri: str = pydantic.Field(
         min_length=1,
-        description="An export (the directory that projects.twhin.export wrote), or a checkpoint "
-        "(.../checkpoints/<step>).",
+        description="An export (the directory that projects.twhin.export wrote), a checkpoint "
+        "(.../checkpoints/<step>), or the save_dir of a run: its newest complete checkpoint.",
     )
 
 

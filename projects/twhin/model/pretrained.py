@@ -15,6 +15,7 @@ from common.modules.embedding.config import EmbeddingBagConfig
 from common.paths import user_path
 from common.reader.files import DataError
 from core.config.base_config import ConfigError, UserError
+from core.run_directory import find_checkpoint
 from projects.twhin.data.vocabulary import read_vocabulary
 from projects.twhin.model.saved import read_table, table_sizes
 
@@ -70,7 +71,29 @@ def read_table_vocabulary(table: EmbeddingBagConfig) -> pa.Array | None:
     return entities
 
 
-def pretrained_rows(table: EmbeddingBagConfig) -> Iterator[Rows]:
+def pretrained_source(table: EmbeddingBagConfig) -> Path:
+    """What the table starts from: an export, or a checkpoint, of a save_dir the newest complete one.
+
+    Args:
+      table: with `pretrained`.
+
+    Raises:
+      ConfigError: there is no such directory, or no checkpoint in it.
+    """
+    assert table.pretrained is not None, "the table starts from drawn values"
+    place, uri = f"{_place(table)}.pretrained.embedding_snapshot_uri", table.pretrained.embedding_snapshot_uri
+    path = user_path(uri)
+    if embedding_tables(path):
+        return path
+    if not path.is_dir():
+        raise ConfigError(f"{place}: {uri}: no such directory (looked from {Path.cwd()})")
+    try:
+        return find_checkpoint(path)
+    except UserError as error:
+        raise ConfigError(f"{place}: {error}") from error
+
+
+def pretrained_rows(table: EmbeddingBagConfig, source: Path) -> Iterator[Rows]:
     """The rows that the table starts from, in blocks; what shows without reading them all is checked at the call.
 
     By entity where the table has a vocabulary and the export names its rows, else by index. How many rows there were
@@ -78,47 +101,43 @@ def pretrained_rows(table: EmbeddingBagConfig) -> Iterator[Rows]:
 
     Args:
       table: with `pretrained`.
+      source: as pretrained_source() says.
 
     Raises:
-      ConfigError: there is no such export or checkpoint, it has no such table, or one of another dimension, or of more
-        rows than this one.
+      ConfigError: it is no checkpoint, it has no such table, or one of another dimension, or of more rows than this one.
       UserError: it can't be read; some of it perhaps not until the iteration.
     """
     assert table.pretrained is not None, "the table starts from drawn values"
-    place, uri, name = f"{_place(table)}.pretrained", table.pretrained.embedding_snapshot_uri, table.pretrained.emb_name
-    path = user_path(uri)
-    files = embedding_tables(path)
-    if not files and not path.is_dir():
-        raise ConfigError(f"{place}.embedding_snapshot_uri: {uri}: no such directory (looked from {Path.cwd()})")
+    place, name = f"{_place(table)}.pretrained", table.pretrained.emb_name
     try:
-        if files:
-            _check_name(name, list(files), place, uri)
+        if files := embedding_tables(source):
+            _check_name(name, list(files), place, source)
             file = EmbeddingFile(files[name])
             _check_dim(file.dim, table, place, file.path)
             vocabulary = read_table_vocabulary(table) if file.is_named else None
             by = "index" if vocabulary is None else "entity"
             blocks = _by_index(file, table, place) if vocabulary is None else _by_entity(file, vocabulary, table, place)
         else:
-            sizes = table_sizes(path)
-            _check_name(name, list(sizes), place, uri)
+            sizes = table_sizes(source)
+            _check_name(name, list(sizes), place, source)
             num_rows, dim = sizes[name]
-            _check_dim(dim, table, place, path)
+            _check_dim(dim, table, place, source)
             if num_rows > table.num_embeddings:
-                raise _beyond(num_rows - 1, table, place, path)
+                raise _beyond(num_rows - 1, table, place, source)
             if table.vocab is not None:
                 logger.warning(
                     "table %s starts from %s by index, whatever its vocabulary: a checkpoint doesn't say whose its "
                     "rows are. Export another graph's, and start from the export",
                     table.name,
-                    uri,
+                    source,
                 )
             by = "index"
-            blocks = _of_checkpoint(path, name, sizes[name])
+            blocks = _of_checkpoint(source, name, sizes[name])
     except ConfigError:
         raise
     except UserError as error:
         raise ConfigError(f"{place}: {error}") from error
-    return _counted(blocks, table, by)
+    return _counted(blocks, table, source, by)
 
 
 def _place(table: EmbeddingBagConfig) -> str:
@@ -126,9 +145,9 @@ def _place(table: EmbeddingBagConfig) -> str:
     return f"model.embeddings.tables[{table.name}]"
 
 
-def _check_name(name: str, names: list[str], place: str, uri: str) -> None:
+def _check_name(name: str, names: list[str], place: str, source: Path) -> None:
     if name not in names:
-        raise ConfigError(f"{place}.emb_name: {uri} has no table {name}; it has {', '.join(names) or 'none'}")
+        raise ConfigError(f"{place}.emb_name: {source} has no table {name}; it has {', '.join(names) or 'none'}")
 
 
 def _check_dim(dim: int, table: EmbeddingBagConfig, place: str, path: Path) -> None:
@@ -168,8 +187,7 @@ def _of_checkpoint(path: Path, name: str, size: tuple[int, int]) -> Iterator[Row
         yield Rows(np.arange(start, start + len(block)), block)
 
 
-def _counted(blocks: Iterator[Rows], table: EmbeddingBagConfig, by: str) -> Iterator[Rows]:
-    assert table.pretrained is not None
+def _counted(blocks: Iterator[Rows], table: EmbeddingBagConfig, source: Path, by: str) -> Iterator[Rows]:
     count = 0
     for rows in blocks:
         count += len(rows.indices)
@@ -179,6 +197,6 @@ def _counted(blocks: Iterator[Rows], table: EmbeddingBagConfig, by: str) -> Iter
         table.name,
         f"{count:,}",
         f"{table.num_embeddings:,}",
-        table.pretrained.embedding_snapshot_uri,
+        source,
         by,
     )

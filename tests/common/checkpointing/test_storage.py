@@ -192,12 +192,13 @@ def test_the_state_is_verified_before_it_is_believed(tmp_path):
 @pytest.mark.parametrize("read", [read_state, read_tensors])
 def test_where_there_is_no_checkpoint_nothing_is_to_be_removed(tmp_path, read):
     (tmp_path / "precious").mkdir()
-    for path in (tmp_path / "precious", tmp_path / "nowhere"):
+    for path, found in (
+        (tmp_path / "precious", "no complete checkpoint here (no manifest.json)"),
+        (tmp_path / "nowhere", f"no such directory (looked from {Path.cwd()})"),
+    ):
         with pytest.raises(CheckpointError) as raised:
             read(path)
-        assert str(raised.value) == (
-            f"{path}: no complete checkpoint here (no manifest.json); give a directory such as .../checkpoints/1000"
-        )
+        assert str(raised.value) == f"{path}: {found}; give a directory such as .../checkpoints/1000"
 
 
 @pytest.mark.parametrize("what", ["tensors", "values"])

@@ -15,7 +15,7 @@ from core.config.base_config import UserError
 from projects.twhin.config import TwhinConfig
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.data.vocabulary import write_vocabulary
-from projects.twhin.export import export, find_checkpoint, main
+from projects.twhin.export import export, main
 from projects.twhin.model.config import TwhinModelConfig
 from tests.projects.twhin.model.toy import model_config, parameter_of, scorer_of, table_rows
 
@@ -93,15 +93,6 @@ def test_operators_are_those_of_their_relations(tmp_path, sides):
         assert row["parameter"] == ([] if parameter is None else parameter.reshape(-1).tolist())
 
 
-def test_the_newest_checkpoint_of_a_run_or_the_one_that_is_given(run, tmp_path):
-    save_dir, _ = run
-    assert find_checkpoint(save_dir) == save_dir / "checkpoints" / "40"
-    assert find_checkpoint(save_dir / "checkpoints" / "5") == save_dir / "checkpoints" / "5"
-    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    with pytest.raises(UserError, match=f"^{tmp_path}: no complete checkpoint in {tmp_path}/checkpoints$"):
-        find_checkpoint(tmp_path)
-
-
 @pytest.fixture
 def copied(run: tuple[Path, TwhinModelConfig], tmp_path: Path) -> Path:
     """The checkpoint of a run that may be damaged."""
@@ -118,7 +109,7 @@ def test_mistakes_leave_nothing(run, copied, tmp_path):
         assert not (tmp_path / "out").exists()
         return str(caught.value)
 
-    assert refused(tmp_path / "no").startswith(f"{tmp_path}/no: no complete checkpoint here")
+    assert refused(tmp_path / "no").startswith(f"{tmp_path}/no: no such directory (looked from ")
     settings = tmp_path / "run" / "config.yaml"
     text = settings.read_text()
     settings.write_text(text.replace("num_embeddings: 7", "num_embeddings: 8"))
@@ -161,5 +152,5 @@ def test_the_program_says_which_checkpoint_and_what_was_made(run, tmp_path, monk
     command = [sys.executable, "-m", "projects.twhin.export", *arguments]
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout) == (2, "")
-    assert again.stderr.splitlines()[-1].startswith(f"error: --out {tmp_path}/out: exists already")
-    assert "Traceback" not in again.stderr
+    (message,) = again.stderr.splitlines()  # nothing is begun before the checks
+    assert message.startswith(f"error: --out {tmp_path}/out: exists already")

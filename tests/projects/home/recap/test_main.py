@@ -218,7 +218,8 @@ def test_warm_start_takes_the_weights_and_step_0(train: Train, tmp_path: Path) -
     assert train("training.eval_every_n=0", save_dir=tmp_path / "first") == 0
     checkpoint = tmp_path / "first/checkpoints/12"
     zero_rate = "optimizer={adam: {}, single_task_learning_rate: {constant: 0.0}}"
-    options = (f"training.initial_checkpoint_dir={checkpoint}", zero_rate, "training.num_train_steps=1")
+    # Of a save_dir its newest.
+    options = (f"training.initial_checkpoint_dir={tmp_path / 'first'}", zero_rate, "training.num_train_steps=1")
     assert train(*options) == 0
     before, after = (read_tensors(path, "model.") for path in (checkpoint, tmp_path / "run/checkpoints/1"))
     parameters = [name for name in before if "running_" not in name and "num_batches" not in name]
@@ -289,7 +290,7 @@ def test_one_example_a_process_is_too_few_for_batch_norm(train: Train) -> None:
 def test_overwriting_may_start_from_the_weights_that_it_overwrites(train: Train, tmp_path: Path) -> None:
     assert train("training.eval_every_n=0") == 0
     own = f"training.initial_checkpoint_dir={tmp_path / 'run/checkpoints/12'}"
-    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+    with pytest.raises(CheckpointError, match=r"^/nowhere: no such directory \(looked from /.*\); give a directory"):
         train("training.initial_checkpoint_dir=/nowhere", "--overwrite_save_dir")
     assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 12]
     assert train(own, "--overwrite_save_dir", "training.num_train_steps=2", "training.eval_every_n=0") == 0

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from common.modules.embedding.config import EmbeddingBagConfig, EmbeddingSnapsho
 from core.config.base_config import ConfigError, UserError
 from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.model import pretrained
-from projects.twhin.model.pretrained import check_vocabulary, pretrained_rows
+from projects.twhin.model.pretrained import Rows, check_vocabulary, pretrained_rows, pretrained_source
 from tests.projects.twhin.model.toy import SGD
 
 PLACE = "model.embeddings.tables[user]"
@@ -36,10 +37,14 @@ def export(folder: Path, entities: list[Any] | None, values: np.ndarray[Any, Any
     return folder
 
 
+def rows_of(config: EmbeddingBagConfig) -> Iterator[Rows]:
+    return pretrained_rows(config, pretrained_source(config))
+
+
 def started(config: EmbeddingBagConfig) -> np.ndarray[Any, Any]:
     """The table, of zeros before, after its rows were set."""
     weight = np.zeros((config.num_embeddings, config.embedding_dim), np.float32)
-    for rows, values in pretrained_rows(config):
+    for rows, values in rows_of(config):
         assert rows.dtype == np.int64
         assert values.dtype == np.float32
         weight[rows] = values
@@ -101,13 +106,23 @@ def test_of_a_checkpoint_by_index(tmp_path, monkeypatch, dtype):
     assert np.array_equal(started(table(path, "user2"))[:3], np.ones((3, 4)))
 
 
+def test_of_the_newest_checkpoint_of_a_run(tmp_path, caplog):
+    for step, values in ((7, VALUES), (20, 2 * VALUES), (3, 3 * VALUES)):
+        tensors = {"model.tables.embeddings.user.weight": torch.from_numpy(values)}
+        write_checkpoint(tmp_path / "run" / "checkpoints", step, tensors, {})
+    assert np.array_equal(started(table(tmp_path / "run"))[:5], 2 * VALUES)
+    assert caplog.messages == [f"table user: 5 of 8 rows start from {tmp_path}/run/checkpoints/20, by index"]
+
+
 def test_mistakes_are_told_at_the_call(tmp_path):
     source = export(tmp_path / "export", ["a", "b", "c", "d", "e"])
     checkpoint = write_checkpoint(tmp_path, 7, {"model.tables.embeddings.tweet.weight": torch.ones(9, 4)}, {})
     (tmp_path / "empty").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     for config, message in [
         (table(tmp_path / "no"), f".embedding_snapshot_uri: {tmp_path}/no: no such directory (looked from "),
         (table(tmp_path / "empty"), f": {tmp_path}/empty: no complete checkpoint here"),
+        (table(tmp_path / "run"), f".embedding_snapshot_uri: {tmp_path}/run: no complete checkpoint in {tmp_path}/run/"),
         (table(source, "usr"), f".emb_name: {source} has no table usr; it has user"),
         (table(checkpoint), f".emb_name: {checkpoint} has no table user; it has tweet"),
         (table(source, embedding_dim=6), f": embeddings of 4 numbers in {source}/user.parquet, but embedding_dim is 6"),
@@ -115,7 +130,7 @@ def test_mistakes_are_told_at_the_call(tmp_path):
         (table(checkpoint, "tweet"), f": index 8 found in {checkpoint}, but num_embeddings is 8"),
     ]:
         with pytest.raises(ConfigError) as caught:
-            pretrained_rows(config)
+            rows_of(config)
         assert str(caught.value).startswith(f"{PLACE}.pretrained{message}")
 
 
@@ -131,7 +146,7 @@ def test_a_damaged_checkpoint(tmp_path):
     path = write_checkpoint(tmp_path, 7, {"model.tables.embeddings.user.weight": torch.ones(8, 4)}, {})
     next(path.glob("*.distcp")).write_bytes(b"x")
     with pytest.raises(UserError, match=f"^model.embeddings.tables.user..pretrained: {path}/.*: damaged checkpoint"):
-        pretrained_rows(table(path))
+        rows_of(table(path))
 
 
 def test_a_vocabulary_is_checked(tmp_path):

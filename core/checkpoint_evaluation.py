@@ -10,7 +10,7 @@ import functools
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,9 @@ def only_evaluate(
     """Evaluates every checkpoint of the run in training.save_dir, in the order of their steps, until the last step's.
 
     It may begin before the run, beside it or after it, and waits at most training.eval_timeout_in_s for each next
-    checkpoint. Partitions that an earlier call has evaluated are left out. A checkpoint that has been rotated away is
-    skipped, a damaged one is a warning. SIGTERM and SIGINT end it, dropping the partition at hand. Collective.
+    checkpoint; save_dir is the run's to make. Partitions that an earlier call has evaluated are left out, whatever it
+    has measured on them. A checkpoint that has been rotated away is skipped, a damaged one is a warning. SIGTERM and
+    SIGINT end it, dropping the partition at hand. Collective.
 
     Args:
       config: the one that the run is trained with.
@@ -86,13 +87,7 @@ def only_evaluate(
         train_reader.check_trainable()
         if not partitions:
             raise UserError("there is nothing to evaluate on: the configuration has no validation data")
-        if world.is_main:
-            stack.callback(directory.release)
-        holder = control.from_main(directory.claim)
-        control.together(lambda: directory.check_shared(holder))
         marks = _Marks(directory.metrics)
-        control.on_main(marks.open)
-        stack.callback(marks.close)
         evaluator = Evaluator(
             partitions,
             world=world,
@@ -146,7 +141,35 @@ def only_evaluate(
             logger.info("stopped by %s; the same command goes on", stopped_by.name)
             return EvaluatorOutcome(stopped_by, False, directory)
 
+        def pause(found: str) -> EvaluatorOutcome | None:
+            """Waits for the next look, telling what was found; how the evaluation ends, if it does."""
+            # All ranks leave together; each sleeps by itself, so that none waits long in a collective.
+            control.begin(
+                (Control.STOP if stop.received is not None else Control.NONE)
+                | (Control.TIME_UP if wait.is_over else Control.NONE)
+            )
+            word = control.result()
+            if Control.STOP in word:
+                return stopped()
+            if Control.TIME_UP in word:
+                control.on_main(functools.partial(_tell_time_up, config, directory, marks, step))
+                return EvaluatorOutcome(None, True, directory)
+            wait.sleep(", ".join(filter(None, [f"a checkpoint after step {step} in {directory.checkpoints}", found])))
+            return None
+
         wait = _Wait(training.eval_timeout_in_s)
+        # A path that is mistaken is left as it is.
+        while not control.from_main(lambda: directory.is_there):
+            if (outcome := pause("which does not exist; is training.save_dir that of the run?")) is not None:
+                return outcome
+        if world.is_main:
+            stack.callback(directory.release)
+        holder = control.from_main(directory.claim)
+        control.together(lambda: directory.check_shared(holder))
+        control.on_main(marks.open)
+        stack.callback(marks.close)
+        control.on_main(lambda: marks.tell(list(partitions)))
+
         while True:
             found = control.from_main(look)
             if found is not None:
@@ -169,19 +192,8 @@ def only_evaluate(
                     "finished: %d was the last step; raise training.num_train_steps or num_epochs to go on", step
                 )
                 return EvaluatorOutcome(None, False, directory)
-
-            # All ranks leave together; each sleeps by itself, so that none waits long in a collective.
-            control.begin(
-                (Control.STOP if stop.received is not None else Control.NONE)
-                | (Control.TIME_UP if wait.is_over else Control.NONE)
-            )
-            word = control.result()
-            if Control.STOP in word:
-                return stopped()
-            if Control.TIME_UP in word:
-                control.on_main(functools.partial(_tell_time_up, config, directory, marks, step))
-                return EvaluatorOutcome(None, True, directory)
-            wait.sleep(f"a checkpoint after step {step} in {directory.checkpoints}")
+            if (outcome := pause("" if seen else "where there is none yet")) is not None:
+                return outcome
 
 
 def evaluated(metrics: Path) -> dict[int, list[str]]:
@@ -232,6 +244,19 @@ class _Marks:
     def any(self) -> bool:
         return bool(self._done)
 
+    def tell(self, names: Collection[str]) -> None:
+        """Says what is not evaluated again, of the partitions that are asked for."""
+        steps = [step for step, done in self._done.items() for name in done if name in names]
+        if steps:
+            logger.info(
+                "%s has %d evaluation(s) of steps %d to %d, which are not made again, whatever metrics and data the "
+                "configuration now asks for; move the file away to evaluate anew",
+                self._path,
+                len(steps),
+                min(steps),
+                max(steps),
+            )
+
     def set(self, measurement: Measurement) -> None:
         """Raises UserError where the line can't be written: without it the partition would be evaluated again."""
         assert self._file is not None
@@ -273,9 +298,10 @@ def _tell_time_up(config: JobConfig, directory: EvaluatorDirectory, marks: _Mark
     """A warning: a trainer that died is no mistake of the evaluator's. An error where there was nothing to evaluate."""
     limit = f"training.eval_timeout_in_s ({config.training.eval_timeout_in_s:g} s)"
     if not marks.any():
+        place = f"{directory.checkpoints}{'' if directory.is_there else ' (no such directory)'}"
         raise UserError(
             f"training.save_dir {directory.path}: nothing could be evaluated: no checkpoint that is complete and "
-            f"undamaged came in {directory.checkpoints} within {limit}; is the trainer running, with the same save_dir?"
+            f"undamaged came in {place} within {limit}; is the trainer running, with the same save_dir?"
         )
     logger.warning(
         "no checkpoint after step %d came in %s within %s, and it is not the last one; has the trainer died? "

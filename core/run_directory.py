@@ -27,8 +27,13 @@ class EvaluatorDirectory(ClaimedDirectory):
         self.metrics = self.path / "metrics-evaluator.jsonl"
         self.wandb = self.path / "wandb-evaluator.json"
 
+    @property
+    def is_there(self) -> bool:
+        """Whether a run has made it, or a file is in its place, which claim() refuses."""
+        return self.checkpoints.is_dir() or self.path.is_file()
+
     def claim(self) -> str:
-        """Makes evaluating here this process's own until release(), and the directory if need be. Rank 0 calls it.
+        """Makes evaluating here this process's own until release(). Rank 0 calls it, when the directory is there.
 
         Returns:
           what is written in it for as long: seen by every process that shares the directory.
@@ -37,7 +42,6 @@ class EvaluatorDirectory(ClaimedDirectory):
           UserError: it can't be written, or another evaluator is at work in it.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             holder = self.lock()
         except OSError as error:
             raise self.refused(error) from error
@@ -213,6 +217,9 @@ def _differences(path: str, saved: Any, now: Any) -> list[str]:
             name = f"[{key}]" if "." in key else f".{key}"
             found += _differences(f"{path}{name}".removeprefix("."), saved.get(key), now.get(key))
         return found
+    if isinstance(saved, list) and isinstance(now, list) and any(isinstance(item, Mapping) for item in [*saved, *now]):
+        items = enumerate(itertools.zip_longest(saved, now))
+        return [line for index, pair in items for line in _differences(f"{path}[{index}]", *pair)]
     if saved == now:
         return []
     if saved is None and isinstance(now, Mapping):

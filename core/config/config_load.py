@@ -92,8 +92,17 @@ def _apply(override: str, document: YamlDocument) -> None:
         elif key in map(str, range(len(value))):
             path, value = (*path, int(key)), value[int(key)]
         else:
-            raise ConfigError(f"{label}: {_show(path)} has {len(value)} items; there is no item '{key}'")
+            raise ConfigError(f"{label}: {_no_item(path, value, key)}")
     document.put(path, node, label)
+
+
+def _no_item(path: KeyPath, items: list[Any], key: str) -> str:
+    """What to write instead of a key that is no position in a list: of the item with this name its position."""
+    problem = f"{_show(path)} has {len(items)} items, counted from 0; there is no item '{key}'"
+    named = (index for index, item in enumerate(items) if isinstance(item, dict) and item.get("name") == key)
+    if (index := next(named, None)) is not None:
+        return f"{problem}; did you mean {_show((*path, index))}?"
+    return f"{problem}; write {_show((*path, 0))} for the first" if items else problem
 
 
 _SEGMENT = re.compile(r"""(?:^|(?<!^)\.)([^.\[\]="']+)|\[(?:"([^"]*)"|'([^']*)'|([^\]"']+))\]""")

@@ -56,9 +56,8 @@ class TrainingConfig(BaseConfig):
     initial_checkpoint_dir: str | None = pydantic.Field(
         None,
         json_schema_extra={"at_most_one_of": "initialization"},
-        description="Warm start: a checkpoint directory (.../checkpoints/<step>), or the save_dir of a run, of which "
-        "its newest complete checkpoint is meant, whose weights a new run starts from, at step 0 with a fresh optimizer. "
-        "A resume ignores it.",
+        description="Warm start: a checkpoint directory (.../checkpoints/<step>), or a run's save_dir for its newest "
+        "complete one, whose weights a new run starts from, at step 0 with a fresh optimizer. A resume ignores it.",
     )
     checkpoint_every_n: pydantic.PositiveInt = pydantic.Field(
         1000, description="Save after every n-th step; the last step is saved always."

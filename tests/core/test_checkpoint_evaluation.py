@@ -276,10 +276,45 @@ def test_a_trainer_that_died_is_a_warning_after_eval_timeout_in_s(job: Job, capl
     assert "training.eval_timeout_in_s (0.2 s)" in warning
 
 
-def test_no_checkpoint_at_all_is_the_users_error(fresh: Job) -> None:
+def test_no_checkpoint_at_all_is_the_users_error_and_a_mistyped_directory_is_not_made(
+    fresh: Job, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    place = f"{fresh.save_dir}/checkpoints"
+    with pytest.raises(
+        UserError, match=r"came in .*/run/checkpoints \(no such directory\) within .*\(0\.2 s\); is the"
+    ):
+        fresh.evaluate(eval_timeout_in_s=0.2)
+    assert not fresh.save_dir.exists()
+    fresh.checkpoint(4).parent.mkdir(parents=True)
     with pytest.raises(UserError, match=r"no checkpoint that is .* came in .*run/checkpoints within .*\(0\.2 s\)"):
         fresh.evaluate(eval_timeout_in_s=0.2)
-    assert not fresh.checkpoint(4).parent.exists()
+    missing, empty = [message for message in caplog.messages if message.endswith(": 0 of at most 0.2 s")]
+    told = f"waiting for a checkpoint after step 0 in {place}, "
+    assert missing.startswith(f"{told}which does not exist; is training.save_dir that of the run?: ")
+    assert empty.startswith(f"{told}where there is none yet: ")
+
+
+def test_a_file_in_the_place_of_the_directory_is_refused_at_once(fresh: Job) -> None:
+    fresh.save_dir.write_text("")
+    with pytest.raises(UserError, match=r"training\.save_dir .*run: can't be written: Not a directory"):
+        fresh.evaluate()
+
+
+def test_what_was_evaluated_already_is_told_with_what_to_do(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    job.evaluate()
+    told = f"{job.metrics} has 6 evaluation(s) of steps 4 to 10, which are not made again, "
+    assert not any(message.startswith(told) for message in caplog.messages)
+    job.evaluate(num_eval_steps=1)
+    (message,) = [message for message in caplog.messages if message.startswith(told)]
+    assert message.endswith("move the file away to evaluate anew")
+    job.metrics.rename(job.metrics.with_suffix(".old"))
+    job.evaluate(num_eval_steps=1)
+    assert [
+        metrics["examples"] < expected["examples"]
+        for (*_, metrics), (*_, expected) in zip(job.found(), job.expected(), strict=True)
+    ] == [True] * 6
 
 
 def test_a_wait_is_told_once_and_then_ever_more_rarely(
@@ -292,7 +327,7 @@ def test_a_wait_is_told_once_and_then_ever_more_rarely(
         fresh.evaluate(eval_timeout_in_s=0.8)
     told = [message for message in caplog.messages if message.startswith("waiting for")]
     assert 2 <= len(told) <= 5  # at 0, 0.05, 0.1, 0.2, 0.4 s, or later
-    assert told[0].endswith(f"checkpoint after step 0 in {fresh.save_dir}/checkpoints: 0 of at most 0.8 s")
+    assert told[0].endswith(": 0 of at most 0.8 s")
 
 
 def test_a_signal_amid_a_partition_drops_it_and_the_next_start_goes_on(job: Job) -> None:
@@ -316,6 +351,7 @@ def test_a_signal_ends_the_wait(fresh: Job, when_logged: Callable[..., None]) ->
 
 
 def test_a_directory_that_is_removed_ends_the_wait(fresh: Job, when_logged: Callable[..., None]) -> None:
+    fresh.checkpoint(4).parent.mkdir(parents=True)
     when_logged("waiting for a checkpoint", lambda: shutil.rmtree(fresh.save_dir))
     with pytest.raises(UserError, match="was removed while it was in use"):
         fresh.evaluate()
@@ -333,6 +369,7 @@ def test_a_second_evaluator_and_a_run_that_starts_anew_are_refused(
             refused.append(str(raised.value))
         fresh.train()
 
+    fresh.checkpoint(4).parent.mkdir(parents=True)
     when_logged("waiting for a checkpoint", both)
     fresh.evaluate()
     assert "another evaluator is at work here" in refused[0]

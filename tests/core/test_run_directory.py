@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -154,6 +155,7 @@ def test_starting_anew_beside_an_earlier_runs_measurements_keeps_them(tmp_path, 
 
 
 def test_a_second_evaluator_is_refused_and_a_run_is_not(tmp_path):
+    (tmp_path / "run").mkdir()
     first = evaluator(tmp_path / "run")
     with pytest.raises(UserError, match=rf"run: another evaluator is at work here.* \(process {os.getpid()} on "):
         evaluator(tmp_path / "run")
@@ -238,6 +240,25 @@ def test_every_difference_is_listed_with_the_path_of_its_key():
         "Undo these changes to continue it, give this run a save_dir of its own, or start anew with "
         "--overwrite_save_dir (which deletes the run there).",
     ]
+
+
+def test_of_a_list_of_mappings_only_what_differs_within_them_is_listed():
+    def model(*rows: int, **changes: Any) -> dict[str, Any]:
+        tables = [{"name": "ab"[i], "num_embeddings": n, "optimizer": {"lr": 0.1}} for i, n in enumerate(rows)]
+        return {"model": {"embeddings": {"tables": [*tables[:-1], tables[-1] | changes]}}}
+
+    for saved, now, lines in [
+        (model(3, 4), model(3, 5, optimizer={"lr": 0.2}), ["[1].num_embeddings: 4 in", "[1].optimizer.lr: 0.1 in"]),
+        (model(3, 4), model(3), ["[1]: in the run, not any more"]),
+        (model(3), model(3, 4), ["[1]: not in the run"]),
+    ]:
+        with pytest.raises(UserError) as raised:
+            check_same_run(Path("run"), saved, now)
+        told = str(raised.value).splitlines()[1:-1]
+        assert len(told) == len(lines)
+        for line, expected in zip(told, lines, strict=True):
+            assert line.startswith(f"  model.embeddings.tables{expected}")
+    check_same_run(Path("run"), model(3, 4), model(3, 4))
 
 
 def test_many_differences_are_cut_short():

@@ -130,7 +130,7 @@ class _Check:
         table = relations.segments[relations.segment_of[rel]].table(side)
         return (
             f"{entity} found, but the table {table} has {relations.num_entities[side][rel]} rows "
-            f"(relation {relations.names[rel]}); raise num_embeddings"
+            f"(relation {relations.names[rel]}); raise num_embeddings, or correct the data"
         )
 
 

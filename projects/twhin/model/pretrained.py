@@ -104,7 +104,7 @@ def pretrained_rows(table: EmbeddingBagConfig, source: Path) -> Iterator[Rows]:
       source: as pretrained_source() says.
 
     Raises:
-      ConfigError: it is no checkpoint, it has no such table, or one of another dimension, or of more rows than this one.
+      ConfigError: it is no checkpoint, has no such table, or one of another dimension, or of more rows than this one.
       UserError: it can't be read; some of it perhaps not until the iteration.
     """
     assert table.pretrained is not None, "the table starts from drawn values"

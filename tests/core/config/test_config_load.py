@@ -215,9 +215,9 @@ def test_an_override_through_an_alias_changes_nothing_else(load):
         ("x[]=1", "no path can be read at '[]=1'"),
         ("x.tasks=", "no value after '='; write null, or '' for an empty string"),
         ("x.tasks=#1", "no value after '='"),
-        ("x.blocks[2].size=1", "x.blocks has 2 items; there is no item '2'"),
-        ("x.blocks[-1]=1", "x.blocks has 2 items; there is no item '-1'"),
-        ("x.blocks.size=1", "x.blocks has 2 items; there is no item 'size'"),
+        ("x.blocks[2].size=1", "x.blocks has 2 items, counted from 0; there is no item '2'; write x.blocks[0] for the"),
+        ("x.blocks[-1]=1", "x.blocks has 2 items, counted from 0; there is no item '-1'; write x.blocks[0] for the"),
+        ("x.blocks.size=1", "x.blocks has 2 items, counted from 0; there is no item 'size'; write x.blocks[0] for the"),
         ("x.tasks.plain.w.v=1", "x.tasks.plain.w is 1; nothing is below it"),
         ("x=[1", "line 1, column 3: not YAML: "),
         ("x=a: b: c", "line 1, column 5: not YAML: "),
@@ -225,6 +225,13 @@ def test_an_override_through_an_alias_changes_nothing_else(load):
 )
 def test_overrides_that_lead_nowhere_are_quoted(message, override, expected):
     assert message(MODEL, override, config_type=Free).startswith(f"--set {override}: {expected}")
+
+
+def test_an_item_of_a_list_that_is_called_by_its_name_gets_a_hint(message):
+    text = "x: {relations: [{name: reply}, {name: fav}], empty: []}"
+    told = message(text, "x.relations[fav].operator=linear", config_type=Free)
+    assert told.endswith("has 2 items, counted from 0; there is no item 'fav'; did you mean x.relations[1]?")
+    assert message(text, "x.empty.a=1", config_type=Free).endswith("counted from 0; there is no item 'a'")
 
 
 def test_mistakes_in_values_of_overrides(message):

@@ -279,7 +279,7 @@ def test_a_mistake_that_one_rank_meets_is_one_message_and_status_2_of_both(twhin
     assert (
         ended.stderr.count(
             f"{tmp_path}/edges/b.parquet: row group 0, row 399 (both counted from 0): column 'rhs': 600 found, but the "
-            "table tweet has 600 rows (relation magic_recs); raise num_embeddings"
+            "table tweet has 600 rows (relation magic_recs); raise num_embeddings, or correct the data"
         )
         == 1
     )

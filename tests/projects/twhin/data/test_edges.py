@@ -146,16 +146,15 @@ def test_what_evaluation_needs_is_made_of_the_edges_in_the_order_of_the_batch(tm
         assert torch.equal(batch.known["rhs"], torch.stack([real, batch.rhs[real]]))
 
 
+ADVICE = "raise num_embeddings, or correct the data"
+
+
 @pytest.mark.parametrize(
     ("column", "edge", "problem"),
     [
-        ("rhs", (0, 0, TWEETS), "500 found, but the table tweet has 500 rows (relation fav); raise num_embeddings"),
-        ("rhs", (0, 1, USERS), "900 found, but the table user has 900 rows (relation follow); raise num_embeddings"),
-        (
-            "lhs",
-            (2**40, 2, 0),
-            f"{2**40} found, but the table user has 900 rows (relation reply); raise num_embeddings",
-        ),
+        ("rhs", (0, 0, TWEETS), f"500 found, but the table tweet has 500 rows (relation fav); {ADVICE}"),
+        ("rhs", (0, 1, USERS), f"900 found, but the table user has 900 rows (relation follow); {ADVICE}"),
+        ("lhs", (2**40, 2, 0), f"{2**40} found, but the table user has 900 rows (relation reply); {ADVICE}"),
         ("lhs", (-1, 0, 0), "-1 found, rows are counted from 0"),
         ("rel", (0, 3, 0), "3 found, but model.relations are 3 (ids from 0 to 2)"),
         ("rel", (0, -2, 0), "-2 found, but model.relations are 3 (ids from 0 to 2)"),

@@ -122,7 +122,10 @@ def test_mistakes_are_told_at_the_call(tmp_path):
     for config, message in [
         (table(tmp_path / "no"), f".embedding_snapshot_uri: {tmp_path}/no: no such directory (looked from "),
         (table(tmp_path / "empty"), f": {tmp_path}/empty: no complete checkpoint here"),
-        (table(tmp_path / "run"), f".embedding_snapshot_uri: {tmp_path}/run: no complete checkpoint in {tmp_path}/run/"),
+        (
+            table(tmp_path / "run"),
+            f".embedding_snapshot_uri: {tmp_path}/run: no complete checkpoint in {tmp_path}/run/",
+        ),
         (table(source, "usr"), f".emb_name: {source} has no table usr; it has user"),
         (table(checkpoint), f".emb_name: {checkpoint} has no table user; it has tweet"),
         (table(source, embedding_dim=6), f": embeddings of 4 numbers in {source}/user.parquet, but embedding_dim is 6"),

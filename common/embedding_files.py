@@ -102,6 +102,11 @@ class EmbeddingFile:
     def __init__(self, path: Path) -> None:
         """Raises DataError: the file can't be read, lacks a column or has it in another type, or has no rows."""
         self.path = user_path(path)
+        if self.path.is_dir():
+            files = ", ".join(file.name for file in embedding_tables(self.path).values())
+            raise DataError(f"{path}: a directory; give a file of embeddings; *.parquet files in it: {files or 'none'}")
+        if not self.path.exists():
+            raise DataError(f"{path}: no such file (looked from {Path.cwd()})")
         try:
             with pq.ParquetFile(self.path) as file:
                 metadata, schema = file.metadata, file.schema_arrow
@@ -116,7 +121,7 @@ class EmbeddingFile:
                     f"found: {found}"
                 )
         if first is None or not metadata.num_rows:
-            raise DataError(f"{path}: not one row")
+            raise DataError(f"{path}: not one row; give a file with embeddings")
         self.num_rows: int = metadata.num_rows
         self.is_named = _UNNAMED.items() & (metadata.metadata or {}).items() == set()
         self._num_groups: int = metadata.num_row_groups

@@ -158,25 +158,43 @@ def vectors_of(file: EmbeddingFile, positions: NDArray[np.int64]) -> NDArray[np.
     return vectors
 
 
-def opened(path: str, table: str | None, option: str) -> EmbeddingFile:
-    """The file that an option of the command line names.
+def opened(path: str, table: str | None) -> EmbeddingFile:
+    """The file that --embeddings and --table name.
 
     Args:
       path: a file, or a directory of them.
       table: of which of them; None: there is only one.
-      option: the option, for messages.
 
     Raises:
       UserError: there is no such file, or it can't be read.
     """
     tables = embedding_tables(user_path(path))
     if not tables:
-        raise UserError(f"{option} {path}: no file, and no directory with *.parquet files of an export")
+        raise UserError(
+            f"--embeddings {path}: no file, and no directory with *.parquet files of an export (looked from "
+            f"{Path.cwd()})"
+        )
     if table is None and len(tables) > 1:
-        raise UserError(f"{option} {path}: has the tables {', '.join(tables)}; choose one with --table")
+        raise UserError(f"--embeddings {path}: has the tables {', '.join(tables)}; choose one with --table")
     if table is not None and table not in tables:
         raise UserError(f"--table {table}: {path} has {', '.join(tables)}")
     return EmbeddingFile(tables[table] if table is not None else next(iter(tables.values())))
+
+
+def searched(of: str, embeddings: str) -> EmbeddingFile:
+    """The file that --of names.
+
+    Args:
+      of: a table of the export, or a file.
+      embeddings: what --embeddings names.
+
+    Raises:
+      UserError: there is no such file, or it can't be read.
+    """
+    tables = embedding_tables(user_path(embeddings))
+    if of not in tables and not user_path(of).is_file():
+        raise UserError(f"--of {of}: neither a file nor a table of {embeddings}, which has {', '.join(tables)}")
+    return EmbeddingFile(tables.get(of, Path(of)))
 
 
 def main() -> int:
@@ -197,7 +215,9 @@ def main() -> int:
         help="cosine, dot product, or negative Euclidean distance (%(default)s)",
     )
     parser.add_argument(
-        "--of", metavar="FILE", help="search among these embeddings instead, such as tweets for a user; a file"
+        "--of",
+        metavar="TABLE",
+        help="search among these embeddings instead, such as tweets for a user: a table of --embeddings, or a file",
     )
     args = parser.parse_args()
     _search(args)
@@ -205,7 +225,7 @@ def main() -> int:
 
 
 def _search(args: argparse.Namespace) -> None:
-    source = opened(args.embeddings, args.table, "--embeddings")
+    source = opened(args.embeddings, args.table)
     entities = source.entities()
     positions = find(source, entities, args.entity)
     queries = vectors_of(source, positions)
@@ -214,7 +234,7 @@ def _search(args: argparse.Namespace) -> None:
             raise UserError(f"--entity {name}: its embedding in {source.path} is not finite")
     target, own = source, positions if args.of is None else None
     if args.of is not None:
-        target = opened(args.of, None, "--of")
+        target = searched(args.of, args.embeddings)
         if target.path.resolve() == source.path.resolve():
             own = positions
         else:

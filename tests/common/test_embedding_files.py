@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,6 +123,10 @@ def test_what_rows_show(tmp_path, changes, message):
 
 def test_a_file_that_is_none(tmp_path):
     (tmp_path / "a.parquet").write_text("x")
-    for path in (tmp_path / "a.parquet", tmp_path / "missing.parquet", Path("/nowhere/x.parquet")):
-        with pytest.raises(DataError, match=f"^{path}: can't be read as a file of embeddings: "):
+    for path, found in (
+        (tmp_path / "a.parquet", "can't be read as a file of embeddings: "),
+        (tmp_path / "missing.parquet", "no such file \\(looked from /"),
+        (tmp_path, r"a directory; give a file of embeddings; \*.parquet files in it: a.parquet$"),
+    ):
+        with pytest.raises(DataError, match=f"^{path}: {found}"):
             EmbeddingFile(path)

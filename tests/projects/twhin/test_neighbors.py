@@ -98,6 +98,10 @@ def test_names_numbers_and_another_table(export, capsys, monkeypatch):
     assert rows == [["1", str(10**12), f"{-np.hypot(3, 1.9):.6g}"]]
     rows = search(capsys, monkeypatch, "--embeddings", user, "--entity", "cid", "--of", tweet, "--comparator", "dot")
     assert rows == [["1", str(10**12), "2"], ["2", "5", "0.1"]]
+    of_export = search(
+        capsys, monkeypatch, "--embeddings", export, "--table", "user", "--entity", "cid", "--of", "tweet"
+    )
+    assert [row[1] for row in of_export] == [str(10**12), "5"]
     # Its own table is no other one.
     rows = search(capsys, monkeypatch, "--embeddings", user, "--entity", "ann", "--of", user)
     assert [row[1] for row in rows] == ["bob", "cid", "dee"]
@@ -115,6 +119,11 @@ def test_names_numbers_and_another_table(export, capsys, monkeypatch):
         ("--embeddings {0} --entity ann", "has the tables other, tweet, user; choose one with --table"),
         ("--embeddings {0} --table users --entity ann", "--table users: {0} has other, tweet, user"),
         ("--embeddings {0}/nothing --entity ann", "--embeddings {0}/nothing: no file, and no directory with"),
+        (
+            "--embeddings {0} --table user --entity ann --of tweets",
+            "--of tweets: neither a file nor a table of {0}, which has other, tweet, user",
+        ),
+        ("--embeddings {0}/user.parquet --entity ann --of {0}", "--of {0}: neither a file nor a table of {0}/user.p"),
         ("--embeddings {0}/user.parquet --entity ann --k 0", "'0' is not a whole number >= 1"),
         (
             "--embeddings {0}/user.parquet --entity ann --of {0}/other.parquet",

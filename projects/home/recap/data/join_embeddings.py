@@ -111,6 +111,9 @@ def join_embeddings(data: Path, out: Path, sources: Mapping[str, Source]) -> dic
       UserError: a file can't be read, lacks an id column or has it in another type or with nulls, no id of a column
         has an embedding, or `out` can't be written.
     """
+    if not data.is_dir():
+        found = "a file" if data.exists() else f"no such directory (looked from {Path.cwd()})"
+        raise UserError(f"--data {data}: {found}; give the directory of a table, with {_SCHEMA} and *.parquet files")
     schema = read_schema(str(data / _SCHEMA), "--data")
     try:
         files = [path for path in files_below(data) if path.suffix == ".parquet"]
@@ -192,10 +195,11 @@ def _stored_as(metadata: pq.FileMetaData, joined: Mapping[str, Joined]) -> dict[
 
 def _ids(table: pa.Table, name: str, place: str) -> pa.ChunkedArray:
     if name not in table.column_names:
-        raise DataError(f"{place}: no column '{name}'; columns: {', '.join(sorted(table.column_names))}")
+        found = ", ".join(sorted(table.column_names))
+        raise DataError(f"{place}: no column '{name}' to take ids from; give one of its columns: {found}")
     ids = table.column(name)
     if not (pa.types.is_integer(ids.type) or pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
-        raise DataError(f"{place}: column '{name}': {ids.type} found, ids are integers or strings")
+        raise DataError(f"{place}: column '{name}': {ids.type} found, ids are integers or strings; give another column")
     if ids.null_count:
         row = pc.index(ids.is_null(), True).as_py()
         raise DataError(f"{place}, row {row} (both counted from 0): column '{name}': null found, every row needs an id")

@@ -146,9 +146,19 @@ def test_mistakes_leave_nothing(tmp_path, sources):
         return str(caught.value)
 
     place = f"{data}/train/part-00000.parquet: row group 0"
-    assert refused(user_embedding=Source("meta__user", user)).startswith(f"{place}: no column 'meta__user'; columns: ")
+    assert refused(user_embedding=Source("meta__user", user)).startswith(
+        f"{place}: no column 'meta__user' to take ids from; give one of its columns: binary, clicked, "
+    )
     assert refused(user_embedding=Source("continuous", user)).startswith(f"{place}: column 'continuous': fixed_size_")
-    assert refused(user_embedding=Source("meta__tweet_id", user + "x")).startswith(f"{user}x: can't be read as a file")
+    assert refused(user_embedding=Source("meta__tweet_id", user + "x")).startswith(f"{user}x: no such file (looked")
+    (empty := tmp_path / "empty").mkdir()
+    for folder, files in ((Path(user).parent, "author.parquet, user.parquet"), (empty, "none")):
+        assert refused(user_embedding=Source("meta__user_id", str(folder))) == (
+            f"{folder}: a directory; give a file of embeddings; *.parquet files in it: {files}"
+        )
+    assert refused(data=data / "schema.json").startswith(f"--data {data}/schema.json: a file; give the directory of a")
+    assert refused(data=data / "no").startswith(f"--data {data}/no: no such directory (looked from ")
+    assert refused(data=empty).startswith(f"--data: {empty}/schema.json can't be read: No such file or directory")
     write_embeddings(tmp_path / "names.parquet", pa.array(["ann", "bob"]), np.ones((2, 3), np.float32))
     assert "no entity is an integer" in refused(user_embedding=Source("meta__user_id", str(tmp_path / "names.parquet")))
     write_embeddings(tmp_path / "far.parquet", pa.array([77]), np.ones((1, 3), np.float32))

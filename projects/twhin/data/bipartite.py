@@ -125,7 +125,7 @@ def prepare_bipartite(out: Path, paths: Sequence[Path], layout: Layout, chunks: 
                 first_chunk = min(first_chunk, int(time_chunk.min()))
                 last_chunk = max(last_chunk, int(time_chunk.max()))
     if last_chunk < 0:
-        raise DataError(f"{paths[0]}: not one edge")
+        raise DataError(f"{paths[0]}: not one edge; give files with rows of {', '.join(layout.columns)}")
     if empty := [split for split, writer in writers.items() if writer.num_edges == 0]:
         raise UserError(
             f"no edge is left for {' and '.join(empty)}: the time chunks are {first_chunk} to {last_chunk}; give other "
@@ -204,4 +204,6 @@ def _read_text(path: Path, columns: Sequence[str]) -> Iterator[_Edges]:
 
 
 def _missing(place: str, name: str, found: Sequence[str]) -> str:
-    return f"{place}: no column '{name}' (or several); its columns: {', '.join(found)[:200]}"
+    return (
+        f"{place}: no column '{name}' (or several); its columns: {', '.join(found)[:200]}; rename the one that is meant"
+    )

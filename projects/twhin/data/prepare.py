@@ -60,7 +60,10 @@ def _bipartite(args: argparse.Namespace, out: Path) -> Graph:
         and chunks.test_from is not None
         and chunks.validation_from >= chunks.test_from
     ):
-        raise UserError(f"--validation_from {chunks.validation_from} is not before --test_from {chunks.test_from}")
+        raise UserError(
+            f"--validation_from {chunks.validation_from} is not before --test_from {chunks.test_from}; validation "
+            "edges are those between the two: give a later --test_from"
+        )
     paths = [path for given in args.input for path in matching_files(given).paths]
     return prepare_bipartite(out, paths, LAYOUTS[args.kind], chunks)
 

@@ -41,7 +41,7 @@ def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
             yield from _blocks(_decompressed(file, path), path, block_bytes)
     except _UNREADABLE as error:
         told = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{path}: can't be read: {told}") from error
+        raise DataError(f"{path}: can't be read: {told}; give a file of text, plain, .gz or .zip") from error
 
 
 def _decompressed(file: BinaryIO, path: Path) -> BinaryIO:
@@ -134,7 +134,8 @@ def _explained(
         try:
             text = line.decode().removesuffix("\r")
         except UnicodeDecodeError as error:
-            return DataError(f"{path}:{number}: not UTF-8: byte {error.start} of the line is {line[error.start]:#04x}")
+            found = f"byte {error.start} of the line is {line[error.start]:#04x}"
+            return DataError(f"{path}:{number}: not UTF-8: {found}; convert the file to UTF-8")
         if problem := _problem(text, columns, types, separator):
             return DataError(f"{path}:{number}: {problem}")
     return None

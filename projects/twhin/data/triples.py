@@ -63,7 +63,8 @@ def prepare_triples(out: Path, splits: Mapping[str, Sequence[Path]], entity_type
                     ends = entities(pa.concat_arrays([head, tail]).take(pa.array(places)))
                     writer.write(ends[::2], relations(relation), ends[1::2])
             if writer.num_edges == 0:
-                raise DataError(f"{', '.join(map(str, paths))}: not one triple")
+                given = ", ".join(map(str, paths))
+                raise DataError(f"--{split} {given}: not one triple; give files with lines of head, relation and tail")
             num_edges[split] = writer.num_edges
     write_vocabulary(vocabulary_path(out, entity_type), pa.array(entities.all(), pa.large_string()))
     named = [RelationOf(name, entity_type, entity_type) for name in relations.all()]

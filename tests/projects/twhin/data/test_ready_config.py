@@ -48,6 +48,10 @@ def test_batches_fit_any_common_number_of_processes_and_any_graph(tmp_path, num_
     check_batching(config.train_data, "train_data", world_size)
     assert config.train_data.batch_size(1) <= max(24, num_edges // 24)
     assert config.validation_data == {}
+    optimizers = [table.optimizer for table in config.model.embeddings.tables]
+    for optimizer in [*optimizers, config.model.translation_optimizer]:
+        assert optimizer.rate.linear_ramp_to_cosine is not None
+        assert optimizer.rate.linear_ramp_to_cosine.final_num_steps == config.training.num_train_steps
 
 
 def test_many_relations_are_not_told_one_by_one(tmp_path):

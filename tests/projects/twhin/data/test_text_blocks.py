@@ -67,7 +67,7 @@ def test_ends_of_lines_quotes_and_words_for_nothing_are_what_they_are(tmp_path):
         (b"a\tb\t", "the number is empty: 'a\\tb\\t'"),
         (b"a\tb\t1.5", "'1.5' found, the number is a whole number below 2^63: 'a\\tb\\t1.5'"),
         (b"a\tb\t9223372036854775808", "'9223372036854775808' found, the number is a whole number below 2^63: "),
-        (b"a\xff\tb\t1", "not UTF-8: byte 1 of the line is 0xff"),
+        (b"a\xff\tb\t1", "not UTF-8: byte 1 of the line is 0xff; convert the file to UTF-8"),
         (b"x" * 500, "a line of more than 100 bytes; is this a text file?"),
     ],
 )
@@ -91,8 +91,9 @@ def test_what_can_not_be_read(tmp_path):
     assert "can't be read" in told(tmp_path / "damaged", 1000)
     assert told(tmp_path / "two") == f"{tmp_path / 'two'}: an archive of 2 files, one expected: a, b"
     assert "can't be read" in told(tmp_path / "no.zip")
-    assert told(tmp_path) == f"{tmp_path}: can't be read: Is a directory"
-    assert told(tmp_path / "none") == f"{tmp_path / 'none'}: can't be read: No such file or directory"
+    advice = "; give a file of text, plain, .gz or .zip"
+    assert told(tmp_path) == f"{tmp_path}: can't be read: Is a directory{advice}"
+    assert told(tmp_path / "none") == f"{tmp_path / 'none'}: can't be read: No such file or directory{advice}"
 
 
 def test_the_line_of_a_row():

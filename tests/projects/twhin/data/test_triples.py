@@ -58,4 +58,6 @@ def test_files_without_a_triple(tmp_path, content):
     (tmp_path / "x").write_text(content)
     with pytest.raises(DataError) as caught:
         prepare_triples(tmp_path, {"train": [tmp_path / "x"]}, "entity")
-    assert str(caught.value) == f"{tmp_path / 'x'}: not one triple"
+    assert str(caught.value) == (
+        f"--train {tmp_path / 'x'}: not one triple; give files with lines of head, relation and tail"
+    )

@@ -75,7 +75,7 @@ def export(checkpoint: Path, out: Path) -> list[Exported]:
             found = f"{sizes[name][0]} x {sizes[name][1]}" if name in sizes else "not there"
             raise UserError(
                 f"{checkpoint}: the table {name} is {found}, but the config.yaml of the run says "
-                f"{expected[0]} x {expected[1]}: it was written by another run"
+                f"{expected[0]} x {expected[1]}: it was written by another run; give it where its own run has saved it"
             )
     vocabularies = {name: read_table_vocabulary(table) for name, table in config.tables.items()}
     exported = []

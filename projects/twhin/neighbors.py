@@ -177,7 +177,7 @@ def opened(path: str, table: str | None) -> EmbeddingFile:
     if table is None and len(tables) > 1:
         raise UserError(f"--embeddings {path}: has the tables {', '.join(tables)}; choose one with --table")
     if table is not None and table not in tables:
-        raise UserError(f"--table {table}: {path} has {', '.join(tables)}")
+        raise UserError(f"--table {table}: {path} has {', '.join(tables)}; choose one of them")
     return EmbeddingFile(tables[table] if table is not None else next(iter(tables.values())))
 
 
@@ -231,7 +231,10 @@ def _search(args: argparse.Namespace) -> None:
     queries = vectors_of(source, positions)
     for name, query in zip(args.entity, queries, strict=True):
         if not np.isfinite(query).all():
-            raise UserError(f"--entity {name}: its embedding in {source.path} is not finite")
+            raise UserError(
+                f"--entity {name}: its embedding in {source.path} is not finite; export a checkpoint of a run that "
+                "has not diverged"
+            )
     target, own = source, positions if args.of is None else None
     if args.of is not None:
         target = searched(args.of, args.embeddings)
@@ -241,7 +244,8 @@ def _search(args: argparse.Namespace) -> None:
             entities = target.entities()
         if target.dim != source.dim:
             raise UserError(
-                f"--of {args.of}: embeddings of {target.dim} numbers, those of {source.path} have {source.dim}"
+                f"--of {args.of}: embeddings of {target.dim} numbers, those of {source.path} have {source.dim}; give "
+                "those of one model"
             )
     found = nearest(target, queries, own, args.k, args.comparator)
     for name, neighbors in zip(args.entity, found, strict=True):

@@ -114,7 +114,8 @@ def test_mistakes_leave_nothing(run, copied, tmp_path):
     text = settings.read_text()
     settings.write_text(text.replace("num_embeddings: 7", "num_embeddings: 8"))
     assert refused() == (
-        f"{copied}: the table tweet is 7 x 6, but the config.yaml of the run says 8 x 6: it was written by another run"
+        f"{copied}: the table tweet is 7 x 6, but the config.yaml of the run says 8 x 6: it was written by another "
+        "run; give it where its own run has saved it"
     )
     vocabulary = config.tables["user"].vocab
     settings.write_text(text.replace(str(vocabulary), f"{tmp_path}/no.parquet"))

@@ -89,7 +89,10 @@ class _Embeddings:
             positions = positions[numeric.to_numpy(zero_copy_only=False)]
             entities = entities.filter(numeric).cast(pa.int64())
         if not len(entities):
-            raise UserError(f"{self._file.path}: no entity is an integer, as the ids that are to be found are")
+            raise UserError(
+                f"{self._file.path}: no entity is an integer, as the ids that are to be found are; both must name "
+                "users and authors alike"
+            )
         keys = entities.to_numpy(zero_copy_only=False)
         keys = keys if integers else keys.astype(str)
         order = np.argsort(keys, kind="stable")

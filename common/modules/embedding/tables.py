@@ -95,7 +95,14 @@ def look_up(
     device = next(iter(ids.values())).device
     nothing = torch.empty(0, dtype=torch.int64, device=device)
     values = [ids.get(table, nothing) for table in tables]
+    inverse: list[torch.Tensor] | None = None
+    if device.type == "cpu":
+        # Once each: what frequent rows would cost in the exchange and in the update. On a GPU one would have to wait.
+        values, inverse = map(list, zip(*(torch.unique(value, return_inverse=True) for value in values), strict=True))
     # All ids of a table are one row's: without a batch dimension nothing has to be padded.
     lengths = torch.tensor([len(value) for value in values], dtype=torch.int32, device=device)
     found = collection(KeyedJaggedTensor(list(tables), torch.cat(values), lengths=lengths, stride=1))
-    return {table: found[table].values().float() for table in ids}
+    rows = {table: found[table].values().float() for table in ids}
+    if inverse is None:
+        return rows
+    return {table: rows[table].index_select(0, inverse[tables.index(table)]) for table in ids}

@@ -143,7 +143,8 @@ class _Products:
         self._left, self._right = queries.to(dtype), candidates.to(dtype)
         self._buffer = queries.new_empty(block, len(candidates))
         self.of_queries = torch.empty_like(queries)
-        self.of_candidates = torch.zeros_like(candidates)
+        # Transposed: of the two orders of this product the one that is faster.
+        self.of_candidates = torch.zeros_like(candidates.T, memory_format=torch.contiguous_format)
 
     def scores(self, block: slice) -> torch.Tensor:
         """[edges, candidates], in a buffer that the next call uses too."""
@@ -165,10 +166,10 @@ class _Products:
             greatest = factors.max().clamp_min(torch.finfo(factors.dtype).tiny)
             rounded = by_scores.to(self._dtype)
             of_queries.copy_(rounded @ self._right)
-            self.of_candidates += (rounded.T @ (queries * (factors / greatest)[:, None]).to(self._dtype)) * greatest
+            self.of_candidates += ((queries * (factors / greatest)[:, None]).to(self._dtype).T @ rounded) * greatest
         else:
             torch.mm(by_scores, self._right, out=of_queries)
-            self.of_candidates.addmm_(by_scores.T, queries * factors[:, None])
+            self.of_candidates.addmm_((queries * factors[:, None]).T, by_scores)
         of_queries *= factors[:, None]
 
 
@@ -216,7 +217,7 @@ def _loss_and_gradients(
             losses = aside / negatives
             of_positives = -factors * sums
     of_queries = products.of_queries.addcmul_(own, of_positives[:, None])
-    return (losses * weights).sum(), of_queries, queries * of_positives[:, None], products.of_candidates
+    return (losses * weights).sum(), of_queries, queries * of_positives[:, None], products.of_candidates.T
 
 
 def _to_gradients(loss: Loss, scores: torch.Tensor, fill: Callable[[float], None], careful: bool) -> torch.Tensor:

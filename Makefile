@@ -36,7 +36,7 @@ train: setup
 	$(BIN)/torchrun --standalone --nproc-per-node 2 -m projects.home.recap.main --config projects/home/recap/configs/local.yaml
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile  # a file's tests share what they started
 
 lint: setup
 	$(BIN)/ruff check .

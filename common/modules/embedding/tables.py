@@ -96,8 +96,9 @@ def look_up(
     nothing = torch.empty(0, dtype=torch.int64, device=device)
     values = [ids.get(table, nothing) for table in tables]
     inverse: list[torch.Tensor] | None = None
-    if device.type == "cpu":
-        # Once each: what frequent rows would cost in the exchange and in the update. On a GPU one would have to wait.
+    if device.type == "cpu" and torch.is_grad_enabled():
+        # In training once each: frequent rows cost in the exchange and in the update. On a GPU one would have to wait
+        # for the number.
         values, inverse = map(list, zip(*(torch.unique(value, return_inverse=True) for value in values), strict=True))
     # All ids of a table are one row's: without a batch dimension nothing has to be padded.
     lengths = torch.tensor([len(value) for value in values], dtype=torch.int32, device=device)

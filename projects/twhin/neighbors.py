@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from common.arguments import at_least_1
 from common.embedding_files import EmbeddingFile, embedding_tables
 from common.paths import user_path
 from common.program import ArgumentParser, run
@@ -207,7 +208,7 @@ def main() -> int:
     parser.add_argument(
         "--entity", required=True, action="append", metavar="NAME", help="whose neighbours; may be given several times"
     )
-    parser.add_argument("--k", type=_at_least_1, default=10, help="neighbours of each (%(default)s)")
+    parser.add_argument("--k", type=at_least_1, default=10, help="neighbours of each (%(default)s)")
     parser.add_argument(
         "--comparator",
         choices=get_args(Comparator),
@@ -262,12 +263,6 @@ def _table(name: str, entities: pa.Array, neighbors: Neighbors, comparator: str,
         rows, headers=["rank", "entity", comparator], disable_numparse=True, colalign=("right", "left", "right")
     )
     return f"nearest to {name} in {path}, of {len(entities):,}\n{table}\n\n"
-
-
-def _at_least_1(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= 1")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from common.arguments import at_least_1, seed_number
 from common.complete_directory import complete_directory
 from core.config.base_config import UserError
 from projects.twhin.data.layout import SPLITS, EdgeWriter, vocabulary_path
@@ -174,10 +175,10 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command line; the exit status: 0, or 2 after a user's mistake."""
     parser = argparse.ArgumentParser(prog="python -m projects.twhin.data.generate", description=DESCRIPTION)
     parser.add_argument("--out", type=Path, required=True, help="directory to make; must not exist, or be empty")
-    parser.add_argument("--seed", type=_seed, default=0, help="seed of everything that is drawn (%(default)s)")
-    parser.add_argument("--users", type=_at_least_1, default=40_000, help="rows of the table user (%(default)s)")
-    parser.add_argument("--tweets", type=_at_least_1, default=20_000, help="rows of the table tweet (%(default)s)")
-    parser.add_argument("--edges", type=_at_least_1, default=500_000, help="of all splits together (%(default)s)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of everything that is drawn (%(default)s)")
+    parser.add_argument("--users", type=at_least_1, default=40_000, help="rows of the table user (%(default)s)")
+    parser.add_argument("--tweets", type=at_least_1, default=20_000, help="rows of the table tweet (%(default)s)")
+    parser.add_argument("--edges", type=at_least_1, default=500_000, help="of all splits together (%(default)s)")
     options = parser.parse_args(arguments)
     try:
         tallies = generate(options.out, options.seed, options.users, options.tweets, options.edges)
@@ -186,18 +187,6 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     sys.stdout.write(report(options.out, options.users, options.tweets, tallies) + "\n")
     return 0
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
-    return int(text)
-
-
-def _at_least_1(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= 1")
-    return int(text)
 
 
 if __name__ == "__main__":

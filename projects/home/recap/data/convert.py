@@ -23,6 +23,7 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import NamedTuple
 
+from common.arguments import at_least_1
 from common.logging import setup_logging
 from common.paths import user_path
 from common.reader.dated_folders import DAY, HOUR, Period
@@ -83,7 +84,7 @@ def _parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory for the Parquet files")
     parser.add_argument(
-        "--processes", type=_at_least_1, default=len(os.sched_getaffinity(0)), help="one per core if left out"
+        "--processes", type=at_least_1, default=len(os.sched_getaffinity(0)), help="one per core if left out"
     )
     parser.add_argument(
         "--lists", action="store_true", help="vectors as lists, which any tool reads; left out: as binary, read faster"
@@ -100,12 +101,6 @@ def _parse_args() -> argparse.Namespace:
         if args.inputs is None:
             parser.error("--schema needs --inputs")
     return args
-
-
-def _at_least_1(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= 1")
-    return int(text)
 
 
 class _Dated(NamedTuple):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from tqdm import tqdm
 
+from common.arguments import at_least_1, seed_number
 from common.complete_directory import complete_directory
 from common.table_writer import TableWriter
 from core.config import UserError
@@ -151,10 +152,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command line; the exit status: 0, or 2 after a user's mistake."""
     parser = argparse.ArgumentParser(prog="python -m projects.home.recap.data.generate", description=DESCRIPTION)
     parser.add_argument("--out", type=Path, required=True, help="directory to make; must not exist, or be empty")
-    parser.add_argument("--seed", type=_seed, default=0, help="seed of users, authors, rows and labels")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of users, authors, rows and labels")
     parser.add_argument("--preset", choices=PRESETS, default="default", help="widths: %(choices)s (%(default)s)")
-    parser.add_argument("--num_train_examples", type=_at_least_1, help="the preset's number if left out")
-    parser.add_argument("--num_validation_examples", type=_at_least_1, help="the preset's number if left out")
+    parser.add_argument("--num_train_examples", type=at_least_1, help="the preset's number if left out")
+    parser.add_argument("--num_validation_examples", type=at_least_1, help="the preset's number if left out")
     options = parser.parse_args(arguments)
     preset = PRESETS[options.preset]
     asked = (options.num_train_examples, options.num_validation_examples)
@@ -166,18 +167,6 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     sys.stdout.write(report(options.out, tallies) + "\n")
     return 0
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
-    return int(text)
-
-
-def _at_least_1(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= 1")
-    return int(text)
 
 
 if __name__ == "__main__":

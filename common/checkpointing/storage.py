@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
 import warnings
@@ -23,6 +24,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from common.checkpointing.safe_reader import SafeReader
 from core.config.base_config import UserError
 
 _MANIFEST = "manifest.json"
@@ -132,9 +134,8 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
-    """The tensors whose names begin with `prefix`, without it, in host memory. Every rank reads by itself.
-
-    Only read checkpoints that you trust: torch.distributed.checkpoint unpickles their metadata.
+    """The tensors whose names begin with `prefix`, without it, in host memory. Every rank reads by itself. No code that
+    may be in the files is run.
 
     Raises:
       NoCheckpointError: `path` is no complete checkpoint.
@@ -172,12 +173,12 @@ def load_tensors(path: Path, into: Mapping[str, torch.Tensor], prefix: str = "")
     """
     with _reading(path), _world_of_one_is_meant():
         named = {prefix + name: tensor for name, tensor in into.items()}
-        dcp.load(named, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+        dcp.load(named, storage_reader=SafeReader(path), no_dist=True)
 
 
 def _entries(path: Path, prefix: str) -> dict[str, TensorStorageMetadata]:
     """Of the tensors whose names begin with `prefix`, without it."""
-    metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    metadata = SafeReader(path).read_metadata().state_dict_metadata
     return {
         name.removeprefix(prefix): entry
         for name, entry in metadata.items()
@@ -197,10 +198,16 @@ def _reading(path: Path) -> Iterator[None]:
     root.addFilter(_is_news)
     try:
         yield
-    except (OSError, dcp.CheckpointException, DamagedCheckpointError) as error:
+    except (OSError, pickle.UnpicklingError, dcp.CheckpointException, DamagedCheckpointError) as error:
         if not (path / _MANIFEST).is_file():
             raise NoCheckpointError(f"{path}: the checkpoint was removed while it was read") from error
         cause = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
+        if isinstance(cause, pickle.UnpicklingError):
+            found = str(cause).splitlines()[0]
+            raise DamagedCheckpointError(
+                f"{path}: not loaded: this program did not write it, and it could run code: {found}; remove it, or "
+                "give another checkpoint"
+            ) from error
         if not isinstance(cause, OSError):
             raise
         raise DamagedCheckpointError(f"{cause.filename or path}: can't be read: {cause.strerror or cause}") from error

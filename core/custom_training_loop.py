@@ -114,7 +114,7 @@ def train(
             stack.callback(directory.release)
         holder = control.from_main(directory.claim)
         control.together(lambda: directory.check_shared(holder))
-        checkpoint = None if overwrite_save_dir else control.from_main(policy.latest)
+        checkpoint = None if overwrite_save_dir else control.from_main(policy.newest_undamaged)
         initial: Path | None = None
         if checkpoint is None and training.initial_checkpoint_dir is not None:
             given = user_path(training.initial_checkpoint_dir)

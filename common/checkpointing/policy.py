@@ -4,7 +4,13 @@ import logging
 import shutil
 from pathlib import Path
 
-from common.checkpointing.storage import complete_steps
+from common.checkpointing.storage import (
+    CheckpointError,
+    DamagedCheckpointError,
+    NoCheckpointError,
+    complete_steps,
+    verify,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +36,33 @@ class CheckpointPolicy:
         """The newest complete checkpoint, found by looking."""
         steps = complete_steps(self.root)
         return self.root / str(steps[-1]) if steps else None
+
+    def newest_undamaged(self) -> Path | None:
+        """What a run continues from: the newest complete checkpoint whose files are all as its manifest says.
+
+        A damaged one is an error in the log. It stays, until the run comes to its step again.
+
+        Raises:
+          CheckpointError: all of them are damaged.
+        """
+        damaged = []
+        for step in reversed(complete_steps(self.root)):
+            path = self.root / str(step)
+            try:
+                verify(path)
+            except NoCheckpointError:
+                continue
+            except DamagedCheckpointError as error:
+                logger.error("%s", error)
+                damaged.append(str(step))
+            else:
+                return path
+        if damaged:
+            raise CheckpointError(
+                f"{self.root}: all checkpoints are damaged ({', '.join(damaged)}); put back a copy of one, or give "
+                "--overwrite_save_dir to start anew, which deletes them"
+            )
+        return None
 
     def rotate(self) -> None:
         """Deletes what is too old. Called by one rank, after a newer checkpoint is complete; never fails."""

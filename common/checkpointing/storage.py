@@ -28,6 +28,7 @@ from common.checkpointing.safe_reader import SafeReader
 from core.config.base_config import UserError
 
 _MANIFEST = "manifest.json"
+_METADATA = ".metadata"
 _STATE = "state.json"
 _ASIDE = ".writing-"
 
@@ -56,8 +57,8 @@ def complete_steps(root: Path) -> list[int]:
 
 def remove_unfinished(root: Path) -> None:
     """Removes what interrupted saves left under `root`. One process calls it, while nobody saves."""
-    for path in root.glob(f"{_ASIDE}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for name in unfinished(root):
+        shutil.rmtree(root / name, ignore_errors=True)
 
 
 def write_checkpoint(
@@ -93,7 +94,7 @@ def write_checkpoint(
         if rank == 0:
             _write_json(aside / _MANIFEST, {"files": {name: file for part in parts for name, file in part.items()}})
             _sync_directory(aside)
-            if final.exists():  # incomplete by its manifest, else the run would have continued from it
+            if final.exists():  # incomplete or damaged, else the run would have continued from it
                 shutil.rmtree(final)
             aside.rename(final)
             _sync_directory(root)
@@ -158,6 +159,41 @@ def tensor_sizes(path: Path, prefix: str = "") -> dict[str, torch.Size]:
     with _reading(path):
         _verify(path)
         return {name: entry.size for name, entry in _entries(path, prefix).items()}
+
+
+def tensor_types(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors by name, with their sizes and dtypes but without their values (on the meta device).
+
+    Raises:
+      NoCheckpointError, DamagedCheckpointError: `path` is no complete checkpoint, or its metadata is damaged.
+    """
+    with _reading(path):
+        _verify(path, _METADATA)
+        return {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+            for name, entry in _entries(path, "").items()
+        }
+
+
+def verify(path: Path) -> int:
+    """Reads all files of a checkpoint and compares them with the manifest; the bytes read.
+
+    Raises:
+      NoCheckpointError, DamagedCheckpointError: as read_tensors().
+    """
+    with _reading(path):
+        _verify(path)
+        return size_on_disk(path)
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a checkpoint's files."""
+    return sum(file.stat().st_size for file in path.iterdir())
+
+
+def unfinished(root: Path) -> list[str]:
+    """Names of what saves under way, or interrupted ones, have under `root`."""
+    return sorted(path.name for path in root.glob(f"{_ASIDE}*"))
 
 
 def load_tensors(path: Path, into: Mapping[str, torch.Tensor], prefix: str = "") -> None:
@@ -265,9 +301,7 @@ def _verify(path: Path, only: str | None = None) -> None:
 
 
 def _damaged(path: Path, name: str, found: str) -> DamagedCheckpointError:
-    return DamagedCheckpointError(
-        f"{path}/{name}: damaged checkpoint: {found}; remove {path} to continue from the checkpoint before it"
-    )
+    return DamagedCheckpointError(f"{path}/{name}: damaged checkpoint: {found}; a run continues from the one before it")
 
 
 def _digests(directory: Path, rank: int) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from common.checkpointing.policy import CheckpointPolicy
-from common.checkpointing.storage import complete_steps, read_tensors, remove_unfinished, write_checkpoint
+from common.checkpointing.storage import (
+    CheckpointError,
+    complete_steps,
+    read_tensors,
+    remove_unfinished,
+    write_checkpoint,
+)
 
 
 def write(root: Path, *steps: int) -> None:
@@ -24,6 +30,30 @@ def test_the_latest_is_the_newest_complete_one(tmp_path):
     write(policy.root, 9, 10)
     (policy.root / "11").mkdir()
     assert policy.latest() == policy.root / "10"
+
+
+def damage(checkpoint: Path) -> None:
+    file = checkpoint / "__0_0.distcp"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog):
+    policy = CheckpointPolicy(tmp_path / "checkpoints", 1, None)
+    assert policy.newest_undamaged() is None
+    write(policy.root, 8, 9, 10)
+    assert policy.newest_undamaged() == policy.root / "10"
+    damage(policy.root / "10")
+    (policy.root / "9/state.json").unlink()
+    assert policy.newest_undamaged() == policy.root / "8"
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 2
+    assert f"{policy.root}/10/__0_0.distcp: damaged checkpoint" in caplog.messages[0]
+    assert f"{policy.root}/9/state.json: damaged checkpoint: the file is missing" in caplog.messages[1]
+    damage(policy.root / "8")
+    with pytest.raises(CheckpointError, match=r"all checkpoints are damaged \(10, 9, 8\); put back a copy"):
+        policy.newest_undamaged()
+    assert complete_steps(policy.root) == [8, 9, 10]
 
 
 @pytest.mark.parametrize(

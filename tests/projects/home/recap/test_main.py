@@ -228,13 +228,34 @@ def test_warm_start_takes_the_weights_and_step_0(train: Train, tmp_path: Path) -
         train(f"training.initial_checkpoint_dir={tmp_path}", save_dir=tmp_path / "third")
 
 
-def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(train: Train, tmp_path: Path) -> None:
-    assert train("training.eval_every_n=0") == 0
-    damaged = next((tmp_path / "run/checkpoints/12").glob("*.distcp"))
+def damage(checkpoint: Path) -> Path:
+    damaged = next(checkpoint.glob("*.distcp"))
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"{damaged.name}: damaged checkpoint"):
+    return damaged
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert train("training.eval_every_n=0", save_dir=tmp_path / "whole") == 0
+    assert train("training.eval_every_n=0") == 0
+    checkpoints = tmp_path / "run/checkpoints"
+    damaged = damage(checkpoints / "12")
+    assert train("training.eval_every_n=0") == 0
+    assert f"{damaged}: damaged checkpoint" in caplog.text
+    assert "continuing after step 8" in caplog.text
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    again, whole = (read_tensors(root / "12") for root in (checkpoints, tmp_path / "whole/checkpoints"))
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_where_all_checkpoints_are_damaged_nothing_is_lost(train: Train, tmp_path: Path) -> None:
+    assert train("training.eval_every_n=0") == 0
+    for path in (tmp_path / "run/checkpoints").iterdir():
+        damage(path)
+    with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
         train("training.num_train_steps=16")
     assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 12]
 

@@ -1,0 +1,68 @@
+"""python -m common.checkpointing."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.checkpointing.__main__ import main
+from common.checkpointing.storage import write_checkpoint
+from core.config.base_config import UserError
+
+
+@pytest.fixture
+def save_dir(tmp_path: Path) -> Path:
+    for step in (9, 10):
+        tensors = {"model.weight": torch.ones(3, 2), "model.half": torch.ones((), dtype=torch.bfloat16)}
+        write_checkpoint(tmp_path / "checkpoints", step, tensors, {"progress": {"step": step}, "identity": "x" * 500})
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["common.checkpointing", *map(str, arguments)])
+    return main()
+
+
+@pytest.mark.parametrize("given", [".", "checkpoints"])
+def test_lists_what_is_complete_and_names_what_is_not(save_dir, monkeypatch, capsys, given):
+    (save_dir / "checkpoints/.writing-11").mkdir()
+    assert run(monkeypatch, "list", save_dir / given) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(save_dir / "checkpoints")
+    assert [line.split()[0] for line in lines[3:5]] == ["9", "10"]
+    assert lines[5] == "not complete, of saves that were interrupted or go on: .writing-11"
+
+
+def test_verifies_all_or_one(save_dir, monkeypatch, capsys):
+    assert run(monkeypatch, "verify", save_dir) == 0
+    assert capsys.readouterr().out.count(": ok, ") == 2
+    damaged = save_dir / "checkpoints/9/__0_0.distcp"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert run(monkeypatch, "verify", save_dir) == 1
+    nine, ten = capsys.readouterr().out.splitlines()
+    assert nine.startswith(f"{save_dir}/checkpoints/9: DAMAGED: {damaged}: ")
+    assert ten.startswith(f"{save_dir}/checkpoints/10: ok, ")
+    assert run(monkeypatch, "verify", save_dir / "checkpoints/10") == 0
+
+
+def test_inspects_the_newest(save_dir, monkeypatch, capsys):
+    assert run(monkeypatch, "inspect", save_dir) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{save_dir}/checkpoints/10\n" + 'progress: {"step": 10}\nidentity: 502 characters, in ')
+    rows = [line.split("  ") for line in printed.splitlines()]
+    cells = [[cell.strip() for cell in row if cell] for row in rows]
+    assert ["model.half", "bfloat16", "scalar", "2"] in cells
+    assert ["model.weight", "float32", "3 x 2", "24"] in cells
+    assert ["all", "7 numbers", "26"] in cells
+
+
+@pytest.mark.parametrize("command", ["list", "verify", "inspect"])
+def test_where_there_is_none(tmp_path, monkeypatch, command):
+    with pytest.raises(UserError, match="no such directory"):
+        run(monkeypatch, command, tmp_path / "nowhere")
+    (tmp_path / ".writing-5").mkdir()
+    with pytest.raises(UserError, match=r"no complete checkpoint in .*go on: \.writing-5; give the save_dir"):
+        run(monkeypatch, command, tmp_path)

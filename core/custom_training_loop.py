@@ -16,7 +16,7 @@ from torch import nn
 
 from common.agreement import ControlWord, StopSignals
 from common.checkpointing.policy import CheckpointPolicy
-from common.checkpointing.storage import read_state
+from common.checkpointing.storage import read_provenance, read_state
 from common.device import World
 from common.device_copies import DeviceCopies
 from common.measurement import Measurement, Tracker
@@ -281,7 +281,7 @@ def train(
 
 def _restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Progress:
     state = read_state(checkpoint)
-    before, now = state["environment"], environment(world)
+    before, now = read_provenance(checkpoint), environment(world)
     for name in now:
         if before.get(name) != now[name]:
             logger.info("%s: %s before, %s now; the last bits may differ", name, before.get(name), now[name])

@@ -3,6 +3,8 @@
 Training stops for the copy to host memory alone. One save is under way at a time: the next one waits for it.
 """
 
+import hashlib
+import json
 import logging
 import sys
 import threading
@@ -53,6 +55,8 @@ class Saver:
         """
         self._policy = policy
         self._identity = identity
+        config = json.dumps(identity, sort_keys=True).encode()
+        self._provenance = environment(world) | {"config_digest": hashlib.blake2b(config, digest_size=16).hexdigest()}
         self._world = world
         self._model = model
         self._optimizer = optimizer
@@ -79,7 +83,6 @@ class Saver:
             "scaler": self._train_step.scaler.state_dict(),
             "identity": self._identity,
             "tracker_run_id": self._tracker_run_id,
-            "environment": environment(self._world),
         }
         self._stage(training_tensors(self._model, self._optimizer))
         self._failure = None
@@ -117,7 +120,7 @@ class Saver:
     def _write(self, step: int, state: Mapping[str, Any]) -> None:
         """In the thread."""
         try:
-            path = write_checkpoint(self._policy.root, step, self._staged, state, self._group)
+            path = write_checkpoint(self._policy.root, step, self._staged, state, self._group, self._provenance)
         except Exception as error:
             self._failure = error
             if isinstance(error, CheckpointError) and self._world.is_main:

@@ -15,6 +15,7 @@ from common.checkpointing.storage import (
     DamagedCheckpointError,
     NoCheckpointError,
     complete_steps,
+    read_provenance,
     read_state,
     size_on_disk,
     tensor_types,
@@ -101,7 +102,7 @@ def _verify_all(checkpoints: list[Path]) -> int:
 def _inspect(checkpoints: list[Path]) -> int:
     path = checkpoints[-1]
     state, tensors = read_state(path), tensor_types(path)
-    lines = []
+    lines = [f"{name}: {value}" for name, value in read_provenance(path).items()]
     for name, value in state.items():
         text = json.dumps(value)
         lines.append(f"{name}: {text if len(text) <= _MAX_TOLD else f'{len(text):,} characters, in state.json'}")

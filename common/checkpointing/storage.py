@@ -1,9 +1,9 @@
 """How a checkpoint directory becomes complete, is found, and is read back.
 
 A checkpoint `<root>/<step>` holds tensors (torch.distributed.checkpoint), everything else as JSON (state.json), and a
-manifest with the size and digest of each file. It is written aside, synchronised to disk, then renamed: under its name
-it is complete, and what was interrupted is invisible. Which checkpoints are made and kept is not decided here
-(policy.py).
+manifest with the size and digest of each file, and what wrote them. It is written aside, synchronised to disk, then
+renamed: under its name it is complete, and what was interrupted is invisible. Which checkpoints are made and kept is
+not decided here (policy.py).
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from common.checkpointing.safe_reader import SafeReader
 from core.config.base_config import UserError
 
+_FORMAT = 1
 _MANIFEST = "manifest.json"
 _METADATA = ".metadata"
 _STATE = "state.json"
@@ -67,6 +68,7 @@ def write_checkpoint(
     tensors: Mapping[str, torch.Tensor],
     values: Mapping[str, Any],
     group: dist.ProcessGroup | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes `<root>/<step>`. Collective over `group`; None: a world of one.
 
@@ -76,6 +78,7 @@ def write_checkpoint(
       tensors: by name; the same names on all ranks. What is equal on all ranks is written once.
       values: all the rest, as JSON; rank 0's are written.
       group: a gloo group that nothing else uses.
+      provenance: what wrote it, as JSON, for the manifest; rank 0's is written.
 
     Raises:
       CheckpointError: the disk refuses; on all ranks.
@@ -92,7 +95,9 @@ def write_checkpoint(
 
     def publish() -> None:
         if rank == 0:
-            _write_json(aside / _MANIFEST, {"files": {name: file for part in parts for name, file in part.items()}})
+            files = {name: file for part in parts for name, file in part.items()}
+            about = {"format": _FORMAT, "step": step, "provenance": dict(provenance or {})}
+            _write_json(aside / _MANIFEST, about | {"files": files})
             _sync_directory(aside)
             if final.exists():  # incomplete or damaged, else the run would have continued from it
                 shutil.rmtree(final)
@@ -132,6 +137,17 @@ def read_state(path: Path) -> dict[str, Any]:
     with _reading(path):
         _verify(path, _STATE)
         return _read_json(path, _STATE)
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """What the manifest says of who wrote the checkpoint.
+
+    Raises:
+      NoCheckpointError: `path` is no complete checkpoint.
+      DamagedCheckpointError: its manifest can't be read.
+    """
+    with _reading(path):
+        return _read_manifest(path).provenance
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -276,19 +292,39 @@ def _on_all_ranks(action: Callable[[], T], group: dist.ProcessGroup | None) -> l
     return outcomes
 
 
-def _verify(path: Path, only: str | None = None) -> None:
-    """Compares the files, or only one of them, with the manifest."""
+class _Manifest(NamedTuple):
+    """Attributes:
+    files: sizes and digests, by name.
+    provenance: as of write_checkpoint().
+    """
+
+    files: dict[str, tuple[int, str]]
+    provenance: dict[str, Any]
+
+
+def _read_manifest(path: Path) -> _Manifest:
     if not (path / _MANIFEST).is_file():
         found = f"no complete checkpoint here (no {_MANIFEST})"
         if not path.is_dir():
             found = f"no such directory (looked from {Path.cwd()})"
         raise NoCheckpointError(f"{path}: {found}; give a directory such as .../checkpoints/1000")
+    content = _read_json(path, _MANIFEST)
     try:
-        files = {name: (file["size"], file["blake2b"]) for name, file in _read_json(path, _MANIFEST)["files"].items()}
-        names = files if only is None else [only]
-        expected = {name: files[name] for name in names}
-    except (KeyError, TypeError, AttributeError) as error:
+        version, provenance = content["format"], dict(content["provenance"])
+        files = {name: (file["size"], file["blake2b"]) for name, file in content["files"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, _MANIFEST, "it doesn't list the files") from error
+    if version != _FORMAT:
+        raise _damaged(path, _MANIFEST, f"format {version} found, this program reads {_FORMAT}")
+    return _Manifest(files, provenance)
+
+
+def _verify(path: Path, only: str | None = None) -> None:
+    """Compares the files, or only one of them, with the manifest."""
+    files = _read_manifest(path).files
+    if only is not None and only not in files:
+        raise _damaged(path, _MANIFEST, "it doesn't list the files")
+    expected = files if only is None else {only: files[only]}
     for name, (expected_size, digest) in expected.items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None

@@ -15,7 +15,8 @@ from core.config.base_config import UserError
 def save_dir(tmp_path: Path) -> Path:
     for step in (9, 10):
         tensors = {"model.weight": torch.ones(3, 2), "model.half": torch.ones((), dtype=torch.bfloat16)}
-        write_checkpoint(tmp_path / "checkpoints", step, tensors, {"progress": {"step": step}, "identity": "x" * 500})
+        values = {"progress": {"step": step}, "identity": "x" * 500}
+        write_checkpoint(tmp_path / "checkpoints", step, tensors, values, provenance={"world_size": 2})
     return tmp_path
 
 
@@ -51,7 +52,9 @@ def test_verifies_all_or_one(save_dir, monkeypatch, capsys):
 def test_inspects_the_newest(save_dir, monkeypatch, capsys):
     assert run(monkeypatch, "inspect", save_dir) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(f"{save_dir}/checkpoints/10\n" + 'progress: {"step": 10}\nidentity: 502 characters, in ')
+    assert printed.startswith(
+        f"{save_dir}/checkpoints/10\nworld_size: 2\n" + 'progress: {"step": 10}\nidentity: 502 characters, in '
+    )
     rows = [line.split("  ") for line in printed.splitlines()]
     cells = [[cell.strip() for cell in row if cell] for row in rows]
     assert ["model.half", "bfloat16", "scalar", "2"] in cells

@@ -12,6 +12,7 @@ from common.checkpointing.storage import (
     DamagedCheckpointError,
     NoCheckpointError,
     complete_steps,
+    read_provenance,
     read_state,
     read_tensors,
     remove_unfinished,
@@ -172,13 +173,34 @@ def test_a_manifest_with_any_byte_changed_is_damage_or_harmless(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", "{}", '{"files": {}}', '{"files": [1]}', '{"files": {"state.json": {}}}', "\x00"]
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"files": {}}',
+        '{"format": 1, "provenance": {}, "files": {}}',
+        '{"format": 1, "provenance": {}, "files": [1]}',
+        '{"format": 1, "provenance": {}, "files": {"state.json": {}}}',
+        '{"format": 1, "provenance": 3, "files": {}}',
+        "\x00",
+    ],
 )
 def test_a_manifest_of_another_kind_is_damage(tmp_path, content):
     path = write(tmp_path)
     (path / "manifest.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"manifest\.json: damaged checkpoint"):
         read_state(path)
+
+
+def test_a_manifest_tells_what_wrote_the_checkpoint(tmp_path):
+    path = write_checkpoint(tmp_path, 5, tensors(), VALUES, provenance={"torch": "2.13.0", "world_size": 2})
+    assert read_provenance(path) == {"torch": "2.13.0", "world_size": 2}
+    assert read_provenance(write(tmp_path, 6)) == {}
+    manifest = path / "manifest.json"
+    assert json.loads(manifest.read_text()).keys() == {"format", "step", "provenance", "files"}
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(DamagedCheckpointError, match="format 2 found, this program reads 1"):
+        read_tensors(path)
 
 
 def test_the_state_is_verified_before_it_is_believed(tmp_path):

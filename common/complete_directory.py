@@ -28,4 +28,5 @@ def complete_directory(out: Path) -> Iterator[Path]:
             yield partial
             partial.rename(out)
     except OSError as error:
-        raise UserError(f"--out {out}: {error}") from error
+        where = "" if error.filename in (None, str(out)) else f": {error.filename}"
+        raise UserError(f"--out {out}: can't be written: {error.strerror}{where}; give another directory") from error

@@ -196,13 +196,16 @@ def _plan(model: nn.Module, tables: Sequence[EmbeddingBagConfig], place: str, wo
 
     local_world_size = local_world_size_from_env()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local_world_size
+    on_gpu = world.device.type == "cuda"
+    video_memory = torch.cuda.get_device_properties(world.device).total_memory if on_gpu else 0
+    capacity = video_memory if on_gpu else memory
     planner = EmbeddingShardingPlanner(
         topology=Topology(
             world_size=world.size,
             local_world_size=local_world_size,
             compute_device=world.device.type,
             ddr_cap=memory,
-            hbm_cap=torch.cuda.get_device_properties(world.device).total_memory if world.device.type == "cuda" else 0,
+            hbm_cap=video_memory,
         ),
         storage_reservation=FixedPercentageStorageReservation(0.15),
         constraints={
@@ -221,12 +224,25 @@ def _plan(model: nn.Module, tables: Sequence[EmbeddingBagConfig], place: str, wo
         try:
             return planner.plan(model, [EmbeddingCollectionSharder()])
         except PlannerError as error:
-            asked = ", ".join(f"{table.name}: {table.sharding or 'any'}" for table in tables)
-            found = f"the tables can't be spread over {world.size} process(es) ({asked})"
-            raise ConfigError(f"{place}: {found}: {error}") from error
+            asked = ", ".join(f"{table.name}: {table.sharding or 'any'}, {_gib(_size(table))}" for table in tables)
+            cause = str(error).strip().splitlines()[0].strip()
+            raise ConfigError(
+                f"{place}: the tables can't be spread over {world.size} process(es) ({asked}, without what optimizers "
+                f"remember; a process has {_gib(capacity)}): {cause} Lower num_embeddings or embedding_dim, or give "
+                "more processes or machines"
+            ) from error
 
     # The planner's own way to one plan for all leaves the others waiting where rank 0 finds none.
     return ControlWord(world.timeout).from_main(plan)
+
+
+def _size(table: EmbeddingBagConfig) -> int:
+    """Bytes."""
+    return table.num_embeddings * table.embedding_dim * (2 if table.data_type == "fp16" else 4)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
 
 
 def _tell(plan: "ShardingPlan", tables: Sequence[EmbeddingBagConfig]) -> None:

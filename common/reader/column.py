@@ -26,12 +26,13 @@ class Column:
 
     Attributes:
       name: the column in the file; dots are part of the name.
-      dtype: in a batch; an integer type demands an integer (or boolean) column.
+      dtype: in a batch; an integer type demands an integer column.
       narrow: in a batch instead of dtype; a value that it can't hold (narrow.py) is a mistake. None: dtype.
       width: values per row in the file, in a batch [rows, kept]; None: a plain column, in a batch [rows].
       keep: the first so many of a row's values, or those at these positions, are in a batch; None: all.
       position: of a row's values, read this one alone, as a plain column.
       values: what a value must be: "label" 0 or 1, "weight" finite and >= 0, "probability" 0 <= p <= 1; None: any.
+      booleans: whether booleans are taken for 0 and 1, where integers are demanded.
       num_ids: of a column of vectors, position -> n: the values there are ids, 0 <= id < n. None: no position holds
         ids.
     """
@@ -43,6 +44,7 @@ class Column:
     position: int | None = None
     narrow: torch.dtype | None = None
     values: Values | None = None
+    booleans: bool = True
     num_ids: Mapping[int, int] | None = None
 
     @property
@@ -82,7 +84,7 @@ def stored_dtype(field: pa.Field, column: Column) -> np.dtype[Any]:
         if width not in (_ANY_WIDTH, column.width):
             kind = "lists" if _is_list(field.type) else "binary vectors"
             raise ValueError(f"{kind} of {width} values found, {column.width} expected")
-    if pa.types.is_integer(value_type) or pa.types.is_boolean(value_type):
+    if pa.types.is_integer(value_type) or (column.booleans and pa.types.is_boolean(value_type)):
         return _numpy_dtype_of(value_type)
     if not column.dtype.is_floating_point:
         raise ValueError(f"{_told(field)} found, integers expected")

@@ -91,18 +91,18 @@ def _apply(override: str, document: YamlDocument) -> None:
             raise ConfigError(f"{label}: {_show(path)} is {shorten(repr(value))}; nothing is below it")
         elif key in map(str, range(len(value))):
             path, value = (*path, int(key)), value[int(key)]
+        elif (index := _named(value, key)) is not None:
+            path, value = (*path, index), value[index]
         else:
-            raise ConfigError(f"{label}: {_no_item(path, value, key)}")
+            problem = f"{_show(path)} has {len(value)} items, counted from 0; there is no item '{key}'"
+            raise ConfigError(f"{label}: {problem}" + (f"; write {_show((*path, 0))} for the first" if value else ""))
     document.put(path, node, label)
 
 
-def _no_item(path: KeyPath, items: list[Any], key: str) -> str:
-    """What to write instead of a key that is no position in a list: of the item with this name its position."""
-    problem = f"{_show(path)} has {len(items)} items, counted from 0; there is no item '{key}'"
-    named = (index for index, item in enumerate(items) if isinstance(item, dict) and item.get("name") == key)
-    if (index := next(named, None)) is not None:
-        return f"{problem}; did you mean {_show((*path, index))}?"
-    return f"{problem}; write {_show((*path, 0))} for the first" if items else problem
+def _named(items: list[Any], name: str) -> int | None:
+    """Position of the item whose `name` it is; None: there is none, or several."""
+    found = [index for index, item in enumerate(items) if isinstance(item, dict) and item.get("name") == name]
+    return found[0] if len(found) == 1 else None
 
 
 _SEGMENT = re.compile(r"""(?:^|(?<!^)\.)([^.\[\]="']+)|\[(?:"([^"]*)"|'([^']*)'|([^\]"']+))\]""")

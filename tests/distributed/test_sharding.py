@@ -321,7 +321,7 @@ def test_rows_are_set_where_they_are(odd):
         ("odd", "model.embeddings.tables[0].embedding_dim: 6 given"),
         ("momentum", "model.embeddings.tables[0].optimizer.sgd.momentum: 0.9 given, but"),
         ("apart", "model.embeddings.tables[0].sharding: column_wise cuts rows apart"),
-        ("huge", "model.embeddings.tables: the tables can't be spread over 2 process(es) (user: any, user_geo: any): "),
+        ("huge", "model.embeddings.tables: the tables can't be spread over 2 process(es) (user: any, "),
     ],
 )
 def test_what_can_not_work_is_refused_with_the_reason(odd, name, message):

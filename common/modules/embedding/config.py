@@ -23,7 +23,7 @@ class EmbeddingBagConfig(BaseConfig):
     """An embedding table."""
 
     name: str = pydantic.Field(pattern=r"^[^./]+$", description="Name of the table; without '.' and '/'.")
-    num_embeddings: pydantic.PositiveInt = pydantic.Field(description="Rows.")
+    num_embeddings: int = pydantic.Field(gt=0, le=10**12, description="Rows.")
     embedding_dim: pydantic.PositiveInt = pydantic.Field(
         description="Numbers a row; a multiple of 4, as the kernels that look rows up need it."
     )

@@ -4,7 +4,6 @@ Owns the command line, and what it reports. How triples are read is in triples.p
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -92,8 +91,8 @@ def _parse_args() -> argparse.Namespace:
 
 
 def _table_name(text: str) -> str:
-    if not text or os.sep in text or text.startswith("."):
-        raise argparse.ArgumentTypeError(f"{text!r} can't be the name of a table and of a file")
+    if not text or set(text) & {"/", "."}:
+        raise argparse.ArgumentTypeError(f"{text!r} can't be the name of a table; give one without '.' and '/'")
     return text
 
 

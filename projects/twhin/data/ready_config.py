@@ -33,7 +33,7 @@ class Graph(NamedTuple):
 
 _DIMENSION = 100
 _NUM_EPOCHS = 10
-# A multiple of 24: for 1, 2, 3, 4, 6, 8, 12 and 24 processes.
+# A multiple of 24, for 1, 2, 3, 4, 6, 8, 12 and 24 processes, unless there are fewer edges.
 _MAX_BATCH, _BATCH_UNIT, _STEPS_PER_EPOCH = 1920, 24, 100
 _LOGS_PER_EPOCH = 10
 # Without a penalty, and at a rate that stays, small graphs are learned by heart: evaluations get worse from the second
@@ -48,8 +48,8 @@ _MAX_CANDIDATES, _MAX_EVALUATED, _MAX_KNOWN = 100_000, 20_000, 20_000_000
 def ready_config(folder: Path, graph: Graph) -> str:
     """YAML of a TwhinConfig for the graph in `folder`; what it says about training is only a beginning."""
     num_edges = graph.num_edges["train"]
-    batch = min(_MAX_BATCH, max(_BATCH_UNIT, num_edges // _STEPS_PER_EPOCH // _BATCH_UNIT * _BATCH_UNIT))
-    steps = max(1, num_edges // batch)
+    batch = min(_MAX_BATCH, max(_BATCH_UNIT, num_edges // _STEPS_PER_EPOCH // _BATCH_UNIT * _BATCH_UNIT), num_edges)
+    steps = num_edges // batch
     rate = {
         "learning_rate": _RATE,
         "final_learning_rate": _FINAL_RATE,

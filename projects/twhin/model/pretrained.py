@@ -66,7 +66,8 @@ def read_table_vocabulary(table: EmbeddingBagConfig) -> pa.Array | None:
         raise ConfigError(f"{place}: {error}") from error
     if len(entities) > table.num_embeddings:
         raise ConfigError(
-            f"{place}: {table.vocab} has {len(entities)} entities, but num_embeddings is {table.num_embeddings}"
+            f"{place}: {table.vocab} has {len(entities)} entities, but num_embeddings is {table.num_embeddings}; raise "
+            "it, or give this table's own vocabulary"
         )
     return entities
 

@@ -227,10 +227,17 @@ def test_overrides_that_lead_nowhere_are_quoted(message, override, expected):
     assert message(MODEL, override, config_type=Free).startswith(f"--set {override}: {expected}")
 
 
-def test_an_item_of_a_list_that_is_called_by_its_name_gets_a_hint(message):
-    text = "x: {relations: [{name: reply}, {name: fav}], empty: []}"
-    told = message(text, "x.relations[fav].operator=linear", config_type=Free)
-    assert told.endswith("has 2 items, counted from 0; there is no item 'fav'; did you mean x.relations[1]?")
+def test_an_item_of_a_list_is_called_by_its_name(message, tmp_path):
+    text = "x: {relations: [{name: reply, n: 1}, {name: fav, n: 2}, {name: twice}, {name: twice}, 3], empty: []}"
+    path = tmp_path / "named.yaml"
+    path.write_text(text)
+    loaded = load_config_from_yaml(Free, path, ["x.relations[fav].n=5", "x.relations.reply.n=4", "x.relations[4]=6"])
+    assert loaded.x["relations"][:2] == [{"name": "reply", "n": 4}, {"name": "fav", "n": 5}]
+    assert loaded.x["relations"][4] == 6
+    told = message(text, "x.relations[twice].n=1", config_type=Free)
+    assert told.endswith(
+        "x.relations has 5 items, counted from 0; there is no item 'twice'; write x.relations[0] for the first"
+    )
     assert message(text, "x.empty.a=1", config_type=Free).endswith("counted from 0; there is no item 'a'")
 
 

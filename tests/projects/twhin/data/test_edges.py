@@ -185,6 +185,7 @@ def test_a_null_and_the_greatest_entities(tmp_path):
         ({"lhs": [1], "rhs": [1]}, "no column 'rel' (or several); its columns: lhs, rhs"),
         ({"lhs": [1], "rel": ["fav"], "rhs": [1]}, "column 'rel': string found, integers expected"),
         ({"lhs": [1.0], "rel": [0], "rhs": [1]}, "column 'lhs': double found, integers expected"),
+        ({"lhs": [1], "rel": [True], "rhs": [1]}, "column 'rel': bool found, integers expected"),
     ],
 )
 def test_what_metadata_show_is_told_when_opened(tmp_path, columns, problem):

@@ -41,7 +41,15 @@ def test_names_are_taken_as_they_are(tmp_path):
     assert config.train_data.data_root == "data/$mine/train"
 
 
-@pytest.mark.parametrize("num_edges", [1, 24, 5000, 300_000_000])
+@pytest.mark.parametrize("num_edges", [1, 2, 23])
+def test_the_smallest_graphs_are_one_batch(tmp_path, num_edges):
+    config = loaded(tmp_path, num_edges={"train": num_edges})
+    check_batching(config.train_data, "train_data", 1)
+    assert config.train_data.batch_size(1) == num_edges
+    assert config.training.num_train_steps == config.training.num_epochs
+
+
+@pytest.mark.parametrize("num_edges", [24, 5000, 300_000_000])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
 def test_batches_fit_any_common_number_of_processes_and_any_graph(tmp_path, num_edges, world_size):
     config = loaded(tmp_path, num_edges={"train": num_edges})

@@ -101,7 +101,12 @@ def train(
     """
     training, runtime = config.training, config.runtime
     directory = RunDirectory(training.save_dir)
-    policy = CheckpointPolicy(directory.checkpoints, training.checkpoint_every_n, training.checkpoint_max_to_keep)
+    policy = CheckpointPolicy(
+        directory.checkpoints,
+        training.checkpoint_every_n,
+        training.checkpoint_max_to_keep,
+        training.checkpoint_keep_every_n,
+    )
     control = ControlWord(world.timeout)
     identity = run_identity(config, train_reader)
 

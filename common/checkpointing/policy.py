@@ -16,17 +16,19 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointPolicy:
-    """Saves every n steps and at the end; keeps the newest few."""
+    """Saves every n steps and at the end; keeps the newest few, and some for good."""
 
-    def __init__(self, root: Path, every_n: int, max_to_keep: int | None) -> None:
+    def __init__(self, root: Path, every_n: int, max_to_keep: int | None, keep_every_n: int | None = None) -> None:
         """Args:
         root: directory of the run's checkpoints.
         every_n: steps between checkpoints.
         max_to_keep: older ones beyond this are deleted (>= 2); None keeps all.
+        keep_every_n: those after every so many steps are not deleted; None: no exception.
         """
         self.root = root
         self._every_n = every_n
         self._max_to_keep = max_to_keep
+        self._keep_every_n = keep_every_n
 
     def is_due(self, step: int) -> bool:
         """Whether to save after `step`, whatever else happens there."""
@@ -69,6 +71,8 @@ class CheckpointPolicy:
         if self._max_to_keep is None:
             return
         for step in complete_steps(self.root)[: -self._max_to_keep]:
+            if self._keep_every_n is not None and step % self._keep_every_n == 0:
+                continue
             path = self.root / str(step)
             try:
                 # Renamed first, so that a half-deleted checkpoint is never taken for a complete one.

@@ -65,6 +65,11 @@ class TrainingConfig(BaseConfig):
     checkpoint_max_to_keep: pydantic.PositiveInt | None = pydantic.Field(
         None, description="Delete older checkpoints beyond this number (at least 2); null keeps all."
     )
+    checkpoint_keep_every_n: pydantic.PositiveInt | None = pydantic.Field(
+        None,
+        description="Checkpoints after every n-th step are never deleted (a multiple of checkpoint_every_n); null: "
+        "checkpoint_max_to_keep makes no exception.",
+    )
     train_log_every_n: pydantic.PositiveInt = pydantic.Field(
         1000, description="Log train metrics every n steps, each a mean since the last log."
     )
@@ -117,6 +122,21 @@ class TrainingConfig(BaseConfig):
                 "keep at least 2, or null for all"
             )
         return max_to_keep
+
+    @pydantic.model_validator(mode="after")
+    def _keeps_what_is_made(self) -> "TrainingConfig":
+        keep, every_n = self.checkpoint_keep_every_n, self.checkpoint_every_n
+        if keep is not None and self.checkpoint_max_to_keep is None:
+            raise ValueError(
+                f"checkpoint_keep_every_n: {keep} is without effect, as all checkpoints are kept: give "
+                "checkpoint_max_to_keep, or leave it out"
+            )
+        if keep is not None and keep % every_n != 0:
+            raise ValueError(
+                f"checkpoint_keep_every_n: {keep} is no multiple of checkpoint_every_n ({every_n}), so that after many "
+                "of these steps there is no checkpoint to keep"
+            )
+        return self
 
     @pydantic.field_validator("num_eval_steps")
     @classmethod

@@ -67,6 +67,14 @@ def test_the_newest_few_are_kept_and_whole(tmp_path, keep, kept):
     assert [int(read_tensors(tmp_path / str(step))["step"]) for step in kept] == kept
 
 
+def test_every_so_many_steps_one_is_kept_for_good(tmp_path):
+    policy = CheckpointPolicy(tmp_path, 2, 2, 6)
+    for step in range(2, 21, 2):
+        write(tmp_path, step)
+        policy.rotate()
+    assert complete_steps(tmp_path) == [6, 12, 18, 20]
+
+
 def test_files_of_others_stay(tmp_path):
     write(tmp_path, 1, 2, 3)
     (tmp_path / "notes.txt").write_text("mine")

@@ -33,6 +33,7 @@ REFUSED = [
     ("training.num_train_steps", "1.5"),
     ("training.checkpoint_every_n", "0"),
     ("training.checkpoint_max_to_keep", "0"),
+    ("training.checkpoint_keep_every_n", "0"),
     ("training.checkpoint_max_to_keep", "-1"),
     ("training.train_log_every_n", "0"),
     ("training.eval_every_n", "-1"),
@@ -81,6 +82,21 @@ def test_what_is_within_bounds_is_accepted(tmp_path, key, value, expected):
 def test_keeping_a_single_checkpoint_is_refused_with_the_reason(tmp_path):
     with pytest.raises(ConfigError, match=r"training\.checkpoint_max_to_keep.* 1 .*nothing to fall back on"):
         job(tmp_path, "training.checkpoint_max_to_keep=1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["checkpoint_keep_every_n=100", "checkpoint_every_n=50"], "100 is without effect, as all .*max_to_keep"),
+        (
+            ["checkpoint_keep_every_n=100", "checkpoint_every_n=60", "checkpoint_max_to_keep=2"],
+            r"100 is no multiple of checkpoint_every_n \(60\)",
+        ),
+    ],
+)
+def test_keeping_what_is_never_made_or_kept_anyway_is_refused(tmp_path, settings, told):
+    with pytest.raises(ConfigError, match=f"checkpoint_keep_every_n: {told}"):
+        job(tmp_path, *(f"training.{setting}" for setting in settings))
 
 
 def test_evaluating_no_batches_is_refused_saying_what_to_write_instead(tmp_path):

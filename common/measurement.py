@@ -24,10 +24,10 @@ class Measurement:
 
 
 class Tracker(Protocol):
-    """A sink of measurements. It may raise: it is switched off then."""
+    """A sink of measurements. It may block, and raise: it is switched off then. All calls come from one thread."""
 
     def log(self, measurement: Measurement) -> None:
-        """Takes one measurement; must not wait for a network."""
+        """Takes one measurement."""
 
     def finish(self) -> None:
-        """Releases what the sink holds, in bounded time. Called once, also after a failed log()."""
+        """Releases what the sink holds. Called once, also after a failed log()."""

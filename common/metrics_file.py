@@ -1,6 +1,8 @@
-"""The file `metrics.jsonl`: the sink that writes it, and reading it back."""
+"""The file `metrics.jsonl`: writing and reading its lines. What becomes of a failure is the caller's business."""
 
+import contextlib
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -10,9 +12,11 @@ from typing import Any
 from common.measurement import Measurement
 from core.config.base_config import UserError
 
+logger = logging.getLogger(__name__)
+
 
 class MetricsFile:
-    """The sink that appends each measurement to `path` as one line of JSON, flushed at once.
+    """Appends each measurement to `path` as one line of JSON, handed to the operating system at once.
 
     Opening it cuts the lines after `last_step` (None: no limit) and a torn last line, so that a resume goes
     on where its checkpoint is. The directory is made if need be. Raises UserError, and leaves the file as it
@@ -20,24 +24,76 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, last_step: int | None = None) -> None:
+        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             os.truncate(path, _length_to_keep(path, last_step))
-        self._file = path.open("a", encoding="utf-8")
+        self._descriptor = -1
+        self._length = 0
+        self._open()
 
-    def log(self, measurement: Measurement) -> None:
-        line = {
-            "step": measurement.step,
-            "mode": measurement.mode,
-            "partition": measurement.partition,
-            "metrics": {name: _finite(value) for name, value in measurement.metrics.items()},
-            "timing": {name: _finite(value) for name, value in measurement.timing.items()},
-        }
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+    def append(self, measurement: Measurement) -> None:
+        """Writes a line, or nothing of it. One that was moved, removed or cut is gone on with as it is now.
 
-    def finish(self) -> None:
-        self._file.close()
+        Raises:
+          OSError: the line can't be written.
+        """
+        line = _line(measurement)
+        if not self._is_as_left():
+            self.close()
+            self._open()
+        try:
+            written = 0
+            while written < len(line):
+                written += os.write(self._descriptor, line[written:])
+        except OSError:
+            with contextlib.suppress(OSError):  # else the next append() does
+                os.ftruncate(self._descriptor, self._length)
+            raise
+        self._length += len(line)
+
+    def sync(self) -> None:
+        """Returns when all that was appended survives a failure of the power. Any thread may call it.
+
+        Raises:
+          OSError: that is not sure.
+        """
+        for path in (self.path, self.path.parent):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _open(self) -> None:
+        """Opens what is under the name, less a torn last line."""
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        content = self.path.read_bytes()
+        self._length = content.rfind(b"\n") + 1
+        if self._length < len(content):
+            os.ftruncate(self._descriptor, self._length)
+
+    def _is_as_left(self) -> bool:
+        if self._descriptor < 0:
+            return False
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            found = None
+        own = os.fstat(self._descriptor)
+        if found is None or not os.path.samestat(found, own) or found.st_size < self._length:
+            logger.warning(
+                "%s was removed, replaced or cut while it was written; going on with what is there now, in which "
+                "earlier measurements may be missing",
+                self.path,
+            )
+            return False
+        return found.st_size == self._length
 
 
 def read_metrics(path: Path) -> list[Measurement]:
@@ -78,6 +134,17 @@ def _scan(path: Path) -> list[tuple[int, Measurement]]:
                 "Mend or remove that line, or move the file away."
             ) from error
     return found
+
+
+def _line(measurement: Measurement) -> bytes:
+    fields = {
+        "step": measurement.step,
+        "mode": measurement.mode,
+        "partition": measurement.partition,
+        "metrics": {name: _finite(value) for name, value in measurement.metrics.items()},
+        "timing": {name: _finite(value) for name, value in measurement.timing.items()},
+    }
+    return json.dumps(fields, allow_nan=False).encode() + b"\n"
 
 
 def _parse(line: bytes) -> Measurement:

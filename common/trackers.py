@@ -1,74 +1,100 @@
 """The sinks of a run, as the container that the loop logs to.
 
-A sink that fails is one warning and never stops the run. What is measured, and when, is the loop's business; the sinks
-are in `common.metrics_file` and `common.wandb`.
+The metrics file is written at once, all others in threads of their own. A sink that fails is one warning and neither
+stops nor slows the run. What is measured, and when, is the loop's business.
 """
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from common.background_tracker import BackgroundTracker
 from common.measurement import Measurement, Tracker
-from common.metrics_file import MetricsFile, read_metrics
+from common.metrics_file import read_metrics
+from common.metrics_file_tracker import MetricsFileTracker
 from common.wandb import WandbConfig, WandbTracker
 from core.config.base_config import UserError
 
 logger = logging.getLogger(__name__)
 
+# How long a sink may take to be built before training begins without it, in seconds.
+_BUILD_PATIENCE_IN_S = 30.0
+
+# How long the end of a run waits for all sinks together; torchrun gives a job that it stops 30 s.
+_FINISH_PATIENCE_IN_S = 20.0
+
 
 class Trackers:
     """The sinks of a run. Only rank 0 has any; without sinks all methods do nothing.
 
-    No exception of a sink leaves this class. Neither KeyboardInterrupt nor SystemExit is held back.
+    No exception of a sink leaves this class.
     """
 
-    def __init__(self, sinks: Iterable[Tracker] = ()) -> None:
-        named = [(type(sink).__name__, sink) for sink in sinks]
-        self._logging = list(named)
-        self._unfinished = list(named)
+    def __init__(self) -> None:
+        self._metrics_file: MetricsFileTracker | None = None
+        self._background: list[BackgroundTracker] = []
         self.run_id: str | None = None
         """The id that a tracking service knows this run by; belongs into the checkpoint."""
+        self.run_has_failed = False
+        """Whether an exception was on its way at finish()."""
 
-    def add(self, name: str, build: Callable[[], Tracker]) -> None:
-        """Adds the sink that `build` returns, called `name` in warnings; without it if building fails.
+    def add_metrics_file(self, path: Path, last_step: int | None) -> None:
+        """Adds the file; arguments and UserError of MetricsFileTracker."""
+        try:
+            self._metrics_file = MetricsFileTracker(path, last_step)
+        except OSError as error:
+            logger.warning("%s can't be written: %s; going on without it", path, error.strerror)
 
-        Raises UserError where `build` does: a mistake that the user is told before training starts.
+    def add_wandb(self, build: Callable[[], WandbTracker]) -> None:
+        """Adds W&B, which is reached beside the training.
+
+        build: prepares it; called at once. Raises UserError where it does.
         """
         try:
-            sink = build()
+            tracker = build()
         except UserError:
             raise
         except Exception as error:
-            _warn(name, "could not be set up; going on without it", error)
+            logger.warning("W&B could not be set up; going on without it: %s: %s", type(error).__name__, error)
             return
-        self._logging.append((name, sink))
-        self._unfinished.append((name, sink))
-        self.run_id = getattr(sink, "run_id", self.run_id)
+        self.run_id = tracker.run_id
+        self._background.append(BackgroundTracker("Weights & Biases", tracker.started, abandon=tracker.abandon))
+
+    def add(self, name: str, build: Callable[[], Tracker]) -> None:
+        """Adds the sink that `build` returns, called `name` in warnings. All its calls are made in one thread.
+
+        Raises UserError where `build` does: a mistake that the user is told before training starts.
+        """
+        self._background.append(BackgroundTracker(name, build, patience_in_s=_BUILD_PATIENCE_IN_S))
 
     def log(self, measurement: Measurement) -> None:
-        """Hands the measurement to each sink; one that fails is switched off with a warning."""
-        for name, sink in list(self._logging):
-            try:
-                sink.log(measurement)
-            except Exception as error:
-                self._logging.remove((name, sink))
-                _warn(name, f"failed at step {measurement.step} and is switched off", error)
+        """Hands the measurement to each sink."""
+        if self._metrics_file is not None:
+            self._metrics_file.log(measurement)
+        for tracker in self._background:
+            tracker.log(measurement)
+
+    def sync(self) -> None:
+        """Makes durable what a resume needs of what was logged. Any thread may call it."""
+        if self._metrics_file is not None:
+            self._metrics_file.sync()
 
     def finish(self) -> None:
-        """Finishes each sink, also one that is switched off. A second call does nothing."""
-        self._logging.clear()
-        while self._unfinished:
-            name, sink = self._unfinished.pop()
-            try:
-                sink.finish()
-            except Exception as error:
-                _warn(name, "failed to finish", error)
-
-
-def _warn(name: str, what_happened: str, error: Exception) -> None:
-    logger.warning("Tracker %s %s: %s: %s", name, what_happened, type(error).__name__, error)
+        """Finishes each sink, in bounded time. A second call does nothing."""
+        self.run_has_failed = sys.exception() is not None
+        if self._metrics_file is not None:
+            self._metrics_file.finish()
+            self._metrics_file = None
+        background, self._background = self._background, []
+        deadline = time.monotonic() + _FINISH_PATIENCE_IN_S
+        for tracker in background:
+            tracker.begin_finish()
+        for tracker in background:
+            tracker.finish(deadline)
 
 
 def build_trackers(
@@ -90,11 +116,16 @@ def build_trackers(
     """
     trackers = Trackers()
     metrics = run_dir / "metrics.jsonl"
-    trackers.add("metrics file", functools.partial(MetricsFile, metrics, last_step))
+    trackers.add_metrics_file(metrics, last_step)
     if config is not None:
-        backlog = read_metrics(metrics)
-        trackers.add(
-            "Weights & Biases",
-            functools.partial(WandbTracker, config, run_dir, resolved_config, run_id=run_id, backlog=backlog),
+        build = functools.partial(
+            WandbTracker,
+            config,
+            run_dir,
+            resolved_config,
+            run_id=run_id,
+            backlog=read_metrics(metrics),
+            has_failed=lambda: trackers.run_has_failed,
         )
+        trackers.add_wandb(build)
     return trackers

@@ -4,16 +4,20 @@ The package wandb is imported only where a run is tracked with it. What a sink i
 failures, is in `common.trackers`.
 """
 
+import contextlib
+import errno
 import json
 import logging
 import os
 import re
 import secrets
+import signal
 import stat
 import sys
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pydantic
 
@@ -23,12 +27,15 @@ from core.config.base_config import BaseConfig, ConfigError
 
 logger = logging.getLogger(__name__)
 
+# In what wandb's process writes its file, in bytes.
+_BLOCK_SIZE = 32 * 1024
+
 STEP_KEY = "trainer/global_step"
 
 _RUN_FILES = {"train": "wandb.json", "evaluate": "wandb-evaluator.json"}
 
 _INIT_TIMEOUT_IN_S = 30.0
-_FINISH_TIMEOUT_IN_S = 20.0  # torchrun gives a job that it stops 30 s
+_FINISH_TIMEOUT_IN_S = 15.0  # less than common.trackers waits
 
 
 class WandbConfig(BaseConfig):
@@ -149,8 +156,9 @@ class WandbTracker:
     Trainer and evaluator have a W&B run each, with a file of its own (`wandb.json`, `wandb-evaluator.json`). One group,
     named by the id of the trainer's, holds both.
 
-    Raises whatever hinders the start: the package is missing, the server doesn't answer within 30 s (or
-    WANDB_INIT_TIMEOUT), the key is refused.
+    started(), log() and finish() may block, and belong into one thread: W&B is reached only there. started() raises
+    whatever hinders it: the package is missing, the server doesn't answer within 30 s (or WANDB_INIT_TIMEOUT), the key
+    is refused.
     """
 
     def __init__(
@@ -163,6 +171,7 @@ class WandbTracker:
         run_id: str | None = None,
         group: str | None = None,
         backlog: Iterable[Measurement] = (),
+        has_failed: Callable[[], bool] = lambda: False,
     ) -> None:
         """Args:
         config: the user's.
@@ -172,23 +181,38 @@ class WandbTracker:
         run_id: used if the file has none yet.
         group: id of the trainer's run; None: this run's own.
         backlog: measured earlier; sent now, where it was not.
+        has_failed: asked by finish(): whether the program has.
+
+        Raises:
+          UserError: the key file can't serve.
+          OSError, ValueError: the file of the run's id can't be written, or is damaged.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run_file = _RunFile(run_dir / _RUN_FILES[job_type], run_id)
         self.run_id = self._run_file.run_id
-        key = _read_key(config.key_path) if config.key_path is not None else None
+        self._key = _read_key(config.key_path) if config.key_path is not None else None
+        self._config = config
+        self._run_dir = run_dir
+        self._resolved_config = resolved_config
+        self._job_type = job_type
+        self._group = group or self.run_id
+        self._backlog = backlog
+        self._has_failed = has_failed
+        self._is_complete = True
 
+    def started(self) -> Self:
+        """Starts wandb's process and the run there, and sends the backlog; returns itself."""
         import wandb
 
         self._wandb = wandb
         self._hooks_before = (sys.exit, sys.excepthook)
-        settings = _settings(config)
+        config, settings = self._config, _settings(self._config)
         try:
             # First the session: it would greet the user before it knows that it is to be silent.
             wandb.setup(settings=wandb.Settings(**settings))
             why_offline = "as its mode says"
-            if key is not None:
-                settings["api_key"] = key
+            if self._key is not None:
+                settings["api_key"] = self._key
             elif os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not wandb.login(
                 prompt=False, verify=False
             ):
@@ -198,15 +222,15 @@ class WandbTracker:
             self._run = wandb.init(
                 id=self.run_id,
                 resume="allow",
-                dir=run_dir,
+                dir=self._run_dir,
                 entity=config.entity,
                 project=config.project,
-                group=group or self.run_id,
-                job_type=job_type,
+                group=self._group,
+                job_type=self._job_type,
                 name=config.name,
                 tags=config.tags,
                 notes=config.notes,
-                config={**resolved_config, "metadata": config.metadata},
+                config={**self._resolved_config, "metadata": config.metadata},
                 settings=wandb.Settings(**settings),
             )
             self._run.define_metric(STEP_KEY)
@@ -217,12 +241,13 @@ class WandbTracker:
         if self._run.disabled:
             logger.info("Weights & Biases is switched off (mode disabled).")
         elif self._run.offline:
-            directory = run_dir / "wandb"
+            directory = self._run_dir / "wandb"
             logger.info("Weights & Biases: offline (%s), run %s in %s", why_offline, self.run_id, directory)
         else:
             logger.info("Weights & Biases: online, run %s at %s", self.run_id, self._run.url)
-        for measurement in backlog:
+        for measurement in self._backlog:
             self.log(measurement)
+        return self
 
     def log(self, measurement: Measurement) -> None:
         stream = "/".join(part for part in (measurement.mode, measurement.partition) if part is not None)
@@ -231,20 +256,39 @@ class WandbTracker:
         values: dict[str, float | int | bool] = {STEP_KEY: measurement.step}
         values |= {f"{stream}/{name}": x for name, x in measurement.metrics.items() if x is not None}
         values |= {f"{stream}/timing/{name}": x for name, x in measurement.timing.items()}
+        self._is_complete = False
+        self._check_room()
         # Never step=: W&B drops what comes with a lower step than it has seen, as after a resume.
         self._run.log(values)
         self._run_file.mark_sent(stream, measurement.step)
+        self._is_complete = True
         if not self._run.offline:
             self._run_file.save()
 
     def finish(self) -> None:
-        """Ends the run (failed if an exception is on its way) and wandb's process, within half a minute."""
+        """Ends the run and wandb's process."""
         try:
-            self._run.finish(exit_code=0 if sys.exception() is None else 1)
-            # Offline it is only now on disk: a kill would have taken the last blocks with it.
-            self._run_file.save()
+            self._run.finish(exit_code=1 if self._has_failed() else 0)
+            # Offline it is only now on disk: a kill would have taken the last blocks with it, and so does a full disk.
+            if self._is_complete or not self._run.offline:
+                self._run_file.save()
         finally:
             self._end_service()
+
+    def _check_room(self) -> None:
+        """Raises OSError where the disk is full: wandb's process leaves out what it can't write, and tells nobody."""
+        with tempfile.TemporaryFile(dir=self._run_dir / "wandb", buffering=0) as file:
+            room = bytes(_BLOCK_SIZE)
+            if file.write(room) < len(room):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._run_dir / "wandb"))
+
+    def abandon(self) -> None:
+        """Kills wandb's process: where that hangs, whoever talks to it does, and so would the end of ours."""
+        for children in Path("/proc/self/task").glob("*/children"):
+            for pid in children.read_text().split():
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{pid}/comm").read_text().strip() == "wandb-core":
+                        os.kill(int(pid), signal.SIGKILL)
 
     def _end_service(self) -> None:
         """Ends wandb's own process, which else lives until ours ends, and takes its hooks out."""

@@ -262,15 +262,14 @@ class _Marks:
         assert self._file is not None
         assert measurement.partition is not None
         try:
-            self._file.log(measurement)
+            self._file.append(measurement)
         except OSError as error:
             raise UserError(f"{self._path}: can't be written: {error.strerror}; make room, and start again") from error
         self._done.setdefault(measurement.step, []).append(measurement.partition)
 
     def close(self) -> None:
         if self._file is not None:
-            with contextlib.suppress(OSError):  # told already
-                self._file.finish()
+            self._file.close()
 
 
 class _Wait:
@@ -330,7 +329,8 @@ def _add_sinks(
             group=group,
             # What an earlier evaluator has marked and was killed before it sent.
             backlog=read_metrics(directory.metrics),
+            has_failed=lambda: trackers.run_has_failed,
         )
-        trackers.add("Weights & Biases", build)
+        trackers.add_wandb(build)
     for name, build_sink in sinks.items():
         trackers.add(name, build_sink)

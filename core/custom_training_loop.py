@@ -177,9 +177,11 @@ def train(
             for name, build in (sinks or {}).items():
                 trackers.add(name, build)
 
+        stack.callback(lambda: trackers.finish())
         control.on_main(add_sinks)
-        stack.callback(trackers.finish)
-        saver = Saver(policy, identity, world, wrapped, optimizer, train_step, trackers.run_id, progress.step)
+        saver = Saver(
+            policy, identity, world, wrapped, optimizer, train_step, trackers.run_id, progress.step, trackers.sync
+        )
         stack.callback(saver.close)
         window, watch = TrainWindow(world, progress.window), Stopwatch()
         step, position = progress.step, progress.position

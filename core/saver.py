@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class Saver:
         train_step: TrainStep,
         tracker_run_id: str | None,
         saved_step: int,
+        sync: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
         policy: which checkpoints are made and kept.
@@ -52,6 +53,7 @@ class Saver:
         train_step: whose scaler is saved.
         tracker_run_id: the id that a tracking service knows the run by.
         saved_step: that the run continues from; 0 at the start.
+        sync: makes durable, before a checkpoint is, what a run that continues from it needs beside it.
         """
         self._policy = policy
         self._identity = identity
@@ -63,6 +65,7 @@ class Saver:
         self._train_step = train_step
         self._tracker_run_id = tracker_run_id
         self._saved_step = saved_step
+        self._sync = sync
         # Checkpoints have collectives of their own, which must not mix with those of training.
         self._group = dist.new_group(backend="gloo", timeout=world.timeout) if world.size > 1 else None
         self._staged: dict[str, torch.Tensor] = {}
@@ -120,6 +123,7 @@ class Saver:
     def _write(self, step: int, state: Mapping[str, Any]) -> None:
         """In the thread."""
         try:
+            self._sync()
             path = write_checkpoint(self._policy.root, step, self._staged, state, self._group, self._provenance)
         except Exception as error:
             self._failure = error

@@ -17,19 +17,19 @@ def train(step: int, **metrics: float | None) -> Measurement:
 def write(path: Path, *measurements: Measurement) -> None:
     file = MetricsFile(path)
     for measurement in measurements:
-        file.log(measurement)
-    file.finish()
+        file.append(measurement)
+    file.close()
 
 
 def test_a_line_is_one_json_object_and_is_on_disk_at_once(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
     file = MetricsFile(path)
-    file.log(Measurement(5, "evaluate", "validation", {"auroc": 0.1 + 0.2, "n": 7}, {"complete": True, "s": 2.5}))
+    file.append(Measurement(5, "evaluate", "validation", {"auroc": 0.1 + 0.2, "n": 7}, {"complete": True, "s": 2.5}))
     assert path.read_text() == (
         '{"step": 5, "mode": "evaluate", "partition": "validation", '
         '"metrics": {"auroc": 0.30000000000000004, "n": 7}, "timing": {"complete": true, "s": 2.5}}\n'
     )
-    file.finish()
+    file.close()
 
 
 def test_what_is_not_finite_or_not_available_is_null(tmp_path):
@@ -74,14 +74,14 @@ def test_a_resume_cuts_what_comes_after_its_step(tmp_path):
     write(path, train(10), train(20), evaluated)
     kept = path.read_bytes()
     write(path, train(30), Measurement(40, "evaluate", "test", {}, {}))
-    MetricsFile(path, last_step=20).finish()
+    MetricsFile(path, last_step=20).close()
     assert path.read_bytes() == kept
 
 
 def test_a_new_run_cuts_everything(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, train(10))
-    MetricsFile(path, last_step=0).finish()
+    MetricsFile(path, last_step=0).close()
     assert path.read_bytes() == b""
 
 

@@ -1,10 +1,12 @@
 import logging
+import threading
 
 import pytest
 
 from common.measurement import Measurement
 from common.metrics_file import MetricsFile, read_metrics
 from common.trackers import Trackers, build_trackers
+from core.config.base_config import UserError
 
 
 def train(step: int, **metrics: float | None) -> Measurement:
@@ -12,71 +14,70 @@ def train(step: int, **metrics: float | None) -> Measurement:
 
 
 class Sink:
-    def __init__(self, fails: type[BaseException] | None = None) -> None:
-        self.fails = fails
+    def __init__(self, fails: bool = False) -> None:
         self.calls: list[int | str] = []
+        self._fails = fails
 
     def log(self, measurement: Measurement) -> None:
         self.calls.append(measurement.step)
-        if self.fails is not None:
-            raise self.fails("the disk is full")
+        if self._fails:
+            raise OSError("the disk is full")
 
     def finish(self) -> None:
         self.calls.append("finish")
-        if self.fails is not None:
-            raise self.fails("the disk is still full")
+        if self._fails:
+            raise OSError("the disk is still full")
 
 
 def test_a_failing_sink_is_one_warning_and_the_others_go_on(caplog):
-    good, bad = Sink(), Sink(fails=OSError)
-    trackers = Trackers([bad, good])
+    good, bad = Sink(), Sink(fails=True)
+    trackers = Trackers()
+    trackers.add("bad", lambda: bad)
+    trackers.add("good", lambda: good)
     for step in (1, 2, 3):
         trackers.log(train(step))
-    assert good.calls == [1, 2, 3]
-    assert bad.calls == [1]
+    for _ in range(2):  # once is enough
+        trackers.finish()
+        trackers.log(train(4))
+    assert good.calls == [1, 2, 3, "finish"]
+    assert bad.calls == [1, "finish"]
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "Sink failed at step 1" in record.message
+    assert "Tracker bad failed at step 1" in record.message
     assert "OSError: the disk is full" in record.message
 
 
-def test_every_sink_is_finished_once(caplog):
-    good, bad = Sink(), Sink(fails=OSError)
-    trackers = Trackers([good, bad])
-    trackers.log(train(1))
-    caplog.clear()
-    trackers.finish()
-    trackers.finish()
-    trackers.log(train(2))
-    assert good.calls == [1, "finish"]
-    assert bad.calls == [1, "finish"]
-    (record,) = caplog.records
-    assert "the disk is still full" in record.message
-
-
-def test_an_interrupt_is_not_swallowed():
-    trackers = Trackers([Sink(fails=KeyboardInterrupt)])
-    with pytest.raises(KeyboardInterrupt):
-        trackers.log(train(1))
-
-
-def test_a_sink_that_cannot_be_built_is_one_warning(caplog):
-    trackers = Trackers()
-
+def test_a_mistake_in_a_sink_is_told_before_training():
     def build() -> Sink:
-        raise ConnectionError("nobody there")
+        raise UserError("no such experiment")
 
-    trackers.add("TensorBoard", build)
-    trackers.log(train(1))
+    with pytest.raises(UserError, match="no such experiment"):
+        Trackers().add("mine", build)
+
+
+def test_sinks_that_hang_share_one_patience(monkeypatch, caplog):
+    monkeypatch.setattr("common.trackers._FINISH_PATIENCE_IN_S", 0.0)
+    gate = threading.Event()
+
+    class Hanging(Sink):
+        def finish(self) -> None:
+            gate.wait(60)
+
+    trackers = Trackers()
+    for name in ("one", "two"):
+        trackers.add(name, Hanging)
     trackers.finish()
-    (record,) = caplog.records
-    assert "TensorBoard could not be set up" in record.message
-    assert "ConnectionError: nobody there" in record.message
+    gate.set()
+    assert [record.message.split(";")[0] for record in caplog.records] == [
+        "Tracker one did not end in time",
+        "Tracker two did not end in time",
+    ]
 
 
 def test_no_sinks_do_nothing(caplog):
     trackers = Trackers()
     trackers.log(train(1))
+    trackers.sync()
     trackers.finish()
     assert trackers.run_id is None
     assert not caplog.records
@@ -85,8 +86,8 @@ def test_no_sinks_do_nothing(caplog):
 def test_a_run_without_wandb_has_its_metrics_file(tmp_path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
     for step in (1, 2):
-        file.log(train(step))
-    file.finish()
+        file.append(train(step))
+    file.close()
     trackers = build_trackers(tmp_path, None, {}, last_step=1)
     trackers.log(train(2, loss=0.5))
     trackers.finish()
@@ -101,4 +102,4 @@ def test_a_directory_that_cannot_be_written_is_one_warning(tmp_path, caplog):
     trackers.log(train(1))
     trackers.finish()
     (record,) = caplog.records
-    assert "metrics file could not be set up" in record.message
+    assert record.message == f"{in_the_way}/metrics.jsonl can't be written: File exists; going on without it"

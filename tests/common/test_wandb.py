@@ -5,9 +5,12 @@ import json
 import logging
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from common.metrics_file import read_metrics
 from common.trackers import build_trackers
 from common.wandb import WandbConfig, check_key_file
 from core.config.base_config import ConfigError
+from tests.faults import full_disk
 
 KEY = "0123456789" * 4
 REPOSITORY = Path(__file__).parents[2]
@@ -62,9 +66,34 @@ def points(session: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def children() -> dict[int, str]:
-    """Names of our child processes, by id."""
+    """Names of our child processes that have not ended, by id."""
     found = [pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
-    return {int(pid): Path(f"/proc/{pid}/comm").read_text().strip() for pid in found}
+    alive = [pid for pid in found if Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return {int(pid): Path(f"/proc/{pid}/comm").read_text().strip() for pid in alive}
+
+
+@contextlib.contextmanager
+def begun() -> Iterator[threading.Event]:
+    """An event that is set as soon as W&B has begun a session."""
+    begun = threading.Event()
+
+    class Listening(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("Weights & Biases: "):
+                begun.set()
+
+    handler, logger = Listening(), logging.getLogger("common.wandb")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    yield begun
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def wandb_process() -> int:
+    (pid,) = [pid for pid, name in children().items() if name == "wandb-core"]
+    return pid
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
@@ -153,9 +182,12 @@ from pathlib import Path
 from common.measurement import Measurement
 from common.trackers import build_trackers
 from common.wandb import WandbConfig
+from tests.common.test_wandb import begun
 
-trackers = build_trackers(Path(sys.argv[1]), WandbConfig(), {}, 0)
-for step in (10, 20, 30):
+with begun() as has_begun:
+    trackers = build_trackers(Path(sys.argv[1]), WandbConfig(), {}, 0)
+    assert has_begun.wait(60)
+for step in (10, 20, 30):  # handed over, or waiting
     trackers.log(Measurement(step, "train", None, {"loss": step / 100}, {}))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -190,21 +222,54 @@ def test_an_unreachable_host_is_one_warning(tmp_path, monkeypatch, key_path, cap
     assert files_with_the_key(tmp_path) == [key_path]
 
 
-def test_a_dead_wandb_process_is_a_warning(tmp_path, caplog):
-    trackers = build_trackers(tmp_path, WandbConfig(), {}, 0)
-    trackers.log(train)
-    (pid,) = [pid for pid, name in children().items() if name == "wandb-core"]
-    os.kill(pid, signal.SIGKILL)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    trackers.log(validation)
-    trackers.log(validation)
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_wandb_process_that_dies_or_hangs_is_one_warning(tmp_path, monkeypatch, caplog, fault):
+    monkeypatch.setattr("common.trackers._FINISH_PATIENCE_IN_S", 5.0 if fault == signal.SIGKILL else 0.5)
+    with begun() as has_begun:
+        trackers = build_trackers(tmp_path, WandbConfig(), {}, 0)
+        assert has_begun.wait(60)
+    pid = wandb_process()
+    os.kill(pid, fault)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT)
+    for measurement in (train, validation) * 500:  # more than a socket takes
+        trackers.log(measurement)
     trackers.finish()
-    warnings = [record for record in said(caplog) if record.levelname == "WARNING"]
-    assert [record.message.split(": ")[0] for record in warnings] == [
-        "Tracker Weights & Biases failed at step 10 and is switched off",
-        "Tracker Weights & Biases failed to finish",
-    ]
-    assert read_metrics(tmp_path / "metrics.jsonl") == [train, validation, validation]
+    (warning,) = [record.message for record in said(caplog) if record.levelname == "WARNING"]
+    expected = "did not end in time" if fault == signal.SIGSTOP else "failed at step 10 and is switched off"
+    assert warning.startswith(f"Tracker Weights & Biases {expected}")
+    assert read_metrics(tmp_path / "metrics.jsonl") == [train, validation] * 500
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert ended is not None
+    assert ended.si_status == signal.SIGKILL
+    assert json.loads((tmp_path / "wandb.json").read_text())["sent"] == {}
+
+
+def test_a_full_disk_is_one_warning_and_the_next_session_has_all_points(tmp_path, caplog):
+    with begun() as has_begun:
+        trackers = build_trackers(tmp_path, WandbConfig(), {}, 0)
+        assert has_begun.wait(60)
+    with full_disk(30_000):
+        for step in range(10, 400, 10):
+            trackers.log(Measurement(step, "train", None, {"loss": step / 100}, {}))
+        trackers.finish()
+    (warning,) = [record.message for record in said(caplog) if record.levelname == "WARNING"]
+    assert warning.startswith("Tracker Weights & Biases failed at step 10 and is switched off: OSError: ")
+    trackers = build_trackers(tmp_path, WandbConfig(), {}, 390)
+    trackers.finish()
+    assert [point["trainer/global_step"] for point in points(recorded(tmp_path)[-1])] == list(range(10, 400, 10))
+
+
+def test_a_server_that_accepts_and_never_answers_holds_nobody_up(tmp_path, monkeypatch, key_path, caplog):
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        config = WandbConfig(host=f"http://127.0.0.1:{server.getsockname()[1]}", key_path=str(key_path))
+        trackers = build_trackers(tmp_path / "run", config, {}, 0)
+        trackers.log(train)
+        assert read_metrics(tmp_path / "run" / "metrics.jsonl") == [train]
+        trackers.finish()
+    (record,) = said(caplog)
+    assert "Weights & Biases could not be set up; going on without it" in record.message
+    assert not any("wandb" in name for name in children().values())
 
 
 def test_the_id_of_the_checkpoint_is_used_where_the_directory_has_none(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Saving beside the training: what is saved is the state at the call, one save at a time, and what a failure does."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,11 @@ class SlowPolicy(CheckpointPolicy):
 class Run:
     """A model that is trained and saved."""
 
-    def __init__(self, policy: CheckpointPolicy) -> None:
+    def __init__(self, policy: CheckpointPolicy, sync: Callable[[], None] = lambda: None) -> None:
         self.model = ToyModel()
         optimizer = torch.optim.Adam(self.model.parameters(), lr=0.1)
         self.train_step = toy_step(self.model, optimizer=optimizer)
-        self.saver = Saver(policy, {}, ALONE, self.model, optimizer, self.train_step, None, 0)
+        self.saver = Saver(policy, {}, ALONE, self.model, optimizer, self.train_step, None, 0, sync)
         self.step = 0
 
     def train(self) -> None:
@@ -95,6 +96,16 @@ def test_training_goes_on_during_a_save_and_the_next_save_waits_for_it(tmp_path:
     second.join(60)
     assert run.saver.wait()
     assert complete_steps(tmp_path) == [1, 2]
+
+
+def test_what_a_resume_needs_beside_a_checkpoint_is_durable_before_it(tmp_path: Path, policy: CheckpointPolicy) -> None:
+    there: list[list[int]] = []
+    run = Run(policy, lambda: there.append(complete_steps(tmp_path)))
+    for _ in range(2):
+        run.train()
+        run.save()
+    assert run.saver.wait()
+    assert there == [[], [1]]
 
 
 def test_a_step_is_saved_once(tmp_path: Path, policy: CheckpointPolicy) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from common.rendezvous import meet
 from core.config.base_config import UserError
 
 
@@ -56,6 +57,9 @@ def joined_world(timeout_in_s: float, device_type: str | None = None, *, group_o
       timeout_in_s: longest wait of a collective, in seconds.
       device_type: "cpu" or "cuda"; None: CUDA where there is one.
       group_of_one: a process group also in a world of one, as sharded tables need it.
+
+    Raises:
+      UserError: the environment is half of torchrun's, or a rank did not come in time.
     """
     rank, size = rank_from_env(), world_size_from_env()
     timeout = datetime.timedelta(seconds=timeout_in_s)
@@ -75,9 +79,9 @@ def joined_world(timeout_in_s: float, device_type: str | None = None, *, group_o
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             timeout=timeout,
             device_id=device if device.type == "cuda" else None,
-            store=dist.HashStore() if size == 1 else None,
-            rank=rank if size == 1 else -1,
-            world_size=size if size == 1 else -1,
+            store=dist.HashStore() if size == 1 else meet(rank, size, timeout),
+            rank=rank,
+            world_size=size,
         )
     try:
         yield World(rank, local_rank, size, device, timeout)

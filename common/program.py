@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from common.device import rank_from_env, world_size_from_env
+from common.standard_streams import make_forgiving
 from core.config.base_config import UserError
 
 USER_ERROR_STATUS = 2
@@ -37,6 +38,7 @@ def run(main: Callable[[], int], after_interrupt: str = "continues from the newe
       main: the program; returns its exit status.
       after_interrupt: what the same command does after an interrupt, for the message.
     """
+    make_forgiving()
     try:
         status = main()
     except UserError as error:

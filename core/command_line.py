@@ -21,6 +21,7 @@ from common.metrics_file import read_metrics
 from common.optimizers.learning_rate import Rates
 from common.program import ArgumentParser
 from common.reader.reader import BatchReader
+from common.standard_streams import print_report
 from common.wandb import check_key_file
 from core import custom_training_loop, debug_training_loop
 from core.checkpoint_evaluation import only_evaluate
@@ -154,14 +155,14 @@ def _train(project: Project[C, D], config: C, job: Job, world: World, args: argp
     )
     if world.is_main:
         directory = outcome.directory
-        sys.stdout.write(_closing_report(project, directory.checkpoints, directory.metrics, directory.config))
+        print_report(_closing_report(project, directory.checkpoints, directory.metrics, directory.config))
     return outcome.exit_status
 
 
 def _evaluate(project: Project[C, D], config: C, job: Job, world: World) -> int:
     outcome = only_evaluate(config, job.model, job.train_reader, job.partitions, world)
     if world.is_main:
-        sys.stdout.write(_closing_report(project, outcome.directory.checkpoints, outcome.directory.metrics))
+        print_report(_closing_report(project, outcome.directory.checkpoints, outcome.directory.metrics))
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 
 

@@ -214,6 +214,9 @@ class _Reader:
     def remaining_batches(self, position: Position, num_epochs: int | None) -> float:  # noqa: ARG002
         return float("inf")
 
+    def describe(self, position: Position) -> str:
+        return f"batch {position.cursors[0]}"
+
     def train(self, **_: Any) -> Iterator[Placed[Batch]]:
         for step, batch in enumerate(itertools.cycle(self._batches)):
             yield Placed(batch, Position(0, (step,)))

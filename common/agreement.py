@@ -28,6 +28,8 @@ class Control(enum.IntFlag):
     """This rank's next batch can't be had."""
     TIME_UP = 4
     """This rank's clock has passed a limit."""
+    NONFINITE = 8
+    """This rank knows of too many steps in a row whose numbers were not finite."""
 
 
 class ControlWord:
@@ -74,13 +76,17 @@ class ControlWord:
 
     def raise_together(self, error: UserError | None) -> None:
         """Raises on every rank the error of the lowest rank that has one; returns where none has. Collective."""
-        errors = [error]
-        if self._group is not None:
-            errors = [None] * dist.get_world_size()
-            dist.all_gather_object(errors, error, group=self._group)
-        first = next((e for e in errors if e is not None), None)
+        first = next((e for e in self.gather(error) if e is not None), None)
         if first is not None:
             raise first
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, by rank, on every rank; they must be picklable. Collective."""
+        values = [value]
+        if self._group is not None:
+            values *= dist.get_world_size()
+            dist.all_gather_object(values, value, group=self._group)
+        return values
 
     def from_main(self, read: Callable[[], T]) -> T:
         """What `read` gives on rank 0, on every rank; it must be picklable. A UserError there is raised on every rank.

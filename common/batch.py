@@ -19,7 +19,7 @@ class Batch:
         Raises:
           ValueError: the batch holds no tensor.
         """
-        for tensor in self._tensors():
+        for _, tensor in self.named_tensors():
             return tensor.shape[0]
         raise ValueError(f"{type(self).__name__} holds no tensor")
 
@@ -33,15 +33,19 @@ class Batch:
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tells CUDA's allocator that `stream` uses the tensors, so that it doesn't give their memory away early."""
-        for tensor in self._tensors():
+        for _, tensor in self.named_tensors():
             tensor.record_stream(stream)
 
-    def _tensors(self) -> Iterator[torch.Tensor]:
+    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors with the names of their fields; of a mapping, `<field>.<key>`."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            for item in value.values() if isinstance(value, Mapping) else (value,):
-                if isinstance(item, torch.Tensor):
-                    yield item
+            if isinstance(value, torch.Tensor):
+                yield field.name, value
+            elif isinstance(value, Mapping):
+                yield from (
+                    (f"{field.name}.{key}", item) for key, item in value.items() if isinstance(item, torch.Tensor)
+                )
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         def mapped(value: Any) -> Any:

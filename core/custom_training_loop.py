@@ -25,9 +25,10 @@ from common.optimizers.learning_rate import Rates
 from common.paths import user_path
 from common.reader.reader import BatchReader
 from common.trackers import Trackers, build_trackers
-from core.config.base_config import UserError
 from core.config.training import JobConfig
 from core.evaluation import Evaluator, Partition, StoppedError
+from core.nonfinite import NonfiniteEnd
+from core.nonfinite_steps import NonfiniteSteps
 from core.parallel import num_parameters, parallelize
 from core.progress_report import ProgressReport
 from core.run_directory import RunDirectory, check_same_run, find_checkpoint
@@ -38,9 +39,6 @@ from core.train_window import Stopwatch, TrainWindow
 from core.training_state import Progress, find_last_step, load_model, load_optimizer, run_identity
 
 logger = logging.getLogger(__name__)
-
-# Updates left out one after the other, as far as the logs tell, that end a run.
-_DIVERGED = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +95,8 @@ def train(
       overwrite_save_dir: start anew, deleting the run in save_dir.
 
     Raises:
-      UserError: on all ranks, where save_dir, data or an initial checkpoint is not as it must be.
+      UserError: on all ranks, where save_dir, data or an initial checkpoint is not as it must be, or numbers went
+        wrong.
     """
     training, runtime = config.training, config.runtime
     directory = RunDirectory(training.save_dir)
@@ -185,6 +184,7 @@ def train(
         stack.callback(saver.close)
         window, watch = TrainWindow(world, progress.window), Stopwatch()
         step, position = progress.step, progress.position
+        nonfinite = NonfiniteSteps(world.device, training.max_nonfinite_steps, step, progress.nonfinite_steps)
 
         def evaluate(names: list[str]) -> bool:
             """Evaluates; False where a signal ended it."""
@@ -194,9 +194,16 @@ def train(
                 return False
             return True
 
+        def checkpoints() -> list[Path]:
+            saver.wait()
+            return control.from_main(policy.complete)
+
+        nonfinite_end = NonfiniteEnd(wrapped, optimizer, train_step, control, checkpoints)
+
         def save() -> None:
             control.on_main(directory.check_held)
-            saver.save(Progress(step, position, window.fold()))
+            nonfinite_end.check_state(step, train_reader.describe(position))
+            saver.save(Progress(step, position, window.fold(), nonfinite.settle()))
 
         # An evaluation that was due when the earlier run was killed is made up.
         go_on = True
@@ -239,6 +246,7 @@ def train(
             control,
             stop,
             watch,
+            nonfinite,
             micro_batches=training.micro_batches,
             num_steps=last_step - step if go_on else 0,
             prefetch_batches=train_reader.prefetch_batches,
@@ -252,6 +260,7 @@ def train(
             loss, skipped = train_step(micro_batches, step + 1)
             step += 1
             window.add(loss, skipped)
+            nonfinite.add(skipped)
             watch.stepped()
             report.step()
 
@@ -263,12 +272,12 @@ def train(
                     report.logged(measurement)
                 trackers.log(measurement)
                 watch.restart()
-                if window.left_out_in_a_row >= _DIVERGED:
-                    raise UserError(
-                        f"training has diverged: the gradients of the last {window.left_out_in_a_row} steps were not "
-                        "finite, and no update was made. Lower the learning rates, or set max_grad_norm; the newest "
-                        f"checkpoint is {policy.latest()}"
-                    )
+                nonfinite.settle()
+            if train_step.doubts_tables:
+                nonfinite_end.check_state(step, train_reader.describe(position))
+            if nonfinite.too_many is not None:
+                places = [train_reader.describe(item.position) for item in placed]
+                nonfinite_end.raise_too_many(nonfinite, step, micro_batches, places)
             if policy.is_due(step) or step == last_step:
                 with watch.pause():
                     save()

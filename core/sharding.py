@@ -71,7 +71,7 @@ class ShardedModel(nn.Module):
     def tables(self) -> dict[str, ShardedTensor]:
         """Weights by the name of their table. They are the tables' memory."""
         state = self.module.state_dict()
-        return {_table_of(name): tensor for name, tensor in state.items() if is_sharded(tensor)}
+        return {table_of(name): tensor for name, tensor in state.items() if is_sharded(tensor)}
 
     def table_optimizer_states(self) -> dict[str, ShardedTensor]:
         """What the tables' optimizers remember, by name: `<state>.<parameter>`. It is their memory."""
@@ -151,8 +151,8 @@ def shard(
     return sharded
 
 
-def _table_of(parameter: str) -> str:
-    """`tables.embeddings.<table>.weight`."""
+def table_of(parameter: str) -> str:
+    """The table of a parameter `tables.embeddings.<table>.weight`."""
     return parameter.rsplit(".", 2)[1]
 
 
@@ -267,7 +267,7 @@ class TableLearningRates:
         """rates: by table."""
         self._optimizer = model.table_optimizer
         self._rates = rates
-        names = {id(parameter): _table_of(name) for name, parameter in self._optimizer.params.items()}  # type: ignore[attr-defined]
+        names = {id(parameter): table_of(name) for name, parameter in self._optimizer.params.items()}  # type: ignore[attr-defined]
         # Tables of one group are updated together and have equal rates (build_tables()).
         self._table_of_group = [names[id(group["params"][0])] for group in self._optimizer.param_groups]
 

@@ -9,6 +9,7 @@ from common.agreement import Control, ControlWord, StopSignals
 from common.reader.prefetch import next_or_error
 from common.reader.reader import Placed
 from core.config.base_config import UserError
+from core.nonfinite_steps import NonfiniteSteps
 from core.train_window import Stopwatch
 
 # Where steps take less than this, one control word is about several of them: on two ranks each costs 0.5 ms.
@@ -27,6 +28,7 @@ class StepFeed:
         control: ControlWord,
         stop: StopSignals,
         watch: Stopwatch,
+        nonfinite: NonfiniteSteps,
         *,
         micro_batches: int,
         num_steps: int,
@@ -39,6 +41,7 @@ class StepFeed:
           control: tells the other ranks.
           stop: whether this rank was asked to stop.
           watch: is told the time spent waiting for batches.
+          nonfinite: where a rank knows of too many, all count up to the same step.
           micro_batches: of a step.
           num_steps: to hand out in all.
           prefetch_batches: that the reader holds ready.
@@ -47,6 +50,7 @@ class StepFeed:
         self._control = control
         self._stop = stop
         self._watch = watch
+        self._nonfinite = nonfinite
         self._micro_batches = micro_batches
         self._unfetched = num_steps
         # No more steps than there are batches ready for: training would wait for the others.
@@ -72,6 +76,8 @@ class StepFeed:
                 self._control.raise_together(self._upcoming if isinstance(self._upcoming, UserError) else None)
             if Control.STOP in word:
                 return None
+            if Control.NONFINITE in word:
+                self._nonfinite.settle()
             assert not isinstance(self._upcoming, UserError)
             now = time.perf_counter()
             self._seconds_per_step = (now - self._began) / self._num_ready
@@ -103,4 +109,6 @@ class StepFeed:
         word = Control.BAD_DATA if error is not None else Control.NONE
         if self._stop.received is not None:
             word |= Control.STOP
+        if self._nonfinite.poll():
+            word |= Control.NONFINITE
         self._control.begin(word, pace=max(1, min(int(_WORD_EVERY_S / self._seconds_per_step), self._most_steps)))

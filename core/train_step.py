@@ -1,7 +1,7 @@
 """One training step: one optimizer update over its micro-batches.
 
 Owns autocast, loss scaling, gradient averaging, clipping and the check for finite gradients. It never reads the device:
-what it counts stays there until somebody asks.
+what it counts stays there until somebody asks. A step whose update is left out leaves the model as it was.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from common.batch import Batch
 from common.device import World, emulates_bfloat16, seed_step
 from common.optimizers.learning_rate import Rates
 from core.config.training import RuntimeConfig
+from core.parallel import unwrap
 from core.sharding import ShardedModel
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,15 @@ class TrainStep:
         self._seed = seed
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._updates_in_backward = isinstance(model, ShardedModel)
+        self._tables_have_changed = True
+        self.doubts_tables = False
+        """Whether the last step's loss was not finite, of which tables that steps before have updated may be the cause.
+        The same on all ranks."""
+        module = unwrap(model)
+        saved = module.state_dict().keys()
+        # Batch norm's running statistics: forward passes change them.
+        self._buffers = [buffer for name, buffer in module.named_buffers() if name in saved]
+        self._buffers_before = [buffer.clone() for buffer in self._buffers]
         # torch's fused SGD can't be told to leave its first update out: its momentum stays uninitialised memory.
         self._skips_on_device = (
             world.device.type != "cpu"
@@ -106,7 +116,7 @@ class TrainStep:
 
         The gradient is that of the mean loss over the micro-batches and ranks. Where it is not finite on any rank it
         isn't on all, and the update is left out; the step counts. Where backward() updates tables, a loss that is not
-        finite on any rank is found before.
+        finite on any rank is found before. Buffers are then put back, too: batch norm has averaged in what was wrong.
 
         Returns:
           the mean loss of this rank's micro-batches, and 1.0 where the update was left out, else 0.0: detached scalars
@@ -114,22 +124,63 @@ class TrainStep:
         """
         seed_step(self._seed, step, self._world.rank)
         self._learning_rates.apply(step)
-        for parameter in self._parameters:  # optimizer.zero_grad() takes 25 times as long
-            parameter.grad = None
+        self._forget_gradients()
+        if self._buffers:  # one operation for all takes a third of the time
+            torch._foreach_copy_(self._buffers_before, self._buffers)
+        self.doubts_tables = False
         count = len(micro_batches)
         total: torch.Tensor | None = None
         for index, batch in enumerate(micro_batches):
             with self._synchronised(index == count - 1):
                 with self._autocast():
                     loss, _ = self._model(batch)
-                if self._updates_in_backward and not self._finite_everywhere(loss):
-                    return loss.detach(), self._one
+                if self._updates_in_backward:
+                    if not self._finite_everywhere(loss):
+                        self.doubts_tables, self._tables_have_changed = self._tables_have_changed, False
+                        self._put_buffers_back(self._one)
+                        return loss.detach(), self._one
+                    self._tables_have_changed = True
                 self.scaler.scale(loss / count if count > 1 else loss).backward()
             loss = loss.detach()
             total = loss if total is None else total + loss
         assert total is not None
         skipped = self._update()
+        self._put_buffers_back(skipped)
         return total / count if count > 1 else total, skipped
+
+    def again(self, micro_batches: Sequence[Batch], step: int) -> list[tuple[str, torch.Tensor]]:
+        """What comes up in a step, by name, in the order in which it does: outputs and losses, then gradients.
+
+        The step is made again, without an update, for a run that ends: the model isn't as it was afterwards. Gradients
+        are this rank's own; where backward() updates tables, those of the last step. Collective.
+        """
+        seed_step(self._seed, step, self._world.rank)
+        if not self._updates_in_backward:
+            self._forget_gradients()
+        found: list[tuple[str, torch.Tensor]] = []
+        for batch in micro_batches:
+            with self._synchronised(False):
+                with self._autocast():
+                    loss, outputs = self._model(batch)
+                found += [(f"output {name}", output.detach()) for name, output in outputs.items()]
+                found.append(("the loss", loss.detach()))
+                if not self._updates_in_backward:
+                    self.scaler.scale(loss / len(micro_batches)).backward()
+        names = {parameter: name for name, parameter in unwrap(self._model).named_parameters()}
+        gradients = [(names[p], p.grad) for p in self._parameters if p.grad is not None]
+        return found + [(f"the gradient of {name}", gradient) for name, gradient in gradients]
+
+    def _forget_gradients(self) -> None:
+        for parameter in self._parameters:  # optimizer.zero_grad() takes 25 times as long
+            parameter.grad = None
+
+    def _put_buffers_back(self, skipped: torch.Tensor) -> None:
+        """As they were before the step, where `skipped` is 1.0."""
+        if not self._buffers or (self._world.device.type == "cpu" and not skipped.item()):
+            return
+        is_skipped = skipped.to(torch.bool)
+        for before, buffer in zip(self._buffers_before, self._buffers, strict=True):
+            buffer.copy_(torch.where(is_skipped, before, buffer))
 
     def _finite_everywhere(self, loss: torch.Tensor) -> bool:
         """Whether no rank's loss is NaN or infinite: backward() would put it into the tables. Collective."""

@@ -26,8 +26,6 @@ class TrainWindow:
         scale = world.size / (saved.get("ranks") or world.size)
         # None in JSON: a loss of the window was not finite.
         self._reduced = [math.nan if loss_sum is None else loss_sum * scale, (saved.get("skipped") or 0.0) * scale]
-        self.left_out_in_a_row = 0
-        """Updates left out one after the other, up to the last close(), counted in whole windows."""
         self._own = torch.zeros(2, dtype=torch.float64, device=world.device)
         # Added up many at a time: an operation for each step would cost more than all the rest of the window.
         self._losses: list[torch.Tensor] = []
@@ -70,8 +68,6 @@ class TrainWindow:
         sums = self.fold()
         loss_sum, skipped = sums["loss_sum"], sums["skipped"] or 0.0
         terms = self._steps * self._world.size
-        all_left_out = skipped == terms and terms > 0
-        self.left_out_in_a_row = self.left_out_in_a_row + self._steps if all_left_out else 0
         self._steps = 0
         self._reduced = [0.0, 0.0]
         return {

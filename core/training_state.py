@@ -28,6 +28,8 @@ class Progress:
     position: Position
     window: dict[str, float | None]
     """Running sums since the last train log (core.train_window)."""
+    nonfinite_steps: int = 0
+    """Steps in a row, up to `step`, whose update was left out (core.nonfinite_steps)."""
 
     @classmethod
     def start(cls, lanes: int) -> "Progress":
@@ -42,7 +44,7 @@ class Progress:
     def from_json(cls, values: Mapping[str, Any]) -> "Progress":
         """The inverse of to_json()."""
         position = Position(values["position"]["epoch"], tuple(values["position"]["cursors"]))
-        return cls(values["step"], position, values["window"])
+        return cls(values["step"], position, values["window"], values.get("nonfinite_steps", 0))
 
 
 def find_last_step(config: TrainingConfig, reader: BatchReader[Any], progress: Progress) -> int:

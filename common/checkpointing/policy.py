@@ -36,8 +36,11 @@ class CheckpointPolicy:
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint, found by looking."""
-        steps = complete_steps(self.root)
-        return self.root / str(steps[-1]) if steps else None
+        return next(reversed(self.complete()), None)
+
+    def complete(self) -> list[Path]:
+        """All complete checkpoints, the newest last, found by looking."""
+        return [self.root / str(step) for step in complete_steps(self.root)]
 
     def newest_undamaged(self) -> Path | None:
         """What a run continues from: the newest complete checkpoint whose files are all as its manifest says.

@@ -7,6 +7,9 @@ import pydantic
 
 from core.config.base_config import BaseConfig
 
+# Kernels hold learning rates as float32.
+Rate = Annotated[float, pydantic.Field(ge=0, le=3.4e38)]
+
 
 class PiecewiseConstant(BaseConfig):
     """values[i] until step boundaries[i], the last value from then on."""
@@ -14,9 +17,7 @@ class PiecewiseConstant(BaseConfig):
     learning_rate_boundaries: list[pydantic.PositiveInt] = pydantic.Field(
         description="Steps after which the next value holds, ascending."
     )
-    learning_rate_values: list[pydantic.NonNegativeFloat] = pydantic.Field(
-        description="Learning rates, one more than boundaries."
-    )
+    learning_rate_values: list[Rate] = pydantic.Field(description="Learning rates, one more than boundaries.")
 
     @pydantic.model_validator(mode="after")
     def _lengths_fit(self) -> "PiecewiseConstant":
@@ -34,15 +35,15 @@ class PiecewiseConstant(BaseConfig):
 class LinearRampToConstant(BaseConfig):
     """A linear warm-up, then constant."""
 
-    learning_rate: pydantic.NonNegativeFloat = pydantic.Field(description="Learning rate after the ramp.")
+    learning_rate: Rate = pydantic.Field(description="Learning rate after the ramp.")
     num_ramp_steps: pydantic.PositiveInt = pydantic.Field(description="Steps of the ramp.")
 
 
 class LinearRampToCosine(BaseConfig):
     """A linear warm-up, then half a cosine down to a final learning rate (SGDR, arXiv 1608.03983, without restarts)."""
 
-    learning_rate: pydantic.NonNegativeFloat = pydantic.Field(description="Learning rate after the ramp.")
-    final_learning_rate: pydantic.NonNegativeFloat = pydantic.Field(description="Learning rate at the end.")
+    learning_rate: Rate = pydantic.Field(description="Learning rate after the ramp.")
+    final_learning_rate: Rate = pydantic.Field(description="Learning rate at the end.")
     num_ramp_steps: pydantic.PositiveInt = pydantic.Field(description="Steps of the ramp.")
     final_num_steps: pydantic.PositiveInt = pydantic.Field(
         description="Step from which the final learning rate holds; beyond num_ramp_steps."
@@ -60,7 +61,7 @@ class LinearRampToCosine(BaseConfig):
 class LearningRate(BaseConfig):
     """A learning rate as a function of the step; exactly one of the four."""
 
-    constant: pydantic.NonNegativeFloat | None = pydantic.Field(
+    constant: Rate | None = pydantic.Field(
         None, json_schema_extra={"one_of": "lr"}, description="The same at every step."
     )
     linear_ramp_to_cosine: LinearRampToCosine | None = pydantic.Field(
@@ -77,7 +78,7 @@ class LearningRate(BaseConfig):
 class OptimizerAlgorithmConfig(BaseConfig):
     """Base of the optimizers."""
 
-    lr: pydantic.NonNegativeFloat | None = pydantic.Field(
+    lr: Rate | None = pydantic.Field(
         None, description="Learning rate at every step; learning_rate, beside the optimizer, overrides it."
     )
 

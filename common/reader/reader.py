@@ -124,6 +124,15 @@ class BatchReader(Generic[B]):
         done = position.epoch * self.batches_per_epoch + position.cursors[0] // (self._rows_per_batch // self.lanes)
         return max(0, num_epochs * self.batches_per_epoch - done)
 
+    def describe(self, position: Position) -> str:
+        """Which global batch of training ends at `position`, for people. Epochs are counted from 0, as in positions."""
+        rows = self._rows_per_batch // self.lanes
+        end = position.cursors[0]
+        return (
+            f"global batch {end // rows} of {self.batches_per_epoch} in epoch {position.epoch} (from 0), rows "
+            f"{end - rows + 1} to {end} of each of {self.lanes} lanes"
+        )
+
     def train(
         self,
         *,

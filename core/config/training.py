@@ -102,6 +102,11 @@ class TrainingConfig(BaseConfig):
     max_grad_norm: pydantic.PositiveFloat | None = pydantic.Field(
         None, description="Clip the global L2 norm of the gradients to this; null: no clipping."
     )
+    max_nonfinite_steps: pydantic.NonNegativeInt = pydantic.Field(
+        100,
+        description="End the run after more than so many steps in a row whose update was left out because gradients "
+        "or losses were not finite. float16 leaves up to about 16 out while its loss scale adapts.",
+    )
 
     @pydantic.field_validator("save_dir", "initial_checkpoint_dir")
     @classmethod

@@ -11,8 +11,10 @@ from common.reader.files import DataError
 from common.reader.order import Position
 from common.reader.reader import Placed
 from core import step_feed
+from core.nonfinite_steps import NonfiniteSteps
 from core.step_feed import StepFeed
 from core.train_window import Stopwatch
+from tests.toy import CPU
 
 
 def batches(count: int, bad: int | None = None) -> Iterator[Placed[Any]]:
@@ -29,6 +31,7 @@ def feed(source: Iterator[Placed[Any]], *, micro_batches: int, num_steps: int, s
         ControlWord(),
         stop,
         Stopwatch(),
+        NonfiniteSteps(CPU, 100, 0),
         micro_batches=micro_batches,
         num_steps=num_steps,
         prefetch_batches=8,

@@ -56,13 +56,15 @@ def finish(arguments: Sequence[str], processes: int = 1, *, module: str = RECAP)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-def finish_apart(arguments: Sequence[str], logs: Path) -> tuple["subprocess.CompletedProcess[str]", list[str]]:
+def finish_apart(
+    arguments: Sequence[str], logs: Path, *, module: str = RECAP
+) -> tuple["subprocess.CompletedProcess[str]", list[str]]:
     """Runs the trainer under torchrun on two ranks to its end.
 
     Returns:
       what torchrun itself prints, and what each rank does.
     """
-    with started(arguments, 2, "--redirects", "3", "--log-dir", str(logs)) as process:
+    with started(arguments, 2, "--redirects", "3", "--log-dir", str(logs), module=module) as process:
         stdout, stderr = process.communicate(timeout=TIMEOUT_IN_S)
     printed = ["".join(path.read_text() for path in sorted(logs.rglob(f"{rank}/std*.log"))) for rank in range(2)]
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr), printed

@@ -4,15 +4,18 @@ import signal
 from typing import Any
 
 import pytest
+import torch
 
 from common.agreement import Control, ControlWord, StopSignals
 from common.device import World
 from core import step_feed
 from core.config.base_config import UserError
+from core.nonfinite_steps import NonfiniteSteps
 from core.step_feed import StepFeed
 from core.train_window import Stopwatch
 from tests.core.test_step_feed import batches, numbers
 from tests.distributed.harness import run_ranks
+from tests.toy import CPU
 
 STEPS = 200
 
@@ -25,15 +28,41 @@ class CountingWord(ControlWord):
         super().begin(own, pace)
 
 
+class LateSteps(NonfiniteSteps):
+    """Learns of a step's outcome at the third poll after it, as a device tells late, or where it waits."""
+
+    def __init__(self, never: bool) -> None:
+        super().__init__(CPU, 100, 0)
+        self._never = never
+        self._untold: list[tuple[int, torch.Tensor]] = []
+
+    def add(self, skipped: torch.Tensor) -> None:
+        self._untold.append((3, skipped))
+
+    def poll(self) -> bool:
+        self._untold = [(polls - 1, skipped) for polls, skipped in self._untold]
+        while self._untold and self._untold[0][0] <= 0 and not self._never:
+            self._count(self._untold.pop(0)[1].item())
+        return super().poll()
+
+    def settle(self) -> int:
+        while self._untold:
+            self._count(self._untold.pop(0)[1].item())
+        return super().settle()
+
+
 def worker(world: World) -> dict[str, Any]:
     found: dict[str, Any] = {}
     step_feed._WORD_EVERY_S = 3600.0  # however slow this machine is, its steps are fast
 
-    def run(name: str, bad: int | None = None, stop_at: int | None = None) -> None:
-        """Rank 1 alone meets bad data or is asked to stop."""
+    def run(name: str, bad: int | None = None, stop_at: int | None = None, slow: bool = False) -> None:
+        """Rank 1 alone meets bad data or is asked to stop; or it alone doesn't learn by itself what went wrong."""
         word, stop = CountingWord(), StopSignals()
         source = batches(STEPS, bad if world.rank == 1 else None)
-        feed = StepFeed(source, word, stop, Stopwatch(), micro_batches=1, num_steps=STEPS, prefetch_batches=8)
+        nonfinite = LateSteps(never=slow and world.rank == 1) if slow else NonfiniteSteps(CPU, 100, 0)
+        feed = StepFeed(
+            source, word, stop, Stopwatch(), nonfinite, micro_batches=1, num_steps=STEPS, prefetch_batches=8
+        )
         got: list[int] = []
         ended = "finished"
         try:
@@ -42,6 +71,10 @@ def worker(world: World) -> dict[str, Any]:
                     ended = "stopped"
                     break
                 got += numbers(placed)
+                nonfinite.add(torch.tensor(float(len(got) > 20)))
+                if slow and nonfinite.too_many is not None:
+                    ended = f"not finite: {nonfinite.too_many}"
+                    break
                 if world.rank == 1 and len(got) == stop_at:
                     stop.received = signal.SIGTERM
         except UserError as error:
@@ -51,6 +84,7 @@ def worker(world: World) -> dict[str, Any]:
     run("whole")
     run("bad", bad=100)
     run("stopped", stop_at=100)
+    run("not finite", slow=True)
     return found
 
 
@@ -78,3 +112,11 @@ def test_all_ranks_stop_at_the_same_step_soon_after_the_signal_to_one(ranks):
     assert [found["stopped"]["ended"] for found in ranks] == ["stopped"] * 2
     assert got[0] == got[1] == list(range(len(got[0])))
     assert 100 <= len(got[0]) <= 120
+
+
+def test_all_ranks_learn_of_too_many_nonfinite_steps_at_the_same_one(ranks):
+    """Steps 21 to 121 are the first 101 in a row; rank 1 would not have learnt it by itself."""
+    got = [found["not finite"]["got"] for found in ranks]
+    assert [found["not finite"]["ended"] for found in ranks] == [f"not finite: {range(21, 122)}"] * 2
+    assert got[0] == got[1]
+    assert 121 <= len(got[0]) <= 170

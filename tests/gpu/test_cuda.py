@@ -22,6 +22,7 @@ from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
 from core.custom_training_loop import train
 from core.evaluation import Partition
 from core.metrics.multi_task import MultiTaskMetrics
+from core.nonfinite_steps import NonfiniteSteps
 from core.parallel import parallelize, unwrap
 from core.train_step import TrainStep
 from tests.distributed.harness import run_ranks
@@ -105,16 +106,23 @@ def no_synchronisation() -> Iterator[None]:
 @pytest.mark.usefixtures("no_synchronisation")
 @pytest.mark.parametrize("amp", [None, torch.bfloat16])
 def test_a_step_never_waits_for_the_device_even_where_its_update_is_left_out(amp):
-    model = ToyModel().to(CUDA)
+    model = ToyModel(batch_norm=True).to(CUDA)
     step = cuda_step(model, amp)
     good, bad = toy_batch(8).to(CUDA), toy_batch(8).to(CUDA)
     bad.weights[0, 0] = float("nan")
-    step([good], 1)
+    counted = NonfiniteSteps(CUDA, 3, 0)
+    counted.add(step([good], 1)[1])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     _, skipped = step([bad], 2)
+    for _ in range(40):
+        counted.add(skipped)
+        counted.poll()
     torch.cuda.set_sync_debug_mode("default")
+    assert counted.too_many is None, "which is told where all ranks look"
+    assert counted.settle() == 40
+    assert counted.too_many == range(2, 6)
     assert skipped.item() == 1
     assert largest_difference(model.state_dict(), before) == 0
     torch.cuda.set_sync_debug_mode("error")

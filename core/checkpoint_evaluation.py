@@ -9,33 +9,31 @@ import dataclasses
 import functools
 import logging
 import signal
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from common.agreement import Control, ControlWord, StopSignals
-from common.checkpointing.storage import DamagedCheckpointError, NoCheckpointError, complete_steps, read_state
+from common.checkpointing.storage import DamagedCheckpointError, NoCheckpointError, read_state
 from common.device import World
 from common.measurement import Measurement, Tracker
-from common.metrics_file import MetricsFile, read_metrics
+from common.metrics_file import read_metrics
 from common.reader.reader import BatchReader
 from common.trackers import Trackers
 from common.wandb import WandbTracker
+from core.bounded_wait import BoundedWait
+from core.checkpoint_search import CheckpointSearch, FoundCheckpoint
 from core.config.base_config import UserError
 from core.config.training import JobConfig
 from core.evaluation import Evaluator, Partition, StoppedError
+from core.evaluation_marks import EvaluationMarks
 from core.run_directory import EVALUATE, EvaluatorDirectory, check_same_run
 from core.train_step import configured_autocast
 from core.training_state import Progress, find_last_step, load_model, run_identity
 
 logger = logging.getLogger(__name__)
-
-_POLL_IN_S = 1.0
-# After which a wait is told again; each next time after twice as long.
-_PATIENCE_IN_S = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +85,8 @@ def only_evaluate(
         train_reader.check_trainable()
         if not partitions:
             raise UserError("there is nothing to evaluate on: the configuration has no validation data")
-        marks = _Marks(directory.metrics)
+        marks = EvaluationMarks(directory.metrics)
+        search = CheckpointSearch(directory.checkpoints)
         evaluator = Evaluator(
             partitions,
             world=world,
@@ -100,16 +99,15 @@ def only_evaluate(
         trackers: Trackers | None = None
         last_step: int | None = None
         step = 0
-        seen: dict[int, _Version] = {}
+        has_found = False
 
-        def look() -> _Found | None:
-            """The first checkpoint that was not seen yet."""
+        def look() -> tuple[FoundCheckpoint, list[str]] | None:
+            """The next checkpoint, and the partitions that it was not evaluated on."""
             directory.check_held()
-            for saved in complete_steps(directory.checkpoints):
-                version = _version(directory.checkpoints / str(saved))
-                if version is not None and version != seen.get(saved):
-                    return _Found(saved, version, [name for name in partitions if not marks.has(saved, name)])
-            return None
+            found = search.find()
+            if found is None:
+                return None
+            return found, [name for name in partitions if not marks.has(found.step, name)]
 
         def begin(state: Mapping[str, Any]) -> None:
             """With the first checkpoint: only now it is known which run this is."""
@@ -157,7 +155,7 @@ def only_evaluate(
             wait.sleep(", ".join(filter(None, [f"a checkpoint after step {step} in {directory.checkpoints}", found])))
             return None
 
-        wait = _Wait(training.eval_timeout_in_s)
+        wait = BoundedWait(training.eval_timeout_in_s)
         # A path that is mistaken is left as it is.
         while not control.from_main(lambda: directory.is_there):
             if (outcome := pause("which does not exist; is training.save_dir that of the run?")) is not None:
@@ -171,129 +169,35 @@ def only_evaluate(
         control.on_main(lambda: marks.tell(list(partitions)))
 
         while True:
-            found = control.from_main(look)
-            if found is not None:
-                checkpoint = directory.checkpoints / str(found.step)
+            looked = control.from_main(look)
+            if looked is not None:
+                found, names = looked
+                is_damaged = False
                 try:
-                    evaluate(checkpoint, found.names)
+                    evaluate(found.path, names)
                 except StoppedError:
                     return stopped()
                 except NoCheckpointError:  # another process may still see it: looked for again after a pause
-                    logger.info("%s was removed before it was evaluated", checkpoint)
-                    found = None
+                    logger.info("%s was removed before it was evaluated", found.path)
+                    looked = None
                 except DamagedCheckpointError as error:
                     logger.warning("step %d is not evaluated: %s", found.step, error)
-            if found is not None:
-                step, seen[found.step] = found.step, found.version
-                wait = _Wait(training.eval_timeout_in_s)
+                    is_damaged = True
+            if looked is not None:
+                step, has_found = max(step, found.step), True
+                search.done(found, is_damaged=is_damaged)
+                wait = BoundedWait(training.eval_timeout_in_s)
                 continue
             if last_step is not None and step >= last_step:
                 logger.info(
                     "finished: %d was the last step; raise training.num_train_steps or num_epochs to go on", step
                 )
                 return EvaluatorOutcome(None, False, directory)
-            if (outcome := pause("" if seen else "where there is none yet")) is not None:
+            if (outcome := pause("" if has_found else "where there is none yet")) is not None:
                 return outcome
 
 
-def evaluated(metrics: Path) -> dict[int, list[str]]:
-    """The partitions that are done, by step, as a metrics-evaluator.jsonl says; {} where there is none."""
-    done: dict[int, list[str]] = {}
-    for measurement in read_metrics(metrics):
-        done.setdefault(measurement.step, []).append(str(measurement.partition))
-    return done
-
-
-# Inode and time of a checkpoint's directory: one that is made anew under the same name is another.
-_Version = tuple[int, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """A checkpoint, and the partitions that it was not evaluated on."""
-
-    step: int
-    version: _Version
-    names: list[str]
-
-
-def _version(checkpoint: Path) -> _Version | None:
-    try:
-        status = checkpoint.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
-class _Marks:
-    """What is done, kept in metrics-evaluator.jsonl; on rank 0."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: MetricsFile | None = None
-        self._done: dict[int, list[str]] = {}
-
-    def open(self) -> None:
-        """Cuts a line that a kill has torn; its partition is not done."""
-        self._file = MetricsFile(self._path)
-        self._done = evaluated(self._path)
-
-    def has(self, step: int, name: str) -> bool:
-        return name in self._done.get(step, [])
-
-    def any(self) -> bool:
-        return bool(self._done)
-
-    def tell(self, names: Collection[str]) -> None:
-        """Says what is not evaluated again, of the partitions that are asked for."""
-        steps = [step for step, done in self._done.items() for name in done if name in names]
-        if steps:
-            logger.info(
-                "%s has %d evaluation(s) of steps %d to %d, which are not made again, whatever metrics and data the "
-                "configuration now asks for; move the file away to evaluate anew",
-                self._path,
-                len(steps),
-                min(steps),
-                max(steps),
-            )
-
-    def set(self, measurement: Measurement) -> None:
-        """Raises UserError where the line can't be written: without it the partition would be evaluated again."""
-        assert self._file is not None
-        assert measurement.partition is not None
-        try:
-            self._file.append(measurement)
-        except OSError as error:
-            raise UserError(f"{self._path}: can't be written: {error.strerror}; make room, and start again") from error
-        self._done.setdefault(measurement.step, []).append(measurement.partition)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-class _Wait:
-    """A wait for one checkpoint."""
-
-    def __init__(self, timeout_in_s: float) -> None:
-        self._timeout_in_s = timeout_in_s
-        self._began = time.monotonic()
-        self._told_next = 0.0
-
-    @property
-    def is_over(self) -> bool:
-        return time.monotonic() - self._began >= self._timeout_in_s
-
-    def sleep(self, awaited: str) -> None:
-        """Sleeps until the next look, at most until the wait is over; says now and then what is awaited."""
-        waited = time.monotonic() - self._began
-        if waited >= self._told_next:
-            logger.info("waiting for %s: %.0f of at most %g s", awaited, waited, self._timeout_in_s)
-            self._told_next = max(_PATIENCE_IN_S, 2 * waited)
-        time.sleep(max(0.0, min(_POLL_IN_S, self._timeout_in_s - waited)))
-
-
-def _tell_time_up(config: JobConfig, directory: EvaluatorDirectory, marks: _Marks, step: int) -> None:
+def _tell_time_up(config: JobConfig, directory: EvaluatorDirectory, marks: EvaluationMarks, step: int) -> None:
     """A warning: a trainer that died is no mistake of the evaluator's. An error where there was nothing to evaluate."""
     limit = f"training.eval_timeout_in_s ({config.training.eval_timeout_in_s:g} s)"
     if not marks.any():

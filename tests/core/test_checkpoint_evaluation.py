@@ -7,94 +7,20 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from common.checkpointing import storage
 from common.checkpointing.storage import CheckpointError
-from common.measurement import Measurement
-from common.metrics_file import read_metrics
-from common.optimizers.config import LearningRate
-from common.optimizers.learning_rate import LearningRates
 from common.wandb import WandbConfig
-from core.checkpoint_evaluation import EvaluatorOutcome, evaluated, only_evaluate
+from core.checkpoint_evaluation import only_evaluate
 from core.config.base_config import UserError
-from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
-from core.custom_training_loop import train
-from core.evaluation import Partition
-from core.metrics.interface import Metrics
-from core.metrics.multi_task import MultiTaskMetrics
+from core.config.training import RuntimeConfig
+from core.evaluation_marks import evaluated
 from tests.common.test_wandb import points, recorded
-from tests.faults import full_disk
-from tests.toy import ALONE, Remembering, ToyModel, rows_reader
-
-STEPS = [4, 8, 10]
-NAMES = ["first", "second"]
-RATE = LearningRate(constant=0.01)
-
-
-class Job:
-    """A run of 10 steps with a checkpoint every 4, and its evaluator."""
-
-    def __init__(self, directory: Path) -> None:
-        self.save_dir = directory / "run"
-        self._reader = rows_reader(directory)
-        self.on_partition: Callable[[], None] = lambda: None
-        """Called whenever the evaluator begins a partition."""
-
-    def config(self, runtime: RuntimeConfig | None = None, **training: Any) -> JobConfig:
-        keys: dict[str, Any] = {
-            "save_dir": str(self.save_dir),
-            "num_train_steps": 10,
-            "checkpoint_every_n": 4,
-            "eval_timeout_in_s": 30.0,
-        }
-        return JobConfig(training=TrainingConfig(**(keys | training)), runtime=runtime or RuntimeConfig(seed=3))
-
-    def _partitions(self, begun: Callable[[], None]) -> dict[str, Partition]:
-        def metrics(device: torch.device) -> Metrics:
-            begun()
-            return MultiTaskMetrics(["a", "b"], device)
-
-        return {name: Partition(self._reader, metrics) for name in NAMES}
-
-    def train(self, *, overwrite_save_dir: bool = False, **training: Any) -> None:
-        model = ToyModel(dropout=0.3, batch_norm=True)
-        optimizer = torch.optim.Adam([{"params": list(model.parameters()), "name": "all"}], fused=True)
-        train(
-            self.config(**training),
-            model,
-            optimizer,
-            LearningRates(optimizer, [RATE]),
-            self._reader,
-            self._partitions(lambda: None),
-            ALONE,
-            overwrite_save_dir=overwrite_save_dir,
-        )
-
-    def evaluate(self, model: ToyModel | None = None, sinks: Any = None, **training: Any) -> EvaluatorOutcome:
-        model = model or ToyModel(dropout=0.3, batch_norm=True)
-        partitions = self._partitions(self.on_partition)
-        return only_evaluate(self.config(**training), model, self._reader, partitions, ALONE, sinks=sinks)
-
-    @property
-    def metrics(self) -> Path:
-        return self.save_dir / "metrics-evaluator.jsonl"
-
-    def checkpoint(self, step: int) -> Path:
-        return self.save_dir / "checkpoints" / str(step)
-
-    def expected(self) -> list[tuple[int, str | None, Any]]:
-        return values(read_metrics(self.save_dir / "metrics.jsonl"))
-
-    def found(self) -> list[tuple[int, str | None, Any]]:
-        return values(read_metrics(self.metrics))
-
-
-def values(measurements: list[Measurement]) -> list[tuple[int, str | None, Any]]:
-    return [(m.step, m.partition, m.metrics) for m in measurements if m.mode == "evaluate"]
+from tests.core.evaluated_run import NAMES, STEPS, Job, flip_a_bit, values
+from tests.toy import ALONE, Remembering, ToyModel
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +67,7 @@ class Acting(logging.Handler):
 @pytest.fixture
 def when_logged() -> Iterator[Callable[..., None]]:
     """when_logged(message, *actions): at each message the next of the actions."""
-    logger = logging.getLogger("core.checkpoint_evaluation")
+    logger = logging.getLogger("core.bounded_wait")
     level, added = logger.level, []
     logger.setLevel(logging.INFO)
 
@@ -206,12 +132,6 @@ def test_more_steps_go_on(job: Job) -> None:
     job.evaluate(num_train_steps=12)
     assert list(evaluated(job.metrics)) == [4, 8, 10, 12]
     assert job.found() == job.expected()
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("file", ["__0_0.distcp", "state.json", "manifest.json"])
@@ -301,35 +221,6 @@ def test_a_file_in_the_place_of_the_directory_is_refused_at_once(fresh: Job) -> 
         fresh.evaluate()
 
 
-def test_what_was_evaluated_already_is_told_with_what_to_do(job: Job, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    job.evaluate()
-    told = f"{job.metrics} has 6 evaluation(s) of steps 4 to 10, which are not made again, "
-    assert not any(message.startswith(told) for message in caplog.messages)
-    job.evaluate(num_eval_steps=1)
-    (message,) = [message for message in caplog.messages if message.startswith(told)]
-    assert message.endswith("move the file away to evaluate anew")
-    job.metrics.rename(job.metrics.with_suffix(".old"))
-    job.evaluate(num_eval_steps=1)
-    assert [
-        metrics["examples"] < expected["examples"]
-        for (*_, metrics), (*_, expected) in zip(job.found(), job.expected(), strict=True)
-    ] == [True] * 6
-
-
-def test_a_wait_is_told_once_and_then_ever_more_rarely(
-    fresh: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    monkeypatch.setattr("core.checkpoint_evaluation._POLL_IN_S", 0.001)
-    monkeypatch.setattr("core.checkpoint_evaluation._PATIENCE_IN_S", 0.05)
-    with pytest.raises(UserError):
-        fresh.evaluate(eval_timeout_in_s=0.8)
-    told = [message for message in caplog.messages if message.startswith("waiting for")]
-    assert 2 <= len(told) <= 5  # at 0, 0.05, 0.1, 0.2, 0.4 s, or later
-    assert told[0].endswith(": 0 of at most 0.8 s")
-
-
 def test_a_signal_amid_a_partition_drops_it_and_the_next_start_goes_on(job: Job) -> None:
     begun: list[int] = []
 
@@ -402,13 +293,6 @@ def test_a_run_of_another_configuration_is_an_error_that_lists_the_differences(j
 def test_nothing_to_evaluate_on_is_an_error(fresh: Job) -> None:
     with pytest.raises(UserError, match="nothing to evaluate on"):
         only_evaluate(fresh.config(), ToyModel(), fresh._reader, {}, ALONE)
-
-
-def test_marks_that_cannot_be_written_are_an_error(job: Job) -> None:
-    with full_disk(200), pytest.raises(UserError, match=r"metrics-evaluator\.jsonl: can't be written: File too large"):
-        job.evaluate()
-    job.evaluate()
-    assert job.found() == job.expected()
 
 
 def test_sinks_get_what_is_measured_and_none_stops_it(job: Job) -> None:

@@ -82,7 +82,7 @@ def worker(world: World, directory: Path) -> dict[str, Any]:
         found["with rank 1 half blind"] = measured(run / "metrics-evaluator.jsonl")
 
     # A signal to rank 1 alone, while both wait.
-    logger = logging.getLogger("core.checkpoint_evaluation")
+    logger = logging.getLogger("core.bounded_wait")
     logger.setLevel(logging.INFO)
     handler = KillWhenItWaits()
     if world.rank == 1:

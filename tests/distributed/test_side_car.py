@@ -8,7 +8,7 @@ import yaml
 
 from common.checkpointing.storage import complete_steps
 from common.metrics_file import read_metrics
-from core.checkpoint_evaluation import evaluated
+from core.evaluation_marks import evaluated
 from tests.conftest import LOCAL_YAML, small_run
 from tests.distributed.programs import TIMEOUT_IN_S, started, wait_for_line
 

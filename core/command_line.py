@@ -83,8 +83,8 @@ def run_project(project: Project[C, D]) -> int:
     """Reads the command line and the configuration, checks the data, trains or evaluates, and tells what was made.
 
     Returns:
-      the exit status: 0; 1 where the last checkpoint could not be written; or 128 + the number of the signal that
-      stopped the run.
+      the exit status: 0; 1 where the last checkpoint could not be written, or never came to an evaluator; or
+      128 + the number of the signal that stopped the run.
 
     Raises:
       UserError: on all ranks.
@@ -163,6 +163,8 @@ def _evaluate(project: Project[C, D], config: C, job: Job, world: World) -> int:
     outcome = only_evaluate(config, job.model, job.train_reader, job.partitions, world)
     if world.is_main:
         print_report(_closing_report(project, outcome.directory.checkpoints, outcome.directory.metrics))
+    if outcome.timed_out:  # so that who watches over it starts it again
+        return 1
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 
 

@@ -22,6 +22,7 @@ from core.custom_training_loop import train
 from core.evaluation import Partition
 from core.metrics.multi_task import MultiTaskMetrics
 from tests.distributed.harness import run_ranks
+from tests.faults import full_disk
 from tests.toy import ALONE, ToyModel, rows_reader
 
 
@@ -81,6 +82,25 @@ def worker(world: World, directory: Path) -> dict[str, Any]:
     if world.is_main:
         found["with rank 1 half blind"] = measured(run / "metrics-evaluator.jsonl")
 
+    # Step 8 is removed by hand while rank 1 reads it, and there is no room for the marks at first.
+    changed = directory / "changed/run"
+    if world.is_main:
+        shutil.copytree(run / "checkpoints", changed / "checkpoints")
+
+    def amid_the_digests(path: Path) -> str:
+        if world.rank == 1 and path.name == "__1_0.distcp" and path.parent.name == "8":
+            shutil.rmtree(path.parent)
+        return digest(path)
+
+    storage._digest = amid_the_digests
+    with full_disk(100), pytest.raises(UserError) as raised:
+        evaluate(job(changed), directory, world)
+    found["no room"] = str(raised.value)
+    evaluate(job(changed), directory, world)
+    storage._digest = digest
+    if world.is_main:
+        found["with step 8 removed"] = measured(changed / "metrics-evaluator.jsonl")
+
     # A signal to rank 1 alone, while both wait.
     logger = logging.getLogger("core.bounded_wait")
     logger.setLevel(logging.INFO)
@@ -127,6 +147,16 @@ def test_one_process_measures_the_same(ranks, directory, tmp_path):
 def test_what_one_rank_cannot_read_is_left_out_by_both_and_looked_for_again(ranks):
     expected = [measurement for measurement in ranks[0]["trainer"] if measurement[0] > 4]
     assert ranks[0]["with rank 1 half blind"] == expected
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_left_out_by_both(ranks):
+    expected = [measurement for measurement in ranks[0]["trainer"] if measurement[0] != 8]
+    assert ranks[0]["with step 8 removed"] == expected
+
+
+def test_marks_that_cannot_be_written_end_both(ranks):
+    for found in ranks:
+        assert "metrics-evaluator.jsonl: can't be written: File too large; make room" in found["no room"]
 
 
 def test_a_signal_to_one_rank_ends_the_wait_of_both(ranks):

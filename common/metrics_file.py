@@ -104,6 +104,39 @@ def read_metrics(path: Path) -> list[Measurement]:
     return [measurement for _, measurement in _scan(path)] if path.exists() else []
 
 
+class MetricsTail:
+    """Reads a `metrics.jsonl` that grows, each line once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode = 0
+        self._end = 0
+        self._num_lines = 0
+
+    def read(self) -> tuple[list[Measurement], bool]:
+        """The measurements since the last call, and whether the file was cut or replaced since: then these are all.
+
+        Raises UserError as read_metrics(); the next call then begins with the first line.
+        """
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            before, self._inode = self._inode, 0
+            return [], before != 0
+        is_another = status.st_ino != self._inode or status.st_size < self._end
+        if is_another:
+            self._inode, self._end, self._num_lines = status.st_ino, 0, 0
+        try:
+            found = _scan(self._path, self._end, self._num_lines)
+        except UserError:
+            self._inode = 0
+            raise
+        self._num_lines += len(found)
+        if found:
+            self._end = found[-1][0]
+        return [measurement for _, measurement in found], is_another
+
+
 def _length_to_keep(path: Path, last_step: int | None) -> int:
     """Bytes before the first line to cut."""
     length = 0
@@ -114,15 +147,20 @@ def _length_to_keep(path: Path, last_step: int | None) -> int:
     return length
 
 
-def _scan(path: Path) -> list[tuple[int, Measurement]]:
-    """Each whole line's end, in bytes from the file's start, and its measurement."""
+def _scan(path: Path, begin: int = 0, num_lines: int = 0) -> list[tuple[int, Measurement]]:
+    """Each whole line's end, in bytes from the file's start, and its measurement.
+
+    The first `begin` bytes, which are num_lines lines, are left out.
+    """
     found = []
-    end = 0
+    end = begin
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        with path.open("rb") as file:
+            file.seek(begin)
+            lines = file.read().splitlines(keepends=True)
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror}; mend it, or move it away") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines, start=num_lines + 1):
         end += len(line)
         if not line.endswith(b"\n"):  # torn: a process was killed while it wrote
             break

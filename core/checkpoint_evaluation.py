@@ -16,7 +16,8 @@ from typing import Any
 from torch import nn
 
 from common.agreement import Control, ControlWord, StopSignals
-from common.checkpointing.storage import DamagedCheckpointError, NoCheckpointError, read_state
+from common.checkpointing.manifest import DamagedCheckpointError, NoCheckpointError
+from common.checkpointing.reading import OpenCheckpoint, open_together
 from common.device import World
 from common.measurement import Measurement, Tracker
 from common.metrics_file import read_metrics
@@ -31,7 +32,7 @@ from core.evaluation import Evaluator, Partition, StoppedError
 from core.evaluation_marks import EvaluationMarks
 from core.run_directory import EVALUATE, EvaluatorDirectory, check_same_run
 from core.train_step import configured_autocast
-from core.training_state import Progress, find_last_step, load_model, run_identity
+from core.training_state import SavedState, find_last_step, load_model, run_identity
 
 logger = logging.getLogger(__name__)
 
@@ -109,13 +110,13 @@ def only_evaluate(
                 return None
             return found, [name for name in partitions if not marks.has(found.step, name)]
 
-        def begin(state: Mapping[str, Any]) -> None:
+        def begin(state: SavedState) -> None:
             """With the first checkpoint: only now it is known which run this is."""
             nonlocal trackers
-            check_same_run(directory.path, state["identity"], identity, EVALUATE, config.identity_hints)
+            check_same_run(directory.path, state.identity, identity, EVALUATE, config.identity_hints)
             trackers = Trackers()
             if world.is_main:
-                _add_sinks(trackers, config, directory, state["tracker_run_id"], sinks or {})
+                _add_sinks(trackers, config, directory, state.tracker_run_id, sinks or {})
             stack.callback(trackers.finish)
 
         def record(measurement: Measurement) -> None:
@@ -123,16 +124,17 @@ def only_evaluate(
             control.on_main(lambda: marks.set(measurement))
             trackers.log(measurement)
 
-        def evaluate(checkpoint: Path, names: list[str]) -> None:
+        def evaluate(path: Path, names: list[str]) -> None:
             nonlocal last_step
-            state = control.from_main(lambda: read_state(checkpoint))
+            state = control.from_main(lambda: _read_state(path))
             if trackers is None:
                 control.together(lambda: begin(state))
-            progress = Progress.from_json(state["progress"])
-            last_step = find_last_step(training, train_reader, progress)
+            last_step = find_last_step(training, train_reader, state.progress)
             if names:
-                control.together(lambda: load_model(model, checkpoint))
-                evaluator.evaluate(model, progress.step, names, lambda: stop.received is not None, record)
+                # Held to the end, so that a checkpoint that turns out to be the best is still there.
+                with open_together(path, control, world) as checkpoint:
+                    control.together(lambda: load_model(model, checkpoint))
+                    evaluator.evaluate(model, state.progress.step, names, lambda: stop.received is not None, record)
 
         def stopped() -> EvaluatorOutcome:
             stopped_by = control.from_main(lambda: stop.received) or signal.SIGTERM
@@ -195,6 +197,11 @@ def only_evaluate(
                 return EvaluatorOutcome(None, False, directory)
             if (outcome := pause("" if has_found else "where there is none yet")) is not None:
                 return outcome
+
+
+def _read_state(path: Path) -> SavedState:
+    with OpenCheckpoint(path) as checkpoint:
+        return SavedState.of(checkpoint)
 
 
 def _tell_time_up(config: JobConfig, directory: EvaluatorDirectory, marks: EvaluationMarks, step: int) -> None:

@@ -62,8 +62,10 @@ class ClaimedDirectory:
         assert self._lock is not None
         try:
             held = os.path.samestat(os.fstat(self._lock.fileno()), self._lock_path.stat())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             held = False
+        except OSError:  # what is refused is told by those who write
+            held = True
         if not held:
             raise UserError(f"training.save_dir {self.path}: the directory was removed while it was in use")
 

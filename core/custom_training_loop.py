@@ -16,7 +16,8 @@ from torch import nn
 
 from common.agreement import ControlWord, StopSignals
 from common.checkpointing.policy import CheckpointPolicy
-from common.checkpointing.storage import read_provenance, read_state
+from common.checkpointing.reading import OpenCheckpoint, open_together
+from common.checkpointing.storage import find_checkpoints
 from common.device import World
 from common.device_copies import DeviceCopies
 from common.measurement import Measurement, Tracker
@@ -31,12 +32,12 @@ from core.nonfinite import NonfiniteEnd
 from core.nonfinite_steps import NonfiniteSteps
 from core.parallel import num_parameters, parallelize
 from core.progress_report import ProgressReport
-from core.run_directory import RunDirectory, check_same_run, find_checkpoint
+from core.run_directory import RunDirectory, check_same_run
 from core.saver import Saver, environment
 from core.step_feed import StepFeed
 from core.train_step import TrainStep, configured_autocast
 from core.train_window import Stopwatch, TrainWindow
-from core.training_state import Progress, find_last_step, load_model, load_optimizer, run_identity
+from core.training_state import Progress, SavedState, find_last_step, load_model, load_optimizer, run_identity
 
 logger = logging.getLogger(__name__)
 
@@ -118,28 +119,30 @@ def train(
             stack.callback(directory.release)
         holder = control.from_main(directory.claim)
         control.together(lambda: directory.check_shared(holder))
-        checkpoint = None if overwrite_save_dir else control.from_main(policy.newest_undamaged)
-        initial: Path | None = None
-        if checkpoint is None and training.initial_checkpoint_dir is not None:
+        newest = None if overwrite_save_dir else policy.open_newest(control, world)
+        initial: OpenCheckpoint | None = None
+        if newest is None and training.initial_checkpoint_dir is not None:
             given = user_path(training.initial_checkpoint_dir)
-            initial = control.from_main(lambda: find_checkpoint(given))
-        progress = Progress.start(train_reader.lanes)
+            initial = open_together(control.from_main(lambda: find_checkpoints(given)[-1]), control, world)
+        saved: SavedState | None = None
 
         def load() -> None:
-            nonlocal progress
-            if checkpoint is not None:
-                saved = read_state(checkpoint)["identity"]
-                check_same_run(directory.path, saved, identity, hints=config.identity_hints)
-                progress = _restore(checkpoint, model, optimizer, world)
+            nonlocal saved
+            if newest is not None:
+                saved = SavedState.of(newest)
+                check_same_run(directory.path, saved.identity, identity, hints=config.identity_hints)
+                _restore(newest, saved.progress, model, optimizer, world)
             elif initial is not None:
                 load_model(model, initial)
-                logger.info("warm start: weights from %s", initial)
+                logger.info("warm start: weights from %s", initial.path)
             elif start is not None:
                 start()
 
-        control.together(load)
+        with newest or initial or contextlib.nullcontext():
+            control.together(load)
+        progress = saved.progress if saved is not None else Progress.start(train_reader.lanes)
         # Nothing was changed or deleted so far.
-        resolved, goes_on = config.pretty_print(), checkpoint is not None
+        resolved, goes_on = config.pretty_print(), saved is not None
         control.on_main(lambda: directory.begin(resolved, continues=goes_on, overwrite=overwrite_save_dir))
         last_step = find_last_step(training, train_reader, progress)
 
@@ -155,8 +158,8 @@ def train(
             max_grad_norm=training.max_grad_norm,
             seed=runtime.seed,
         )
-        if checkpoint is not None and (scaler := read_state(checkpoint)["scaler"]):  # empty without float16
-            train_step.scaler.load_state_dict(scaler)
+        if saved is not None and saved.scaler:  # empty without float16
+            train_step.scaler.load_state_dict(saved.scaler)
         evaluator = Evaluator(
             partitions,
             world=world,
@@ -170,7 +173,7 @@ def train(
 
         def add_sinks() -> None:
             nonlocal trackers
-            run_id = read_state(checkpoint)["tracker_run_id"] if checkpoint is not None else None
+            run_id = saved.tracker_run_id if saved is not None else None
             values = config.model_dump(mode="json")
             trackers = build_trackers(directory.path, runtime.wandb, values, progress.step, run_id=run_id)
             for name, build in (sinks or {}).items():
@@ -214,7 +217,7 @@ def train(
         limit = "num_train_steps" if last_step >= training.num_train_steps else "num_epochs"
         if step == last_step and go_on:
             logger.info("finished: all %d steps are done; raise training.%s to go on", step, limit)
-            return Outcome(step, None, True, checkpoint, directory)
+            return Outcome(step, None, True, policy.latest(), directory)
         logger.info(
             "training %s parameters on %s, %d process(es), steps %d to %d, the end of %s",
             f"{num_parameters(model):,}",
@@ -290,22 +293,23 @@ def train(
             stopped_by = control.from_main(lambda: stop.received) or signal.SIGTERM
             save()
         is_saved = saver.wait()
+        if is_saved:  # what the last evaluation has left behind the best
+            control.on_main(lambda: policy.rotate(step))
         if stopped_by is not None:
             logger.info("stopped by %s after step %d; the same command continues", stopped_by.name, step)
         return Outcome(step, stopped_by, is_saved, policy.latest(), directory)
 
 
-def _restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Progress:
-    state = read_state(checkpoint)
-    before, now = read_provenance(checkpoint), environment(world)
+def _restore(
+    checkpoint: OpenCheckpoint, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, world: World
+) -> None:
+    now = environment(world)
     for name in now:
-        if before.get(name) != now[name]:
-            logger.info("%s: %s before, %s now; the last bits may differ", name, before.get(name), now[name])
+        if (before := checkpoint.provenance.get(name)) != now[name]:
+            logger.info("%s: %s before, %s now; the last bits may differ", name, before, now[name])
     load_model(model, checkpoint)
     load_optimizer(model, optimizer, checkpoint)
-    progress = Progress.from_json(state["progress"])
-    logger.info("continuing after step %d from %s", progress.step, checkpoint)
-    return progress
+    logger.info("continuing after step %d from %s", progress.step, checkpoint.path)
 
 
 def _evaluation_is_due(config: JobConfig, step: int, last_step: int) -> bool:

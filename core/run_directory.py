@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.checkpointing.storage import NoCheckpointError, complete_steps, remove_unfinished
+from common.checkpointing.storage import complete_steps, delete_checkpoint, remove_unfinished
 from core.claimed_directory import ClaimedDirectory
 from core.config.base_config import UserError
 
@@ -135,7 +135,7 @@ class RunDirectory(ClaimedDirectory):
 
     def _remove_earlier_run(self) -> None:
         for step in complete_steps(self.checkpoints):
-            shutil.rmtree(self.checkpoints / str(step))
+            delete_checkpoint(self.checkpoints / str(step))
         # A run begins with its config.yaml: without one, what else lies here is not known to be a run's.
         if not self.config.exists():
             return
@@ -144,23 +144,6 @@ class RunDirectory(ClaimedDirectory):
             shutil.rmtree(self.path / "wandb", ignore_errors=True)
         for path in (self.metrics, self.config, self._wandb, evaluator.metrics, evaluator.wandb):
             path.unlink(missing_ok=True)
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that is meant: `path` itself, or the newest complete one of a run whose save_dir it is.
-
-    Another process may find another one in the save_dir of a run that is still training.
-
-    Raises:
-      NoCheckpointError: `path` is a save_dir without one.
-    """
-    root = RunDirectory(str(path)).checkpoints
-    if not root.is_dir():
-        return path
-    steps = complete_steps(root)
-    if not steps:
-        raise NoCheckpointError(f"{path}: no complete checkpoint in {root}; has the run saved one yet?")
-    return root / str(steps[-1])
 
 
 def _has_content(path: Path) -> bool:

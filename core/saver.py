@@ -15,13 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from common.checkpointing.manifest import CheckpointError
 from common.checkpointing.policy import CheckpointPolicy
-from common.checkpointing.storage import CheckpointError, write_checkpoint
+from common.checkpointing.storage import write_checkpoint
 from common.device import World
 from core.parallel import share_buffers
 from core.sharding import is_sharded, shards_like
 from core.train_step import TrainStep
-from core.training_state import Progress, training_tensors
+from core.training_state import Progress, SavedState, training_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,7 @@ class Saver:
         """
         self._policy = policy
         self._identity = identity
-        config = json.dumps(identity, sort_keys=True).encode()
-        self._provenance = environment(world) | {"config_digest": hashlib.blake2b(config, digest_size=16).hexdigest()}
+        self._provenance = environment(world) | {"config_digest": _config_digest(identity)}
         self._world = world
         self._model = model
         self._optimizer = optimizer
@@ -81,12 +81,8 @@ class Saver:
         if progress.step == self._saved_step:
             return
         share_buffers(self._model)
-        state = {
-            "progress": progress.to_json(),
-            "scaler": self._train_step.scaler.state_dict(),
-            "identity": self._identity,
-            "tracker_run_id": self._tracker_run_id,
-        }
+        scaler = self._train_step.scaler.state_dict()
+        state = SavedState(progress, scaler, self._identity, self._tracker_run_id).to_json()
         self._stage(training_tensors(self._model, self._optimizer))
         self._failure = None
         # A daemon, because a save that hangs on a rank that is gone must not keep the process.
@@ -133,7 +129,7 @@ class Saver:
         self._saved_step = step
         logger.info("saved %s", path)
         if self._world.is_main:
-            self._policy.rotate()
+            self._policy.rotate(step)
 
 
 def _host_memory_like(tensor: torch.Tensor, pin_memory: bool) -> torch.Tensor:
@@ -145,6 +141,11 @@ def _host_memory_like(tensor: torch.Tensor, pin_memory: bool) -> torch.Tensor:
 def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """What of a tensor this rank has."""
     return [local.tensor for local in tensor.local_shards()] if is_sharded(tensor) else [tensor]
+
+
+def _config_digest(identity: Mapping[str, Any]) -> str:
+    config = json.dumps(identity, sort_keys=True).encode()
+    return hashlib.blake2b(config, digest_size=16).hexdigest()
 
 
 def environment(world: World) -> dict[str, Any]:

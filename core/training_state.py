@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from common.checkpointing.storage import CheckpointError, load_tensors, read_tensors, tensor_sizes
+from common.checkpointing.manifest import CheckpointError
+from common.checkpointing.reading import OpenCheckpoint
 from common.reader.order import Position
 from common.reader.reader import BatchReader
 from core.config.training import JobConfig, TrainingConfig
@@ -47,6 +47,40 @@ class Progress:
         return cls(values["step"], position, values["window"], values.get("nonfinite_steps", 0))
 
 
+@dataclasses.dataclass(frozen=True)
+class SavedState:
+    """What a checkpoint holds beside its tensors."""
+
+    progress: Progress
+    scaler: dict[str, Any]
+    """Of float16; else empty."""
+    identity: Mapping[str, Any]
+    """Of the run."""
+    tracker_run_id: str | None
+    """The id that a tracking service knows the run by."""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, as Progress's."""
+        return {
+            "progress": self.progress.to_json(),
+            "scaler": self.scaler,
+            "identity": self.identity,
+            "tracker_run_id": self.tracker_run_id,
+        }
+
+    @classmethod
+    def of(cls, checkpoint: OpenCheckpoint) -> "SavedState":
+        """Raises CheckpointError: the checkpoint is damaged, or no training run's."""
+        values = checkpoint.state()
+        try:
+            progress = Progress.from_json(values["progress"])
+            return cls(progress, dict(values["scaler"]), dict(values["identity"]), values["tracker_run_id"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path}: its state is not that of a training run ({error!r}); give a checkpoint of one"
+            ) from error
+
+
 def find_last_step(config: TrainingConfig, reader: BatchReader[Any], progress: Progress) -> int:
     """The step that a run ends with which has come as far as `progress`: num_train_steps, or what its epochs hold."""
     remaining = reader.remaining_batches(progress.position, config.num_epochs)
@@ -74,7 +108,7 @@ def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     return tensors
 
 
-def load_model(model: nn.Module, checkpoint: Path) -> None:
+def load_model(model: nn.Module, checkpoint: OpenCheckpoint) -> None:
     """Puts a checkpoint's weights into a model, wrapped or not; of tables, this rank's shards.
 
     Raises:
@@ -86,16 +120,16 @@ def load_model(model: nn.Module, checkpoint: Path) -> None:
     loaded = {
         name: value if is_sharded(value) else torch.empty_like(value, device="cpu") for name, value in expected.items()
     }
-    load_tensors(checkpoint, loaded, _MODEL)
+    checkpoint.load(loaded, _MODEL)
     module.load_state_dict(loaded)
 
 
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: OpenCheckpoint) -> None:
     """Puts the states of the optimizers back. Learning rates are functions of the step and need none.
 
     model: as of load_model().
     """
-    saved = read_tensors(checkpoint, _OPTIMIZER)
+    saved = checkpoint.tensors(_OPTIMIZER)
     names = {parameter: name for name, parameter in unwrap(model).named_parameters()}
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
@@ -104,11 +138,11 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoin
         state.setdefault(order.index(parameter_name), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if isinstance(model, ShardedModel) and (states := model.table_optimizer_states()):
-        load_tensors(checkpoint, states, _TABLE_OPTIMIZER)
+        checkpoint.load(states, _TABLE_OPTIMIZER)
 
 
-def _check_sizes(checkpoint: Path, expected: Mapping[str, torch.Tensor]) -> None:
-    saved = tensor_sizes(checkpoint, _MODEL)
+def _check_sizes(checkpoint: OpenCheckpoint, expected: Mapping[str, torch.Tensor]) -> None:
+    saved = {name: tensor.size() for name, tensor in checkpoint.types(_MODEL).items()}
     differences = [f"{name}: only in the checkpoint" for name in sorted(saved.keys() - expected.keys())]
     differences += [f"{name}: only in the model" for name in sorted(expected.keys() - saved.keys())]
     differences += [
@@ -119,6 +153,6 @@ def _check_sizes(checkpoint: Path, expected: Mapping[str, torch.Tensor]) -> None
     if differences:
         listed = "\n  ".join(differences[:20] + [f"and {len(differences) - 20} more"] * (len(differences) > 20))
         raise CheckpointError(
-            f"{checkpoint}: the weights of another model:\n  {listed}\n"
+            f"{checkpoint.path}: the weights of another model:\n  {listed}\n"
             "Configure the model that it was saved from, or give a checkpoint of this one."
         )

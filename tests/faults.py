@@ -1,8 +1,11 @@
 """Faults that tests inject."""
 
 import contextlib
+import ctypes
 import resource
+import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -14,3 +17,39 @@ def full_disk(limit: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def forbidden(path: Path) -> Iterator[None]:
+    """Nothing may be written in the directory, not even by root: by this thread, and by those that it starts."""
+    mode = path.stat().st_mode
+    path.chmod(0o555)
+    try:
+        with _without_override():
+            yield
+    finally:
+        path.chmod(mode)
+
+
+@contextlib.contextmanager
+def _without_override() -> Iterator[None]:
+    """Takes CAP_DAC_OVERRIDE, by which root passes over permissions, from this thread."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+    before = ctypes.create_string_buffer(24)
+    if libc.capget(header, before):
+        raise OSError(ctypes.get_errno(), "capget")
+    effective, *others = struct.unpack("6I", before.raw)
+    if libc.capset(header, struct.pack("6I", effective & ~(1 << 1), *others)):
+        raise OSError(ctypes.get_errno(), "capset")
+    try:
+        yield
+    finally:
+        libc.capset(header, before)
+
+
+def flip_a_bit(file: Path) -> None:
+    """In the middle of it."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)

@@ -3,8 +3,9 @@
 torch loads tensors with weights_only, but unpickles `.metadata`, and what is no tensor, as it comes.
 """
 
+import io
 import pickle
-import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-_METADATA = ".metadata"
-_FILE = re.compile(r"__\d+_\d+\.distcp")
+from common.checkpointing.manifest import METADATA
 
 # All that torch names in the metadata of tensors, but for dtypes.
 _KNOWN = {
@@ -32,33 +32,48 @@ _KNOWN = {
 }
 
 
+class _RefusedError(pickle.UnpicklingError):
+    """What is there is known, and not taken."""
+
+
 class SafeReader(dcp.FileSystemReader):
     """A FileSystemReader of checkpoints of tensors; anything else is refused by a pickle.UnpicklingError."""
 
+    def __init__(self, path: Path, files: Collection[str]) -> None:
+        """Args:
+        path: of the checkpoint.
+        files: in it, that tensors may be read from.
+        """
+        super().__init__(path)
+        self._files = files
+
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         """Raises OSError: the file can't be read."""
-        folder = Path(self.checkpoint_id)
-        with (folder / _METADATA).open("rb") as file:
-            try:
-                metadata = _Unpickler(file).load()
-            except pickle.UnpicklingError:
-                raise
-            except Exception as error:  # what a pickle makes Python do wrong can be anything
-                raise pickle.UnpicklingError(f"{_METADATA} is not torch's: {error!r}") from error
+        content = (Path(self.checkpoint_id) / METADATA).read_bytes()
+        try:
+            metadata = _Unpickler(io.BytesIO(content)).load()
+            self._check(metadata)
+        except _RefusedError:
+            raise
+        except Exception as error:  # what a pickle makes Python do wrong can be anything
+            raise pickle.UnpicklingError(f"{METADATA} is not torch's: {error!r}") from error
+        return metadata  # type: ignore[no-any-return]
+
+    def _check(self, metadata: Any) -> None:
         if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
-            raise pickle.UnpicklingError(f"{_METADATA} is not torch's")
+            raise _RefusedError(f"{METADATA} is not torch's")
         for name, entry in metadata.state_dict_metadata.items():
-            if not isinstance(entry, TensorStorageMetadata):
-                raise pickle.UnpicklingError(f"'{name}' is no tensor")
+            if not isinstance(name, str) or not isinstance(entry, TensorStorageMetadata):
+                raise _RefusedError(f"'{name}' is no tensor")
+            torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")  # or it says what is wrong
         for stored in metadata.storage_data.values():
-            if not _FILE.fullmatch(stored.relative_path):
-                raise pickle.UnpicklingError(f"a tensor is to be read from {stored.relative_path}")
-        return metadata
+            if stored.relative_path not in self._files:
+                raise _RefusedError(f"a tensor is to be read from {stored.relative_path}")
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str, /) -> Any:
         known = (module, name) in _KNOWN or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype))
         if not known:
-            raise pickle.UnpicklingError(f"{_METADATA} names {module}.{name}")
+            raise _RefusedError(f"{METADATA} names {module}.{name}")
         return super().find_class(module.removesuffix("._local"), name)

@@ -1,51 +1,41 @@
-"""How a checkpoint directory becomes complete, is found, and is read back.
+"""A checkpoint directory as a whole: how it becomes complete, is found, is read at once and is deleted.
 
 A checkpoint `<root>/<step>` holds tensors (torch.distributed.checkpoint), everything else as JSON (state.json), and a
 manifest with the size and digest of each file, and what wrote them. It is written aside, synchronised to disk, then
 renamed: under its name it is complete, and what was interrupted is invisible. Which checkpoints are made and kept is
-not decided here (policy.py).
+not decided here (policy.py); how one is held while it is read, and verified, is in reading.py.
 """
 
+import concurrent.futures
 import contextlib
-import hashlib
+import errno
+import fcntl
 import json
-import logging
 import os
-import pickle
 import re
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from common.checkpointing.safe_reader import SafeReader
-from core.config.base_config import UserError
+from common.checkpointing.manifest import (
+    MANIFEST,
+    STATE,
+    CheckpointError,
+    FileRecord,
+    NoCheckpointError,
+    file_digest,
+    make_manifest,
+)
+from common.checkpointing.reading import OpenCheckpoint, world_of_one_is_meant
 
-_FORMAT = 1
-_MANIFEST = "manifest.json"
-_METADATA = ".metadata"
-_STATE = "state.json"
 _ASIDE = ".writing-"
 
 T = TypeVar("T")
-
-
-class CheckpointError(UserError):
-    """A checkpoint that can't be written or used: the message names its path and what to do."""
-
-
-class NoCheckpointError(CheckpointError):
-    """There is no complete checkpoint at the path, or not any more: it may have vanished while it was read."""
-
-
-class DamagedCheckpointError(CheckpointError):
-    """A checkpoint whose files are not what its manifest says, or can't be read."""
 
 
 def complete_steps(root: Path) -> list[int]:
@@ -53,13 +43,84 @@ def complete_steps(root: Path) -> list[int]:
     if not root.is_dir():
         return []
     steps = [path for path in root.iterdir() if re.fullmatch(r"0|[1-9][0-9]*", path.name)]
-    return sorted(int(path.name) for path in steps if (path / _MANIFEST).is_file())
+    return sorted(int(path.name) for path in steps if (path / MANIFEST).is_file())
+
+
+def find_checkpoints(path: Path) -> list[Path]:
+    """The complete checkpoints that a path stands for, in the order of their steps: itself, those in it, or those of
+    the run whose save_dir it is. Another process may find other ones where the run is still training.
+
+    Raises:
+      NoCheckpointError: there is none.
+    """
+    if (path / MANIFEST).is_file():
+        return [path]
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if steps := complete_steps(root):
+        return [root / str(step) for step in steps]
+    found = f"no such directory (looked from {Path.cwd()})"
+    if path.is_dir():
+        left = ", ".join(unfinished(root))
+        found = f"no complete checkpoint in {root}"
+        found += f"; of saves that were interrupted or go on: {left}" if left else ""
+    raise NoCheckpointError(f"{path}: {found}; give the save_dir of a run, its checkpoints, or one of them")
+
+
+def unfinished(root: Path) -> list[str]:
+    """Names of what saves under way, or interrupted ones, have under `root`."""
+    return sorted(path.name for path in root.glob(f"{_ASIDE}*"))
 
 
 def remove_unfinished(root: Path) -> None:
     """Removes what interrupted saves left under `root`. One process calls it, while nobody saves."""
     for name in unfinished(root):
         shutil.rmtree(root / name, ignore_errors=True)
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a checkpoint's files."""
+    return sum(file.stat().st_size for file in path.iterdir())
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The values that were saved beside the tensors. Raises CheckpointError, as OpenCheckpoint."""
+    with OpenCheckpoint(path) as checkpoint:
+        return checkpoint.state()
+
+
+def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, without it, in host memory. Raises CheckpointError, as
+    OpenCheckpoint."""
+    with OpenCheckpoint(path) as checkpoint:
+        return checkpoint.tensors(prefix)
+
+
+def delete_checkpoint(path: Path) -> None:
+    """Deletes a checkpoint, whoever reads it. Raises OSError."""
+    # Renamed first, so that a half-deleted checkpoint is never taken for a complete one.
+    shutil.rmtree(path.rename(path.with_name(f"{_ASIDE}{path.name}-deleting")))
+
+
+def delete_unless_held(path: Path) -> bool:
+    """Deletes a checkpoint that no OpenCheckpoint holds; whether it did. Raises OSError."""
+    with (path / MANIFEST).open("r+b") as manifest:
+        try:
+            fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                return False
+            # Else a file system without locks: nobody has one.
+        delete_checkpoint(path)
+    return True
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_checkpoint(
@@ -81,7 +142,7 @@ def write_checkpoint(
       provenance: what wrote it, as JSON, for the manifest; rank 0's is written.
 
     Raises:
-      CheckpointError: the disk refuses; on all ranks.
+      CheckpointError: the file system refuses; on all ranks.
     """
     final = root / str(step)
     aside = root / f"{_ASIDE}{step}"
@@ -91,188 +152,63 @@ def write_checkpoint(
         if rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-            _write_json(aside / _STATE, values)
+            _write_json(aside / STATE, values)
 
     def publish() -> None:
         if rank == 0:
             files = {name: file for part in parts for name, file in part.items()}
-            about = {"format": _FORMAT, "step": step, "provenance": dict(provenance or {})}
-            _write_json(aside / _MANIFEST, about | {"files": files})
-            _sync_directory(aside)
+            _write_json(aside / MANIFEST, make_manifest(step, files, provenance or {}))
+            sync_directory(aside)
             if final.exists():  # incomplete or damaged, else the run would have continued from it
-                shutil.rmtree(final)
+                delete_checkpoint(final)
             aside.rename(final)
-            _sync_directory(root)
+            sync_directory(root)
 
     try:
         _on_all_ranks(prepare, group)
-        with _world_of_one_is_meant():
+        with world_of_one_is_meant():
             dcp.save(
                 dict(tensors),
-                storage_writer=dcp.FileSystemWriter(aside, sync_files=True),
+                storage_writer=_Writer(aside, sync_files=False),
                 process_group=group,
                 no_dist=group is None,
             )
-        parts = _on_all_ranks(lambda: _digests(aside, rank), group)
+        parts = _on_all_ranks(lambda: _seal_files(aside, rank), group)
         _on_all_ranks(publish, group)
     except (OSError, dcp.CheckpointException) as error:
-        # torch tells a rank's failure with its traceback, and a write cut short as an error of its own.
         if rank == 0:  # a full disk needs the room
             shutil.rmtree(aside, ignore_errors=True)
         cause = error if isinstance(error, OSError) else next(iter(error.failures.values()))[0]
-        raise CheckpointError(
-            f"{final}: the checkpoint can't be written (is the disk full?): {cause}. "
-            f"Complete checkpoints: {complete_steps(root) or 'none'}"
-        ) from error
+        raise CheckpointError(f"{final}: the checkpoint can't be written: {_refusal(cause, root)}") from error
     return final
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The values that were saved beside the tensors.
+class _Writer(dcp.FileSystemWriter):
+    """A FileSystemWriter that raises what the system says of a write, where torch raises what follows from it."""
 
-    Raises:
-      NoCheckpointError: `path` is no complete checkpoint.
-      DamagedCheckpointError: its state is damaged, or can't be read.
-    """
-    with _reading(path):
-        _verify(path, _STATE)
-        return _read_json(path, _STATE)
-
-
-def read_provenance(path: Path) -> dict[str, Any]:
-    """What the manifest says of who wrote the checkpoint.
-
-    Raises:
-      NoCheckpointError: `path` is no complete checkpoint.
-      DamagedCheckpointError: its manifest can't be read.
-    """
-    with _reading(path):
-        return _read_manifest(path).provenance
+    def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> Any:
+        try:
+            return super().write_data(plan, planner)
+        except Exception as raised:
+            error: BaseException | None = raised
+            while error is not None and not isinstance(error, OSError):
+                error = error.__context__
+            raise error or raised from None
 
 
-def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
-    """The tensors whose names begin with `prefix`, without it, in host memory. Every rank reads by itself. No code that
-    may be in the files is run.
-
-    Raises:
-      NoCheckpointError: `path` is no complete checkpoint.
-      DamagedCheckpointError: the size or digest of a file is not the manifest's, or a file can't be read.
-    """
-    with _reading(path):
-        _verify(path)
-        entries = _entries(path, prefix)
-    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
-    load_tensors(path, tensors, prefix)
-    return tensors
-
-
-def tensor_sizes(path: Path, prefix: str = "") -> dict[str, torch.Size]:
-    """Sizes of the tensors whose names begin with `prefix`, by their names without it.
-
-    Raises:
-      NoCheckpointError, DamagedCheckpointError: as read_tensors().
-    """
-    with _reading(path):
-        _verify(path)
-        return {name: entry.size for name, entry in _entries(path, prefix).items()}
-
-
-def tensor_types(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors by name, with their sizes and dtypes but without their values (on the meta device).
-
-    Raises:
-      NoCheckpointError, DamagedCheckpointError: `path` is no complete checkpoint, or its metadata is damaged.
-    """
-    with _reading(path):
-        _verify(path, _METADATA)
-        return {
-            name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
-            for name, entry in _entries(path, "").items()
-        }
-
-
-def verify(path: Path) -> int:
-    """Reads all files of a checkpoint and compares them with the manifest; the bytes read.
-
-    Raises:
-      NoCheckpointError, DamagedCheckpointError: as read_tensors().
-    """
-    with _reading(path):
-        _verify(path)
-        return size_on_disk(path)
-
-
-def size_on_disk(path: Path) -> int:
-    """Bytes of a checkpoint's files."""
-    return sum(file.stat().st_size for file in path.iterdir())
-
-
-def unfinished(root: Path) -> list[str]:
-    """Names of what saves under way, or interrupted ones, have under `root`."""
-    return sorted(path.name for path in root.glob(f"{_ASIDE}*"))
-
-
-def load_tensors(path: Path, into: Mapping[str, torch.Tensor], prefix: str = "") -> None:
-    """Reads tensors into the memory of others; of one that is spread over the ranks, this rank's part.
-
-    Args:
-      path: the checkpoint; its files have been verified, by tensor_sizes() for one.
-      into: by their names in the checkpoint, less the prefix; of the sizes that they have there.
-      prefix: of the names in the checkpoint.
-
-    Raises:
-      NoCheckpointError, DamagedCheckpointError: as read_tensors().
-    """
-    with _reading(path), _world_of_one_is_meant():
-        named = {prefix + name: tensor for name, tensor in into.items()}
-        dcp.load(named, storage_reader=SafeReader(path), no_dist=True)
-
-
-def _entries(path: Path, prefix: str) -> dict[str, TensorStorageMetadata]:
-    """Of the tensors whose names begin with `prefix`, without it."""
-    metadata = SafeReader(path).read_metadata().state_dict_metadata
-    return {
-        name.removeprefix(prefix): entry
-        for name, entry in metadata.items()
-        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-    }
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Not what torch logs, with a traceback and by the root logger, before it raises what _reading() tells."""
-    return not record.getMessage().startswith(("Global metadata is not found", "Rank local metadata is not found"))
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Tells a checkpoint that vanishes while it is read (rotated away by another process) from a damaged one."""
-    root = logging.getLogger()
-    root.addFilter(_is_news)
+def _refusal(cause: BaseException, root: Path) -> str:
+    """Why a checkpoint could not be written, and what there is."""
+    told = str(cause).partition("\n")[0]
+    if isinstance(cause, OSError):
+        told = f"{cause.strerror}: {cause.filename}" if cause.filename else str(cause.strerror or cause)
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            with contextlib.suppress(OSError):
+                told += f" ({shutil.disk_usage(root).free / 2**20:,.1f} MiB free there; make room)"
     try:
-        yield
-    except (OSError, pickle.UnpicklingError, dcp.CheckpointException, DamagedCheckpointError) as error:
-        if not (path / _MANIFEST).is_file():
-            raise NoCheckpointError(f"{path}: the checkpoint was removed while it was read") from error
-        cause = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
-        if isinstance(cause, pickle.UnpicklingError):
-            found = str(cause).splitlines()[0]
-            raise DamagedCheckpointError(
-                f"{path}: not loaded: this program did not write it, and it could run code: {found}; remove it, or "
-                "give another checkpoint"
-            ) from error
-        if not isinstance(cause, OSError):
-            raise
-        raise DamagedCheckpointError(f"{cause.filename or path}: can't be read: {cause.strerror or cause}") from error
-    finally:
-        root.removeFilter(_is_news)
-
-
-@contextlib.contextmanager
-def _world_of_one_is_meant() -> Iterator[None]:
-    """Silences torch's guess, a warning, about what is meant where there is no process group."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        yield
+        steps = str(complete_steps(root) or "none")
+    except OSError:
+        steps = "can't be looked at"
+    return f"{told}. Complete checkpoints: {steps}"
 
 
 def _on_all_ranks(action: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
@@ -292,74 +228,26 @@ def _on_all_ranks(action: Callable[[], T], group: dist.ProcessGroup | None) -> l
     return outcomes
 
 
-class _Manifest(NamedTuple):
-    """Attributes:
-    files: sizes and digests, by name.
-    provenance: as of write_checkpoint().
-    """
-
-    files: dict[str, tuple[int, str]]
-    provenance: dict[str, Any]
-
-
-def _read_manifest(path: Path) -> _Manifest:
-    if not (path / _MANIFEST).is_file():
-        found = f"no complete checkpoint here (no {_MANIFEST})"
-        if not path.is_dir():
-            found = f"no such directory (looked from {Path.cwd()})"
-        raise NoCheckpointError(f"{path}: {found}; give a directory such as .../checkpoints/1000")
-    content = _read_json(path, _MANIFEST)
-    try:
-        version, provenance = content["format"], dict(content["provenance"])
-        files = {name: (file["size"], file["blake2b"]) for name, file in content["files"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(path, _MANIFEST, "it doesn't list the files") from error
-    if version != _FORMAT:
-        raise _damaged(path, _MANIFEST, f"format {version} found, this program reads {_FORMAT}")
-    return _Manifest(files, provenance)
+def _seal_files(directory: Path, rank: int) -> dict[str, FileRecord]:
+    """Makes the files that this rank has written durable; their sizes and digests. Rank 0's are also those that belong
+    to no rank."""
+    own = [
+        path
+        for path in sorted(directory.iterdir())
+        if path.name.startswith(f"__{rank}_") or (rank == 0 and not path.name.startswith("__"))
+    ]
+    # The processor digests what the disk writes meanwhile.
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        synced = [pool.submit(_sync_file, path) for path in own]
+        files = {path.name: FileRecord(path.stat().st_size, file_digest(path)) for path in own}
+        for future in synced:
+            future.result()
+    return files
 
 
-def _verify(path: Path, only: str | None = None) -> None:
-    """Compares the files, or only one of them, with the manifest."""
-    files = _read_manifest(path).files
-    if only is not None and only not in files:
-        raise _damaged(path, _MANIFEST, "it doesn't list the files")
-    expected = files if only is None else {only: files[only]}
-    for name, (expected_size, digest) in expected.items():
-        file = path / name
-        size = file.stat().st_size if file.is_file() else None
-        if size is None:
-            raise _damaged(path, name, "the file is missing")
-        if size != expected_size:
-            raise _damaged(path, name, f"{size} bytes long, {expected_size} expected")
-        if _digest(file) != digest:
-            raise _damaged(path, name, "its digest is not the manifest's")
-
-
-def _damaged(path: Path, name: str, found: str) -> DamagedCheckpointError:
-    return DamagedCheckpointError(f"{path}/{name}: damaged checkpoint: {found}; a run continues from the one before it")
-
-
-def _digests(directory: Path, rank: int) -> dict[str, dict[str, Any]]:
-    """Size and digest of the files that this rank has written; rank 0's are also those that belong to no rank."""
-    names = [path.name for path in directory.iterdir()]
-    own = [n for n in names if n.startswith(f"__{rank}_") or (rank == 0 and not n.startswith("__"))]
-    return {
-        name: {"size": (directory / name).stat().st_size, "blake2b": _digest(directory / name)} for name in sorted(own)
-    }
-
-
-def _digest(path: Path) -> str:
+def _sync_file(path: Path) -> None:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
-
-
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads((path / name).read_text())
-    except (OSError, ValueError) as error:
-        raise _damaged(path, name, str(error)) from error
-    return content
+        os.fsync(file.fileno())
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -367,11 +255,3 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
         json.dump(content, file, indent=1, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,13 +15,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from common.checkpointing.reading import OpenCheckpoint
+from common.checkpointing.storage import find_checkpoints
 from common.complete_directory import complete_directory
 from common.embedding_files import write_embeddings
 from common.logging import setup_logging
 from common.paths import user_path
 from common.program import ArgumentParser, run
 from core.config import ConfigError, UserError, load_config_from_yaml
-from core.run_directory import RunDirectory, find_checkpoint
+from core.run_directory import RunDirectory
 from projects.twhin.config import TwhinConfig
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.pretrained import read_table_vocabulary
@@ -67,20 +69,26 @@ def export(checkpoint: Path, out: Path) -> list[Exported]:
       UserError: the checkpoint is missing, damaged or no TwHIN's, a vocabulary can't be read or doesn't fit, or `out`
         can't be written.
     """
+    with OpenCheckpoint(checkpoint) as source:
+        source.verify()
+        return _export(source, out)
+
+
+def _export(checkpoint: OpenCheckpoint, out: Path) -> list[Exported]:
     sizes = table_sizes(checkpoint)
-    config = run_config(checkpoint)
+    config = run_config(checkpoint.path)
     for name, table in config.tables.items():
         expected = (table.num_embeddings, table.embedding_dim)
         if sizes.get(name) != expected:
             found = f"{sizes[name][0]} x {sizes[name][1]}" if name in sizes else "not there"
             raise UserError(
-                f"{checkpoint}: the table {name} is {found}, but the config.yaml of the run says "
+                f"{checkpoint.path}: the table {name} is {found}, but the config.yaml of the run says "
                 f"{expected[0]} x {expected[1]}: it was written by another run; give it where its own run has saved it"
             )
     vocabularies = {name: read_table_vocabulary(table) for name, table in config.tables.items()}
     exported = []
     with complete_directory(out) as partial:
-        logger.info("exporting %s", checkpoint)
+        logger.info("exporting %s", checkpoint.path)
         for name, table in config.tables.items():
             entities = vocabularies.pop(name)
             values = read_table(checkpoint, name, sizes[name])
@@ -159,7 +167,7 @@ def main() -> int:
         "--out", required=True, type=user_path, metavar="DIR", help="directory to make; must not exist, or be empty"
     )
     args = parser.parse_args()
-    checkpoint = find_checkpoint(args.checkpoint)
+    checkpoint = find_checkpoints(args.checkpoint)[-1]
     exported = export(checkpoint, args.out)
     sys.stdout.write(report(checkpoint, args.out, exported))
     return 0

@@ -83,9 +83,3 @@ class Job:
 
 def values(measurements: list[Measurement]) -> list[tuple[int, str | None, Any]]:
     return [(m.step, m.partition, m.metrics) for m in measurements if m.mode == "evaluate"]
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)

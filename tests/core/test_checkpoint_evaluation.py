@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checkpointing import storage
-from common.checkpointing.storage import CheckpointError
+from common.checkpointing import reading
+from common.checkpointing.manifest import CheckpointError, file_digest
 from common.wandb import WandbConfig
 from core.checkpoint_evaluation import only_evaluate
 from core.config.base_config import UserError
 from core.config.training import RuntimeConfig
 from core.evaluation_marks import evaluated
 from tests.common.test_wandb import points, recorded
-from tests.core.evaluated_run import NAMES, STEPS, Job, flip_a_bit, values
+from tests.core.evaluated_run import NAMES, STEPS, Job, values
+from tests.faults import flip_a_bit
 from tests.toy import ALONE, Remembering, ToyModel
 
 
@@ -171,15 +172,14 @@ def test_a_checkpoint_that_vanishes_while_it_is_read_is_no_error(
     job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, while_reading: str
 ) -> None:
     caplog.set_level(logging.INFO)
-    digest = storage._digest
     vanished = job.checkpoint(4)
 
     def rotated_away(path: Path) -> str:
         if path == vanished / while_reading:
             vanished.rename(vanished.with_name(".writing-4-deleting"))
-        return digest(path)
+        return file_digest(path)
 
-    monkeypatch.setattr(storage, "_digest", rotated_away)
+    monkeypatch.setattr(reading, "file_digest", rotated_away)
     job.evaluate()
     assert job.found() == [value for value in job.expected() if value[0] > 4]
     assert f"{vanished} was removed before it was evaluated" in caplog.messages

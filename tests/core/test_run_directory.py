@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from common.checkpointing.storage import NoCheckpointError
 from core.config.base_config import UserError
-from core.run_directory import EvaluatorDirectory, RunDirectory, check_same_run, find_checkpoint
+from core.run_directory import EvaluatorDirectory, RunDirectory, check_same_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -190,19 +189,6 @@ def test_a_file_in_the_place_of_the_directory_is_a_clear_error(tmp_path):
     (tmp_path / "run/checkpoints").write_text("")
     with pytest.raises(UserError, match=r"training\.save_dir .*run: can't be written: File exists"):
         claimed(tmp_path / "run")
-
-
-def test_the_newest_checkpoint_of_a_run_or_the_one_that_is_given(tmp_path):
-    root = tmp_path / "run" / "checkpoints"
-    for step in (5, 40, 100):
-        (root / str(step)).mkdir(parents=True)
-    with pytest.raises(NoCheckpointError, match=f"^{tmp_path}/run: no complete checkpoint in {root}; has the run"):
-        find_checkpoint(tmp_path / "run")
-    for step in (5, 40):
-        (root / str(step) / "manifest.json").write_text("{}")
-    assert find_checkpoint(tmp_path / "run") == root / "40"
-    for path in (root / "5", tmp_path / "elsewhere"):
-        assert find_checkpoint(path) == path
 
 
 IDENTITY = {

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from common.checkpointing.storage import CheckpointError, write_checkpoint
+from common.checkpointing.manifest import CheckpointError
+from common.checkpointing.reading import OpenCheckpoint
+from common.checkpointing.storage import write_checkpoint
 from common.optimizers.config import LearningRate
 from common.reader.order import Position
 from core.config.training import TrainingConfig
@@ -30,18 +32,18 @@ def trained(fused: bool, steps: int = 3) -> tuple[ToyModel, torch.optim.Optimize
     return model, optimizer
 
 
-def save(root: Path, model: ToyModel, optimizer: torch.optim.Optimizer) -> Path:
-    return write_checkpoint(root, 3, training_tensors(model, optimizer), {})
+def save(root: Path, model: ToyModel, optimizer: torch.optim.Optimizer) -> OpenCheckpoint:
+    return OpenCheckpoint(write_checkpoint(root, 3, training_tensors(model, optimizer), {}))
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_training_goes_on_bit_for_bit_from_what_was_put_back(tmp_path, fused):
     model, optimizer = trained(fused)
-    path = save(tmp_path, model, optimizer)
+    checkpoint = save(tmp_path, model, optimizer)
     restored, fresh = trained(fused, steps=0)
     torch.nn.init.zeros_(restored.out.weight)
-    load_model(restored, path)
-    load_optimizer(restored, fresh, path)
+    load_model(restored, checkpoint)
+    load_optimizer(restored, fresh, checkpoint)
 
     for tested, its_optimizer in ((model, optimizer), (restored, fresh)):
         toy_step(tested, optimizer=its_optimizer, learning_rate=RATE)([toy_batch(8, seed=4)], 4)
@@ -53,17 +55,17 @@ def test_training_goes_on_bit_for_bit_from_what_was_put_back(tmp_path, fused):
 
 def test_the_state_is_named_by_the_model_not_by_the_order_of_the_groups(tmp_path):
     model, optimizer = trained(True)
-    path = save(tmp_path, model, optimizer)
+    checkpoint = save(tmp_path, model, optimizer)
     other = ToyModel(batch_norm=True)
     reordered = torch.optim.Adam(other.parameters(), fused=True)
-    load_optimizer(other, reordered, path)
+    load_optimizer(other, reordered, checkpoint)
     assert torch.equal(reordered.state[other.out.weight]["exp_avg"], optimizer.state[model.out.weight]["exp_avg"])
 
 
 def test_an_optimizer_that_never_stepped_is_put_back_as_such(tmp_path):
-    path = save(tmp_path, *trained(False, steps=0))
+    checkpoint = save(tmp_path, *trained(False, steps=0))
     model, optimizer = trained(False, steps=0)
-    load_optimizer(model, optimizer, path)
+    load_optimizer(model, optimizer, checkpoint)
     assert not optimizer.state
 
 
@@ -75,15 +77,15 @@ def test_tensors_are_the_models_own():
 
 
 def test_weights_of_another_model_are_refused_naming_each_difference(tmp_path):
-    path = save(tmp_path, *trained(True))
+    checkpoint = save(tmp_path, *trained(True))
     other = ToyModel()
     other.hidden = torch.nn.Linear(3, 8)
     other.extra = torch.nn.Parameter(torch.ones(1))
     before = other.out.weight.detach().clone()
     with pytest.raises(CheckpointError) as raised:
-        load_model(other, path)
+        load_model(other, checkpoint)
     assert str(raised.value).splitlines() == [
-        f"{path}: the weights of another model:",
+        f"{checkpoint.path}: the weights of another model:",
         "  norm.bias: only in the checkpoint",
         "  norm.num_batches_tracked: only in the checkpoint",
         "  norm.running_mean: only in the checkpoint",
@@ -97,10 +99,10 @@ def test_weights_of_another_model_are_refused_naming_each_difference(tmp_path):
 
 
 def test_a_long_list_of_differences_is_cut(tmp_path):
-    path = save(tmp_path, *trained(True))
+    checkpoint = save(tmp_path, *trained(True))
     other = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(20)))
     with pytest.raises(CheckpointError, match="and 29 more\n"):
-        load_model(other, path)
+        load_model(other, checkpoint)
 
 
 def test_progress_survives_json_to_the_last_bit():

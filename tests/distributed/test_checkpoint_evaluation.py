@@ -6,11 +6,13 @@ import shutil
 import signal
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
-from common.checkpointing import storage
+from common.checkpointing import reading
+from common.checkpointing.manifest import NoCheckpointError, file_digest
 from common.device import World
 from common.metrics_file import read_metrics
 from common.optimizers.config import LearningRate
@@ -66,19 +68,17 @@ def worker(world: World, directory: Path) -> dict[str, Any]:
         (run / "metrics-evaluator.jsonl").unlink()
 
     # Rank 1 alone can't read step 4, ever, and doesn't see step 8 at its first look.
-    digest = storage._digest
-    unseen = [storage.NoCheckpointError("not here yet")]
+    unseen = [NoCheckpointError("not here yet")]
 
     def on_rank_1(path: Path) -> str:
         if world.rank == 1 and path.parent.name == "4":
             raise OSError(5, "Input/output error", str(path))
         if world.rank == 1 and path.parent.name == "8" and path.name != "state.json" and unseen:
             raise unseen.pop()
-        return digest(path)
+        return file_digest(path)
 
-    storage._digest = on_rank_1
-    evaluate(job(run), directory, world)
-    storage._digest = digest
+    with mock.patch.object(reading, "file_digest", on_rank_1):
+        evaluate(job(run), directory, world)
     if world.is_main:
         found["with rank 1 half blind"] = measured(run / "metrics-evaluator.jsonl")
 
@@ -88,16 +88,15 @@ def worker(world: World, directory: Path) -> dict[str, Any]:
         shutil.copytree(run / "checkpoints", changed / "checkpoints")
 
     def amid_the_digests(path: Path) -> str:
-        if world.rank == 1 and path.name == "__1_0.distcp" and path.parent.name == "8":
+        if world.rank == 1 and path.name != "state.json" and path.parent.name == "8":
             shutil.rmtree(path.parent)
-        return digest(path)
+        return file_digest(path)
 
-    storage._digest = amid_the_digests
-    with full_disk(100), pytest.raises(UserError) as raised:
+    with mock.patch.object(reading, "file_digest", amid_the_digests):
+        with full_disk(100), pytest.raises(UserError) as raised:
+            evaluate(job(changed), directory, world)
+        found["no room"] = str(raised.value)
         evaluate(job(changed), directory, world)
-    found["no room"] = str(raised.value)
-    evaluate(job(changed), directory, world)
-    storage._digest = digest
     if world.is_main:
         found["with step 8 removed"] = measured(changed / "metrics-evaluator.jsonl")
 

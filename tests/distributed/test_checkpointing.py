@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from common.checkpointing.manifest import CheckpointError
+from common.checkpointing.reading import OpenCheckpoint
 from common.checkpointing.storage import (
-    CheckpointError,
     complete_steps,
     read_state,
     read_tensors,
@@ -45,8 +46,9 @@ def worker(world: World, root: Path) -> dict[str, Any]:
     }
     restored = ToyModel()
     fresh = torch.optim.Adam(restored.parameters(), fused=True)
-    load_model(restored, path)
-    load_optimizer(restored, fresh, path)
+    with OpenCheckpoint(path) as checkpoint:
+        load_model(restored, checkpoint)
+        load_optimizer(restored, fresh, checkpoint)
     found["restored"] = {name: t.detach().clone() for name, t in training_tensors(restored, fresh).items()}
 
     # The disk refuses rank 1 alone, then rank 0 alone.

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from common.batch import Batch
+from common.checkpointing.reading import OpenCheckpoint
 from common.checkpointing.storage import read_tensors, write_checkpoint
 from common.device import World
 from common.modules.embedding.config import EmbeddingBagConfig
@@ -257,8 +258,9 @@ def reloads(world: World, saved: Path, root: Path, cases: list[tuple[str, str | 
     for optimizer, sharding in cases:
         path = saved / f"{optimizer}-{sharding}/end/{STEPS}"
         model, dense_optimizer, _ = built(world, optimizer, sharding)
-        load_model(model, path)
-        load_optimizer(model, dense_optimizer, path)
+        with OpenCheckpoint(path) as checkpoint:
+            load_model(model, checkpoint)
+            load_optimizer(model, dense_optimizer, checkpoint)
         again = save(root / f"{world.size}-{optimizer}-{sharding}", model, dense_optimizer, group)
         found.append(read_tensors(again))
     return found

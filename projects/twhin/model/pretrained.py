@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from common.checkpointing.reading import OpenCheckpoint
+from common.checkpointing.storage import find_checkpoints
 from common.embedding_files import EmbeddingFile, embedding_tables
 from common.modules.embedding.config import EmbeddingBagConfig
 from common.paths import user_path
 from common.reader.files import DataError
 from core.config.base_config import ConfigError, UserError
-from core.run_directory import find_checkpoint
 from projects.twhin.data.vocabulary import read_vocabulary
 from projects.twhin.model.saved import read_table, table_sizes
 
@@ -89,7 +90,7 @@ def pretrained_source(table: EmbeddingBagConfig) -> Path:
     if not path.is_dir():
         raise ConfigError(f"{place}: {uri}: no such directory (looked from {Path.cwd()})")
     try:
-        return find_checkpoint(path)
+        return find_checkpoints(path)[-1]
     except UserError as error:
         raise ConfigError(f"{place}: {error}") from error
 
@@ -119,7 +120,9 @@ def pretrained_rows(table: EmbeddingBagConfig, source: Path) -> Iterator[Rows]:
             by = "index" if vocabulary is None else "entity"
             blocks = _by_index(file, table, place) if vocabulary is None else _by_entity(file, vocabulary, table, place)
         else:
-            sizes = table_sizes(source)
+            checkpoint = OpenCheckpoint(source)
+            checkpoint.verify()
+            sizes = table_sizes(checkpoint)
             _check_name(name, list(sizes), place, source)
             num_rows, dim = sizes[name]
             _check_dim(dim, table, place, source)
@@ -133,7 +136,7 @@ def pretrained_rows(table: EmbeddingBagConfig, source: Path) -> Iterator[Rows]:
                     source,
                 )
             by = "index"
-            blocks = _of_checkpoint(source, name, sizes[name])
+            blocks = _of_checkpoint(checkpoint, name, sizes[name])
     except ConfigError:
         raise
     except UserError as error:
@@ -181,8 +184,9 @@ def _by_entity(file: EmbeddingFile, vocabulary: pa.Array, table: EmbeddingBagCon
         yield Rows(indices[indices >= 0], block.values[indices >= 0])
 
 
-def _of_checkpoint(path: Path, name: str, size: tuple[int, int]) -> Iterator[Rows]:
-    values = read_table(path, name, size)
+def _of_checkpoint(checkpoint: OpenCheckpoint, name: str, size: tuple[int, int]) -> Iterator[Rows]:
+    with checkpoint:
+        values = read_table(checkpoint, name, size)
     for start in range(0, len(values), _ROWS_PER_BLOCK):
         block = values[start : start + _ROWS_PER_BLOCK]
         yield Rows(np.arange(start, start + len(block)), block)

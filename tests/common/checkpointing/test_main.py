@@ -9,6 +9,7 @@ import torch
 from common.checkpointing.__main__ import main
 from common.checkpointing.storage import write_checkpoint
 from core.config.base_config import UserError
+from tests.faults import flip_a_bit
 
 
 @pytest.fixture
@@ -39,9 +40,7 @@ def test_verifies_all_or_one(save_dir, monkeypatch, capsys):
     assert run(monkeypatch, "verify", save_dir) == 0
     assert capsys.readouterr().out.count(": ok, ") == 2
     damaged = save_dir / "checkpoints/9/__0_0.distcp"
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged.write_bytes(content)
+    flip_a_bit(damaged)
     assert run(monkeypatch, "verify", save_dir) == 1
     nine, ten = capsys.readouterr().out.splitlines()
     assert nine.startswith(f"{save_dir}/checkpoints/9: DAMAGED: {damaged}: ")

@@ -4,14 +4,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.agreement import ControlWord
+from common.checkpointing.best import BestSteps
+from common.checkpointing.manifest import CheckpointError
 from common.checkpointing.policy import CheckpointPolicy
-from common.checkpointing.storage import (
-    CheckpointError,
-    complete_steps,
-    read_tensors,
-    remove_unfinished,
-    write_checkpoint,
-)
+from common.checkpointing.reading import OpenCheckpoint
+from common.checkpointing.storage import complete_steps, read_tensors, remove_unfinished, write_checkpoint
+from common.measurement import Measurement
+from common.metrics_file import MetricsFile
+from tests.faults import flip_a_bit
+from tests.toy import ALONE
 
 
 def write(root: Path, *steps: int) -> None:
@@ -32,28 +34,105 @@ def test_the_latest_is_the_newest_complete_one(tmp_path):
     assert policy.latest() == policy.root / "10"
 
 
-def damage(checkpoint: Path) -> None:
-    file = checkpoint / "__0_0.distcp"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
+def newest(policy: CheckpointPolicy) -> Path | None:
+    checkpoint = policy.open_newest(ControlWord(), ALONE)
+    if checkpoint is None:
+        return None
+    with checkpoint:
+        return checkpoint.path
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog):
     policy = CheckpointPolicy(tmp_path / "checkpoints", 1, None)
-    assert policy.newest_undamaged() is None
+    assert newest(policy) is None
     write(policy.root, 8, 9, 10)
-    assert policy.newest_undamaged() == policy.root / "10"
-    damage(policy.root / "10")
+    assert newest(policy) == policy.root / "10"
+    flip_a_bit(policy.root / "10/__0_0.distcp")
     (policy.root / "9/state.json").unlink()
-    assert policy.newest_undamaged() == policy.root / "8"
+    assert newest(policy) == policy.root / "8"
     assert [record.levelname for record in caplog.records] == ["ERROR"] * 2
     assert f"{policy.root}/10/__0_0.distcp: damaged checkpoint" in caplog.messages[0]
     assert f"{policy.root}/9/state.json: damaged checkpoint: the file is missing" in caplog.messages[1]
-    damage(policy.root / "8")
+    flip_a_bit(policy.root / "8/__0_0.distcp")
     with pytest.raises(CheckpointError, match=r"all checkpoints are damaged \(10, 9, 8\); put back a copy"):
-        policy.newest_undamaged()
+        newest(policy)
     assert complete_steps(policy.root) == [8, 9, 10]
+
+
+def test_one_of_a_newer_program_is_no_reason_to_lose_steps(tmp_path, monkeypatch):
+    policy = CheckpointPolicy(tmp_path, 1, None)
+    write(tmp_path, 8)
+    with monkeypatch.context() as newer:
+        newer.setattr("common.checkpointing.manifest.FORMAT", 2)
+        write(tmp_path, 9)
+    with pytest.raises(CheckpointError, match=r"/9/manifest\.json: format 2 found, this program reads 1; use the ver"):
+        newest(policy)
+
+
+def test_rotation_counts_neither_damaged_ones_nor_later_ones(tmp_path):
+    """A signal may have stopped the run after a step at which none is due, so that damaged ones are not made anew."""
+    policy = CheckpointPolicy(tmp_path, 1, 2)
+    write(tmp_path, 4, 5, 7, 8)
+    for step in (7, 8):
+        flip_a_bit(tmp_path / f"{step}/__0_0.distcp")
+    assert newest(policy) == tmp_path / "5"
+    for step, left in ((6, [5, 6, 7, 8]), (8, [6, 8]), (9, [8, 9])):
+        write(tmp_path, step)
+        policy.rotate(step)
+        assert complete_steps(tmp_path) == left
+    assert int(read_tensors(tmp_path / "8")["step"]) == 8
+
+
+def test_what_is_being_read_stays_until_a_later_rotation(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    policy = CheckpointPolicy(tmp_path, 1, 2)
+    write(tmp_path, 1, 2, 3)
+    with OpenCheckpoint(tmp_path / "1"):
+        policy.rotate(3)
+        assert complete_steps(tmp_path) == [1, 2, 3]
+        assert caplog.messages == [f"{tmp_path / '1'} is being read, and stays until a later checkpoint is saved"]
+        write(tmp_path, 4)
+        policy.rotate(4)
+        assert complete_steps(tmp_path) == [1, 3, 4]
+    policy.rotate(4)
+    assert complete_steps(tmp_path) == [3, 4]
+
+
+def test_nothing_is_deleted_where_the_newest_has_gone(tmp_path):
+    write(tmp_path, 1, 2, 3)
+    CheckpointPolicy(tmp_path, 1, 2).rotate(4)
+    assert complete_steps(tmp_path) == [1, 2, 3]
+
+
+def measured(path: Path, **values: float | None) -> None:
+    """Appends evaluations: step_<step>=value."""
+    file = MetricsFile(path)
+    for name, value in values.items():
+        file.log(Measurement(int(name.removeprefix("step_")), "evaluate", "v", {"auroc": value}, {}))
+    file.finish()
+
+
+def test_the_best_are_kept_beside_the_newest(tmp_path):
+    root, metrics = tmp_path / "checkpoints", tmp_path / "metrics.jsonl"
+    policy = CheckpointPolicy(root, 1, 2, 5, BestSteps([metrics], "v", "auroc", "max", 2))
+    for step, value in enumerate([0.5, 0.9, 0.6, 0.7, 0.1, 0.9, 0.2, None, 0.3], start=1):
+        write(root, step)
+        policy.rotate(step)
+        measured(metrics, **{f"step_{step}": value})
+    assert complete_steps(root) == [2, 5, 6, 8, 9]
+    # As a restart finds it.
+    CheckpointPolicy(root, 1, 2, None, BestSteps([metrics], "v", "auroc", "min", 1)).rotate(9)
+    assert complete_steps(root) == [5, 8, 9]
+
+
+def test_where_the_best_are_not_known_nothing_is_deleted(tmp_path, caplog):
+    root, metrics = tmp_path / "checkpoints", tmp_path / "metrics.jsonl"
+    metrics.write_text("none\n")
+    write(root, 1, 2, 3)
+    CheckpointPolicy(root, 1, 2, None, BestSteps([metrics], "v", "auroc", "max", 1)).rotate(3)
+    assert complete_steps(root) == [1, 2, 3]
+    (warning,) = caplog.messages
+    assert warning.startswith(f"old checkpoints were not deleted: {metrics}, line 1: not a measurement")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +140,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capl
 )
 def test_the_newest_few_are_kept_and_whole(tmp_path, keep, kept):
     write(tmp_path, 2, 4, 6, 8, 10)
-    CheckpointPolicy(tmp_path, 2, keep).rotate()
+    CheckpointPolicy(tmp_path, 2, keep).rotate(10)
     assert complete_steps(tmp_path) == kept
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(map(str, kept))
     assert [int(read_tensors(tmp_path / str(step))["step"]) for step in kept] == kept
@@ -71,7 +150,7 @@ def test_every_so_many_steps_one_is_kept_for_good(tmp_path):
     policy = CheckpointPolicy(tmp_path, 2, 2, 6)
     for step in range(2, 21, 2):
         write(tmp_path, step)
-        policy.rotate()
+        policy.rotate(step)
     assert complete_steps(tmp_path) == [6, 12, 18, 20]
 
 
@@ -80,7 +159,7 @@ def test_files_of_others_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "best").mkdir()
     (tmp_path / "0").mkdir()  # not complete: no checkpoint
-    CheckpointPolicy(tmp_path, 1, 2).rotate()
+    CheckpointPolicy(tmp_path, 1, 2).rotate(3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "2", "3", "best", "notes.txt"]
 
 
@@ -91,7 +170,7 @@ def test_a_delete_that_fails_is_a_warning_and_the_others_are_deleted_all_the_sam
     (tmp_path / "2").symlink_to(elsewhere)  # can't be deleted as a directory
     policy = CheckpointPolicy(tmp_path, 1, 2)
     with caplog.at_level(logging.WARNING):
-        policy.rotate()
+        policy.rotate(5)
     assert complete_steps(tmp_path) == [1, 4, 5]
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
     assert f"old checkpoint {tmp_path / '1'} could not be deleted" in caplog.text

@@ -1,6 +1,5 @@
 """Checkpoints made to run code, with manifests that are right."""
 
-import hashlib
 import io
 import json
 import os
@@ -14,8 +13,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
+from common.checkpointing.manifest import DamagedCheckpointError, FileRecord, file_digest, make_manifest
+from common.checkpointing.reading import OpenCheckpoint
 from common.checkpointing.safe_reader import SafeReader
-from common.checkpointing.storage import DamagedCheckpointError, read_tensors, tensor_sizes, write_checkpoint
+from common.checkpointing.storage import read_tensors, write_checkpoint
 
 
 class Malicious:
@@ -31,10 +32,12 @@ class Malicious:
 def put(checkpoint: Path, name: str, content: bytes) -> None:
     """Into a file, and its size and digest into the manifest."""
     (checkpoint / name).write_bytes(content)
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    digest = hashlib.blake2b(content, digest_size=32).hexdigest()
-    manifest["files"][name] = {"size": len(content), "blake2b": digest}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    files = {
+        file.name: FileRecord(file.stat().st_size, file_digest(file))
+        for file in checkpoint.iterdir()
+        if file.name != "manifest.json"
+    }
+    (checkpoint / "manifest.json").write_text(json.dumps(make_manifest(5, files, {})))
 
 
 @pytest.fixture
@@ -53,12 +56,12 @@ def put_metadata(checkpoint: Path, change: Callable[[Metadata], object]) -> None
     put(checkpoint, ".metadata", pickle.dumps(metadata))
 
 
-@pytest.mark.parametrize("read", [read_tensors, tensor_sizes])
-def test_metadata_runs_no_code(checkpoint: Path, tmp_path: Path, read: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize("read", [OpenCheckpoint.tensors, OpenCheckpoint.types])
+def test_metadata_runs_no_code(checkpoint: Path, tmp_path: Path, read: Callable[[OpenCheckpoint], object]) -> None:
     proof = tmp_path / "proof"
     put(checkpoint, ".metadata", pickle.dumps(Malicious(proof)))
-    with pytest.raises(DamagedCheckpointError, match=r"/5: not loaded: .* \.metadata names posix\.mkdir; remove it"):
-        read(checkpoint)
+    with pytest.raises(DamagedCheckpointError, match=r"/5: not loaded: .* \.metadata names posix\.mkdir; give another"):
+        read(OpenCheckpoint(checkpoint))
     assert not proof.exists()
     with pytest.raises(AttributeError):
         dcp.FileSystemReader(checkpoint).read_metadata()
@@ -109,7 +112,33 @@ def test_files_outside_are_not_read(checkpoint: Path, elsewhere: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"cnothing", pickle.dumps({}), pickle.dumps([1]), b"\x80\x04."])
 def test_what_is_not_torchs_is_refused(checkpoint: Path, content: bytes) -> None:
     put(checkpoint, ".metadata", content)
-    with pytest.raises(DamagedCheckpointError, match=r"not loaded: .*\.metadata is not torch's|not loaded"):
+    with pytest.raises(DamagedCheckpointError, match=r"not loaded: .*\.metadata is not torch's"):
+        read_tensors(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda metadata: setattr(metadata, "state_dict_metadata", [1]),
+        lambda metadata: setattr(metadata, "storage_data", {1: 2}),
+        lambda metadata: setattr(metadata.state_dict_metadata["a"], "size", "large"),
+        lambda metadata: setattr(metadata.state_dict_metadata["a"], "size", torch.Size([-1])),
+        lambda metadata: setattr(metadata.state_dict_metadata["a"], "properties", None),
+        lambda metadata: metadata.state_dict_metadata.update({7: metadata.state_dict_metadata["a"]}),
+    ],
+)
+def test_parts_of_other_types_are_refused(checkpoint: Path, change: Callable[[Metadata], object]) -> None:
+    put_metadata(checkpoint, change)
+    for read in (OpenCheckpoint.tensors, OpenCheckpoint.types):
+        with pytest.raises(DamagedCheckpointError, match="not loaded: "):
+            read(OpenCheckpoint(checkpoint))
+
+
+def test_files_that_the_manifest_does_not_list_are_not_read(checkpoint: Path) -> None:
+    (checkpoint / "__0_0.distcp").rename(checkpoint.parent / "hidden")
+    put(checkpoint, "state.json", b"{}")
+    (checkpoint.parent / "hidden").rename(checkpoint / "__0_0.distcp")
+    with pytest.raises(DamagedCheckpointError, match=r"a tensor is to be read from __0_0\.distcp"):
         read_tensors(checkpoint)
 
 
@@ -117,7 +146,7 @@ def test_every_dtype_is_read(tmp_path: Path) -> None:
     dtypes = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
     path = write_checkpoint(tmp_path, 1, {str(dtype): torch.ones(3, dtype=dtype) for dtype in dtypes}, {})
     assert {name: str(tensor.dtype) for name, tensor in read_tensors(path).items()} == {str(d): str(d) for d in dtypes}
-    assert SafeReader(path).read_metadata() == metadata_of(path)
+    assert SafeReader(path, ["__0_0.distcp"]).read_metadata() == metadata_of(path)
 
 
 def test_metadata_of_another_python_is_read(checkpoint: Path) -> None:

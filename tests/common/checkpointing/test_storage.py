@@ -1,24 +1,25 @@
-import json
 import math
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from common.checkpointing import storage
+from common.checkpointing.manifest import CheckpointError, NoCheckpointError
+from common.checkpointing.reading import OpenCheckpoint
 from common.checkpointing.storage import (
-    CheckpointError,
-    DamagedCheckpointError,
-    NoCheckpointError,
     complete_steps,
-    read_provenance,
+    delete_unless_held,
+    find_checkpoints,
     read_state,
     read_tensors,
     remove_unfinished,
     write_checkpoint,
 )
-from tests.faults import full_disk
+from tests.faults import forbidden, full_disk
 
 # Floats whose decimal forms are long, and integers beyond a double's.
 VALUES: dict[str, Any] = {
@@ -107,122 +108,6 @@ def test_leftovers_of_the_same_step_do_not_get_into_a_new_checkpoint(tmp_path):
     assert same_bits(read_tensors(path), tensors())
 
 
-def files_of(path: Path) -> list[str]:
-    return sorted(p.name for p in path.iterdir())
-
-
-ADVICE = "; a run continues from the one before it"
-FILES = [".metadata", "__0_0.distcp", "manifest.json", "state.json"]
-
-
-def test_the_manifest_covers_every_other_file(tmp_path):
-    path = write(tmp_path)
-    assert files_of(path) == FILES
-    assert sorted(json.loads((path / "manifest.json").read_text())["files"]) == sorted(set(FILES) - {"manifest.json"})
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_every_damage_is_told_with_the_file_and_what_to_do(tmp_path, name):
-    path = write(tmp_path)
-    file = path / name
-    content = file.read_bytes()
-
-    def check(file_named: Path = file, advice: str = ADVICE) -> None:
-        with pytest.raises(CheckpointError) as raised:
-            read_tensors(path)
-        assert str(raised.value).startswith(f"{file_named}: ")
-        assert advice in str(raised.value)
-
-    if name != "manifest.json":
-        for position in {0, len(content) // 3, len(content) - 1}:
-            damaged = bytearray(content)
-            damaged[position] ^= 1
-            file.write_bytes(damaged)
-            check()
-    file.write_bytes(content[:-3])
-    check()
-    file.write_bytes(b"")
-    check()
-    file.unlink()
-    if name == "manifest.json":
-        check(path, "no complete checkpoint here (no manifest.json); give a directory such as")
-    else:
-        check()
-    file.write_bytes(content)
-    assert same_bits(read_tensors(path), tensors())
-
-
-def test_a_manifest_with_any_byte_changed_is_damage_or_harmless(tmp_path):
-    path = write_checkpoint(tmp_path, 5, {"a": torch.ones(2)}, {})
-    manifest = path / "manifest.json"
-    content = manifest.read_bytes()
-    told: list[str] = []
-    for position in range(len(content)):
-        for mask in (1, 128):
-            damaged = bytearray(content)
-            damaged[position] ^= mask
-            manifest.write_bytes(damaged)
-            try:
-                found = read_tensors(path)
-            except CheckpointError as error:
-                told.append(str(error))
-            else:
-                assert torch.equal(found["a"], torch.ones(2))
-    assert len(told) > len(content)
-    assert all(message.startswith(f"{path}/") and message.endswith(ADVICE) for message in told)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "[]",
-        "{}",
-        '{"files": {}}',
-        '{"format": 1, "provenance": {}, "files": {}}',
-        '{"format": 1, "provenance": {}, "files": [1]}',
-        '{"format": 1, "provenance": {}, "files": {"state.json": {}}}',
-        '{"format": 1, "provenance": 3, "files": {}}',
-        "\x00",
-    ],
-)
-def test_a_manifest_of_another_kind_is_damage(tmp_path, content):
-    path = write(tmp_path)
-    (path / "manifest.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"manifest\.json: damaged checkpoint"):
-        read_state(path)
-
-
-def test_a_manifest_tells_what_wrote_the_checkpoint(tmp_path):
-    path = write_checkpoint(tmp_path, 5, tensors(), VALUES, provenance={"torch": "2.13.0", "world_size": 2})
-    assert read_provenance(path) == {"torch": "2.13.0", "world_size": 2}
-    assert read_provenance(write(tmp_path, 6)) == {}
-    manifest = path / "manifest.json"
-    assert json.loads(manifest.read_text()).keys() == {"format", "step", "provenance", "files"}
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(DamagedCheckpointError, match="format 2 found, this program reads 1"):
-        read_tensors(path)
-
-
-def test_the_state_is_verified_before_it_is_believed(tmp_path):
-    path = write(tmp_path)
-    state = path / "state.json"
-    state.write_text(state.read_text().replace("3.0", "4.0"))
-    with pytest.raises(CheckpointError, match=r"state\.json: damaged checkpoint: its digest"):
-        read_state(path)
-
-
-@pytest.mark.parametrize("read", [read_state, read_tensors])
-def test_where_there_is_no_checkpoint_nothing_is_to_be_removed(tmp_path, read):
-    (tmp_path / "precious").mkdir()
-    for path, found in (
-        (tmp_path / "precious", "no complete checkpoint here (no manifest.json)"),
-        (tmp_path / "nowhere", f"no such directory (looked from {Path.cwd()})"),
-    ):
-        with pytest.raises(CheckpointError) as raised:
-            read(path)
-        assert str(raised.value) == f"{path}: {found}; give a directory such as .../checkpoints/1000"
-
-
 @pytest.mark.parametrize("what", ["tensors", "values"])
 def test_a_disk_that_refuses_is_one_clear_error_and_leaves_the_older_checkpoint(tmp_path, what):
     write(tmp_path, 4)
@@ -230,39 +115,77 @@ def test_a_disk_that_refuses_is_one_clear_error_and_leaves_the_older_checkpoint(
     big_values = {"a": "x" * (100_000 if what == "values" else 1)}
     with full_disk(65536), pytest.raises(CheckpointError) as raised:
         write_checkpoint(tmp_path, 5, big_tensors, big_values)
-    message = str(raised.value)
-    assert message.startswith(f"{tmp_path / '5'}: the checkpoint can't be written (is the disk full?): ")
-    assert message.endswith("Complete checkpoints: [4]")
-    assert "Traceback" not in message
-    assert complete_steps(tmp_path) == [4]
+    told = f"{tmp_path / '5'}: the checkpoint can't be written: File too large. Complete checkpoints: [4]"
+    assert str(raised.value) == told
+    assert [path.name for path in tmp_path.iterdir()] == ["4"]
+    assert same_bits(read_tensors(tmp_path / "4"), tensors())
+
+
+def test_a_directory_that_forbids_is_told_with_its_name(tmp_path):
+    write(tmp_path, 4)
+    with forbidden(tmp_path), pytest.raises(CheckpointError) as raised:
+        write(tmp_path)
+    assert str(raised.value) == (
+        f"{tmp_path / '5'}: the checkpoint can't be written: Permission denied: {tmp_path / '.writing-5'}. "
+        "Complete checkpoints: [4]"
+    )
+    write(tmp_path)
+    assert complete_steps(tmp_path) == [4, 5]
 
 
 def test_a_root_that_is_a_file_is_a_clear_error(tmp_path):
     (tmp_path / "checkpoints").write_text("")
-    with pytest.raises(CheckpointError, match=r"checkpoints/5: the checkpoint can't be written .*Not a directory"):
+    with pytest.raises(CheckpointError, match=r"checkpoints/5: the checkpoint can't be written: Not a directory: "):
         write(tmp_path / "checkpoints")
 
 
-@pytest.mark.parametrize("read", [read_state, read_tensors])
-def test_a_checkpoint_that_vanishes_while_it_is_read_is_none_and_not_a_damaged_one(tmp_path, monkeypatch, read):
+def test_a_root_that_was_removed_is_made_again(tmp_path):
+    write(tmp_path / "checkpoints", 4)
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert same_bits(read_tensors(write(tmp_path / "checkpoints")), tensors())
+
+
+def test_what_a_path_stands_for(tmp_path):
+    root = tmp_path / "run/checkpoints"
+    write(root, 40)
+    write(root, 5)
+    assert find_checkpoints(root / "5") == [root / "5"]
+    assert find_checkpoints(root) == find_checkpoints(root.parent) == [root / "5", root / "40"]
+    (tmp_path / "empty/.writing-5").mkdir(parents=True)
+    advice = "; give the save_dir of a run, its checkpoints, or one of them"
+    for path, found in (
+        (tmp_path / "nowhere", f"no such directory (looked from {Path.cwd()})"),
+        (tmp_path, f"no complete checkpoint in {tmp_path}"),
+        (
+            tmp_path / "empty",
+            f"no complete checkpoint in {tmp_path}/empty; of saves that were interrupted or go on: .writing-5",
+        ),
+    ):
+        with pytest.raises(NoCheckpointError) as raised:
+            find_checkpoints(path)
+        assert str(raised.value) == f"{path}: {found}{advice}"
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from common.checkpointing.reading import OpenCheckpoint
+checkpoint = OpenCheckpoint(Path(sys.argv[1]))
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_is_being_read_is_not_deleted_until_its_reader_is_killed(tmp_path):
     path = write(tmp_path)
-    digest = storage._digest
-
-    def rotated_away(file: Path) -> str:
-        path.rename(tmp_path / ".writing-5-deleting")
-        return digest(file)
-
-    monkeypatch.setattr(storage, "_digest", rotated_away)
-    with pytest.raises(NoCheckpointError, match="/5: the checkpoint was removed while it was read"):
-        read(path)
-
-
-def test_a_checkpoint_that_the_system_cannot_read_need_not_be_removed(tmp_path, monkeypatch):
-    path = write(tmp_path)
-
-    def refused(file: Path) -> str:
-        raise OSError(5, "Input/output error", str(file))
-
-    monkeypatch.setattr(storage, "_digest", refused)
-    with pytest.raises(DamagedCheckpointError, match=r"state\.json: can't be read: Input/output error$"):
-        read_state(path)
+    arguments = [sys.executable, "-c", HOLDER, str(path)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "open\n"
+        with OpenCheckpoint(path):  # others may read it, too
+            assert not delete_unless_held(path)
+        assert not delete_unless_held(path)
+        assert same_bits(read_tensors(path), tensors())
+        reader.kill()
+    assert delete_unless_held(path)
+    assert list(tmp_path.iterdir()) == []

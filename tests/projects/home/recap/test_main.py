@@ -12,13 +12,14 @@ import pytest
 import torch
 import yaml
 
-from common.checkpointing.storage import CheckpointError, complete_steps, read_tensors
+from common.checkpointing.manifest import CheckpointError
+from common.checkpointing.storage import complete_steps, read_tensors
 from common.reader.files import DataError
 from common.reader.vectors import with_lists
 from core.config import ConfigError, UserError
 from projects.home.recap.main import main
 from tests.conftest import small_run
-from tests.faults import full_disk
+from tests.faults import flip_a_bit, full_disk
 
 Train = Callable[..., int]
 
@@ -228,21 +229,13 @@ def test_warm_start_takes_the_weights_and_step_0(train: Train, tmp_path: Path) -
         train(f"training.initial_checkpoint_dir={tmp_path}", save_dir=tmp_path / "third")
 
 
-def damage(checkpoint: Path) -> Path:
-    damaged = next(checkpoint.glob("*.distcp"))
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged.write_bytes(content)
-    return damaged
-
-
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert train("training.eval_every_n=0", save_dir=tmp_path / "whole") == 0
     assert train("training.eval_every_n=0") == 0
     checkpoints = tmp_path / "run/checkpoints"
-    damaged = damage(checkpoints / "12")
+    flip_a_bit(damaged := checkpoints / "12/__0_0.distcp")
     assert train("training.eval_every_n=0") == 0
     assert f"{damaged}: damaged checkpoint" in caplog.text
     assert "continuing after step 8" in caplog.text
@@ -254,7 +247,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
 def test_where_all_checkpoints_are_damaged_nothing_is_lost(train: Train, tmp_path: Path) -> None:
     assert train("training.eval_every_n=0") == 0
     for path in (tmp_path / "run/checkpoints").iterdir():
-        damage(path)
+        flip_a_bit(path / "__0_0.distcp")
     with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
         train("training.num_train_steps=16")
     assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 12]
@@ -312,7 +305,7 @@ def test_one_example_a_process_is_too_few_for_batch_norm(train: Train) -> None:
 def test_overwriting_may_start_from_the_weights_that_it_overwrites(train: Train, tmp_path: Path) -> None:
     assert train("training.eval_every_n=0") == 0
     own = f"training.initial_checkpoint_dir={tmp_path / 'run/checkpoints/12'}"
-    with pytest.raises(CheckpointError, match=r"^/nowhere: no such directory \(looked from /.*\); give a directory"):
+    with pytest.raises(CheckpointError, match=r"^/nowhere: no such directory \(looked from /.*\); give the save_dir"):
         train("training.initial_checkpoint_dir=/nowhere", "--overwrite_save_dir")
     assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 12]
     assert train(own, "--overwrite_save_dir", "training.num_train_steps=2", "training.eval_every_n=0") == 0

@@ -121,7 +121,10 @@ def test_mistakes_are_told_at_the_call(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     for config, message in [
         (table(tmp_path / "no"), f".embedding_snapshot_uri: {tmp_path}/no: no such directory (looked from "),
-        (table(tmp_path / "empty"), f": {tmp_path}/empty: no complete checkpoint here"),
+        (
+            table(tmp_path / "empty"),
+            f".embedding_snapshot_uri: {tmp_path}/empty: no complete checkpoint in {tmp_path}/empty; give",
+        ),
         (
             table(tmp_path / "run"),
             f".embedding_snapshot_uri: {tmp_path}/run: no complete checkpoint in {tmp_path}/run/",

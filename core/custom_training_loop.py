@@ -26,6 +26,7 @@ from common.optimizers.learning_rate import Rates
 from common.paths import user_path
 from common.reader.reader import BatchReader
 from common.trackers import Trackers, build_trackers
+from core.best_checkpoints import best_checkpoints
 from core.config.training import JobConfig
 from core.evaluation import Evaluator, Partition, StoppedError
 from core.nonfinite import NonfiniteEnd
@@ -106,6 +107,7 @@ def train(
         training.checkpoint_every_n,
         training.checkpoint_max_to_keep,
         training.checkpoint_keep_every_n,
+        best_checkpoints(training.checkpoint_keep_best, training.save_dir, partitions, world),
     )
     control = ControlWord(world.timeout)
     identity = run_identity(config, train_reader)

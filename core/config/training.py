@@ -41,6 +41,15 @@ class RuntimeConfig(BaseConfig):
     )
 
 
+class CheckpointKeepBestConfig(BaseConfig):
+    """Which checkpoints are the best."""
+
+    partition: str = pydantic.Field(min_length=1, description="Name of the evaluated data, such as validation.")
+    metric: str = pydantic.Field(min_length=1, description="Name of the metric in its evaluations, such as mean/auroc.")
+    mode: Literal["max", "min"] = pydantic.Field(description="Whether large values are good, or small ones.")
+    top_k: pydantic.PositiveInt = pydantic.Field(1, description="Number of checkpoints to keep.")
+
+
 class TrainingConfig(BaseConfig):
     """How long to train, and how often to log, save and evaluate. Steps are optimizer updates."""
 
@@ -68,6 +77,11 @@ class TrainingConfig(BaseConfig):
     checkpoint_keep_every_n: pydantic.PositiveInt | None = pydantic.Field(
         None,
         description="Checkpoints after every n-th step are never deleted (a multiple of checkpoint_every_n); null: "
+        "checkpoint_max_to_keep makes no exception.",
+    )
+    checkpoint_keep_best: CheckpointKeepBestConfig | None = pydantic.Field(
+        None,
+        description="The best checkpoints by a metric, as far as they were evaluated, are not deleted; null: "
         "checkpoint_max_to_keep makes no exception.",
     )
     train_log_every_n: pydantic.PositiveInt = pydantic.Field(
@@ -131,11 +145,12 @@ class TrainingConfig(BaseConfig):
     @pydantic.model_validator(mode="after")
     def _keeps_what_is_made(self) -> "TrainingConfig":
         keep, every_n = self.checkpoint_keep_every_n, self.checkpoint_every_n
-        if keep is not None and self.checkpoint_max_to_keep is None:
-            raise ValueError(
-                f"checkpoint_keep_every_n: {keep} is without effect, as all checkpoints are kept: give "
-                "checkpoint_max_to_keep, or leave it out"
-            )
+        for name in ("checkpoint_keep_every_n", "checkpoint_keep_best"):
+            if getattr(self, name) is not None and self.checkpoint_max_to_keep is None:
+                raise ValueError(
+                    f"{name} is without effect, as all checkpoints are kept: give checkpoint_max_to_keep, or "
+                    "leave it out"
+                )
         if keep is not None and keep % every_n != 0:
             raise ValueError(
                 f"checkpoint_keep_every_n: {keep} is no multiple of checkpoint_every_n ({every_n}), so that after many "

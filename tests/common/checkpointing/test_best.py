@@ -10,8 +10,8 @@ from core.config.base_config import UserError
 
 def log(path: Path, step: int, value: float | None, partition: str | None = "v", mode: str = "evaluate") -> None:
     file = MetricsFile(path)
-    file.log(Measurement(step, "train" if mode == "train" else "evaluate", partition, {"loss": value}, {}))
-    file.finish()
+    file.append(Measurement(step, "train" if mode == "train" else "evaluate", partition, {"loss": value}, {}))
+    file.close()
 
 
 def test_those_with_the_best_values_are_found(tmp_path):
@@ -52,7 +52,7 @@ def test_a_file_that_was_cut_or_replaced_is_read_anew(tmp_path):
     for step in (1, 2, 3):
         log(path, step, step)
     assert best.of([1, 2, 3]) == {3}
-    MetricsFile(path, last_step=2).finish()  # as a resume does
+    MetricsFile(path, last_step=2).close()  # as a resume does
     assert best.of([1, 2, 3]) == {2}
     path.rename(tmp_path / "old")
     assert best.of([1, 2, 3]) == set()
@@ -64,6 +64,6 @@ def test_a_file_that_was_cut_or_replaced_is_read_anew(tmp_path):
     for _ in range(2):
         with pytest.raises(UserError, match=r"metrics\.jsonl, line 3: not a measurement"):
             best.of([1])
-    MetricsFile(tmp_path / "old", last_step=1).finish()
+    MetricsFile(tmp_path / "old", last_step=1).close()
     (tmp_path / "old").replace(path)
     assert best.of([1, 2, 3]) == {1}

@@ -108,8 +108,8 @@ def measured(path: Path, **values: float | None) -> None:
     """Appends evaluations: step_<step>=value."""
     file = MetricsFile(path)
     for name, value in values.items():
-        file.log(Measurement(int(name.removeprefix("step_")), "evaluate", "v", {"auroc": value}, {}))
-    file.finish()
+        file.append(Measurement(int(name.removeprefix("step_")), "evaluate", "v", {"auroc": value}, {}))
+    file.close()
 
 
 def test_the_best_are_kept_beside_the_newest(tmp_path):

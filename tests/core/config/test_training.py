@@ -35,6 +35,9 @@ REFUSED = [
     ("training.checkpoint_max_to_keep", "0"),
     ("training.checkpoint_keep_every_n", "0"),
     ("training.checkpoint_max_to_keep", "-1"),
+    ("training.checkpoint_keep_best.mode", "{partition: v, metric: a, mode: best}"),
+    ("training.checkpoint_keep_best.top_k", "{partition: v, metric: a, mode: max, top_k: 0}"),
+    ("training.checkpoint_keep_best.metric", "{partition: v, mode: max}"),
     ("training.train_log_every_n", "0"),
     ("training.eval_every_n", "-1"),
     ("training.eval_log_every_n", "0"),
@@ -57,7 +60,7 @@ REFUSED = [
 @pytest.mark.parametrize(("key", "value"), REFUSED)
 def test_what_is_out_of_bounds_is_refused_naming_the_key(tmp_path, key, value):
     with pytest.raises(ConfigError) as raised:
-        job(tmp_path, f"{key}={value}")
+        job(tmp_path, f"{key.partition('_best')[0] + '_best' if '_best' in key else key}={value}")
     assert key in str(raised.value)
 
 
@@ -87,15 +90,22 @@ def test_keeping_a_single_checkpoint_is_refused_with_the_reason(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (["checkpoint_keep_every_n=100", "checkpoint_every_n=50"], "100 is without effect, as all .*max_to_keep"),
+        (
+            ["checkpoint_keep_every_n=100", "checkpoint_every_n=50"],
+            "keep_every_n is without effect, as all .*max_to_keep",
+        ),
+        (
+            ["checkpoint_keep_best={partition: v, metric: mean/auroc, mode: max}"],
+            "keep_best is without effect, as all .*max_to_keep",
+        ),
         (
             ["checkpoint_keep_every_n=100", "checkpoint_every_n=60", "checkpoint_max_to_keep=2"],
-            r"100 is no multiple of checkpoint_every_n \(60\)",
+            r"keep_every_n: 100 is no multiple of checkpoint_every_n \(60\)",
         ),
     ],
 )
 def test_keeping_what_is_never_made_or_kept_anyway_is_refused(tmp_path, settings, told):
-    with pytest.raises(ConfigError, match=f"checkpoint_keep_every_n: {told}"):
+    with pytest.raises(ConfigError, match=f"checkpoint_{told}"):
         job(tmp_path, *(f"training.{setting}" for setting in settings))
 
 

@@ -22,6 +22,8 @@ TABLE = "model.embeddings.tables[0]"
 OPTIONS = [
     [
         "runtime.enable_amp=true",
+        "training.checkpoint_max_to_keep=2",
+        "training.checkpoint_keep_best={partition: validation, metric: auc, mode: max}",
         "runtime.wandb={key_path: $KEY_PATH, host: 'http://localhost:9', name: n, tags: [t], metadata: {a: 1}}",
         f"{TABLE}.optimizer={{sgd: {{}}}}",
         f"{TABLE}.data_type=fp16",

@@ -119,9 +119,11 @@ def on_small_data(path: Path, data: Path, save_dir: Path) -> list[str]:
 
 def evaluation_options(path: Path) -> list[str]:
     """As OPTIONS, for evaluation."""
-    partitions = [f"validation_data[{name}]" for name in load_config_from_yaml(RecapConfig, path).validation_data]
-    discrete = [f"{place}.seg_dense_schema.features=[discrete]" for place in ("train_data", *partitions)]
-    return [*discrete, "model.stratifiers=[{name: s, index: 0, value: 1}]"]
+    partitions = list(load_config_from_yaml(RecapConfig, path).validation_data)
+    places = ["train_data", *(f"validation_data[{name}]" for name in partitions)]
+    discrete = [f"{place}.seg_dense_schema.features=[discrete]" for place in places]
+    best = f"training.checkpoint_keep_best={{partition: {partitions[0]}, metric: mean/loss, mode: min}}"
+    return [*discrete, "training.checkpoint_max_to_keep=2", best, "model.stratifiers=[{name: s, index: 0, value: 1}]"]
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ def test_rates_are_not_negative_and_steps_are_positive():
     for make in (
         lambda: LearningRate(constant=-0.1),
         lambda: LearningRate(constant=float("inf")),
+        lambda: LearningRate(constant=1e39),  # beyond float32
         lambda: staircase([0], [0.1, 0.2]),
         lambda: staircase([1], [0.1, -0.2]),
         lambda: LinearRampToConstant(learning_rate=0.1, num_ramp_steps=0),

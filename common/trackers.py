@@ -84,13 +84,14 @@ class Trackers:
             self._metrics_file.sync()
 
     def finish(self) -> None:
-        """Finishes each sink, in bounded time. A second call does nothing."""
-        self.run_has_failed = sys.exception() is not None
+        """Finishes each sink, in bounded time; at once where an interrupt ends the run. A second call does nothing."""
+        error = sys.exception()
+        self.run_has_failed = error is not None
         if self._metrics_file is not None:
             self._metrics_file.finish()
             self._metrics_file = None
         background, self._background = self._background, []
-        deadline = time.monotonic() + _FINISH_PATIENCE_IN_S
+        deadline = time.monotonic() + (0.0 if isinstance(error, KeyboardInterrupt) else _FINISH_PATIENCE_IN_S)
         for tracker in background:
             tracker.begin_finish()
         for tracker in background:

@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import threading
 
@@ -55,8 +56,9 @@ def test_a_mistake_in_a_sink_is_told_before_training():
         Trackers().add("mine", build)
 
 
-def test_sinks_that_hang_share_one_patience(monkeypatch, caplog):
-    monkeypatch.setattr("common.trackers._FINISH_PATIENCE_IN_S", 0.0)
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_sinks_that_hang_share_one_patience_and_an_interrupt_has_none(monkeypatch, caplog, is_interrupted):
+    monkeypatch.setattr("common.trackers._FINISH_PATIENCE_IN_S", 60.0 if is_interrupted else 0.0)
     gate = threading.Event()
 
     class Hanging(Sink):
@@ -66,7 +68,12 @@ def test_sinks_that_hang_share_one_patience(monkeypatch, caplog):
     trackers = Trackers()
     for name in ("one", "two"):
         trackers.add(name, Hanging)
-    trackers.finish()
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            if is_interrupted:
+                raise KeyboardInterrupt
+        finally:
+            trackers.finish()
     gate.set()
     assert [record.message.split(";")[0] for record in caplog.records] == [
         "Tracker one did not end in time",

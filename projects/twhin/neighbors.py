@@ -195,7 +195,7 @@ def searched(of: str, embeddings: str) -> EmbeddingFile:
     tables = embedding_tables(user_path(embeddings))
     if of not in tables and not user_path(of).is_file():
         raise UserError(f"--of {of}: neither a file nor a table of {embeddings}, which has {', '.join(tables)}")
-    return EmbeddingFile(tables.get(of, Path(of)))
+    return EmbeddingFile(tables.get(of, user_path(of)))
 
 
 def main() -> int:

@@ -98,6 +98,11 @@ def test_names_numbers_and_another_table(export, capsys, monkeypatch):
     assert rows == [["1", str(10**12), f"{-np.hypot(3, 1.9):.6g}"]]
     rows = search(capsys, monkeypatch, "--embeddings", user, "--entity", "cid", "--of", tweet, "--comparator", "dot")
     assert rows == [["1", str(10**12), "2"], ["2", "5", "0.1"]]
+    monkeypatch.setenv("HOME", str(export))
+    at_home = search(
+        capsys, monkeypatch, "--embeddings", user, "--entity", "cid", "--of", "~/tweet.parquet", "--comparator", "dot"
+    )
+    assert at_home == rows
     of_export = search(
         capsys, monkeypatch, "--embeddings", export, "--table", "user", "--entity", "cid", "--of", "tweet"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.measurement import Measurement
-from common.metrics_file import MetricsFile, read_metrics
+from common.metrics_file import MetricsFile, MetricsTail, read_metrics
 from common.trackers import build_trackers
 from core.config.base_config import UserError
 
@@ -120,3 +120,20 @@ def test_a_last_line_that_is_whole_but_no_measurement_is_not_cut(tmp_path):
 def test_a_directory_in_the_files_place_is_named(tmp_path):
     with pytest.raises(UserError, match=r"can't be read: Is a directory"):
         read_metrics(tmp_path)
+
+
+def test_what_is_new_is_read_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tail = MetricsTail(path)
+    assert tail.read() == ([], False)
+    write(path, train(1), train(2))
+    assert tail.read() == (read_metrics(path), True)
+    assert tail.read() == ([], False)
+    write(path, train(3))
+    with path.open("a") as file:
+        file.write('{"step": 4, "mode": "tr')
+    assert tail.read() == ([read_metrics(path)[-1]], False)
+    MetricsFile(path, last_step=1).close()
+    assert tail.read() == (read_metrics(path), True)
+    path.unlink()
+    assert tail.read() == ([], True)

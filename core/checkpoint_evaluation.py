@@ -115,9 +115,9 @@ def only_evaluate(
             nonlocal trackers
             check_same_run(directory.path, state.identity, identity, EVALUATE, config.identity_hints)
             trackers = Trackers()
+            stack.callback(trackers.finish)
             if world.is_main:
                 _add_sinks(trackers, config, directory, state.tracker_run_id, sinks or {})
-            stack.callback(trackers.finish)
 
         def record(measurement: Measurement) -> None:
             assert trackers is not None

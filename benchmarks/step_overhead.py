@@ -33,6 +33,7 @@ from tabulate import tabulate  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
+from benchmarks.tables import spread  # noqa: E402
 from common.batch import Batch  # noqa: E402
 from common.device import World, joined_world  # noqa: E402
 from common.optimizers.config import LearningRate  # noqa: E402
@@ -290,26 +291,20 @@ def measure(case: Case, rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def spread(values: Sequence[float], scale: float = 1.0, digits: int = 2) -> str:
-    """Median and range."""
-    low, middle, high = (scale * f(values) for f in (min, statistics.median, max))
-    return f"{middle:.{digits}f} [{low:.{digits}f} to {high:.{digits}f}]"
-
-
 def tell(case: Case, seconds: dict[str, list[float]]) -> None:
     """Prints the figures of a case."""
     rows = []
     for name, values in seconds.items():
-        row = [name, spread(values, 1e6 if case.model == "tiny" else 1e3, 0)]
+        row = [name, spread(values, scale=1e6 if case.model == "tiny" else 1e3)]
         if case.model == "tiny":
             for other in ("bare", "bare, fused Adam"):
                 pairs = list(zip(values, seconds[other], strict=True))
-                added = spread([own - theirs for own, theirs in pairs], 1e6, 0)
+                added = spread([own - theirs for own, theirs in pairs], scale=1e6)
                 share = statistics.median((own - theirs) / theirs for own, theirs in pairs)
                 row.append("" if name == other else f"{added}, {share:+.1%}")
         else:
             ratios = [theirs / own for own, theirs in zip(values, seconds["bare"], strict=True)]
-            row += [spread([case.batch_size / value for value in values], 1, 0), spread(ratios)]
+            row += [spread([case.batch_size / value for value in values]), spread(ratios, 2)]
         rows.append(row)
     if case.model == "tiny":
         headers = ["loop", "µs per step", "added to bare, µs", "added to bare with fused Adam, µs"]
@@ -366,7 +361,7 @@ def main() -> None:
     if "startup" in parts:
         for processes in (1, 2):
             seconds = [startup(processes) for _ in range(args.rounds)]
-            sys.stdout.write(f"\nseconds from command to first step, {processes} process(es): {spread(seconds)}\n")
+            sys.stdout.write(f"\nseconds from command to first step, {processes} process(es): {spread(seconds, 2)}\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from tabulate import tabulate  # noqa: E402
 
+from benchmarks.tables import markdown, spread  # noqa: E402
 from benchmarks.twhin_by_hand import by_hand  # noqa: E402
 from benchmarks.twhin_profile import GROUPS, OTHER, profiled  # noqa: E402
 from benchmarks.twhin_program import Measured, Shape, fail, ours, printed, started, write_config  # noqa: E402
@@ -73,17 +73,6 @@ def where(scratch: Path, shape: Shape, rounds: int, steps: int) -> str:
 
 def title(processes: int) -> str:
     return f"{processes} process" + ("es" if processes > 1 else "")
-
-
-def spread(values: Sequence[float], digits: int = 0, scale: float = 1.0) -> str:
-    """Median and range."""
-    middle, low, high = (f"{scale * f(values):,.{digits}f}" for f in (statistics.median, min, max))
-    return f"{middle} [{low} to {high}]"
-
-
-def markdown(table: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    aligned = ("left", *("right" for _ in headers[1:]))
-    return tabulate(table, headers, tablefmt="pipe", disable_numparse=True, colalign=aligned)
 
 
 def speed(scratch: Path, shape: Shape, rounds: int, seconds: float) -> str:

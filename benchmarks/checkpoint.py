@@ -1,0 +1,168 @@
+"""What a checkpoint costs beside a plain copy of the same bytes: the stall of training, the save, and the restore.
+
+    python benchmarks/checkpoint.py [--mb 577,20] [--processes 1,2] [--rounds 5] [--directory /tmp]
+
+A model and its Adam state of so many MB (577: the Heavy Ranker's published shape) are saved by core.saver, as training
+does, restored by what a resume calls, and the files of the checkpoint are copied and synchronised to disk (cp and
+fsync, by one process), in turns within one run. Stall is the time that training stops; the save goes on in a thread,
+and is timed until the checkpoint is durable under its name. Files are read from the page cache. A figure is the median
+over the rounds, with the smallest and the largest; the first save, which allocates the memory that all others use
+again, is left out.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+from benchmarks.tables import markdown, spread  # noqa: E402
+from common.agreement import ControlWord  # noqa: E402
+from common.checkpointing.policy import CheckpointPolicy  # noqa: E402
+from common.device import World, joined_world  # noqa: E402
+from common.optimizers.config import LearningRate  # noqa: E402
+from common.optimizers.learning_rate import LearningRates  # noqa: E402
+from common.reader.order import Position  # noqa: E402
+from core.saver import Saver  # noqa: E402
+from core.train_step import Autocast, TrainStep  # noqa: E402
+from core.training_state import Progress, load_model, load_optimizer  # noqa: E402
+
+ALONE = World(0, 0, 1, torch.device("cpu"))
+STALL, SAVE, COPY, RESTORE = "stall", "save", "copy", "restore"
+
+
+class Weights(nn.Module):
+    """float32 matrices of 1 MB, of so many MB together with the two of Adam for each."""
+
+    def __init__(self, num_mb: int) -> None:
+        super().__init__()
+        self.matrices = nn.ParameterList(torch.randn(500, 500) for _ in range(max(1, num_mb // 3)))
+
+
+@contextlib.contextmanager
+def timed(into: list[float], world: World) -> Iterator[None]:
+    """Adds the seconds until all ranks have done it."""
+
+    def wait_for_all() -> None:
+        if world.size > 1:
+            torch.distributed.barrier()
+
+    wait_for_all()
+    started = time.perf_counter()
+    yield
+    wait_for_all()
+    into.append(time.perf_counter() - started)
+
+
+def copy(source: Path, target: Path) -> None:
+    """cp, and fsync of each file and of the directory."""
+    target.mkdir()
+    for file in source.iterdir():
+        shutil.copyfile(file, target / file.name)
+    for path in (*target.iterdir(), target):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def worker(directory: Path, num_mb: int, rounds: int) -> None:
+    """Rank 0 prints the seconds of each turn, and the bytes of a checkpoint, as JSON."""
+    torch.set_num_threads(1)
+    with joined_world(600, "cpu") as world:
+        torch.manual_seed(0)
+        model = Weights(num_mb)
+        optimizer = torch.optim.Adam(model.parameters())
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+        rates = LearningRates(optimizer, [LearningRate(constant=0.1)])
+        train_step = TrainStep(
+            model, optimizer, rates, world=world, autocast=Autocast(world.device, None), max_grad_norm=None, seed=0
+        )
+        policy = CheckpointPolicy(directory / "checkpoints", 1, 2)
+        control = ControlWord(world.timeout)
+        saver = Saver(policy, {}, world, model, optimizer, train_step, None, 0)
+
+        saver.save(Progress(1, Position.start(1), {}))
+        saver.wait()
+        seconds: dict[str, list[float]] = {name: [] for name in (STALL, SAVE, COPY, RESTORE)}
+        for step in range(2, rounds + 2):
+            with timed(seconds[SAVE], world):
+                with timed(seconds[STALL], ALONE):
+                    saver.save(Progress(step, Position.start(1), {}))
+                saver.wait()
+            newest = policy.complete()[-1]
+            if world.is_main:
+                with timed(seconds[COPY], ALONE):
+                    copy(newest, directory / "copy")
+                shutil.rmtree(directory / "copy")
+            with timed(seconds[RESTORE], world):
+                checkpoint = policy.open_newest(control, world)
+                assert checkpoint is not None
+                with checkpoint:
+                    load_model(model, checkpoint)
+                    load_optimizer(model, optimizer, checkpoint)
+        if world.is_main:
+            num_bytes = sum(file.stat().st_size for file in newest.iterdir())
+            sys.stdout.write(json.dumps({"seconds": seconds, "bytes": num_bytes}) + "\n")
+
+
+def measure(num_mb: int, processes: int, rounds: int, directory: str) -> list[str]:
+    """A row of the table."""
+    python = [sys.executable]
+    if processes > 1:
+        python += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        arguments = [__file__, "--worker", scratch, "--mb", str(num_mb), "--rounds", str(rounds)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*python, *arguments], env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    if done.returncode != 0:
+        raise SystemExit("the benchmark failed")
+    found = json.loads(done.stdout.splitlines()[-1])
+    seconds, mb = found["seconds"], found["bytes"] / 1e6
+    ratios = {
+        name: [own / plain for own, plain in zip(seconds[name], seconds[COPY], strict=True)] for name in (SAVE, RESTORE)
+    }
+    return [
+        f"{mb:,.0f} MB, {processes} process{'es' if processes > 1 else ''}",
+        spread(seconds[STALL], scale=1e3),
+        *(spread(seconds[name], 2) for name in (SAVE, RESTORE, COPY)),
+        *(spread([mb / value for value in seconds[name]]) for name in (SAVE, RESTORE, COPY)),
+        *(spread(ratios[name], 1) for name in (SAVE, RESTORE)),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times saves and restores beside a plain copy.")
+    parser.add_argument("--mb", default="577,20", help="sizes in 10^6 bytes, separated by commas")
+    parser.add_argument("--processes", default="1,2", help="numbers of processes, separated by commas")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
+    parser.add_argument("--directory", default=tempfile.gettempdir(), help="on the file system to measure")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    sizes, processes = ([int(word) for word in words.split(",")] for words in (args.mb, args.processes))
+    if args.worker is not None:
+        worker(args.worker, sizes[0], args.rounds)
+        return
+    rows = [measure(size, count, args.rounds, args.directory) for size in sizes for count in processes]
+    headers = ["", "stall, ms", "save, s", "restore, s", "copy, s"]
+    timings = markdown([row[:5] for row in rows], headers)
+    headers = ["", "save, MB/s", "restore, MB/s", "copy, MB/s", "save, copy = 1", "restore, copy = 1"]
+    sys.stdout.write(f"{timings}\n\n{markdown([[row[0], *row[5:]] for row in rows], headers)}\n")
+
+
+if __name__ == "__main__":
+    main()

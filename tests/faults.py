@@ -20,10 +20,10 @@ def full_disk(limit: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def forbidden(path: Path) -> Iterator[None]:
-    """Nothing may be written in the directory, not even by root: by this thread, and by those that it starts."""
+def forbidden(path: Path, allowed: int = 0o555) -> Iterator[None]:
+    """Nothing but `allowed` may be done in the directory, not even by root: by this thread, and by those it starts."""
     mode = path.stat().st_mode
-    path.chmod(0o555)
+    path.chmod(allowed)
     try:
         with _without_override():
             yield
@@ -33,14 +33,14 @@ def forbidden(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_override() -> Iterator[None]:
-    """Takes CAP_DAC_OVERRIDE, by which root passes over permissions, from this thread."""
+    """Takes CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, by which root passes over permissions, from this thread."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = struct.pack("Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
     before = ctypes.create_string_buffer(24)
     if libc.capget(header, before):
         raise OSError(ctypes.get_errno(), "capget")
     effective, *others = struct.unpack("6I", before.raw)
-    if libc.capset(header, struct.pack("6I", effective & ~(1 << 1), *others)):
+    if libc.capset(header, struct.pack("6I", effective & ~(1 << 1 | 1 << 2), *others)):
         raise OSError(ctypes.get_errno(), "capset")
     try:
         yield

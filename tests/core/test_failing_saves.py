@@ -72,6 +72,19 @@ def test_a_directory_that_is_read_only_from_now_on(
     assert complete_steps(root) == [6, 8]
 
 
+def test_a_save_dir_that_is_closed_from_now_on(
+    save_dir: Path, faults: contextlib.ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = save_dir / "checkpoints"
+    outcome = run(save_dir, caplog, lambda: faults.enter_context(forbidden(save_dir, 0)))
+    assert (outcome.step, outcome.exit_status, outcome.checkpoint) == (8, 1, None)
+    assert errors(caplog) == [
+        f"{root}/{step}: the checkpoint can't be written: Permission denied: {root}/.writing-{step}. "
+        "Complete checkpoints: can't be looked at"
+        for step in (4, 6, 8)
+    ]
+
+
 def test_a_file_in_the_place_of_the_checkpoints(save_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = save_dir / "checkpoints"
 

@@ -13,7 +13,7 @@ from common.checkpointing.storage import write_checkpoint
 from common.optimizers.config import LearningRate
 from common.reader.order import Position
 from core.config.training import TrainingConfig
-from core.training_state import Progress, find_last_step, load_model, load_optimizer, training_tensors
+from core.training_state import Progress, SavedState, find_last_step, load_model, load_optimizer, training_tensors
 from tests.toy import ToyModel, rows_reader, toy_batch, toy_step
 
 RATE = LearningRate(constant=0.01)
@@ -110,6 +110,15 @@ def test_progress_survives_json_to_the_last_bit():
     again = Progress.from_json(json.loads(json.dumps(progress.to_json())))
     assert again == progress
     assert Progress.start(3) == Progress(0, Position(0, (0, 0, 0)), {})
+
+
+def test_the_saved_state_survives_and_another_is_refused(tmp_path):
+    saved = SavedState(Progress.start(2), {"scale": 8.0}, {"runtime": {"seed": 3}}, "run-1")
+    assert SavedState.of(OpenCheckpoint(write_checkpoint(tmp_path, 1, {"a": torch.ones(1)}, saved.to_json()))) == saved
+    for number, change in enumerate(({"progress": {}}, {"progress": 3}, {"scaler": None}, {"identity": 1}), start=2):
+        path = write_checkpoint(tmp_path, number, {"a": torch.ones(1)}, saved.to_json() | change)
+        with pytest.raises(CheckpointError, match=f"^{path}: its state is not that of a training run .*; give a"):
+            SavedState.of(OpenCheckpoint(path))
 
 
 @pytest.mark.parametrize(

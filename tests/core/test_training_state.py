@@ -115,7 +115,8 @@ def test_progress_survives_json_to_the_last_bit():
 def test_the_saved_state_survives_and_another_is_refused(tmp_path):
     saved = SavedState(Progress.start(2), {"scale": 8.0}, {"runtime": {"seed": 3}}, "run-1")
     assert SavedState.of(OpenCheckpoint(write_checkpoint(tmp_path, 1, {"a": torch.ones(1)}, saved.to_json()))) == saved
-    for number, change in enumerate(({"progress": {}}, {"progress": 3}, {"scaler": None}, {"identity": 1}), start=2):
+    changes: list[dict[str, Any]] = [{"progress": {}}, {"progress": 3}, {"scaler": None}, {"identity": 1}]
+    for number, change in enumerate(changes, start=2):
         path = write_checkpoint(tmp_path, number, {"a": torch.ones(1)}, saved.to_json() | change)
         with pytest.raises(CheckpointError, match=f"^{path}: its state is not that of a training run .*; give a"):
             SavedState.of(OpenCheckpoint(path))

@@ -32,7 +32,8 @@ validation = Measurement(10, "evaluate", "validation", {"recap/auroc": 0.75, "n"
 
 @pytest.fixture(autouse=True)
 def _a_stranger_to_wandb(tmp_path, monkeypatch):
-    """No key, no settings, no network: a home and a working directory of our own."""
+    """No key, no settings, no network: a home and a working directory of our own, and time on a busy machine."""
+    monkeypatch.setattr("common.trackers._FINISH_PATIENCE_IN_S", 120.0)
     for name in [name for name in os.environ if name.startswith("WANDB")]:
         monkeypatch.delenv(name)
     (tmp_path / "home").mkdir()

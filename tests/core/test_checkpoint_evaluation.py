@@ -303,6 +303,7 @@ def test_sinks_get_what_is_measured_and_none_stops_it(job: Job) -> None:
 
 
 def test_wandb_has_two_runs_in_one_group_and_each_point_once(fresh: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.trackers._FINISH_PATIENCE_IN_S", 120.0)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     runtime = RuntimeConfig(seed=3, wandb=WandbConfig(project="recap"))

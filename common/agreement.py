@@ -1,12 +1,10 @@
-"""What a rank could decide alone, decided by all at the same step: the control word, errors, and signals to stop.
+"""What a rank could decide alone, decided by all at the same step: the control word and errors.
 
 Without it one rank would leave (a signal, a bad row in its lanes, its clock) and the others would wait in a collective.
 """
 
 import datetime
 import enum
-import signal
-import types
 from collections.abc import Callable
 from typing import TypeVar, cast
 
@@ -16,6 +14,11 @@ import torch.distributed as dist
 from core.config.base_config import UserError
 
 T = TypeVar("T")
+
+
+class RankFailedError(Exception):
+    """Another rank ends with an exception that is no mistake of the user's: the message tells which and what; its own
+    output has the traceback."""
 
 
 class Control(enum.IntFlag):
@@ -74,9 +77,19 @@ class ControlWord:
         *flags, pace = joined.tolist()
         return Control(sum(is_set << bit for bit, is_set in enumerate(flags))), pace
 
-    def raise_together(self, error: UserError | None) -> None:
-        """Raises on every rank the error of the lowest rank that has one; returns where none has. Collective."""
-        first = next((e for e in self.gather(error) if e is not None), None)
+    def raise_together(self, error: Exception | None) -> None:
+        """Raises on every rank the UserError of the lowest rank that has one; returns where none has. Collective.
+
+        An exception of another kind is raised as it is on its own rank, and as a RankFailedError on the others.
+        """
+        sent = error
+        if error is not None and not isinstance(error, UserError):
+            rank = dist.get_rank() if self._group is not None else 0
+            sent = RankFailedError(f"rank {rank} failed, its output has the traceback: {type(error).__name__}: {error}")
+        first = next((e for e in self.gather(sent) if e is not None), None)
+        if isinstance(sent, RankFailedError):
+            assert error is not None
+            raise error
         if first is not None:
             raise first
 
@@ -109,36 +122,12 @@ class ControlWord:
 
     def together(self, action: Callable[[], None]) -> None:
         """Runs `action` on this rank; a user's mistake on any rank, or what the operating system refuses there, is
-        raised on every rank as a UserError. Collective."""
-        error: UserError | None = None
+        raised on every rank as a UserError, another exception as by raise_together(). Collective."""
+        error: Exception | None = None
         try:
             action()
-        except UserError as raised:
-            error = raised
         except OSError as raised:
             error = UserError(f"{raised.filename or 'the file system'}: {raised.strerror or raised}")
+        except Exception as raised:
+            error = raised
         self.raise_together(error)
-
-
-class StopSignals:
-    """While entered, SIGTERM and SIGINT only set a flag; a second SIGINT interrupts at once."""
-
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._before: dict[signal.Signals, object] = {}
-
-    def __enter__(self) -> "StopSignals":
-        for number in self._SIGNALS:
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _handle(self, number: int, _: types.FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)

@@ -47,7 +47,13 @@ def local_world_size_from_env() -> int:
 
 
 @contextlib.contextmanager
-def joined_world(timeout_in_s: float, device_type: str | None = None, *, group_of_one: bool = False) -> Iterator[World]:
+def joined_world(
+    timeout_in_s: float,
+    device_type: str | None = None,
+    *,
+    group_of_one: bool = False,
+    flight_record: Path | None = None,
+) -> Iterator[World]:
     """Joins the other processes that torchrun started, and leaves them at the end.
 
     gloo on CPU; nccl on CUDA, with gloo beside it for what lives in host memory. A world of one makes no process
@@ -57,6 +63,8 @@ def joined_world(timeout_in_s: float, device_type: str | None = None, *, group_o
       timeout_in_s: longest wait of a collective, in seconds.
       device_type: "cpu" or "cuda"; None: CUDA where there is one.
       group_of_one: a process group also in a world of one, as sharded tables need it.
+      flight_record: what the names of the files begin with that torch writes, one a rank, when a collective on CUDA
+        doesn't end in time; None: torch's own default.
 
     Raises:
       UserError: the environment is half of torchrun's, or a rank did not come in time.
@@ -75,6 +83,8 @@ def joined_world(timeout_in_s: float, device_type: str | None = None, *, group_o
         torch.cuda.set_device(device)
     joins = size > 1 or group_of_one
     if joins:
+        if device.type == "cuda":
+            _record_flight(flight_record)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             timeout=timeout,
@@ -83,11 +93,31 @@ def joined_world(timeout_in_s: float, device_type: str | None = None, *, group_o
             rank=rank,
             world_size=size,
         )
+    leaves = joins
     try:
         yield World(rank, local_rank, size, device, timeout)
+    except UserError:
+        raise  # on all ranks
+    except BaseException:
+        leaves = size == 1 and joins  # else it would wait for what is under way with ranks that may be gone
+        raise
     finally:
-        if joins:
+        if leaves:
             dist.destroy_process_group()
+
+
+def _record_flight(prefix: Path | None) -> None:
+    """Has torch write its last collectives to a file when one doesn't end in time: its flight recorder, which reads the
+    environment. What the user has set there holds."""
+    defaults = {
+        ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"): "2000",
+        ("TORCH_NCCL_DUMP_ON_TIMEOUT",): "1",
+    }
+    if prefix is not None:
+        defaults["TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] = str(prefix)
+    for (name, *older), value in defaults.items():
+        if not os.environ.keys() & {name, *older}:
+            os.environ[name] = value
 
 
 def set_precision(enable_tensorfloat32: bool) -> None:

@@ -7,9 +7,11 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from common.agreement import RankFailedError
 from common.device import rank_from_env, world_size_from_env
 from common.standard_streams import make_forgiving
 from core.config.base_config import UserError
@@ -32,7 +34,7 @@ def run(main: Callable[[], int], after_interrupt: str = "continues from the newe
 
     torchrun ends the other workers as soon as one has failed, so the others wait (bounded) until rank 0 has printed. A
     rank prints by itself what rank 0 hasn't met (a directory that one machine lacks). An interrupt ends it with 130. An
-    unexpected exception keeps its traceback.
+    unexpected exception keeps its traceback and ends it with 1; so does, with one message, that of another rank.
 
     Args:
       main: the program; returns its exit status.
@@ -52,11 +54,25 @@ def run(main: Callable[[], int], after_interrupt: str = "continues from the newe
         if rank_from_env() == 0:
             _print(f"interrupted; the same command {after_interrupt}")
         status = 128 + signal.SIGINT
-        if any(thread.daemon for thread in threading.enumerate()):
-            # One that is within C++ code, such as a save, would abort the interpreter at its end.
-            sys.stdout.flush()
-            os._exit(status)
+        _end_at_once(status)
+    except RankFailedError as error:
+        _print(f"error on rank {rank_from_env()}: {error}")
+        status = 1
+        _end_at_once(status)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+        _end_at_once(status)
     sys.exit(status)
+
+
+def _end_at_once(status: int) -> None:
+    """Ends the process where the interpreter's own end could hang or abort: it waits for communication with ranks that
+    may be gone, and a thread within C++ code, such as a save, aborts it."""
+    if world_size_from_env() > 1 or any(thread.daemon for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _print(message: str) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 
 from torch import nn
 
-from common.agreement import Control, ControlWord, StopSignals
+from common.agreement import Control, ControlWord
 from common.checkpointing.manifest import DamagedCheckpointError, NoCheckpointError
 from common.checkpointing.reading import OpenCheckpoint, open_together
 from common.device import World
 from common.measurement import Measurement, Tracker
 from common.metrics_file import read_metrics
 from common.reader.reader import BatchReader
+from common.stop_signals import StopSignals
 from common.trackers import Trackers
 from common.wandb import WandbTracker
 from core.bounded_wait import BoundedWait
@@ -30,9 +31,11 @@ from core.config.base_config import UserError
 from core.config.training import JobConfig
 from core.evaluation import Evaluator, Partition, StoppedError
 from core.evaluation_marks import EvaluationMarks
+from core.lost_rank import lost_rank_told
 from core.run_directory import EVALUATE, EvaluatorDirectory, check_same_run
 from core.train_step import configured_autocast
 from core.training_state import SavedState, find_last_step, load_model, run_identity
+from core.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +85,9 @@ def only_evaluate(
     identity = run_identity(config, train_reader)
 
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignals())
+        watchdog = stack.enter_context(Watchdog(world.rank, config.runtime.hang_dump_after_in_s))
+        stop = stack.enter_context(StopSignals(config.runtime.grace_period_in_s, watchdog.situation))
+        stack.enter_context(lost_rank_told(world, watchdog.situation, directory.checkpoints))
         train_reader.check_trainable()
         if not partitions:
             raise UserError("there is nothing to evaluate on: the configuration has no validation data")
@@ -96,6 +101,7 @@ def only_evaluate(
             num_eval_steps=training.num_eval_steps,
             timeout_in_s=training.eval_timeout_in_s,
             log_every_n=training.eval_log_every_n,
+            beat=watchdog.beat,
         )
         trackers: Trackers | None = None
         last_step: int | None = None
@@ -126,6 +132,7 @@ def only_evaluate(
 
         def evaluate(path: Path, names: list[str]) -> None:
             nonlocal last_step
+            watchdog.beat(f"reading {path}")
             state = control.from_main(lambda: _read_state(path))
             if trackers is None:
                 control.together(lambda: begin(state))
@@ -137,12 +144,13 @@ def only_evaluate(
                     evaluator.evaluate(model, state.progress.step, names, lambda: stop.received is not None, record)
 
         def stopped() -> EvaluatorOutcome:
-            stopped_by = control.from_main(lambda: stop.received) or signal.SIGTERM
+            stopped_by = next(received for received in control.gather(stop.received) if received is not None)
             logger.info("stopped by %s; the same command goes on", stopped_by.name)
             return EvaluatorOutcome(stopped_by, False, directory)
 
         def pause(found: str) -> EvaluatorOutcome | None:
             """Waits for the next look, telling what was found; how the evaluation ends, if it does."""
+            watchdog.beat("waiting for a checkpoint after step", step)
             # All ranks leave together; each sleeps by itself, so that none waits long in a collective.
             control.begin(
                 (Control.STOP if stop.received is not None else Control.NONE)

@@ -22,12 +22,15 @@ from common.optimizers.learning_rate import Rates
 from common.program import ArgumentParser
 from common.reader.reader import BatchReader
 from common.standard_streams import print_report
+from common.stop_signals import leave_signals_to_python
 from common.wandb import check_key_file
 from core import custom_training_loop, debug_training_loop
 from core.checkpoint_evaluation import only_evaluate
 from core.config import load_config_from_yaml
 from core.config.training import JobConfig
 from core.evaluation import Partition
+from core.lost_rank import lost_rank_told
+from core.run_directory import RunDirectory
 
 C = TypeVar("C", bound=JobConfig)
 D = TypeVar("D")
@@ -83,8 +86,8 @@ def run_project(project: Project[C, D]) -> int:
     """Reads the command line and the configuration, checks the data, trains or evaluates, and tells what was made.
 
     Returns:
-      the exit status: 0; 1 where the last checkpoint could not be written, or never came to an evaluator; or
-      128 + the number of the signal that stopped the run.
+      the exit status: 0, also where a signal stopped the run; 1 where the last checkpoint could not be written, or
+      never came to an evaluator.
 
     Raises:
       UserError: on all ranks.
@@ -103,8 +106,14 @@ def run_project(project: Project[C, D]) -> int:
     data = project.open_data(config)
     set_precision(config.runtime.enable_tensorfloat32)
     set_deterministic(config.runtime.deterministic)
-    with joined_world(config.runtime.process_group_timeout_in_s, group_of_one=project.group_of_one) as world:
-        job = project.build(config, data, world)
+    directory = RunDirectory(config.training.save_dir)
+    with joined_world(
+        config.runtime.process_group_timeout_in_s,
+        group_of_one=project.group_of_one,
+        flight_record=directory.path / "flight-recorder-rank-",
+    ) as world:
+        with lost_rank_told(world, lambda: "building the model", directory.checkpoints):
+            job = project.build(config, data, world)
         if args.mode == "evaluate":
             return _evaluate(project, config, job, world)
         return _train(project, config, job, world, args)
@@ -148,6 +157,7 @@ def _train(project: Project[C, D], config: C, job: Job, world: World, args: argp
     if args.debug_loop:
         if job.start is not None:
             job.start()
+        leave_signals_to_python()
         debug_training_loop.train(*arguments)
         return 0
     outcome = custom_training_loop.train(
@@ -163,9 +173,7 @@ def _evaluate(project: Project[C, D], config: C, job: Job, world: World) -> int:
     outcome = only_evaluate(config, job.model, job.train_reader, job.partitions, world)
     if world.is_main:
         print_report(_closing_report(project, outcome.directory.checkpoints, outcome.directory.metrics))
-    if outcome.timed_out:  # so that who watches over it starts it again
-        return 1
-    return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
+    return 1 if outcome.timed_out else 0  # so that who watches over it starts it again
 
 
 def _closing_report(

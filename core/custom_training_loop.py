@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.agreement import ControlWord, StopSignals
+from common.agreement import ControlWord
 from common.checkpointing.policy import CheckpointPolicy
 from common.checkpointing.reading import OpenCheckpoint, open_together
 from common.checkpointing.storage import find_checkpoints
@@ -25,10 +25,12 @@ from common.metrics_file import read_metrics
 from common.optimizers.learning_rate import Rates
 from common.paths import user_path
 from common.reader.reader import BatchReader
+from common.stop_signals import StopSignals
 from common.trackers import Trackers, build_trackers
 from core.best_checkpoints import best_checkpoints
 from core.config.training import JobConfig
 from core.evaluation import Evaluator, Partition, StoppedError
+from core.lost_rank import lost_rank_told
 from core.nonfinite import NonfiniteEnd
 from core.nonfinite_steps import NonfiniteSteps
 from core.parallel import num_parameters, parallelize
@@ -39,6 +41,7 @@ from core.step_feed import StepFeed
 from core.train_step import TrainStep, configured_autocast
 from core.train_window import Stopwatch, TrainWindow
 from core.training_state import Progress, SavedState, find_last_step, load_model, load_optimizer, run_identity
+from core.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +61,8 @@ class Outcome:
 
     @property
     def exit_status(self) -> int:
-        """Of the program: 0, 1 where the end is not saved, or 128 + the number of the signal."""
-        if not self.is_saved:
-            return 1
-        return 0 if self.stopped_by is None else 128 + self.stopped_by
+        """Of the program: 0, also where a signal ended it; 1 where the end is not saved."""
+        return 0 if self.is_saved else 1
 
 
 def train(
@@ -81,7 +82,8 @@ def train(
     """Trains until training.num_train_steps or training.num_epochs, whichever comes first. Collective.
 
     The same call again continues after the newest checkpoint in training.save_dir, or finds that nothing is left to do.
-    SIGTERM and SIGINT end training after the step at hand, with a checkpoint.
+    SIGTERM and SIGINT end training after the step at hand, with a checkpoint; a second one ends the process at once, as
+    does the end of runtime.grace_period_in_s.
 
     Args:
       config: runtime, training, and what makes this run the run it is.
@@ -99,6 +101,7 @@ def train(
     Raises:
       UserError: on all ranks, where save_dir, data or an initial checkpoint is not as it must be, or numbers went
         wrong.
+      LostRankError: another rank has died or doesn't answer.
     """
     training, runtime = config.training, config.runtime
     directory = RunDirectory(training.save_dir)
@@ -113,7 +116,9 @@ def train(
     identity = run_identity(config, train_reader)
 
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignals())
+        watchdog = stack.enter_context(Watchdog(world.rank, runtime.hang_dump_after_in_s))
+        stop = stack.enter_context(StopSignals(runtime.grace_period_in_s, watchdog.situation))
+        stack.enter_context(lost_rank_told(world, watchdog.situation, directory.checkpoints))
         train_reader.check_trainable()
 
         # Where does it begin?
@@ -170,6 +175,7 @@ def train(
             num_eval_steps=training.num_eval_steps,
             timeout_in_s=training.eval_timeout_in_s,
             log_every_n=training.eval_log_every_n,
+            beat=watchdog.beat,
         )
         trackers = Trackers()  # rank 0 alone has sinks
 
@@ -206,6 +212,7 @@ def train(
         nonfinite_end = NonfiniteEnd(wrapped, optimizer, train_step, control, checkpoints)
 
         def save() -> None:
+            watchdog.beat("checkpoint of step", step)
             control.on_main(directory.check_held)
             nonfinite_end.check_state(step, train_reader.describe(position))
             saver.save(Progress(step, position, window.fold(), nonfinite.settle()))
@@ -257,6 +264,7 @@ def train(
             prefetch_batches=train_reader.prefetch_batches,
         )
         while go_on and step < last_step:
+            watchdog.beat("step", step + 1)
             placed = feed.next()
             if placed is None:
                 go_on = False
@@ -290,9 +298,10 @@ def train(
                 with watch.pause():
                     go_on = evaluate(list(partitions))
 
+        watchdog.beat("the end, after step", step)
         stopped_by = None
         if not go_on:
-            stopped_by = control.from_main(lambda: stop.received) or signal.SIGTERM
+            stopped_by = next(received for received in control.gather(stop.received) if received is not None)
             save()
         is_saved = saver.wait()
         if is_saved:  # what the last evaluation has left behind the best

@@ -19,7 +19,6 @@ from common.device_copies import DeviceCopies
 from common.measurement import Measurement
 from common.reader.prefetch import next_or_error
 from common.reader.reader import BatchReader, Placed
-from core.config.base_config import UserError
 from core.metrics.interface import Metrics
 from core.parallel import share_buffers, unwrap
 from core.sharding import ShardedModel
@@ -53,6 +52,7 @@ class Evaluator:
         num_eval_steps: int,
         timeout_in_s: float,
         log_every_n: int,
+        beat: Callable[[str, int], None] = lambda *_: None,
     ) -> None:
         """Args:
         partitions: by name, evaluated in this order.
@@ -62,6 +62,7 @@ class Evaluator:
         num_eval_steps: batches of a partition; negative: all.
         timeout_in_s: longest duration of one evaluation, all partitions together.
         log_every_n: batches between lines of progress.
+        beat: is told each batch that begins, as core.watchdog.Watchdog's is.
         """
         self.partitions = partitions
         self._world = world
@@ -70,6 +71,7 @@ class Evaluator:
         self._num_eval_steps = num_eval_steps
         self._timeout_in_s = timeout_in_s
         self._log_every_n = log_every_n
+        self._beat = beat
 
     def evaluate(
         self,
@@ -91,6 +93,7 @@ class Evaluator:
         Raises:
           StoppedError: a rank was asked to stop; on all ranks.
           UserError: the data is bad; on all ranks.
+          Exception: this rank's reader failed; a RankFailedError on the other ranks.
         """
         deadline = time.monotonic() + self._timeout_in_s
         share_buffers(model)
@@ -114,12 +117,14 @@ class Evaluator:
         metrics = partition.make_metrics(self._world.device)
         limit = self._num_eval_steps if self._num_eval_steps >= 0 else None
         started = time.monotonic()
+        described = f"evaluation of {name} at step {step}, batch"
         done = 0
+        self._beat(described, 0)
 
-        def fetch() -> Placed[Any] | UserError | None:
+        def fetch() -> Placed[Any] | Exception | None:
             """The next batch, and this rank's part of the word about whether to go on with it."""
             item = None if done == limit else next_or_error(batches)
-            flags = Control.BAD_DATA if isinstance(item, UserError) else Control.NONE
+            flags = Control.BAD_DATA if isinstance(item, Exception) else Control.NONE
             flags |= Control.STOP if stop_requested() else Control.NONE
             flags |= Control.TIME_UP if time.monotonic() > deadline else Control.NONE
             self._control.begin(flags)
@@ -132,13 +137,14 @@ class Evaluator:
             while True:
                 word = self._control.result()
                 if Control.BAD_DATA in word:
-                    self._control.raise_together(upcoming if isinstance(upcoming, UserError) else None)
+                    self._control.raise_together(upcoming if isinstance(upcoming, Exception) else None)
                 if Control.STOP in word:
                     raise StoppedError
                 if not isinstance(upcoming, Placed) or Control.TIME_UP in word:
                     break
                 batch = copies.copy(upcoming.batch)
                 done += 1
+                self._beat(described, done)
                 upcoming = fetch()  # the word travels while the model computes
                 with self._autocast():
                     _, outputs = model(batch)

@@ -6,7 +6,6 @@ Training stops for the copy to host memory alone. One save is under way at a tim
 import hashlib
 import json
 import logging
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -101,8 +100,8 @@ class Saver:
         return self._failure is None
 
     def close(self) -> None:
-        """Lets the save under way end where training has ended without wait(), unless somebody is in a hurry."""
-        if self._thread is not None and not isinstance(sys.exception(), KeyboardInterrupt):
+        """Lets the save under way end where training has ended without wait()."""
+        if self._thread is not None:
             self._thread.join(None if self._group is None else _PATIENCE_IN_S)
 
     def _stage(self, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -5,10 +5,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from common.agreement import Control, ControlWord, StopSignals
+from common.agreement import Control, ControlWord
 from common.reader.prefetch import next_or_error
 from common.reader.reader import Placed
-from core.config.base_config import UserError
+from common.stop_signals import StopSignals
 from core.nonfinite_steps import NonfiniteSteps
 from core.train_window import Stopwatch
 
@@ -60,7 +60,7 @@ class StepFeed:
         self._seconds_per_step = _WORD_EVERY_S
         self._pace = 1
         self._num_ready = 1
-        self._upcoming: list[list[Placed[Any]]] | UserError = []
+        self._upcoming: list[list[Placed[Any]]] | Exception = []
         if num_steps > 0:
             self._fetch(1)
 
@@ -69,16 +69,17 @@ class StepFeed:
 
         Raises:
           UserError: a rank's data is bad; on all ranks.
+          Exception: this rank's reader failed; a RankFailedError on the other ranks.
         """
         if not self._ready:
             word, pace = self._control.result_and_pace()
             if Control.BAD_DATA in word:
-                self._control.raise_together(self._upcoming if isinstance(self._upcoming, UserError) else None)
+                self._control.raise_together(self._upcoming if isinstance(self._upcoming, Exception) else None)
             if Control.STOP in word:
                 return None
             if Control.NONFINITE in word:
                 self._nonfinite.settle()
-            assert not isinstance(self._upcoming, UserError)
+            assert not isinstance(self._upcoming, Exception)
             now = time.perf_counter()
             self._seconds_per_step = (now - self._began) / self._num_ready
             self._began, self._pace, self._num_ready = now, pace, len(self._upcoming)
@@ -89,15 +90,15 @@ class StepFeed:
         return micro_batches
 
     def _fetch(self, num_steps: int) -> None:
-        """Takes the next steps' micro-batches, or the mistake in the data, and sends this rank's part of the word."""
+        """Takes the next steps' micro-batches, or what went wrong instead, and sends this rank's part of the word."""
         started = time.perf_counter()
         steps: list[list[Placed[Any]]] = []
-        error: UserError | None = None
+        error: Exception | None = None
         while len(steps) < num_steps and error is None:
             step: list[Placed[Any]] = []
             while len(step) < self._micro_batches and error is None:
                 item = next_or_error(self._batches)
-                if isinstance(item, UserError):
+                if isinstance(item, Exception):
                     error = item
                 else:
                     assert item is not None, "the number of batches was counted before"

@@ -6,8 +6,6 @@ import threading
 from collections.abc import Generator, Iterator
 from typing import Generic, TypeVar
 
-from core.config.base_config import UserError
-
 T = TypeVar("T")
 
 # How long the thread waits for room before it looks whether it should stop, in seconds.
@@ -77,10 +75,10 @@ class Prefetcher(Generic[T]):
         return False
 
 
-def next_or_error(items: Iterator[T]) -> T | UserError | None:
-    """The next item, the user's mistake that is in its place, or None at the end: for loops that must tell other ranks
+def next_or_error(items: Iterator[T]) -> T | Exception | None:
+    """The next item, the exception that is in its place, or None at the end: for loops that must tell other ranks
     before they leave."""
     try:
         return next(items, None)
-    except UserError as error:
+    except Exception as error:
         return error

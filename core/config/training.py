@@ -39,6 +39,20 @@ class RuntimeConfig(BaseConfig):
         le=7 * 24 * 3600,
         description="Longest time that a collective may wait for the other ranks, in seconds.",
     )
+    grace_period_in_s: float = pydantic.Field(
+        25.0,
+        gt=0,
+        le=24 * 3600,
+        description="Longest time from SIGTERM or SIGINT to the end, in seconds: a process that has not saved and "
+        "ended by then tells what it waits for and ends with status 1. Less than torchrun's --shutdown-timeout (30).",
+    )
+    hang_dump_after_in_s: float | None = pydantic.Field(
+        300.0,
+        gt=0,
+        le=7 * 24 * 3600,
+        description="When a step, a batch of an evaluation or what else happens beside them takes longer than so many "
+        "seconds, every rank writes the stacks of its threads to standard error; null: never.",
+    )
 
 
 class CheckpointKeepBestConfig(BaseConfig):

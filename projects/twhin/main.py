@@ -3,6 +3,11 @@
 torchrun --standalone --nproc-per-node 2 -m projects.twhin.main --config projects/twhin/configs/local.yaml
 """
 
+if __name__ == "__main__":  # before imports that take seconds
+    from common.stop_signals import end_at_signals
+
+    end_at_signals()
+
 import functools
 import logging
 from dataclasses import dataclass

@@ -1,11 +1,6 @@
-import os
-import signal
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 
-from common.agreement import Control, ControlWord, StopSignals
+from common.agreement import Control, ControlWord
 from core.config.base_config import UserError
 
 
@@ -44,45 +39,3 @@ def test_alone_errors_are_raised_and_values_returned_at_once():
 def test_what_is_no_mistake_of_the_user_is_not_held_back():
     with pytest.raises(ZeroDivisionError):
         ControlWord().together(lambda: 1 // 0)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def handlers() -> Iterator[dict[signal.Signals, Any]]:
-    """The handlers before the test; they are put back whatever the test does."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield {**before}
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_only_sets_a_flag(handlers, number):
-    with StopSignals() as stop:
-        assert stop.received is None
-        os.kill(os.getpid(), number)
-        assert stop.received is number
-        os.kill(os.getpid(), signal.SIGTERM)  # impatience of a cluster changes nothing
-        assert stop.received is signal.SIGTERM
-    assert {n: signal.getsignal(n) for n in handlers} == handlers
-
-
-def test_a_second_interrupt_ends_at_once_and_handlers_are_put_back(handlers):
-    with StopSignals() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-        assert stop.received is signal.SIGINT
-    with pytest.raises(RuntimeError, match="within"), StopSignals():
-        raise RuntimeError("within")
-    assert {n: signal.getsignal(n) for n in handlers} == handlers
-
-
-@pytest.mark.usefixtures("handlers")
-def test_handlers_of_others_are_put_back():
-    seen: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
-    with StopSignals():
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert seen == []
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert seen == [signal.SIGTERM]

@@ -46,7 +46,7 @@ def test_what_was_not_expected_keeps_its_traceback():
     assert process.stderr.endswith("KeyError: 'a bug'\n")
 
 
-@pytest.mark.parametrize("status", [0, 143])
+@pytest.mark.parametrize("status", [0, 1])
 def test_the_status_is_mains(status, capsys):
     assert status_of(lambda: status) == status
     assert capsys.readouterr() == ("", "")
@@ -86,3 +86,21 @@ def test_an_interrupt_ends_at_once_with_130_and_rank_0_alone_tells(rank, lines, 
     process = ended(f"import threading, time; {before}raise KeyboardInterrupt")
     assert process.returncode == 130
     assert process.stderr.count("interrupted; the same command continues") == lines
+
+
+def test_an_exception_of_one_rank_of_several_ends_it_at_once_with_its_traceback(monkeypatch):
+    """Its end would wait for ranks that may be gone: here, for a thread that never ends."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    process = ended(
+        "import threading; threading.Thread(target=threading.Event().wait).start(); raise KeyError('a bug')"
+    )
+    assert process.returncode == 1
+    assert process.stderr.startswith("Traceback")
+    assert process.stderr.endswith("KeyError: 'a bug'\n")
+
+
+def test_the_exception_of_another_rank_is_one_message_and_status_1(monkeypatch):
+    monkeypatch.setenv("RANK", "2")
+    process = ended("from common.agreement import RankFailedError; raise RankFailedError('rank 1 failed: KeyError: x')")
+    assert process.returncode == 1
+    assert process.stderr == "error on rank 2: rank 1 failed: KeyError: x\n"

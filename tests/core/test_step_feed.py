@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from common.agreement import ControlWord, StopSignals
+from common.agreement import ControlWord
 from common.reader.files import DataError
 from common.reader.order import Position
 from common.reader.reader import Placed
+from common.stop_signals import StopSignals
 from core import step_feed
 from core.nonfinite_steps import NonfiniteSteps
 from core.step_feed import StepFeed

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.checkpointing.storage import complete_steps
 from tests.conftest import small_run
 from tests.distributed.programs import finish, finish_apart, started, wait_for_line, worker_pids
 
@@ -58,8 +59,11 @@ def test_a_lost_rank_ends_the_run_and_the_same_command_continues(recap_data: Pat
     with started(small_run(recap_data, tmp_path / "run", "training.num_train_steps=1000"), 2) as process:
         wait_for_line(process, "saved .*/4$")
         os.kill(worker_pids(process)[0], signal.SIGKILL)
-        process.communicate(timeout=60)
+        _, told = process.communicate(timeout=60)
         assert process.returncode == 1
+    newest = complete_steps(tmp_path / "run/checkpoints")[-1]
+    assert f"Newest complete checkpoint: {tmp_path}/run/checkpoints/{newest}; the same command continues" in told
+    assert "rank 1: another rank has died or doesn't answer" in told
     done = finish(small_run(recap_data, tmp_path / "run"), 2)
     assert done.returncode == 0, done.stderr
     assert "continuing after step" in done.stderr

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from common.agreement import Control, ControlWord, StopSignals
+from common.agreement import Control, ControlWord
 from common.device import World
+from common.stop_signals import StopSignals
 from core import step_feed
 from core.config.base_config import UserError
 from core.nonfinite_steps import NonfiniteSteps

@@ -3,6 +3,11 @@
 torchrun --standalone --nproc-per-node 2 -m projects.home.recap.main --config projects/home/recap/configs/local.yaml
 """
 
+if __name__ == "__main__":  # before imports that take seconds
+    from common.stop_signals import end_at_signals
+
+    end_at_signals()
+
 import logging
 from collections.abc import Mapping
 

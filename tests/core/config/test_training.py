@@ -52,6 +52,8 @@ REFUSED = [
     ("runtime.seed", "-1"),
     ("runtime.seed", "4294967296"),
     ("runtime.process_group_timeout_in_s", "0"),
+    ("runtime.grace_period_in_s", "0"),
+    ("runtime.hang_dump_after_in_s", "0"),
     ("runtime.enable_amp", "1"),
     ("training.num_eval_step", "3"),
 ]
@@ -145,6 +147,8 @@ MAY_CHANGE = [
     "runtime.enable_tensorfloat32=true",
     "runtime.deterministic=true",
     "runtime.process_group_timeout_in_s=5",
+    "runtime.grace_period_in_s=5",
+    "runtime.hang_dump_after_in_s=null",
     "validation_data.inputs=other.parquet",
 ]
 

@@ -1,6 +1,9 @@
 """The program of the Heavy Ranker, in this process: what its options and its configuration do."""
 
 import json
+import logging
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -344,6 +347,19 @@ def test_an_evaluator_whose_trainer_died_ends_with_1_and_one_that_saw_nothing_wi
     assert train("training.num_train_steps=4", "training.eval_every_n=0") == 0
     assert train("--mode evaluate", "training.eval_timeout_in_s=0.1") == 1
     assert "no checkpoint after step 4 came in" in capsys.readouterr().err
+
+
+def test_an_evaluator_that_a_signal_stops_ends_with_0(train: Train) -> None:
+    class Kill(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("waiting for"):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    logging.getLogger("core.checkpoint_evaluation").addHandler(kill := Kill())
+    try:
+        assert train("--mode evaluate") == 0
+    finally:
+        logging.getLogger("core.checkpoint_evaluation").removeHandler(kill)
 
 
 @pytest.mark.parametrize("option", ["--overwrite_save_dir", "--debug_loop"])

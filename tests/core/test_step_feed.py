@@ -1,7 +1,7 @@
 """What a step gets in a world of one; tests/distributed/test_step_feed.py has the agreement of several ranks."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,11 +18,11 @@ from core.train_window import Stopwatch
 from tests.toy import CPU
 
 
-def batches(count: int, bad: int | None = None) -> Iterator[Placed[Any]]:
+def batches(count: int, bad: int | None = None, error: Callable[[str], Exception] = DataError) -> Iterator[Placed[Any]]:
     """Batches that are numbers; at `bad` there is none to be had."""
     for number in range(count):
         if number == bad:
-            raise DataError(f"batch {number} is bad")
+            raise error(f"batch {number} is bad")
         yield Placed(number, Position(0, (number + 1,)))
 
 

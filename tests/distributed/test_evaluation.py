@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.agreement import Control, ControlWord
+from common.agreement import Control, ControlWord, RankFailedError
 from common.device import World
 from common.measurement import Measurement
 from core.config.base_config import UserError
@@ -25,13 +25,15 @@ class BadRowError(UserError):
     """Errors of a project cross the ranks, too."""
 
 
-def _batches(world: World, count: int, bad_on: int | None = None) -> Callable[[], Iterator[ToyBatch]]:
+def _batches(
+    world: World, count: int, bad_on: int | None = None, error: type[Exception] = BadRowError
+) -> Callable[[], Iterator[ToyBatch]]:
     """The rank's half of `count` global batches."""
 
     def source() -> Iterator[ToyBatch]:
         for index in range(count):
             if bad_on == world.rank and index == 2:
-                raise BadRowError(f"part-{world.rank}.parquet: row 5")
+                raise error(f"part-{world.rank}.parquet: row 5")
             yield toy_batch(ROWS, seed=index).parts(world.size)[world.rank]
 
     return source
@@ -75,6 +77,7 @@ def worker(world: World) -> dict[str, Any]:
     found["training"] = (unwrap(wrapped).training, model.norm.training)
     found["buffers"] = model.running_mean.clone()
     evaluated("bad on 1", _batches(world, 3, bad_on=1))
+    evaluated("bug on 1", _batches(world, 3, bad_on=1, error=ZeroDivisionError))
     evaluated("timed out on 1", _batches(world, 3), timeout_in_s=1e9 if world.rank == 0 else -1.0)
     evaluated("stopped on 1", _batches(world, 3), stop=world.rank == 1)
     evaluated("whole again", _batches(world, 3))
@@ -156,6 +159,13 @@ def test_bad_data_on_one_rank_is_the_same_error_on_all(ranks):
     for found in ranks:
         assert found["bad on 1 raised"] == (BadRowError, "part-1.parquet: row 5")
         assert found["bad on 1"] == []
+
+
+def test_a_bug_in_the_reader_of_one_rank_is_told_to_all(ranks):
+    told = "part-1.parquet: row 5"
+    main, other = (found["bug on 1 raised"] for found in ranks)
+    assert other == (ZeroDivisionError, told)
+    assert main == (RankFailedError, f"rank 1 failed, its output has the traceback: ZeroDivisionError: {told}")
 
 
 def test_the_clock_of_one_rank_ends_the_evaluation_of_all(ranks):

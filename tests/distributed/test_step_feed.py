@@ -8,9 +8,10 @@ import torch
 
 from common.agreement import Control, ControlWord
 from common.device import World
+from common.reader.files import DataError
+from common.reader.prefetch import Prefetcher
 from common.stop_signals import StopSignals
 from core import step_feed
-from core.config.base_config import UserError
 from core.nonfinite_steps import NonfiniteSteps
 from core.step_feed import StepFeed
 from core.train_window import Stopwatch
@@ -56,10 +57,17 @@ def worker(world: World) -> dict[str, Any]:
     found: dict[str, Any] = {}
     step_feed._WORD_EVERY_S = 3600.0  # however slow this machine is, its steps are fast
 
-    def run(name: str, bad: int | None = None, stop_at: int | None = None, slow: bool = False) -> None:
-        """Rank 1 alone meets bad data or is asked to stop; or it alone doesn't learn by itself what went wrong."""
+    def run(
+        name: str,
+        bad: int | None = None,
+        error: type[Exception] = DataError,
+        stop_at: int | None = None,
+        slow: bool = False,
+    ) -> None:
+        """Rank 1 alone meets bad data, fails in its reader's thread or is asked to stop; or it alone doesn't learn by
+        itself what went wrong."""
         word, stop = CountingWord(), StopSignals()
-        source = batches(STEPS, bad if world.rank == 1 else None)
+        source = Prefetcher(batches(STEPS, bad if world.rank == 1 else None, error), 8)
         nonfinite = LateSteps(never=slow and world.rank == 1) if slow else NonfiniteSteps(CPU, 100, 0)
         feed = StepFeed(
             source, word, stop, Stopwatch(), nonfinite, micro_batches=1, num_steps=STEPS, prefetch_batches=8
@@ -78,12 +86,13 @@ def worker(world: World) -> dict[str, Any]:
                     break
                 if world.rank == 1 and len(got) == stop_at:
                     stop.received = signal.SIGTERM
-        except UserError as error:
-            ended = str(error)
+        except Exception as raised:
+            ended = f"{type(raised).__name__}: {raised}"
         found[name] = {"got": got, "ended": ended, "words": word.count}
 
     run("whole")
     run("bad", bad=100)
+    run("a bug", bad=100, error=ZeroDivisionError)
     run("stopped", stop_at=100)
     run("not finite", slow=True)
     return found
@@ -103,7 +112,16 @@ def test_every_step_is_made_with_far_fewer_words(ranks):
 
 def test_all_ranks_leave_at_the_same_step_with_the_error_of_one(ranks):
     got = [found["bad"]["got"] for found in ranks]
-    assert [found["bad"]["ended"] for found in ranks] == ["batch 100 is bad"] * 2
+    assert [found["bad"]["ended"] for found in ranks] == ["DataError: batch 100 is bad"] * 2
+    assert got[0] == got[1] == list(range(len(got[0])))
+    assert 90 <= len(got[0]) <= 100
+
+
+def test_a_bug_in_the_reader_of_one_rank_is_told_to_all_at_the_same_step(ranks):
+    got = [found["a bug"]["got"] for found in ranks]
+    told = "ZeroDivisionError: batch 100 is bad"
+    other = f"RankFailedError: rank 1 failed, its output has the traceback: {told}"
+    assert [found["a bug"]["ended"] for found in ranks] == [other, told]
     assert got[0] == got[1] == list(range(len(got[0])))
     assert 90 <= len(got[0]) <= 100
 

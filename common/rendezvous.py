@@ -42,7 +42,8 @@ def meet(rank: int, size: int, timeout: datetime.timedelta) -> dist.Store:
             started = _PrefixedStart(store, store.get(f"start/{own}").decode())
             missing = started.join(rank)
     except dist.DistError as error:
-        raise _absent(f"rank 0 of {size} did not come to {place}", timeout, str(error).splitlines()[0]) from error
+        who = f"rank 0 of {size} did not come" if rank > 0 else f"not all of {size} ranks came"
+        raise _absent(f"{who} to {place}", timeout, str(error).splitlines()[0].rstrip(".")) from error
     if missing:
         raise _absent(f"rank(s) {missing} of {size} did not come to {place}", timeout)
     return started.store

@@ -46,6 +46,13 @@ def test_ranks_of_an_earlier_start_are_not_taken_for_there():
         met(range(2), 3, datetime.timedelta(seconds=1))
 
 
+def test_without_torchrun_rank_0_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    monkeypatch.setenv("MASTER_PORT", "0")  # a free one
+    with pytest.raises(UserError, match=r"^not all of 2 ranks came to 127.0.0.1:0 within .* 1/2 clients joined\. "):
+        met(range(1), 2, datetime.timedelta(seconds=1))
+
+
 def test_without_rank_0_the_others_do_not_wait_for_ever():
     with pytest.raises(UserError, match=r"^rank 0 of 2 did not come to 127.0.0.1:\d+ within .* \(1 s\)"):
         met(range(1, 2), 2, datetime.timedelta(seconds=1))

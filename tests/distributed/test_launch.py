@@ -67,3 +67,13 @@ def test_a_lost_rank_ends_the_run_and_the_same_command_continues(recap_data: Pat
     done = finish(small_run(recap_data, tmp_path / "run"), 2)
     assert done.returncode == 0, done.stderr
     assert "continuing after step" in done.stderr
+
+
+def test_ranks_without_a_row_to_evaluate_on(recap_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    rows = pq.read_table(next((recap_data / "validation").glob("*.parquet")))
+    pq.write_table(rows.slice(0, 1), tmp_path / "one/row.parquet")
+    options = ("training.num_train_steps=1", f"validation_data.validation.inputs={tmp_path}/one")
+    done = finish(small_run(recap_data, tmp_path / "run", *options), 3)
+    assert done.returncode == 0, done.stderr
+    assert "validation after step 1: 1 examples" in done.stdout

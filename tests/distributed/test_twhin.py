@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
@@ -200,14 +201,20 @@ def test_killed_and_resumed_is_bit_equal(twhin_data: Path, tmp_path: Path, proce
 
 
 def test_a_run_goes_on_with_other_numbers_of_ranks(twhin_data: Path, tmp_path: Path) -> None:
-    """Two ranks, then one, then three: nothing of the epoch's edges is repeated or left out."""
-    run = tmp_path / "run"
+    """Two ranks, then one, then three: nothing of the epoch's edges is repeated or left out. Of the one edge that there
+    is to evaluate on, two of three ranks have none."""
+    run, one = tmp_path / "run", tmp_path / "one"
+    one.mkdir()
+    edges = pq.read_table(next((twhin_data / "validation").glob("*.parquet")))
+    pq.write_table(edges.slice(0, 1), one / "edge.parquet")
     for processes, steps in ((2, 4), (1, 6), (3, 8)):
-        ended = finish(small_twhin_run(twhin_data, run, f"training.num_train_steps={steps}"), processes, module=TWHIN)
+        options = (f"training.num_train_steps={steps}", f"validation_data.validation.data_root={one}")
+        ended = finish(small_twhin_run(twhin_data, run, *options), processes, module=TWHIN)
         assert ended.returncode == 0, ended.stderr
         progress = read_state(run / f"checkpoints/{steps}")["progress"]
         # 4,800 edges are 8 batches; a lane of 24 has a 24th of each.
         assert progress["position"] == {"epoch": 0, "cursors": [steps * 600 // 24] * 24}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["mode"] == "train"] == [3, 4, 6, 8]
+    assert [line["metrics"]["examples"] for line in lines if line["mode"] == "evaluate"] == [1, 1, 1]
     assert all(torch.isfinite(tensor).all() for tensor in read_tensors(run / "checkpoints/8").values())

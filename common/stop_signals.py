@@ -5,6 +5,7 @@ thread, which the handler below them wakes, does what must not wait. The standar
 this, before imports that take seconds.
 """
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -154,4 +155,5 @@ def _say(message: str, *, rank_0_only: bool = False) -> None:
     if rank != "0" and rank_0_only:
         return
     where = f"rank {rank}: " if "RANK" in os.environ else ""
-    os.write(_STDERR, f"{where}{message}\n".encode())
+    with contextlib.suppress(OSError):  # nobody may take it; what is to be done is done all the same
+        os.write(_STDERR, f"{where}{message}\n".encode())

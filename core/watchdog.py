@@ -3,6 +3,7 @@
 The one that is looked for is often another rank: each has a watchdog, and those that wait for it tell where they do.
 """
 
+import contextlib
 import faulthandler
 import os
 import threading
@@ -62,6 +63,7 @@ class Watchdog:
                     f"rank {self._rank}: {self.situation()}, longer than runtime.hang_dump_after_in_s "
                     f"({self._limit_in_s:g} s): does it, or another rank, hang? The stacks of all threads:\n"
                 )
-                os.write(_STDERR, message.encode())
+                with contextlib.suppress(OSError):  # nobody takes it
+                    os.write(_STDERR, message.encode())
                 faulthandler.dump_traceback(_STDERR)
         faulthandler.cancel_dump_traceback_later()

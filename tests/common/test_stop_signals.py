@@ -117,6 +117,18 @@ with StopSignals(0.1, lambda: "step 7 for 30 s"):
     assert stderr.endswith("rank 3: ended at once; the same command continues\n")
 
 
+def test_the_grace_period_ends_a_process_also_where_nobody_takes_what_it_says():
+    program = Program(f"with StopSignals(0.1):\n    print('ready', flush=True)\n    {WITHIN_C}")
+    program.wait_for("ready")
+    assert program.process.stderr is not None
+    program.process.stderr.close()
+    try:
+        program.process.send_signal(signal.SIGTERM)
+        assert program.process.wait(60) == 1
+    finally:
+        program.process.kill()
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_before_training_a_signal_ends_a_program_at_once(rank):
     program = Program(f"end_at_signals()\nprint('ready', flush=True)\n{WITHIN_C}", RANK=str(rank))

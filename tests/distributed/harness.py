@@ -17,7 +17,9 @@ from typing import Any
 _ROOT = Path(__file__).parents[2]
 
 
-def run_ranks(worker: Callable[..., Any], *args: Any, world_size: int = 2, timeout_in_s: float = 120.0) -> list[Any]:
+def run_ranks(
+    worker: Callable[..., Any], *args: Any, world_size: int = 2, timeout_in_s: float = 120.0, joined: bool = True
+) -> list[Any]:
     """Runs `worker(world, *args)` on every rank of a joined world.
 
     Each launch costs seconds of imports: let one worker do what several tests look at.
@@ -27,6 +29,7 @@ def run_ranks(worker: Callable[..., Any], *args: Any, world_size: int = 2, timeo
       args: picklable.
       world_size: number of processes.
       timeout_in_s: longest duration of the launch.
+      joined: else `worker(rank, *args)` joins worlds by itself.
 
     Returns:
       what the workers returned, by rank.
@@ -36,8 +39,8 @@ def run_ranks(worker: Callable[..., Any], *args: Any, world_size: int = 2, timeo
     """
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         folder = Path(directory)
-        (folder / "args").write_bytes(pickle.dumps((worker.__module__, worker.__qualname__, args)))
-        port = _free_port()
+        (folder / "args").write_bytes(pickle.dumps((worker.__module__, worker.__qualname__, args, joined)))
+        port = free_port()
         processes = []
         for rank in range(world_size):
             stderr = stack.enter_context((folder / f"stderr-{rank}").open("w"))
@@ -73,7 +76,8 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """That nobody listens to just now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -92,13 +96,16 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _run_worker(folder: Path) -> None:
-    from common.device import joined_world
+    from common.device import joined_world, rank_from_env
 
-    module, name, args = pickle.loads((folder / "args").read_bytes())
+    module, name, args, joined = pickle.loads((folder / "args").read_bytes())
     worker = getattr(importlib.import_module(module), name)
-    with joined_world(60.0, "cpu", group_of_one=True) as world:
-        result = worker(world, *args)
-    (folder / f"result-{world.rank}").write_bytes(pickle.dumps(result))
+    if joined:
+        with joined_world(60.0, "cpu", group_of_one=True) as world:
+            result = worker(world, *args)
+    else:
+        result = worker(rank_from_env(), *args)
+    (folder / f"result-{rank_from_env()}").write_bytes(pickle.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,16 @@
-"""TwHIN on one, two and three ranks: gradients, exact resume, other numbers of ranks."""
+"""TwHIN on two ranks trains as on one."""
 
 import contextlib
-import json
-import os
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from common.checkpointing.storage import complete_steps, read_state, read_tensors, write_checkpoint
+from common.checkpointing.storage import read_tensors, write_checkpoint
 from common.device import World
 from common.modules.embedding.tables import build_tables, look_up
 from core.parallel import parallelize
@@ -28,10 +24,7 @@ from projects.twhin.model.negatives import Negatives, draw_negatives
 from projects.twhin.model.relations import Relations
 from projects.twhin.model.scorer import EdgeScorer
 from projects.twhin.optimizer import build_optimizers
-from tests.conftest import small_twhin_run
 from tests.distributed.harness import run_ranks
-from tests.distributed.programs import TIMEOUT_IN_S, TWHIN, finish, started, wait_for_line, worker_pids
-from tests.distributed.test_golden import assert_equal_runs, logged
 
 ROWS = {"user": 50, "user_geo": 20}
 RANKS, STEPS, EDGES = 2, 3, 30
@@ -173,48 +166,3 @@ def test_two_ranks_train_as_one_on_the_same_edges_and_negatives(one, two, case):
         assert found["tensors"].keys() == expected["tensors"].keys()
         for name, tensor in expected["tensors"].items():
             assert (found["tensors"][name].double() - tensor.double()).abs().max() < 1e-5, name
-
-
-# --- The program ---
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_and_resumed_is_bit_equal(twhin_data: Path, tmp_path: Path, processes: int) -> None:
-    whole_run, killed = tmp_path / "whole", tmp_path / "killed"
-    options = ("training.num_epochs=3", "training.num_train_steps=20", "model.embeddings.tables[0].sharding=table_wise")
-    ended = finish(small_twhin_run(twhin_data, whole_run, *options), processes, module=TWHIN)
-    assert ended.returncode == 0, ended.stderr
-    assert len(logged(whole_run)) == 7 + 5
-
-    arguments = small_twhin_run(twhin_data, killed, *options)
-    with started(arguments, processes, "--max-restarts=2", module=TWHIN) as process:
-        wait_for_line(process, "step 9 of 20")  # after the checkpoint at 8
-        os.kill(worker_pids(process)[1] if processes > 1 else process.pid, signal.SIGKILL)
-        if processes > 1:
-            resumed = process.communicate(timeout=TIMEOUT_IN_S)[1]
-            assert "rank 0: another rank has died or doesn't answer" in resumed
-    if processes == 1:
-        assert complete_steps(killed / "checkpoints")[-1] < 20
-        resumed = finish(arguments, module=TWHIN).stderr
-    assert "continuing after step" in resumed
-    assert_equal_runs(whole_run, killed, 20)
-
-
-def test_a_run_goes_on_with_other_numbers_of_ranks(twhin_data: Path, tmp_path: Path) -> None:
-    """Two ranks, then one, then three: nothing of the epoch's edges is repeated or left out. Of the one edge that there
-    is to evaluate on, two of three ranks have none."""
-    run, one = tmp_path / "run", tmp_path / "one"
-    one.mkdir()
-    edges = pq.read_table(next((twhin_data / "validation").glob("*.parquet")))
-    pq.write_table(edges.slice(0, 1), one / "edge.parquet")
-    for processes, steps in ((2, 4), (1, 6), (3, 8)):
-        options = (f"training.num_train_steps={steps}", f"validation_data.validation.data_root={one}")
-        ended = finish(small_twhin_run(twhin_data, run, *options), processes, module=TWHIN)
-        assert ended.returncode == 0, ended.stderr
-        progress = read_state(run / f"checkpoints/{steps}")["progress"]
-        # 4,800 edges are 8 batches; a lane of 24 has a 24th of each.
-        assert progress["position"] == {"epoch": 0, "cursors": [steps * 600 // 24] * 24}
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["mode"] == "train"] == [3, 4, 6, 8]
-    assert [line["metrics"]["examples"] for line in lines if line["mode"] == "evaluate"] == [1, 1, 1]
-    assert all(torch.isfinite(tensor).all() for tensor in read_tensors(run / "checkpoints/8").values())

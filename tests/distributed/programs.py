@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECAP, TWHIN = "projects.home.recap.main", "projects.twhin.main"
-TIMEOUT_IN_S = 120
+TIMEOUT_IN_S = 200
 
 
 def command(arguments: Sequence[str], processes: int, *options: str, module: str = RECAP) -> list[str]:
@@ -49,9 +49,11 @@ def started(
         process.communicate(timeout=TIMEOUT_IN_S)
 
 
-def finish(arguments: Sequence[str], processes: int = 1, *, module: str = RECAP) -> "subprocess.CompletedProcess[str]":
+def finish(
+    arguments: Sequence[str], processes: int = 1, *options: str, module: str = RECAP
+) -> "subprocess.CompletedProcess[str]":
     """Runs the trainer to its end."""
-    with started(arguments, processes, module=module) as process:
+    with started(arguments, processes, *options, module=module) as process:
         stdout, stderr = process.communicate(timeout=TIMEOUT_IN_S)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
@@ -92,3 +94,14 @@ def worker_pids(process: "subprocess.Popen[str]") -> list[int]:
                 if ranks:
                     pids[int(ranks[0])] = int(pid)
     return [pids[rank] for rank in sorted(pids)]
+
+
+def marked_pids(entry: str) -> dict[int, dict[str, str]]:
+    """The processes whose environment has `entry`, however they were started; their environments, by process id."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            entries = path.read_bytes().decode(errors="replace").split("\0")
+            if entry in entries:
+                found[int(path.parent.name)] = dict(line.split("=", 1) for line in entries if "=" in line)
+    return found

@@ -1,4 +1,5 @@
-"""A run that goes on with another number of ranks: its state, and the rows that it reads."""
+"""A run that goes on with another number of ranks: its state, and the rows that it reads. Of the one row that there is
+to evaluate on, all ranks but one have none."""
 
 import contextlib
 import io
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
 
 from common.batch import Batch
 from common.checkpointing.storage import read_state, read_tensors, write_checkpoint
+from common.metrics_file import read_metrics
 from core.train_step import TrainStep
 from core.training_state import training_tensors
 from tests.conftest import small_run, small_twhin_run
@@ -66,14 +69,15 @@ def goes_through(rank: int, root: Path, module: str, data: Path, phases: list[Ph
             found[-1][step] = [row for batch in micro_batches for row in rows_of(batch)]
             return super().__call__(micro_batches, step)
 
-    arguments = small_run if module == RECAP else small_twhin_run
+    arguments, source = (small_run, "inputs") if module == RECAP else (small_twhin_run, "data_root")
     for phase in phases:
         found.append({})
         if rank >= phase.ranks:
             continue
         os.environ.update(WORLD_SIZE=str(phase.ranks), MASTER_PORT=str(phase.port))
-        options = ["training.num_epochs=3", "training.checkpoint_max_to_keep=9", "training.eval_every_n=0"]
+        options = ["training.num_epochs=3", "training.checkpoint_max_to_keep=9"]
         options.append(f"training.num_train_steps={phase.steps}")
+        options.append(f"validation_data.validation.{source}={root}/one-row")
         with (
             mock.patch("core.custom_training_loop.TrainStep", Watched),
             mock.patch("sys.argv", [module, *arguments(data, root / phase.run, *options)]),
@@ -91,6 +95,9 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(
 ) -> None:
     phases = [Phase(*phase, free_port()) for phase in PHASES]
     data = recap_data if module == RECAP else twhin_data
+    (tmp_path / "one-row").mkdir()
+    rows = pq.read_table(next((data / "validation").glob("*.parquet")))
+    pq.write_table(rows.slice(0, 1), tmp_path / "one-row/rows.parquet")
     ranks = run_ranks(goes_through, tmp_path, module, data, phases, world_size=MOST, joined=False)
 
     # What a resume has restored, before its first step, is what was saved, bit for bit.
@@ -111,3 +118,6 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(
             assert rows.total() == (96 if module == RECAP else 600)
     positions = [read_state(tmp_path / run / "checkpoints/24")["progress"]["position"] for run in ("run", "alone")]
     assert positions[0] == positions[1]
+
+    evaluations = [m for m in read_metrics(tmp_path / "run/metrics.jsonl") if m.mode == "evaluate"]
+    assert [(m.step, m.metrics["examples"]) for m in evaluations] == [(step, 1) for step in range(4, 25, 4)]

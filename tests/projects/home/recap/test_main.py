@@ -355,11 +355,11 @@ def test_an_evaluator_that_a_signal_stops_ends_with_0(train: Train) -> None:
             if record.getMessage().startswith("waiting for"):
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    logging.getLogger("core.checkpoint_evaluation").addHandler(kill := Kill())
+    logging.getLogger("core.bounded_wait").addHandler(kill := Kill())
     try:
         assert train("--mode evaluate") == 0
     finally:
-        logging.getLogger("core.checkpoint_evaluation").removeHandler(kill)
+        logging.getLogger("core.bounded_wait").removeHandler(kill)
 
 
 @pytest.mark.parametrize("option", ["--overwrite_save_dir", "--debug_loop"])

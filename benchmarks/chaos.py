@@ -391,7 +391,18 @@ def report(tallies: dict[Case, tuple[Tally, float]]) -> str:
         counts = [sum(tally.kills.values()), *(tally.kills[name] for name in PHASES), tally.stops, tally.starts]
         lost = f"{sum(tally.lost)}, at most {max(tally.lost)}"
         rows.append([f"{case.project}, {case.processes}", *counts, tally.runs, lost, noticed, f"{seconds:.0f}", "yes"])
-    headers = ["processes", "kills", *PHASES, "SIGTERM", "starts", "runs", "steps lost", "noticed", "seconds", "equal"]
+    headers = [
+        "processes",
+        "kills",
+        *PHASES,
+        "SIGTERM",
+        "starts",
+        "runs",
+        "steps lost",
+        "others ended within, s",
+        "seconds",
+        "equal",
+    ]
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
 
 

@@ -36,8 +36,8 @@ def differences(one: Path, other: Path, step: int) -> list[str]:
     names = (states[0].keys() | states[1].keys()) - {"tracker_run_id"}
     found += [f"state.json: {name}" for name in sorted(names) if states[0].get(name) != states[1].get(name)]
     tensors = [read_tensors(checkpoint) for checkpoint in checkpoints]
-    if tensors[0].keys() != tensors[1].keys():
-        return [*found, f"tensors in one of them alone: {sorted(tensors[0].keys() ^ tensors[1].keys())}"]
+    if apart := sorted(tensors[0].keys() ^ tensors[1].keys()):
+        return [*found, f"{len(apart)} tensors in one of them alone: {', '.join(apart[:5])}"]
     return found + [f"tensor {name}" for name, value in tensors[0].items() if not torch.equal(value, tensors[1][name])]
 
 

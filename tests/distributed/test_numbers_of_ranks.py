@@ -98,7 +98,7 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(
     (tmp_path / "one-row").mkdir()
     rows = pq.read_table(next((data / "validation").glob("*.parquet")))
     pq.write_table(rows.slice(0, 1), tmp_path / "one-row/rows.parquet")
-    ranks = run_ranks(goes_through, tmp_path, module, data, phases, world_size=MOST, joined=False)
+    ranks = run_ranks(goes_through, tmp_path, module, data, phases, world_size=MOST, joined=False, timeout_in_s=240)
 
     # What a resume has restored, before its first step, is what was saved, bit for bit.
     for number, (before, phase) in enumerate(itertools.pairwise(phases[:5]), start=2):

@@ -1,5 +1,6 @@
 """Standard output and error of a program that must not end because nobody takes what it prints."""
 
+import contextlib
 import io
 import logging
 import os
@@ -14,10 +15,13 @@ class _ForgivingFile(io.FileIO):
     """Drops what can't be written: a reader that has left (`2>&1 | head`), a full disk, a terminal that was closed."""
 
     def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except OSError:
-            return memoryview(data).nbytes
+        """All of it, in as many pieces as it takes."""
+        whole = memoryview(data)
+        done = 0
+        with contextlib.suppress(OSError):
+            while done < whole.nbytes and (written := super().write(whole[done:])):
+                done += written
+        return whole.nbytes
 
 
 def make_forgiving() -> None:
@@ -34,8 +38,9 @@ def make_forgiving() -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
     if sys.stderr is None or sys.stderr is sys.__stderr__:
         encoding = sys.stderr.encoding if sys.stderr is not None else "utf-8"
-        buffer = io.BufferedWriter(_ForgivingFile(2, "w", closefd=False))
-        sys.stderr = io.TextIOWrapper(buffer, encoding, errors="backslashreplace", line_buffering=True)
+        file = _ForgivingFile(2, "w", closefd=False)
+        # As `python -u` has it. A buffer would write a line again that an interrupt met after it was written.
+        sys.stderr = io.TextIOWrapper(file, encoding, errors="backslashreplace", write_through=True)
 
 
 def print_report(text: str) -> None:

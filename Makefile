@@ -29,7 +29,7 @@ $(STAMP): $(REQUIREMENTS)
 	@touch $@
 
 $(DATA):
-	$(BIN)/python -m projects.home.recap.data.generate --out $@
+	$(BIN)/python -m projects.home.recap.tools.generate --out $@
 
 train: setup
 	@test -d $(DATA) || $(MAKE) --no-print-directory $(DATA)

@@ -6,7 +6,7 @@ For each project the kills are shared among the numbers of processes. A run of 3
 every 3 steps, keeps two checkpoints, logs every 2 and evaluates every 4. It is killed by SIGKILL: a process, or with
 several also torchrun and all its processes at once; at a moment after its start, a step, the beginning of a save or a
 batch of an evaluation was seen, or, exactly, before a file operation of a save or a rotation
-(tests/distributed/trap.py). Now and then it gets a SIGTERM instead, which is no kill. With several processes half of
+(tests/support/trap.py). Now and then it gets a SIGTERM instead, which is no kill. With several processes half of
 the starts have --max-restarts 3. A run that has come to its end is compared: parameters, optimizer states, state.json,
 and metrics of every line of metrics.jsonl. Then the next one is begun, until there were enough kills.
 
@@ -35,14 +35,14 @@ sys.path.insert(0, str(ROOT))
 
 from tabulate import tabulate  # noqa: E402
 
-from common.checkpointing.storage import complete_steps  # noqa: E402
-from projects.home.recap.data.generate import PRESETS  # noqa: E402
-from projects.home.recap.data.generate import generate as generate_impressions  # noqa: E402
-from projects.twhin.data.generate import generate as generate_graph  # noqa: E402
-from tests.conftest import small_run, small_twhin_run  # noqa: E402
-from tests.distributed.comparison import differences  # noqa: E402
-from tests.distributed.programs import RECAP, TWHIN, command, marked_pids  # noqa: E402
-from tests.distributed.trap import TRAP, Trap, trapped  # noqa: E402
+from common.checkpointing.directory import complete_steps  # noqa: E402
+from projects.home.recap.tools.generate import PRESETS  # noqa: E402
+from projects.home.recap.tools.generate import generate as generate_impressions  # noqa: E402
+from projects.twhin.tools.generate import generate as generate_graph  # noqa: E402
+from tests.support.comparison import differences  # noqa: E402
+from tests.support.programs import RECAP, TWHIN, command, marked_pids  # noqa: E402
+from tests.support.runs import small_run, small_twhin_run  # noqa: E402
+from tests.support.trap import TRAP, Trap, trapped  # noqa: E402
 
 STEPS = 30
 OPTIONS = (

@@ -2,12 +2,12 @@
 
     python benchmarks/checkpoint.py [--mb 577,20] [--processes 1,2] [--rounds 5] [--directory /tmp]
 
-A model and its Adam state of so many MB (577: the Heavy Ranker's published shape) are saved by core.saver, as training
-does, restored by what a resume calls, and the files of the checkpoint are copied and synchronised to disk (cp and
-fsync, by one process), in turns within one run. Stall is the time that training stops; the save goes on in a thread,
-and is timed until the checkpoint is durable under its name. Files are read from the page cache. A figure is the median
-over the rounds, with the smallest and the largest; the first save, which allocates the memory that all others use
-again, is left out.
+A model and its Adam state of so many MB (577: the Heavy Ranker's published shape) are saved by core.checkpoints.saver,
+as training does, restored by what a resume calls, and the files of the checkpoint are copied and synchronised to disk
+(cp and fsync, by one process), in turns within one run. Stall is the time that training stops; the save continues in a
+thread, and is timed until the checkpoint is durable under its name. Files are read from the page cache. A figure is the
+median over the rounds, with the smallest and the largest; the first save, which allocates the memory that all others
+use again, is left out.
 """
 
 import argparse
@@ -29,15 +29,16 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from benchmarks.tables import markdown, spread  # noqa: E402
-from common.agreement import ControlWord  # noqa: E402
-from common.checkpointing.policy import CheckpointPolicy  # noqa: E402
-from common.device import World, joined_world  # noqa: E402
+from common.checkpointing.retention import CheckpointRetention  # noqa: E402
+from common.distributed.consensus import RankConsensus  # noqa: E402
+from common.distributed.world import World, joined_world  # noqa: E402
 from common.optimizers.config import LearningRate  # noqa: E402
-from common.optimizers.learning_rate import LearningRates  # noqa: E402
+from common.optimizers.learning_rate import ParameterGroupScheduler  # noqa: E402
 from common.reader.order import Position  # noqa: E402
-from core.saver import Saver  # noqa: E402
-from core.train_step import Autocast, TrainStep  # noqa: E402
-from core.training_state import Progress, load_model, load_optimizer  # noqa: E402
+from core.autocast import Autocast  # noqa: E402
+from core.checkpoints.saver import Saver  # noqa: E402
+from core.loop.step import TrainStep  # noqa: E402
+from core.run.state import Progress, load_model, load_optimizer  # noqa: E402
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
 STALL, SAVE, COPY, RESTORE = "stall", "save", "copy", "restore"
@@ -88,13 +89,13 @@ def worker(directory: Path, num_mb: int, rounds: int) -> None:
             parameter.grad = torch.randn_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
-        rates = LearningRates(optimizer, [LearningRate(constant=0.1)])
+        rates = ParameterGroupScheduler(optimizer, [LearningRate(constant=0.1)])
         train_step = TrainStep(
             model, optimizer, rates, world=world, autocast=Autocast(world.device, None), max_grad_norm=None, seed=0
         )
-        policy = CheckpointPolicy(directory / "checkpoints", 1, 2)
-        control = ControlWord(world.timeout)
-        saver = Saver(policy, {}, world, model, optimizer, train_step, None, 0)
+        policy = CheckpointRetention(directory / "checkpoints", 1, 2)
+        consensus = RankConsensus(world.timeout)
+        saver = Saver(policy, {}, world, model, optimizer, train_step.scaler, None, 0)
 
         saver.save(Progress(1, Position.start(1), {}))
         saver.wait()
@@ -105,17 +106,17 @@ def worker(directory: Path, num_mb: int, rounds: int) -> None:
                     saver.save(Progress(step, Position.start(1), {}))
                 saver.wait()
             newest = policy.complete()[-1]
-            if world.is_main:
+            if world.is_rank_zero:
                 with timed(seconds[COPY], ALONE):
                     copy(newest, directory / "copy")
                 shutil.rmtree(directory / "copy")
             with timed(seconds[RESTORE], world):
-                checkpoint = policy.open_newest(control, world)
+                checkpoint = policy.open_newest(consensus, world)
                 assert checkpoint is not None
                 with checkpoint:
                     load_model(model, checkpoint)
                     load_optimizer(model, optimizer, checkpoint)
-        if world.is_main:
+        if world.is_rank_zero:
             num_bytes = sum(file.stat().st_size for file in newest.iterdir())
             sys.stdout.write(json.dumps({"seconds": seconds, "bytes": num_bytes}) + "\n")
 

@@ -70,7 +70,7 @@ def cut(rows: Mapping[str, NDArray[Any]]) -> Rows:
 
 
 def write_parquet(folder: Path, parts: list[Rows], vectors: Any, half: bool = False) -> None:
-    from common.table_writer import Column, TableWriter
+    from common.files.table_writer import Column, TableWriter
     from projects.home.recap.data.parquet import write_schema_json
 
     def stored(values: NDArray[Any]) -> NDArray[Any]:
@@ -286,7 +286,7 @@ def wait(scratch: Path, processes: int) -> str:
     """Trains the production configuration on its generated data."""
     data, run_dir = scratch / "production", scratch / f"run-{processes}"
     if not data.exists():
-        generate = ["-m", "projects.home.recap.data.generate", "--preset", "production", "--out", str(data)]
+        generate = ["-m", "projects.home.recap.tools.generate", "--preset", "production", "--out", str(data)]
         subprocess.run([sys.executable, *generate], cwd=ROOT, check=True, capture_output=True)
     module = ["-m", "projects.home.recap.main", "--config", "projects/home/recap/configs/production.yaml"]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]

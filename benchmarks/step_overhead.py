@@ -35,11 +35,11 @@ from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from benchmarks.tables import spread  # noqa: E402
 from common.batch import Batch  # noqa: E402
-from common.device import World, joined_world  # noqa: E402
+from common.distributed.world import World, joined_world  # noqa: E402
 from common.optimizers.config import LearningRate  # noqa: E402
-from common.optimizers.learning_rate import LearningRates  # noqa: E402
+from common.optimizers.learning_rate import ParameterGroupScheduler  # noqa: E402
 from common.reader.order import Position  # noqa: E402
-from common.reader.reader import Placed  # noqa: E402
+from common.reader.reader import PositionedBatch  # noqa: E402
 from core import custom_training_loop  # noqa: E402
 from core.config import load_config_from_yaml  # noqa: E402
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig  # noqa: E402
@@ -183,7 +183,7 @@ class _TimeIsUpError(Exception):
     """Ends our loop without its closing checkpoint."""
 
 
-class _TickingRates(LearningRates):
+class _TickingRates(ParameterGroupScheduler):
     """A constant learning rate, which every step begins with."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, case: Case, clock: Clock) -> None:
@@ -218,9 +218,9 @@ class _Reader:
     def describe(self, position: Position) -> str:
         return f"batch {position.cursors[0]}"
 
-    def train(self, **_: Any) -> Iterator[Placed[Batch]]:
+    def train(self, **_: Any) -> Iterator[PositionedBatch[Batch]]:
         for step, batch in enumerate(itertools.cycle(self._batches)):
-            yield Placed(batch, Position(0, (step,)))
+            yield PositionedBatch(batch, Position(0, (step,)))
 
 
 def ours(case: Case, batches: Sequence[Batch], world: World, amp: bool = False) -> float:
@@ -267,7 +267,7 @@ def worker(case: Case, rounds: int) -> None:
         for _ in range(rounds):
             for name in names:
                 seconds[name].append(LOOPS[name](case, batches, world))
-        if world.is_main:
+        if world.is_rank_zero:
             sys.stdout.write(json.dumps(seconds) + "\n")
 
 
@@ -320,7 +320,7 @@ def startup(processes: int) -> float:
     """Seconds from the command to the line of the first step, on a little data."""
     with tempfile.TemporaryDirectory() as directory:
         data = f"{directory}/data"
-        generate = ["-m", "projects.home.recap.data.generate", "--out", data, "--num_train_examples", "1536"]
+        generate = ["-m", "projects.home.recap.tools.generate", "--out", data, "--num_train_examples", "1536"]
         generate += ["--num_validation_examples", "1536"]
         if launch(generate, 1, 1, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait() != 0:
             raise SystemExit("the data could not be generated")

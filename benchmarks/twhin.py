@@ -36,7 +36,7 @@ from benchmarks.tables import markdown, spread  # noqa: E402
 from benchmarks.twhin_by_hand import by_hand  # noqa: E402
 from benchmarks.twhin_profile import GROUPS, OTHER, profiled  # noqa: E402
 from benchmarks.twhin_program import Measured, Shape, fail, ours, printed, started, write_config  # noqa: E402
-from common.device import emulates_bfloat16  # noqa: E402
+from common.numerics import emulates_bfloat16  # noqa: E402
 
 
 def run_worker(scratch: Path, spec: dict[str, Any], processes: int, threads: int) -> Any:

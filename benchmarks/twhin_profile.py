@@ -31,8 +31,8 @@ def profiled(config: str, warm_up: int, steps: int) -> None:
     from torch.profiler import ProfilerActivity, profile, record_function
 
     from common.modules.embedding.tables import look_up
-    from core.step_feed import StepFeed
-    from core.train_step import TrainStep
+    from core.loop.feed import StepFeed
+    from core.loop.step import TrainStep
     from projects.twhin import main as program
 
     profiler: Any = profile(activities=[ProfilerActivity.CPU])
@@ -47,7 +47,7 @@ def profiled(config: str, warm_up: int, steps: int) -> None:
             elif step == warm_up + steps:
                 wall = time.perf_counter() - began
                 profiler.__exit__(None, None, None)
-                if self._world.is_main:
+                if self._world.is_rank_zero:
                     print(json.dumps(by_group(profiler.events(), wall, steps)), flush=True)  # noqa: T201
                 os._exit(0)  # without the closing checkpoint
             with record_function("train step"):

@@ -59,7 +59,7 @@ def draw_edges(shape: Shape) -> tuple[NDArray[np.int64], NDArray[np.int64], NDAr
 
 def edges_folder(scratch: Path, shape: Shape) -> Path:
     """Of the graph, which is written where it isn't there yet."""
-    from projects.twhin.data.layout import EdgeWriter
+    from projects.twhin.tools.graph_files import EdgeWriter
 
     folder = scratch / f"edges-{shape.entities}-{shape.edges}-{shape.exponent}"
     if not folder.exists():

@@ -33,12 +33,12 @@ sys.path.insert(0, str(ROOT))
 
 from tabulate import tabulate  # noqa: E402
 
-from projects.home.recap.data.generate import PRESETS  # noqa: E402
-from projects.home.recap.data.generate import generate as generate_impressions  # noqa: E402
-from projects.twhin.data.generate import generate as generate_graph  # noqa: E402
-from tests.conftest import small_run, small_twhin_run  # noqa: E402
-from tests.distributed.comparison import differences  # noqa: E402
-from tests.distributed.programs import RECAP, TWHIN, marked_pids  # noqa: E402
+from projects.home.recap.tools.generate import PRESETS  # noqa: E402
+from projects.home.recap.tools.generate import generate as generate_impressions  # noqa: E402
+from projects.twhin.tools.generate import generate as generate_graph  # noqa: E402
+from tests.support.comparison import differences  # noqa: E402
+from tests.support.programs import RECAP, TWHIN, marked_pids  # noqa: E402
+from tests.support.runs import small_run, small_twhin_run  # noqa: E402
 
 STEPS = 60
 TIMEOUT_IN_S = 20

@@ -14,23 +14,25 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from common.device import World, joined_world, rank_from_env, set_deterministic, set_precision
-from common.logging import setup_logging
-from common.measurement import Measurement
-from common.metrics_file import read_metrics
-from common.optimizers.learning_rate import Rates
-from common.program import ArgumentParser
+from common.distributed.world import World, joined_world
+from common.numerics import set_deterministic, set_precision
+from common.optimizers.learning_rate import LearningRateSchedule
+from common.process.environment import rank_from_env
+from common.process.logging import setup_logging
+from common.process.program import ArgumentParser
+from common.process.standard_streams import print_report
+from common.process.stop_signals import leave_signals_to_python
 from common.reader.reader import BatchReader
-from common.standard_streams import print_report
-from common.stop_signals import leave_signals_to_python
+from common.tracking.measurement import Measurement
+from common.tracking.metrics_file import read_metrics
 from common.wandb import check_key_file
 from core import custom_training_loop, debug_training_loop
-from core.checkpoint_evaluation import only_evaluate
 from core.config import load_config_from_yaml
 from core.config.training import JobConfig
-from core.evaluation import Partition
-from core.lost_rank import lost_rank_told
-from core.run_directory import RunDirectory
+from core.evaluation.evaluator import EvaluationSet
+from core.evaluation.follower import only_evaluate
+from core.run.directory import RunDirectory
+from core.run.lost_rank import report_lost_rank
 
 C = TypeVar("C", bound=JobConfig)
 D = TypeVar("D")
@@ -43,20 +45,20 @@ class Job:
     """What is trained, or evaluated; built alike on all ranks.
 
     Attributes:
-      model: a core.train_step.Model on its device, with its initial weights.
+      model: a core.loop.step.Model on its device, with its initial weights.
       train_reader: this rank's share of the training data.
       partitions: what to evaluate on, by name.
       make_optimizer: of the model's parameters, with their learning rates; not called for an evaluation.
       start: puts into the model what a new run starts from, beyond its initial weights.
-      gauges: further train metrics, computed when they are logged; collective.
+      extra_metrics: further train metrics, computed when they are logged; collective.
     """
 
     model: nn.Module
     train_reader: BatchReader[Any]
-    partitions: Mapping[str, Partition]
-    make_optimizer: Callable[[], tuple[torch.optim.Optimizer, Rates]]
+    partitions: Mapping[str, EvaluationSet]
+    make_optimizer: Callable[[], tuple[torch.optim.Optimizer, LearningRateSchedule]]
     start: Callable[[], None] | None = None
-    gauges: Callable[[], Mapping[str, float]] | None = None
+    extra_metrics: Callable[[], Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def run_project(project: Project[C, D]) -> int:
         group_of_one=project.group_of_one,
         flight_record=directory.path / "flight-recorder-rank-",
     ) as world:
-        with lost_rank_told(world, lambda: "building the model", directory.checkpoints):
+        with report_lost_rank(world, lambda: "building the model", directory.checkpoints):
             job = project.build(config, data, world)
         if args.mode == "evaluate":
             return _evaluate(project, config, job, world)
@@ -161,9 +163,9 @@ def _train(project: Project[C, D], config: C, job: Job, world: World, args: argp
         debug_training_loop.train(*arguments)
         return 0
     outcome = custom_training_loop.train(
-        *arguments, start=job.start, gauges=job.gauges, overwrite_save_dir=args.overwrite_save_dir
+        *arguments, start=job.start, extra_metrics=job.extra_metrics, overwrite_save_dir=args.overwrite_save_dir
     )
-    if world.is_main:
+    if world.is_rank_zero:
         directory = outcome.directory
         print_report(_closing_report(project, directory.checkpoints, directory.metrics, directory.config))
     return outcome.exit_status
@@ -171,7 +173,7 @@ def _train(project: Project[C, D], config: C, job: Job, world: World, args: argp
 
 def _evaluate(project: Project[C, D], config: C, job: Job, world: World) -> int:
     outcome = only_evaluate(config, job.model, job.train_reader, job.partitions, world)
-    if world.is_main:
+    if world.is_rank_zero:
         print_report(_closing_report(project, outcome.directory.checkpoints, outcome.directory.metrics))
     return 1 if outcome.timed_out else 0  # so that who watches over it starts it again
 

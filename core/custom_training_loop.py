@@ -14,34 +14,35 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.agreement import ControlWord
-from common.checkpointing.policy import CheckpointPolicy
-from common.checkpointing.reading import OpenCheckpoint, open_together
-from common.checkpointing.storage import find_checkpoints
-from common.device import World
+from common.checkpointing.directory import find_checkpoints
+from common.checkpointing.reader import CheckpointReader, open_on_all_ranks
+from common.checkpointing.retention import CheckpointRetention
 from common.device_copies import DeviceCopies
-from common.measurement import Measurement, Tracker
-from common.metrics_file import read_metrics
-from common.optimizers.learning_rate import Rates
-from common.paths import user_path
+from common.distributed.consensus import RankConsensus
+from common.distributed.world import World
+from common.optimizers.learning_rate import LearningRateSchedule
+from common.process.paths import user_path
+from common.process.stop_signals import StopSignals
 from common.reader.reader import BatchReader
-from common.stop_signals import StopSignals
-from common.trackers import Trackers, build_trackers
-from core.best_checkpoints import best_checkpoints
+from common.tracking.measurement import Measurement, Tracker
+from common.tracking.metrics_file import read_metrics
+from common.tracking.trackers import Trackers, build_trackers
+from core.autocast import configured_autocast
+from core.checkpoints.best import best_checkpoints
+from core.checkpoints.saver import Saver, environment
 from core.config.training import JobConfig
-from core.evaluation import Evaluator, Partition, StoppedError
-from core.lost_rank import lost_rank_told
-from core.nonfinite import NonfiniteEnd
-from core.nonfinite_steps import NonfiniteSteps
-from core.parallel import num_parameters, parallelize
-from core.progress_report import ProgressReport
-from core.run_directory import RunDirectory, check_same_run
-from core.saver import Saver, environment
-from core.step_feed import StepFeed
-from core.train_step import TrainStep, configured_autocast
-from core.train_window import Stopwatch, TrainWindow
-from core.training_state import Progress, SavedState, find_last_step, load_model, load_optimizer, run_identity
-from core.watchdog import Watchdog
+from core.evaluation.evaluator import EvaluationSet, Evaluator, StoppedError
+from core.loop.divergence import DivergenceReporter
+from core.loop.feed import StepFeed
+from core.loop.progress import ProgressReport
+from core.loop.skipped_steps import SkippedStepCounter
+from core.loop.step import TrainStep
+from core.loop.window import Stopwatch, TrainWindow
+from core.models.dense import num_parameters, parallelize
+from core.run.directory import RunDirectory, check_same_run
+from core.run.lost_rank import report_lost_rank
+from core.run.state import Progress, SavedState, find_last_step, load_model, load_optimizer, run_identity
+from core.run.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +70,14 @@ def train(
     config: JobConfig,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    learning_rates: Rates,
+    learning_rates: LearningRateSchedule,
     train_reader: BatchReader[Any],
-    partitions: Mapping[str, Partition],
+    partitions: Mapping[str, EvaluationSet],
     world: World,
     *,
-    sinks: Mapping[str, Callable[[], Tracker]] | None = None,
+    trackers: Mapping[str, Callable[[], Tracker]] | None = None,
     start: Callable[[], None] | None = None,
-    gauges: Callable[[], Mapping[str, float]] | None = None,
+    extra_metrics: Callable[[], Mapping[str, float]] | None = None,
     overwrite_save_dir: bool = False,
 ) -> Outcome:
     """Trains until training.num_train_steps or training.num_epochs, whichever comes first. Collective.
@@ -87,15 +88,15 @@ def train(
 
     Args:
       config: runtime, training, and what makes this run the run it is.
-      model: a core.train_step.Model with its initial weights, on world.device; equal on all ranks.
+      model: a core.loop.step.Model with its initial weights, on world.device; equal on all ranks.
       optimizer: of the model's parameters.
       learning_rates: of the optimizer's parameter groups.
       train_reader: this rank's share of the training data.
       partitions: what to evaluate on, by name.
       world: this process's place and device.
-      sinks: of measurements, beside metrics.jsonl and W&B: what makes them, by name; called on rank 0.
+      trackers: of measurements, beside metrics.jsonl and W&B: what makes them, by name; called on rank 0.
       start: puts into the model what a new run starts from; a resume, and a warm start, leave it out.
-      gauges: further train metrics, by name, read when metrics are logged; collective.
+      extra_metrics: further train metrics, by name, read when metrics are logged; collective.
       overwrite_save_dir: start anew, deleting the run in save_dir.
 
     Raises:
@@ -105,32 +106,39 @@ def train(
     """
     training, runtime = config.training, config.runtime
     directory = RunDirectory(training.save_dir)
-    policy = CheckpointPolicy(
+    policy = CheckpointRetention(
         directory.checkpoints,
         training.checkpoint_every_n,
         training.checkpoint_max_to_keep,
         training.checkpoint_keep_every_n,
-        best_checkpoints(training.checkpoint_keep_best, training.save_dir, partitions, world),
+        best_checkpoints(
+            training.checkpoint_keep_best,
+            training.save_dir,
+            partitions,
+            lambda name: partitions[name].make_metrics(world.device).compute(),
+        ),
     )
-    control = ControlWord(world.timeout)
+    consensus = RankConsensus(world.timeout)
     identity = run_identity(config, train_reader)
 
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(world.rank, runtime.hang_dump_after_in_s))
         stop = stack.enter_context(StopSignals(runtime.grace_period_in_s, watchdog.situation))
-        stack.enter_context(lost_rank_told(world, watchdog.situation, directory.checkpoints))
+        stack.enter_context(report_lost_rank(world, watchdog.situation, directory.checkpoints))
         train_reader.check_trainable()
 
         # Where does it begin?
-        if world.is_main:
+        if world.is_rank_zero:
             stack.callback(directory.release)
-        holder = control.from_main(directory.claim)
-        control.together(lambda: directory.check_shared(holder))
-        newest = None if overwrite_save_dir else policy.open_newest(control, world)
-        initial: OpenCheckpoint | None = None
+        holder = consensus.broadcast_from_rank_zero(directory.claim)
+        consensus.on_all_ranks(lambda: directory.check_shared(holder))
+        newest = None if overwrite_save_dir else policy.open_newest(consensus, world)
+        initial: CheckpointReader | None = None
         if newest is None and training.initial_checkpoint_dir is not None:
             given = user_path(training.initial_checkpoint_dir)
-            initial = open_together(control.from_main(lambda: find_checkpoints(given)[-1]), control, world)
+            initial = open_on_all_ranks(
+                consensus.broadcast_from_rank_zero(lambda: find_checkpoints(given)[-1]), consensus, world
+            )
         saved: SavedState | None = None
 
         def load() -> None:
@@ -146,11 +154,11 @@ def train(
                 start()
 
         with newest or initial or contextlib.nullcontext():
-            control.together(load)
+            consensus.on_all_ranks(load)
         progress = saved.progress if saved is not None else Progress.start(train_reader.lanes)
         # Nothing was changed or deleted so far.
         resolved, goes_on = config.pretty_print(), saved is not None
-        control.on_main(lambda: directory.begin(resolved, continues=goes_on, overwrite=overwrite_save_dir))
+        consensus.on_rank_zero(lambda: directory.begin(resolved, continues=goes_on, overwrite=overwrite_save_dir))
         last_step = find_last_step(training, train_reader, progress)
 
         # What it takes.
@@ -171,56 +179,64 @@ def train(
             partitions,
             world=world,
             autocast=autocast,
-            control=control,
+            consensus=consensus,
             num_eval_steps=training.num_eval_steps,
             timeout_in_s=training.eval_timeout_in_s,
             log_every_n=training.eval_log_every_n,
             beat=watchdog.beat,
         )
-        trackers = Trackers()  # rank 0 alone has sinks
+        run_trackers = Trackers()  # rank 0 alone has run_trackers
 
-        def add_sinks() -> None:
-            nonlocal trackers
+        def add_trackers() -> None:
+            nonlocal run_trackers
             run_id = saved.tracker_run_id if saved is not None else None
             values = config.model_dump(mode="json")
-            trackers = build_trackers(directory.path, runtime.wandb, values, progress.step, run_id=run_id)
-            for name, build in (sinks or {}).items():
-                trackers.add(name, build)
+            run_trackers = build_trackers(directory.path, runtime.wandb, values, progress.step, run_id=run_id)
+            for name, build in (trackers or {}).items():
+                run_trackers.add(name, build)
 
-        stack.callback(lambda: trackers.finish())
-        control.on_main(add_sinks)
+        stack.callback(lambda: run_trackers.finish())
+        consensus.on_rank_zero(add_trackers)
         saver = Saver(
-            policy, identity, world, wrapped, optimizer, train_step, trackers.run_id, progress.step, trackers.sync
+            policy,
+            identity,
+            world,
+            wrapped,
+            optimizer,
+            train_step.scaler,
+            run_trackers.run_id,
+            progress.step,
+            run_trackers.sync,
         )
         stack.callback(saver.close)
         window, watch = TrainWindow(world, progress.window), Stopwatch()
         step, position = progress.step, progress.position
-        nonfinite = NonfiniteSteps(world.device, training.max_nonfinite_steps, step, progress.nonfinite_steps)
+        nonfinite = SkippedStepCounter(world.device, training.max_nonfinite_steps, step, progress.nonfinite_steps)
 
         def evaluate(names: list[str]) -> bool:
             """Evaluates; False where a signal ended it."""
             try:
-                evaluator.evaluate(wrapped, step, names, lambda: stop.received is not None, trackers.log)
+                evaluator.evaluate(wrapped, step, names, lambda: stop.received is not None, run_trackers.log)
             except StoppedError:
                 return False
             return True
 
         def checkpoints() -> list[Path]:
             saver.wait()
-            return control.from_main(policy.complete)
+            return consensus.broadcast_from_rank_zero(policy.complete)
 
-        nonfinite_end = NonfiniteEnd(wrapped, optimizer, train_step, control, checkpoints)
+        nonfinite_end = DivergenceReporter(wrapped, optimizer, train_step, consensus, checkpoints)
 
         def save() -> None:
             watchdog.beat("checkpoint of step", step)
-            control.on_main(directory.check_held)
+            consensus.on_rank_zero(directory.check_held)
             nonfinite_end.check_state(step, train_reader.describe(position))
-            saver.save(Progress(step, position, window.fold(), nonfinite.settle()))
+            saver.save(Progress(step, position, window.snapshot(), nonfinite.settle()))
 
         # An evaluation that was due when the earlier run was killed is made up.
         go_on = True
         if step > 0 and _evaluation_is_due(config, step, last_step):
-            done = control.from_main(lambda: _evaluated(directory.metrics, step))
+            done = consensus.broadcast_from_rank_zero(lambda: _evaluated(directory.metrics, step))
             go_on = evaluate([name for name in partitions if name not in done])
 
         limit = "num_train_steps" if last_step >= training.num_train_steps else "num_epochs"
@@ -255,7 +271,7 @@ def train(
         copies = DeviceCopies(world.device)
         feed = StepFeed(
             batches,
-            control,
+            consensus,
             stop,
             watch,
             nonfinite,
@@ -279,14 +295,16 @@ def train(
 
             if step % training.train_log_every_n == 0 or step == last_step:
                 rates = {f"learning_rate/{k}": rate for k, rate in learning_rates.at(step).items()}
-                metrics = window.close() | rates | dict(gauges() if gauges is not None else {})
+                metrics = (
+                    window.compute_and_reset() | rates | dict(extra_metrics() if extra_metrics is not None else {})
+                )
                 measurement = Measurement(step, "train", None, metrics, watch.timing(examples_per_step))
-                if world.is_main:
+                if world.is_rank_zero:
                     report.logged(measurement)
-                trackers.log(measurement)
+                run_trackers.log(measurement)
                 watch.restart()
                 nonfinite.settle()
-            if train_step.doubts_tables:
+            if train_step.tables_may_be_nonfinite:
                 nonfinite_end.check_state(step, train_reader.describe(position))
             if nonfinite.too_many is not None:
                 places = [train_reader.describe(item.position) for item in placed]
@@ -301,18 +319,18 @@ def train(
         watchdog.beat("the end, after step", step)
         stopped_by = None
         if not go_on:
-            stopped_by = next(received for received in control.gather(stop.received) if received is not None)
+            stopped_by = next(received for received in consensus.gather(stop.received) if received is not None)
             save()
         is_saved = saver.wait()
         if is_saved:  # what the last evaluation has left behind the best
-            control.on_main(lambda: policy.rotate(step))
+            consensus.on_rank_zero(lambda: policy.rotate(step))
         if stopped_by is not None:
             logger.info("stopped by %s after step %d; the same command continues", stopped_by.name, step)
         return Outcome(step, stopped_by, is_saved, policy.latest(), directory)
 
 
 def _restore(
-    checkpoint: OpenCheckpoint, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, world: World
+    checkpoint: CheckpointReader, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, world: World
 ) -> None:
     now = environment(world)
     for name in now:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.device import World, seed_step
-from common.optimizers.learning_rate import Rates
+from common.distributed.world import World
+from common.errors import UserError
+from common.numerics import seed_step
+from common.optimizers.learning_rate import LearningRateSchedule
 from common.reader.reader import BatchReader
-from core.config.base_config import UserError
 from core.config.training import JobConfig
-from core.evaluation import Partition
+from core.evaluation.evaluator import EvaluationSet
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +27,9 @@ def train(
     config: JobConfig,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    learning_rates: Rates,
+    learning_rates: LearningRateSchedule,
     train_reader: BatchReader[Any],
-    partitions: Mapping[str, Partition],
+    partitions: Mapping[str, EvaluationSet],
     world: World,
 ) -> None:
     """Trains step by step, logging every loss, then evaluates; writes nothing.

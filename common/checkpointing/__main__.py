@@ -11,11 +11,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from common.checkpointing.directory import find_checkpoints, size_on_disk, unfinished
 from common.checkpointing.manifest import CheckpointError, NoCheckpointError
-from common.checkpointing.reading import OpenCheckpoint
-from common.checkpointing.storage import find_checkpoints, size_on_disk, unfinished
-from common.paths import user_path
-from common.program import ArgumentParser, run
+from common.checkpointing.reader import CheckpointReader
+from common.process.paths import user_path
+from common.process.program import ArgumentParser, run
 
 _MIB = 2**20
 # What of a state is longer has the configuration, or cursors, in it.
@@ -63,7 +63,7 @@ def _verify_all(checkpoints: list[Path]) -> int:
     damaged = 0
     for path in checkpoints:
         try:
-            with OpenCheckpoint(path) as checkpoint:
+            with CheckpointReader(path) as checkpoint:
                 checkpoint.verify()
                 found = f"ok, {checkpoint.num_bytes / _MIB:,.1f} MiB"
         except NoCheckpointError as error:
@@ -76,7 +76,7 @@ def _verify_all(checkpoints: list[Path]) -> int:
 
 
 def _inspect(checkpoints: list[Path]) -> int:
-    with OpenCheckpoint(checkpoints[-1]) as checkpoint:
+    with CheckpointReader(checkpoints[-1]) as checkpoint:
         state, tensors, provenance = checkpoint.state(), checkpoint.types(), checkpoint.provenance
     lines = [str(checkpoint.path), *(f"{name}: {value}" for name, value in provenance.items())]
     for name, value in state.items():

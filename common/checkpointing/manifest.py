@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from core.config.base_config import UserError
+from common.errors import UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -1,16 +1,16 @@
-"""Optimizers of dense parameters, which are alike on all ranks. Embedding tables have theirs (core/sharding.py)."""
+"""How optimizers of dense parameters are built. Those of embedding tables are in core/models/sharded.py."""
 
 from collections.abc import Iterable
 
 import torch
 
 from common.optimizers.config import OptimizerConfig
-from common.optimizers.learning_rate import LearningRates
+from common.optimizers.learning_rate import ParameterGroupScheduler
 
 
 def build_optimizer(
     parameters: Iterable[torch.nn.Parameter], config: OptimizerConfig, name: str
-) -> tuple[torch.optim.Optimizer, LearningRates]:
+) -> tuple[torch.optim.Optimizer, ParameterGroupScheduler]:
     """The optimizer of one group of parameters, possibly of none, on their device.
 
     Args:
@@ -27,4 +27,4 @@ def build_optimizer(
     else:
         assert config.sgd is not None, "row-wise Adagrad is for embedding tables"
         optimizer = torch.optim.SGD(groups, momentum=config.sgd.momentum)
-    return optimizer, LearningRates(optimizer, [config.rate])
+    return optimizer, ParameterGroupScheduler(optimizer, [config.rate])

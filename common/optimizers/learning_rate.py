@@ -30,7 +30,7 @@ def learning_rate_at(config: LearningRate, step: int) -> float:
     return cosine.final_learning_rate + weight * (cosine.learning_rate - cosine.final_learning_rate)
 
 
-class Rates(Protocol):
+class LearningRateSchedule(Protocol):
     """Learning rates of a model's parts."""
 
     def apply(self, step: int) -> None:
@@ -40,23 +40,23 @@ class Rates(Protocol):
         """The learning rate of each part at `step`, by its name."""
 
 
-class JoinedRates:
-    """Rates of several optimizers."""
+class JoinedSchedules:
+    """LearningRateSchedule of several optimizers."""
 
-    def __init__(self, *rates: Rates) -> None:
+    def __init__(self, *rates: LearningRateSchedule) -> None:
         self._rates = rates
 
     def apply(self, step: int) -> None:
-        """As Rates."""
+        """As LearningRateSchedule."""
         for rates in self._rates:
             rates.apply(step)
 
     def at(self, step: int) -> dict[str, float]:
-        """As Rates; the names differ."""
+        """As LearningRateSchedule; the names differ."""
         return {name: rate for rates in self._rates for name, rate in rates.at(step).items()}
 
 
-class LearningRates:
+class ParameterGroupScheduler:
     """The learning rate of each of an optimizer's parameter groups."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, configs: Sequence[LearningRate]) -> None:

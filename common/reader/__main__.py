@@ -13,12 +13,12 @@ from typing import Never, Self
 
 import tqdm
 
-from common.logging import setup_logging
-from common.paths import user_path
-from common.program import ArgumentParser, run
+from common.process.logging import setup_logging
+from common.process.paths import user_path
+from common.process.program import ArgumentParser, run
 from common.reader.files import Files, matching_files
-from common.reader.inspection import inspect
-from common.reader.inspection_report import report
+from common.reader.inspect.inspection import inspect
+from common.reader.inspect.report import report
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import datetime
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.paths import user_path
+from common.process.paths import user_path
 from common.reader.files import DataError, Files, files_below, is_meant
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from common.paths import user_path
-from core.config.base_config import UserError
+from common.errors import UserError
+from common.process.paths import user_path
 
 UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
 """What pyarrow raises where a file is no Parquet file, or damaged: the last of a column's name."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from core.config.base_config import ConfigError
+from common.errors import ConfigError
 
 
 @dataclass(frozen=True)

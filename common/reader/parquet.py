@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from common.reader.column import Column, bad_value, checked_values, numpy_dtype, stored_dtype
 from common.reader.files import UNREADABLE, DataError, Files
 
-Stored = dict[str, NDArray[Any]]
+RowGroup = dict[str, NDArray[Any]]
 """Columns of a row group as they are stored, [rows] or [rows, width]."""
 
 
@@ -53,8 +53,8 @@ class ParquetTable:
         columns: Mapping[str, Column],
         *,
         rows: Callable[[int], range] | None = None,
-        check: Callable[[Stored], BadValue | None] | None = None,
-        prepare: Callable[[Stored], Stored] | None = None,
+        check: Callable[[RowGroup], BadValue | None] | None = None,
+        prepare: Callable[[RowGroup], RowGroup] | None = None,
         cache: bool = False,
     ) -> None:
         """Opens every file's footer and checks it.
@@ -78,7 +78,7 @@ class ParquetTable:
         self._paths = files.paths
         self._check = check
         self._prepare = prepare
-        self._cache: dict[int, Stored] | None = {} if cache else None
+        self._cache: dict[int, RowGroup] | None = {} if cache else None
         self._footer = functools.lru_cache(maxsize=_FOOTERS)(pq.read_metadata)
         self._versions: list[_Version] = []
         self._first_group: list[int] = []
@@ -126,7 +126,7 @@ class ParquetTable:
         """Of a decoded row, before `prepare`."""
         return sum(self._dtypes[key].itemsize * (column.num_read or 1) for key, column in self.columns.items())
 
-    def decode(self, group: int) -> Stored:
+    def decode(self, group: int) -> RowGroup:
         """Reads one row group.
 
         Returns:
@@ -147,7 +147,7 @@ class ParquetTable:
             self._cache[group] = stored
         return stored
 
-    def _decode(self, group: int) -> Stored:
+    def _decode(self, group: int) -> RowGroup:
         """All rows of a row group of the files."""
         file_index = bisect.bisect_right(self._first_group, group) - 1
         path = self._paths[file_index]

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from common.batch import Batch
-from common.reader.decoded_ahead import DecodedAhead
 from common.reader.files import DataError
 from common.reader.gather import empty_column, gather
 from common.reader.order import Order, Piece, Position, check_lanes
 from common.reader.parquet import ParquetTable
 from common.reader.prefetch import Prefetcher
+from common.reader.row_group_prefetcher import RowGroupPrefetcher
 from common.reader.sampling import Sampling
 
 B = TypeVar("B", bound=Batch)
@@ -24,7 +24,7 @@ Columns = dict[str, torch.Tensor]
 """Of a batch, [rows] or [rows, values]."""
 
 
-class Reading(NamedTuple):
+class PrefetchOptions(NamedTuple):
     """How much is held ready; examples and their order are the same, but for shuffle_window.
 
     Attributes:
@@ -39,7 +39,7 @@ class Reading(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Placed(Generic[B]):
+class PositionedBatch(Generic[B]):
     """A batch and the position behind it: what a run that has trained on it resumes from."""
 
     batch: B
@@ -68,7 +68,7 @@ class BatchReader(Generic[B]):
         lanes: int,
         rank: int = 0,
         world_size: int = 1,
-        reading: Reading | None = None,
+        reading: PrefetchOptions | None = None,
         sampling: Sampling | None = None,
     ) -> None:
         """Prepares to read; nothing is decoded yet.
@@ -82,7 +82,7 @@ class BatchReader(Generic[B]):
           lanes: a multiple of world_size, a divisor of global_batch_size.
           rank: of this process.
           world_size: number of processes.
-          reading: how much is held ready; None: Reading().
+          reading: how much is held ready; None: PrefetchOptions().
           sampling: which rows get into batches; None: all.
 
         Raises:
@@ -94,7 +94,7 @@ class BatchReader(Generic[B]):
         self.lanes = lanes
         self.fingerprint = table.fingerprint
         self._make_batch = make_batch
-        self._reading = reading or Reading()
+        self._reading = reading or PrefetchOptions()
         self.prefetch_batches = self._reading.prefetch_batches
         self._sampling = sampling
         self._own_lanes = range(rank, lanes, world_size)
@@ -140,7 +140,7 @@ class BatchReader(Generic[B]):
         position: Position | None = None,
         num_epochs: int | None = 1,
         pin_memory: bool = False,
-    ) -> Prefetcher[Placed[B]]:
+    ) -> Prefetcher[PositionedBatch[B]]:
         """Shuffled batches, epoch after epoch, each without the rows that don't fill a last global batch.
 
         Args:
@@ -156,22 +156,22 @@ class BatchReader(Generic[B]):
         start = position or Position.start(self.lanes)
         return self._ahead(self._train(seed, start, num_epochs, pin_memory))
 
-    def evaluate(self, *, pin_memory: bool = False) -> Prefetcher[Placed[B]]:
+    def evaluate(self, *, pin_memory: bool = False) -> Prefetcher[PositionedBatch[B]]:
         """Every row once, in stored order; the last batches are filled up with masked rows, alike on all ranks."""
         order = Order(self.table.rows_per_group, self.lanes, self._rows_per_batch, seed=None, drop_last=False)
         return self._ahead(self._evaluate(order, pin_memory))
 
-    def _ahead(self, source: Generator[Placed[B], None, None]) -> Prefetcher[Placed[B]]:
+    def _ahead(self, source: Generator[PositionedBatch[B], None, None]) -> Prefetcher[PositionedBatch[B]]:
         return Prefetcher(source, self._reading.prefetch_batches)
 
-    def _evaluate(self, order: Order, pin_memory: bool) -> Generator[Placed[B], None, None]:
-        with DecodedAhead(self.table, self._reading.decode_threads) as decoded:
+    def _evaluate(self, order: Order, pin_memory: bool) -> Generator[PositionedBatch[B], None, None]:
+        with RowGroupPrefetcher(self.table, self._reading.decode_threads) as decoded:
             yield from self._epoch(order, Position.start(self.lanes), decoded, 0, pin_memory)
 
     def _train(
         self, seed: int, position: Position, num_epochs: int | None, pin_memory: bool
-    ) -> Generator[Placed[B], None, None]:
-        with DecodedAhead(self.table, self._reading.decode_threads) as decoded:
+    ) -> Generator[PositionedBatch[B], None, None]:
+        with RowGroupPrefetcher(self.table, self._reading.decode_threads) as decoded:
             while num_epochs is None or position.epoch < num_epochs:
                 order = Order(
                     self.table.rows_per_group,
@@ -185,8 +185,8 @@ class BatchReader(Generic[B]):
                 position = Position(position.epoch + 1, (0,) * self.lanes)
 
     def _epoch(
-        self, order: Order, position: Position, decoded: DecodedAhead, seed: int, pin_memory: bool
-    ) -> Generator[Placed[B], None, None]:
+        self, order: Order, position: Position, decoded: RowGroupPrefetcher, seed: int, pin_memory: bool
+    ) -> Generator[PositionedBatch[B], None, None]:
         """The rest of an epoch after `position`. A lane's cursor stops at the lane's end."""
         cursors = position.cursors
         lengths = [order.lane_length(lane) for lane in range(self.lanes)]
@@ -207,9 +207,9 @@ class BatchReader(Generic[B]):
             cursors = tuple(
                 min(cursor + order.rows_per_take, length) for cursor, length in zip(cursors, lengths, strict=True)
             )
-            yield Placed(batch, Position(position.epoch, cursors))
+            yield PositionedBatch(batch, Position(position.epoch, cursors))
 
-    def _choose(self, decoded: DecodedAhead, pieces: list[Piece], place: tuple[int, ...]) -> _Share:
+    def _choose(self, decoded: RowGroupPrefetcher, pieces: list[Piece], place: tuple[int, ...]) -> _Share:
         """A lane's next rows, less those that are not chosen by a generator that `place` seeds."""
         num_rows = sum(len(piece.rows) for piece in pieces)
         if self._sampling is None or num_rows == 0:
@@ -227,7 +227,7 @@ class BatchReader(Generic[B]):
         ]
         return _Share([piece for piece in kept if len(piece.rows)], weights)
 
-    def _assemble(self, decoded: DecodedAhead, lanes: list[_Share], pin_memory: bool) -> B:
+    def _assemble(self, decoded: RowGroupPrefetcher, lanes: list[_Share], pin_memory: bool) -> B:
         """Gathers each lane's rows into its stretch of the batch; rows of a lane that has ended are zero."""
         num_rows = len(lanes) * self._places_per_lane
         # Where all of this rank's lanes have ended, another rank's have not.

@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.reader.parquet import Stored
+from common.reader.parquet import RowGroup
 
 
 class Sampling(Protocol):
@@ -20,7 +20,7 @@ class Sampling(Protocol):
         """What choose() looks at."""
 
     def choose(
-        self, stored: Stored, keep: int, rng: np.random.Generator
+        self, stored: RowGroup, keep: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
         """Chooses among a lane's next rows.
 

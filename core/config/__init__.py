@@ -1,6 +1,7 @@
 """The ground of configuration. `core.config.training` stands on a higher floor: import it by its own name."""
 
-from core.config.base_config import BaseConfig, ConfigError, UserError
+from common.errors import ConfigError, UserError
+from core.config.base_config import BaseConfig
 from core.config.config_load import load_config_from_yaml
 
 __all__ = ["BaseConfig", "ConfigError", "UserError", "load_config_from_yaml"]

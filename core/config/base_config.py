@@ -12,15 +12,6 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 import pydantic
 import yaml
 
-
-class UserError(Exception):
-    """A mistake of the user (config, data, environment, command line): programs print it and exit with 2."""
-
-
-class ConfigError(UserError):
-    """A mistake in a configuration file or in an override."""
-
-
 # --- Keys of another program's YAML, for which nothing here does what they say. ---
 
 

@@ -18,7 +18,8 @@ import pydantic
 import yaml
 from pydantic_core import ErrorDetails
 
-from core.config.base_config import BaseConfig, ConfigError
+from common.errors import ConfigError
+from core.config.base_config import BaseConfig
 from core.config.yaml_document import KeyPath, YamlDocument, compose, shorten
 
 logger = logging.getLogger(__name__)

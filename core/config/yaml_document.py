@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from core.config.base_config import ConfigError
+from common.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
 """Of a value in the data: keys of mappings, indices of lists."""

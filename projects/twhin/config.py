@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 import pydantic
 
-from common.device import world_size_from_env
+from common.process.environment import world_size_from_env
 from core.config.base_config import BaseConfig
 from core.config.training import JobConfig
 from projects.twhin.data.config import TwhinDataConfig

@@ -1,7 +1,7 @@
 """Embeddings for other programs: `python -m projects.twhin.export --checkpoint DIR --out DIR`.
 
 Owns the command line, and the files of the relations. The files of embeddings are those of
-common/embedding_files.py. Memory: one table.
+common/files/embedding_files.py. Memory: one table.
 """
 
 import logging
@@ -15,15 +15,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from common.checkpointing.reading import OpenCheckpoint
-from common.checkpointing.storage import find_checkpoints
-from common.complete_directory import complete_directory
-from common.embedding_files import write_embeddings
-from common.logging import setup_logging
-from common.paths import user_path
-from common.program import ArgumentParser, run
-from core.config import ConfigError, UserError, load_config_from_yaml
-from core.run_directory import RunDirectory
+from common.checkpointing.directory import find_checkpoints
+from common.checkpointing.reader import CheckpointReader
+from common.errors import ConfigError, UserError
+from common.files.atomic_directory import atomic_directory
+from common.files.embedding_files import write_embeddings
+from common.process.logging import setup_logging
+from common.process.paths import user_path
+from common.process.program import ArgumentParser, run
+from core.config import load_config_from_yaml
+from core.run.directory import RunDirectory
 from projects.twhin.config import TwhinConfig
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.pretrained import read_table_vocabulary
@@ -69,12 +70,12 @@ def export(checkpoint: Path, out: Path) -> list[Exported]:
       UserError: the checkpoint is missing, damaged or no TwHIN's, a vocabulary can't be read or doesn't fit, or `out`
         can't be written.
     """
-    with OpenCheckpoint(checkpoint) as source:
+    with CheckpointReader(checkpoint) as source:
         source.verify()
         return _export(source, out)
 
 
-def _export(checkpoint: OpenCheckpoint, out: Path) -> list[Exported]:
+def _export(checkpoint: CheckpointReader, out: Path) -> list[Exported]:
     sizes = table_sizes(checkpoint)
     config = run_config(checkpoint.path)
     for name, table in config.tables.items():
@@ -87,7 +88,7 @@ def _export(checkpoint: OpenCheckpoint, out: Path) -> list[Exported]:
             )
     vocabularies = {name: read_table_vocabulary(table) for name, table in config.tables.items()}
     exported = []
-    with complete_directory(out) as partial:
+    with atomic_directory(out) as partial:
         logger.info("exporting %s", checkpoint.path)
         for name, table in config.tables.items():
             entities = vocabularies.pop(name)

@@ -4,7 +4,7 @@ torchrun --standalone --nproc-per-node 2 -m projects.twhin.main --config project
 """
 
 if __name__ == "__main__":  # before imports that take seconds
-    from common.stop_signals import end_at_signals
+    from common.process.stop_signals import end_at_signals
 
     end_at_signals()
 
@@ -12,14 +12,16 @@ import functools
 import logging
 from dataclasses import dataclass
 
-from common.agreement import ControlWord
-from common.device import World, seed_initial_weights, world_size_from_env
-from common.program import run
+from common.distributed.consensus import RankConsensus
+from common.distributed.world import World
+from common.numerics import seed_initial_weights
+from common.process.environment import world_size_from_env
+from common.process.program import run
 from common.reader.parquet import ParquetTable
 from core.command_line import Job, Project, run_project
-from core.evaluation import Partition
-from core.sharding import ShardedModel, shard
-from core.table_rows import mean_norms, set_rows
+from core.evaluation.evaluator import EvaluationSet
+from core.models.sharded import ShardedModel, shard
+from core.models.table_rows import mean_norms, set_rows
 from projects.twhin.config import TwhinConfig
 from projects.twhin.data.edges import EdgeDataset, check_batching
 from projects.twhin.data.evaluation_negatives import EvaluationNegatives
@@ -94,7 +96,7 @@ def _build(config: TwhinConfig, data: _Data, world: World) -> Job:
         _partitions(config, data, world),
         functools.partial(build_optimizers, model, model_config, twhin.scorer),
         start=functools.partial(_start_from_pretrained, model, model_config, world),
-        gauges=functools.partial(_norms, model, logged) if logged else None,
+        extra_metrics=functools.partial(_norms, model, logged) if logged else None,
     )
 
 
@@ -103,7 +105,9 @@ def _start_from_pretrained(model: ShardedModel, config: TwhinModelConfig, world:
     if not tables:
         return
     # A run that is still training may save another checkpoint before the next process looks.
-    sources = ControlWord(world.timeout).from_main(lambda: [pretrained_source(table) for table in tables])
+    sources = RankConsensus(world.timeout).broadcast_from_rank_zero(
+        lambda: [pretrained_source(table) for table in tables]
+    )
     weights = model.tables()
     for table, source in zip(tables, sources, strict=True):
         for rows, values in pretrained_rows(table, source):
@@ -116,7 +120,7 @@ def _norms(model: ShardedModel, tables: list[str]) -> dict[str, float]:
     return {f"mean_norm/{table}": norm for table, norm in norms.items()}
 
 
-def _partitions(config: TwhinConfig, data: _Data, world: World) -> dict[str, Partition]:
+def _partitions(config: TwhinConfig, data: _Data, world: World) -> dict[str, EvaluationSet]:
     train, *evaluated = data.datasets.values()
     known = None
     if config.metrics.filtered and evaluated:
@@ -126,7 +130,7 @@ def _partitions(config: TwhinConfig, data: _Data, world: World) -> dict[str, Par
     for (name, data_config), dataset in zip(config.partitions.items(), evaluated, strict=True):
         negatives = EvaluationNegatives(data_config, data.relations, config.runtime.seed)
         reader = dataset.reader(world.rank, world.size, known=known, negatives=negatives)
-        partitions[name] = Partition(reader, partition_metrics(config))
+        partitions[name] = EvaluationSet(reader, partition_metrics(config))
     return partitions
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import tabulate
 import torch
 
-from common.measurement import Measurement
+from common.tracking.measurement import Measurement
 from core.metrics.interface import Metrics
 from core.metrics.ranking import FILTERED, RAW, RankingMetrics
 from projects.twhin.config import TwhinConfig

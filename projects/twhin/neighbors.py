@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from common.arguments import at_least_1
-from common.embedding_files import EmbeddingFile, embedding_tables
-from common.paths import user_path
-from common.program import ArgumentParser, run
-from core.config.base_config import UserError
+from common.errors import UserError
+from common.files.embedding_files import EmbeddingFile, embedding_tables
+from common.process.arguments import at_least_1
+from common.process.paths import user_path
+from common.process.program import ArgumentParser, run
 
 Comparator = Literal["cos", "dot", "l2"]
 

@@ -1,7 +1,7 @@
 import torch
 
 from common.device_copies import DeviceCopies
-from tests.toy import toy_batch
+from tests.support.toy import toy_batch
 
 
 def test_on_the_cpu_a_batch_is_where_it_was_made():

@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from common.measurement import Measurement
-from common.metrics_file import read_metrics
-from common.trackers import build_trackers
+from common.errors import ConfigError
+from common.tracking.measurement import Measurement
+from common.tracking.metrics_file import read_metrics
+from common.tracking.trackers import build_trackers
 from common.wandb import WandbConfig, check_key_file
-from core.config.base_config import ConfigError
-from tests.faults import full_disk
+from tests.support.faults import full_disk
+from tests.support.root import ROOT
 
 KEY = "0123456789" * 4
-REPOSITORY = Path(__file__).parents[2]
 
 train = Measurement(10, "train", None, {"loss": 0.5, "never_seen": None}, {"examples_per_second": 99.5})
 validation = Measurement(10, "evaluate", "validation", {"recap/auroc": 0.75, "n": 640}, {"complete": True})
@@ -33,7 +33,7 @@ validation = Measurement(10, "evaluate", "validation", {"recap/auroc": 0.75, "n"
 @pytest.fixture(autouse=True)
 def _a_stranger_to_wandb(tmp_path, monkeypatch):
     """No key, no settings, no network: a home and a working directory of our own, and time on a busy machine."""
-    monkeypatch.setattr("common.trackers._FINISH_PATIENCE_IN_S", 120.0)
+    monkeypatch.setattr("common.tracking.trackers._FINISH_PATIENCE_IN_S", 120.0)
     for name in [name for name in os.environ if name.startswith("WANDB")]:
         monkeypatch.delenv(name)
     (tmp_path / "home").mkdir()
@@ -83,7 +83,7 @@ def begun() -> Iterator[threading.Event]:
             if record.getMessage().startswith("Weights & Biases: "):
                 begun.set()
 
-    handler, logger = Listening(), logging.getLogger("common.wandb")
+    handler, logger = Listening(), logging.getLogger("common.tracking.wandb")
     level = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
@@ -180,8 +180,8 @@ def test_a_resume_continues_the_run_and_sends_nothing_twice(tmp_path, caplog):
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from common.measurement import Measurement
-from common.trackers import build_trackers
+from common.tracking.measurement import Measurement
+from common.tracking.trackers import build_trackers
 from common.wandb import WandbConfig
 from tests.common.test_wandb import begun
 
@@ -195,9 +195,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_a_kill_kept_from_an_offline_session_is_in_the_next(tmp_path):
-    killed = subprocess.run(
-        [sys.executable, "-c", _KILLED, str(tmp_path)], cwd=Path(__file__).parents[2], timeout=120, capture_output=True
-    )
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], cwd=ROOT, timeout=120, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     trackers = build_trackers(tmp_path, WandbConfig(), {}, 20)
     for step in (30, 40):
@@ -225,7 +223,7 @@ def test_an_unreachable_host_is_one_warning(tmp_path, monkeypatch, key_path, cap
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_wandb_process_that_dies_or_hangs_is_one_warning(tmp_path, monkeypatch, caplog, fault):
-    monkeypatch.setattr("common.trackers._FINISH_PATIENCE_IN_S", 5.0 if fault == signal.SIGKILL else 0.5)
+    monkeypatch.setattr("common.tracking.trackers._FINISH_PATIENCE_IN_S", 5.0 if fault == signal.SIGKILL else 0.5)
     with begun() as has_begun:
         trackers = build_trackers(tmp_path, WandbConfig(), {}, 0)
         assert has_begun.wait(60)
@@ -296,8 +294,8 @@ def test_a_missing_package_is_one_warning(tmp_path, monkeypatch, caplog):
 
 
 def test_the_package_is_not_imported_before_a_run_uses_it():
-    code = "import sys, common.wandb, common.trackers; print('wandb' in sys.modules)"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    code = "import sys, common.wandb, common.tracking.trackers; print('wandb' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert output.stdout == "False\n"
 
 

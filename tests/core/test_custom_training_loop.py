@@ -1,4 +1,4 @@
-"""The loop against one written by hand, and what it hands to sinks."""
+"""The loop against one written by hand, and what it hands to trackers."""
 
 from pathlib import Path
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from common.checkpointing.storage import read_tensors
-from common.device import seed_step
+from common.checkpointing.reader import read_tensors
+from common.numerics import seed_step
 from common.optimizers.config import LearningRate, LinearRampToConstant
-from common.optimizers.learning_rate import LearningRates
+from common.optimizers.learning_rate import ParameterGroupScheduler
 from common.reader.reader import BatchReader
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
 from core.custom_training_loop import Outcome, train
 from core.debug_training_loop import train as debug_train
-from core.evaluation import Partition
+from core.evaluation.evaluator import EvaluationSet
 from core.metrics.multi_task import MultiTaskMetrics
-from tests.toy import ALONE, Remembering, ToyBatch, ToyModel, rows_reader
+from tests.support.toy import ALONE, Remembering, ToyBatch, ToyModel, rows_reader
 
 RATE = LearningRate(linear_ramp_to_constant=LinearRampToConstant(learning_rate=0.1, num_ramp_steps=4))
 
@@ -38,14 +38,16 @@ def job(tmp_path: Path, **training: Any) -> JobConfig:
 
 def run(config: JobConfig, reader: BatchReader[ToyBatch], model: ToyModel, **options: Any) -> Outcome:
     optimizer = torch.optim.Adam([{"params": list(model.parameters()), "name": "all"}], fused=True)
-    partitions = {"rows": Partition(reader, lambda device: MultiTaskMetrics(["a", "b"], device))}
-    return train(config, model, optimizer, LearningRates(optimizer, [RATE]), reader, partitions, ALONE, **options)
+    partitions = {"rows": EvaluationSet(reader, lambda device: MultiTaskMetrics(["a", "b"], device))}
+    return train(
+        config, model, optimizer, ParameterGroupScheduler(optimizer, [RATE]), reader, partitions, ALONE, **options
+    )
 
 
 def test_equals_a_loop_written_by_hand_bit_for_bit(reader: BatchReader[ToyBatch], tmp_path: Path) -> None:
     sink = Remembering()
     looped = ToyModel(dropout=0.2)
-    run(job(tmp_path), reader, looped, sinks={"memory": lambda: sink})
+    run(job(tmp_path), reader, looped, trackers={"memory": lambda: sink})
 
     model = ToyModel(dropout=0.2)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
@@ -73,7 +75,7 @@ def test_sinks_get_every_measurement_and_none_of_them_stops_training(
     reader: BatchReader[ToyBatch], tmp_path: Path
 ) -> None:
     good, bad = Remembering(), Remembering(fails=True)
-    outcome = run(job(tmp_path), reader, ToyModel(), sinks={"bad": lambda: bad, "good": lambda: good})
+    outcome = run(job(tmp_path), reader, ToyModel(), trackers={"bad": lambda: bad, "good": lambda: good})
     assert (outcome.step, outcome.stopped_by) == (10, None)
     trained, evaluated = ([m.step for m in good.measurements if m.mode == mode] for mode in ("train", "evaluate"))
     assert (trained, evaluated) == ([2, 4, 6, 8, 10], [5, 10])
@@ -83,14 +85,14 @@ def test_sinks_get_every_measurement_and_none_of_them_stops_training(
 
 def test_learning_rates_are_logged_and_those_of_the_step(reader: BatchReader[ToyBatch], tmp_path: Path) -> None:
     sink = Remembering()
-    run(job(tmp_path), reader, ToyModel(), sinks={"memory": lambda: sink})
+    run(job(tmp_path), reader, ToyModel(), trackers={"memory": lambda: sink})
     rates = [m.metrics["learning_rate/all"] for m in sink.measurements if m.mode == "train"]
     assert rates == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.1])
 
 
 def test_no_evaluation_where_it_is_switched_off(reader: BatchReader[ToyBatch], tmp_path: Path) -> None:
     sink = Remembering()
-    run(job(tmp_path, eval_every_n=0), reader, ToyModel(), sinks={"memory": lambda: sink})
+    run(job(tmp_path, eval_every_n=0), reader, ToyModel(), trackers={"memory": lambda: sink})
     assert {m.mode for m in sink.measurements} == {"train"}
 
 
@@ -98,7 +100,7 @@ def test_the_debug_loop_makes_the_same_steps(reader: BatchReader[ToyBatch], tmp_
     looped, debugged = ToyModel(), ToyModel()
     run(job(tmp_path, eval_every_n=0), reader, looped)
     optimizer = torch.optim.Adam([{"params": list(debugged.parameters()), "name": "all"}], fused=True)
-    debug_train(job(tmp_path), debugged, optimizer, LearningRates(optimizer, [RATE]), reader, {}, ALONE)
+    debug_train(job(tmp_path), debugged, optimizer, ParameterGroupScheduler(optimizer, [RATE]), reader, {}, ALONE)
     for one, other in zip(looped.parameters(), debugged.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -116,9 +118,9 @@ def test_a_mean_of_zero_is_told_like_any_other(
             return {"mean/rce": 0.0, "mean/auroc": None, "examples": 7}
 
     optimizer = torch.optim.Adam([{"params": list((model := ToyModel()).parameters()), "name": "all"}], fused=True)
-    partitions = {"rows": Partition(reader, lambda _: Zero())}
+    partitions = {"rows": EvaluationSet(reader, lambda _: Zero())}
     with caplog.at_level("INFO"):
-        train(job(tmp_path), model, optimizer, LearningRates(optimizer, [RATE]), reader, partitions, ALONE)
+        train(job(tmp_path), model, optimizer, ParameterGroupScheduler(optimizer, [RATE]), reader, partitions, ALONE)
     told = [message for message in caplog.messages if message.startswith("evaluated rows")]
     assert told
     assert all(message.endswith(", mean/rce 0") for message in told)

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from common.metrics_file import read_metrics
-from tests.docs.test_own_project import ROOT, run
+from common.tracking.metrics_file import read_metrics
+from tests.docs.test_own_project import run
+from tests.support.root import ROOT
 
 
 def test_the_table_of_ones_own_is_written_and_learned(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from core.config.config_load import load_config_from_yaml
 from projects.twhin.config import TwhinConfig
 from projects.twhin.data.edges import EdgeDataset, check_batching
-from projects.twhin.data.generate import RELATIONS
 from projects.twhin.model.relations import Relations
-from tests.docs.test_own_project import ROOT, run
+from projects.twhin.tools.generate import RELATIONS
+from tests.docs.test_own_project import run
+from tests.support.root import ROOT
 
 PAGE = (ROOT / "docs/graph-data.md").read_text()
 

@@ -6,9 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.metrics_file import read_metrics
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from common.tracking.metrics_file import read_metrics
+from tests.support.root import ROOT
 
 
 def run(directory: Path, *command: str) -> "subprocess.CompletedProcess[str]":

@@ -11,22 +11,24 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from common.checkpointing.storage import complete_steps, read_tensors
-from common.device import World, set_deterministic, set_precision
+from common.checkpointing.directory import complete_steps
+from common.checkpointing.reader import read_tensors
 from common.device_copies import DeviceCopies
-from common.metrics_file import read_metrics
+from common.distributed.world import World
+from common.numerics import set_deterministic, set_precision
 from common.optimizers.config import LearningRate
-from common.optimizers.learning_rate import LearningRates
+from common.optimizers.learning_rate import ParameterGroupScheduler
 from common.reader.reader import BatchReader
+from common.tracking.metrics_file import read_metrics
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
 from core.custom_training_loop import train
-from core.evaluation import Partition
+from core.evaluation.evaluator import EvaluationSet
+from core.loop.skipped_steps import SkippedStepCounter
+from core.loop.step import TrainStep
 from core.metrics.multi_task import MultiTaskMetrics
-from core.nonfinite_steps import NonfiniteSteps
-from core.parallel import parallelize, unwrap
-from core.train_step import TrainStep
-from tests.distributed.harness import run_ranks
-from tests.toy import ToyBatch, ToyModel, gradients, largest_difference, rows_reader, toy_batch, toy_step
+from core.models.dense import parallelize, unwrap
+from tests.support.ranks import run_ranks
+from tests.support.toy import ToyBatch, ToyModel, gradients, largest_difference, rows_reader, toy_batch, toy_step
 
 pytestmark = pytest.mark.gpu
 
@@ -110,7 +112,7 @@ def test_a_step_never_waits_for_the_device_even_where_its_update_is_left_out(amp
     step = cuda_step(model, amp)
     good, bad = toy_batch(8).to(CUDA), toy_batch(8).to(CUDA)
     bad.weights[0, 0] = float("nan")
-    counted = NonfiniteSteps(CUDA, 3, 0)
+    counted = SkippedStepCounter(CUDA, 3, 0)
     counted.add(step([good], 1)[1])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.cuda.synchronize()
@@ -231,8 +233,8 @@ def test_a_resumed_run_has_the_numbers_of_one_that_was_not_stopped(
         )
         model = ToyModel(dropout=0.2, batch_norm=True).to(CUDA)
         optimizer = fused_adam(model)
-        rates = LearningRates(optimizer, [LearningRate(constant=0.01)])
-        partitions = {"rows": Partition(reader, lambda device: MultiTaskMetrics(["a", "b"], device))}
+        rates = ParameterGroupScheduler(optimizer, [LearningRate(constant=0.01)])
+        partitions = {"rows": EvaluationSet(reader, lambda device: MultiTaskMetrics(["a", "b"], device))}
         config = JobConfig(runtime=runtime, training=training)
         train(config, model, optimizer, rates, reader, partitions, ALONE)
         return tmp_path / name
@@ -250,7 +252,7 @@ def test_a_resumed_run_has_the_numbers_of_one_that_was_not_stopped(
     assert lines[0] == lines[1]
 
 
-# --- Reading. ---
+# --- PrefetchOptions. ---
 
 
 def test_batches_come_page_locked_and_copies_on_a_stream_of_their_own_are_right(tmp_path: Path):

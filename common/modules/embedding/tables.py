@@ -1,6 +1,6 @@
 """Embedding tables: a TorchRec EmbeddingCollection with optimizers fused into its backward pass, and lookups in it.
 
-How tables are spread over ranks is decided in core/sharding.py.
+How tables are spread over ranks is decided in core/models/sharded.py.
 """
 
 import contextlib

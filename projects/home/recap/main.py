@@ -4,7 +4,7 @@ torchrun --standalone --nproc-per-node 2 -m projects.home.recap.main --config pr
 """
 
 if __name__ == "__main__":  # before imports that take seconds
-    from common.stop_signals import end_at_signals
+    from common.process.stop_signals import end_at_signals
 
     end_at_signals()
 
@@ -13,12 +13,14 @@ from collections.abc import Mapping
 
 import torch
 
-from common.device import World, seed_initial_weights, world_size_from_env
-from common.optimizers.learning_rate import LearningRates
-from common.program import run
+from common.distributed.world import World
+from common.errors import ConfigError
+from common.numerics import seed_initial_weights
+from common.optimizers.learning_rate import ParameterGroupScheduler
+from common.process.environment import world_size_from_env
+from common.process.program import run
 from core.command_line import Job, Project, run_project
-from core.config import ConfigError
-from core.evaluation import Partition
+from core.evaluation.evaluator import EvaluationSet
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.dataset import RecapDataset, check_batching
 from projects.home.recap.metrics import check_strata, metrics_table, partition_metrics
@@ -66,7 +68,7 @@ def _build(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: Wor
     pos_weights = [task.pos_weight for task in tasks.values()]
     model = ModelAndLoss(ranker, pos_weights, config.model.stratifiers or ()).to(world.device)
 
-    def make_optimizer() -> tuple[torch.optim.Optimizer, LearningRates]:
+    def make_optimizer() -> tuple[torch.optim.Optimizer, ParameterGroupScheduler]:
         rows = config.train_data.global_batch_size // world.size
         if rows == 1 and any(isinstance(module, torch.nn.BatchNorm1d) for module in model.modules()):
             raise ConfigError(
@@ -79,9 +81,9 @@ def _build(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: Wor
     return Job(model, train_reader, _partitions(config, datasets, world), make_optimizer)
 
 
-def _partitions(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World) -> dict[str, Partition]:
+def _partitions(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World) -> dict[str, EvaluationSet]:
     return {
-        path.removeprefix("validation_data."): Partition(
+        path.removeprefix("validation_data."): EvaluationSet(
             dataset.reader(world.rank, world.size), partition_metrics(config, dataset)
         )
         for path, dataset in datasets.items()

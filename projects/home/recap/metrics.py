@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import tabulate
 import torch
 
-from common.measurement import Measurement
-from core.config.base_config import ConfigError
+from common.errors import ConfigError
+from common.tracking.measurement import Measurement
 from core.metrics.interface import Metrics
 from core.metrics.multi_task import MultiTaskMetrics
 from projects.home.recap.config import RecapConfig

@@ -3,9 +3,10 @@
 import pydantic
 import torch
 
+from common.errors import ConfigError
 from common.optimizers.config import LearningRate
-from common.optimizers.learning_rate import LearningRates
-from core.config.base_config import BaseConfig, ConfigError
+from common.optimizers.learning_rate import ParameterGroupScheduler
+from core.config.base_config import BaseConfig
 from projects.home.recap.model.heavy_ranker import HeavyRanker, tower_key
 
 
@@ -42,7 +43,9 @@ class RecapOptimizerConfig(BaseConfig):
     )
 
 
-def build_optimizer(ranker: HeavyRanker, config: RecapOptimizerConfig) -> tuple[torch.optim.Optimizer, LearningRates]:
+def build_optimizer(
+    ranker: HeavyRanker, config: RecapOptimizerConfig
+) -> tuple[torch.optim.Optimizer, ParameterGroupScheduler]:
     """The optimizer of a ranker that is on its device, and the learning rates of its parameter groups: "backbone" and
     each task, or "model" for a single learning rate.
 
@@ -74,4 +77,4 @@ def build_optimizer(ranker: HeavyRanker, config: RecapOptimizerConfig) -> tuple[
     adam = config.adam
     assert adam is not None
     optimizer = torch.optim.Adam(groups, betas=(adam.beta_1, adam.beta_2), eps=adam.epsilon, fused=True)
-    return optimizer, LearningRates(optimizer, rates)
+    return optimizer, ParameterGroupScheduler(optimizer, rates)

@@ -6,12 +6,12 @@ from typing import Self
 import numpy as np
 import torch
 
+from common.errors import ConfigError
 from common.reader.column import Column
 from common.reader.files import matching_files
 from common.reader.order import check_lanes
-from common.reader.parquet import BadValue, ParquetTable, Stored
-from common.reader.reader import BatchReader, Columns, Reading
-from core.config.base_config import ConfigError
+from common.reader.parquet import BadValue, ParquetTable, RowGroup
+from common.reader.reader import BatchReader, Columns, PrefetchOptions
 from projects.twhin.data.batch import EdgeBatch
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.model.relations import SIDES, Relations, Side
@@ -84,7 +84,7 @@ class EdgeDataset:
             lanes=self._config.num_lanes(world_size),
             rank=rank,
             world_size=world_size,
-            reading=Reading(
+            reading=PrefetchOptions(
                 self._config.prefetch_batches, self._config.decode_threads, self._config.shuffle_window or 1
             ),
         )
@@ -109,7 +109,7 @@ class _Check:
     def __init__(self, relations: Relations) -> None:
         self._relations = relations
 
-    def __call__(self, edges: Stored) -> BadValue | None:
+    def __call__(self, edges: RowGroup) -> BadValue | None:
         names, rel = self._relations.names, edges["rel"]
         # Also true of negative numbers.
         if (unknown := rel.astype(np.uint64) >= len(names)).any():

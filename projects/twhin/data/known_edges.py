@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.reader.parquet import ParquetTable, Stored
-from core.config.base_config import ConfigError
+from common.errors import ConfigError
+from common.reader.parquet import ParquetTable, RowGroup
 from projects.twhin.config import RankingConfig
 from projects.twhin.data.edges import edge_table
 from projects.twhin.model.relations import SIDES, Relations, Side
@@ -70,7 +70,7 @@ class KnownEdges:
         return {side: torch.from_numpy(answers.of(edges)) for side, answers in self._sides.items()}
 
 
-def _row_groups(tables: Sequence[ParquetTable], doing: str) -> Iterator[Stored]:
+def _row_groups(tables: Sequence[ParquetTable], doing: str) -> Iterator[RowGroup]:
     total, done = sum(table.num_rows for table in tables), 0
     told = time.monotonic()
     for table in tables:
@@ -99,7 +99,7 @@ class _Answers:
         self._starts = np.zeros(1, np.int64)
         self._entities = np.empty(0, np.int64)
 
-    def ask(self, edges: Stored) -> None:
+    def ask(self, edges: RowGroup) -> None:
         """Adds the edges' queries."""
         self._asked.append(np.unique(self._numbers(edges)))
 
@@ -108,7 +108,7 @@ class _Answers:
         self._queries = np.unique(np.concatenate([self._queries, *self._asked]))
         self._asked.clear()
 
-    def add(self, edges: Stored) -> None:
+    def add(self, edges: RowGroup) -> None:
         """Adds what of the edges answers the queries."""
         position, end = self._range(self._numbers(edges))
         is_asked = end > position
@@ -122,7 +122,7 @@ class _Answers:
         queries, self._entities = np.divmod(found, self._num_entities)
         self._starts = np.searchsorted(queries, np.arange(len(self._queries) + 1))
 
-    def of(self, edges: Stored) -> Numbers:
+    def of(self, edges: RowGroup) -> Numbers:
         """[2, pairs]: positions among the edges, ascending, and entities."""
         begin, end = self._range(self._numbers(edges))
         begins = self._starts[begin]
@@ -132,7 +132,7 @@ class _Answers:
         entities = self._entities[np.repeat(begins, counts) + within]
         return np.stack([np.repeat(np.arange(len(counts)), counts), entities])
 
-    def _numbers(self, edges: Stored) -> Numbers:
+    def _numbers(self, edges: RowGroup) -> Numbers:
         return self._first[edges["rel"]] + edges[self._other]
 
     def _range(self, queries: Numbers) -> tuple[Numbers, Numbers]:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from common.paths import user_path
+from common.process.paths import user_path
 from common.reader.files import UNREADABLE, DataError
 
 

@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 
 import pydantic
 
+from common.errors import ConfigError
 from common.modules.embedding.config import EmbeddingBagConfig, LargeEmbeddingsConfig
 from common.optimizers.config import OptimizerConfig
-from common.paths import user_path
-from core.config.base_config import BaseConfig, ConfigError
+from common.process.paths import user_path
+from core.config.base_config import BaseConfig
 
 Operator = Literal["identity", "translation", "diagonal", "linear", "complex_diagonal"]
 """What a relation does to an embedding (docs/twhin.md has the formulas)."""
@@ -26,7 +27,7 @@ class Relation(BaseConfig):
 
 
 class NamedRelations(BaseConfig):
-    """Relations of one kind, whose names are in a file, as projects.twhin.data.prepare writes it."""
+    """Relations of one kind, whose names are in a file, as projects.twhin.tools.prepare writes it."""
 
     names_path: str = pydantic.Field(min_length=1, description="Text file: a name a line, in the order of their ids.")
     lhs: str = pydantic.Field(description="Table of the edges' left entities.")

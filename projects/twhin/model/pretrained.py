@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from common.checkpointing.reading import OpenCheckpoint
-from common.checkpointing.storage import find_checkpoints
-from common.embedding_files import EmbeddingFile, embedding_tables
+from common.checkpointing.directory import find_checkpoints
+from common.checkpointing.reader import CheckpointReader
+from common.errors import ConfigError, UserError
+from common.files.embedding_files import EmbeddingFile, embedding_tables
 from common.modules.embedding.config import EmbeddingBagConfig
-from common.paths import user_path
+from common.process.paths import user_path
 from common.reader.files import DataError
-from core.config.base_config import ConfigError, UserError
 from projects.twhin.data.vocabulary import read_vocabulary
 from projects.twhin.model.saved import read_table, table_sizes
 
@@ -120,7 +120,7 @@ def pretrained_rows(table: EmbeddingBagConfig, source: Path) -> Iterator[Rows]:
             by = "index" if vocabulary is None else "entity"
             blocks = _by_index(file, table, place) if vocabulary is None else _by_entity(file, vocabulary, table, place)
         else:
-            checkpoint = OpenCheckpoint(source)
+            checkpoint = CheckpointReader(source)
             checkpoint.verify()
             sizes = table_sizes(checkpoint)
             _check_name(name, list(sizes), place, source)
@@ -184,7 +184,7 @@ def _by_entity(file: EmbeddingFile, vocabulary: pa.Array, table: EmbeddingBagCon
         yield Rows(indices[indices >= 0], block.values[indices >= 0])
 
 
-def _of_checkpoint(checkpoint: OpenCheckpoint, name: str, size: tuple[int, int]) -> Iterator[Rows]:
+def _of_checkpoint(checkpoint: CheckpointReader, name: str, size: tuple[int, int]) -> Iterator[Rows]:
     with checkpoint:
         values = read_table(checkpoint, name, size)
     for start in range(0, len(values), _ROWS_PER_BLOCK):

@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from common.checkpointing.reading import OpenCheckpoint
+from common.checkpointing.reader import CheckpointReader
 
 _TABLES = "model.tables.embeddings."
 _OPERATORS = "model.scorer.operators."
 _WEIGHT = ".weight"
 
 
-def table_sizes(checkpoint: OpenCheckpoint) -> dict[str, tuple[int, int]]:
+def table_sizes(checkpoint: CheckpointReader) -> dict[str, tuple[int, int]]:
     """Rows and dimension of each table, by name; {} in a checkpoint of another model.
 
     Raises:
@@ -22,7 +22,7 @@ def table_sizes(checkpoint: OpenCheckpoint) -> dict[str, tuple[int, int]]:
     return {name.removesuffix(_WEIGHT): (table.size(0), table.size(1)) for name, table in tables.items()}
 
 
-def read_table(checkpoint: OpenCheckpoint, table: str, size: tuple[int, int]) -> NDArray[Any]:
+def read_table(checkpoint: CheckpointReader, table: str, size: tuple[int, int]) -> NDArray[Any]:
     """A whole table, [rows, dim], float32.
 
     Args:
@@ -38,7 +38,7 @@ def read_table(checkpoint: OpenCheckpoint, table: str, size: tuple[int, int]) ->
     return values.numpy()
 
 
-def read_operators(checkpoint: OpenCheckpoint) -> dict[tuple[str, str], NDArray[Any]]:
+def read_operators(checkpoint: CheckpointReader) -> dict[tuple[str, str], NDArray[Any]]:
     """Parameters of the relations' operators, [relations, ...], float32, by side and <operator>_<dim>.
 
     Rows are those of the relations with that operator and dimension, in the order of their ids.

@@ -29,7 +29,7 @@ class Twhin(nn.Module):
         candidates: Candidates,
     ) -> None:
         """Args:
-        config: of the model. Its tables have no memory until they are sharded (core.sharding.shard()).
+        config: of the model. Its tables have no memory until they are sharded (core.models.sharded.shard()).
         relations: of the model.
         global_negatives, in_batch_negatives: of training, of each side.
         candidates: of evaluation.

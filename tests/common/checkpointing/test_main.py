@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from common.checkpointing.__main__ import main
-from common.checkpointing.storage import write_checkpoint
-from core.config.base_config import UserError
-from tests.faults import flip_a_bit
+from common.checkpointing.writer import write_checkpoint
+from common.errors import UserError
+from tests.support.faults import flip_a_bit
 
 
 @pytest.fixture

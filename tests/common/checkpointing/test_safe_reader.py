@@ -14,9 +14,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from common.checkpointing.manifest import DamagedCheckpointError, FileRecord, file_digest, make_manifest
-from common.checkpointing.reading import OpenCheckpoint
+from common.checkpointing.reader import CheckpointReader, read_tensors
 from common.checkpointing.safe_reader import SafeReader
-from common.checkpointing.storage import read_tensors, write_checkpoint
+from common.checkpointing.writer import write_checkpoint
 
 
 class Malicious:
@@ -56,12 +56,12 @@ def put_metadata(checkpoint: Path, change: Callable[[Metadata], object]) -> None
     put(checkpoint, ".metadata", pickle.dumps(metadata))
 
 
-@pytest.mark.parametrize("read", [OpenCheckpoint.tensors, OpenCheckpoint.types])
-def test_metadata_runs_no_code(checkpoint: Path, tmp_path: Path, read: Callable[[OpenCheckpoint], object]) -> None:
+@pytest.mark.parametrize("read", [CheckpointReader.tensors, CheckpointReader.types])
+def test_metadata_runs_no_code(checkpoint: Path, tmp_path: Path, read: Callable[[CheckpointReader], object]) -> None:
     proof = tmp_path / "proof"
     put(checkpoint, ".metadata", pickle.dumps(Malicious(proof)))
     with pytest.raises(DamagedCheckpointError, match=r"/5: not loaded: .* \.metadata names posix\.mkdir; give another"):
-        read(OpenCheckpoint(checkpoint))
+        read(CheckpointReader(checkpoint))
     assert not proof.exists()
     with pytest.raises(AttributeError):
         dcp.FileSystemReader(checkpoint).read_metadata()
@@ -129,9 +129,9 @@ def test_what_is_not_torchs_is_refused(checkpoint: Path, content: bytes) -> None
 )
 def test_parts_of_other_types_are_refused(checkpoint: Path, change: Callable[[Metadata], object]) -> None:
     put_metadata(checkpoint, change)
-    for read in (OpenCheckpoint.tensors, OpenCheckpoint.types):
+    for read in (CheckpointReader.tensors, CheckpointReader.types):
         with pytest.raises(DamagedCheckpointError, match="not loaded: "):
-            read(OpenCheckpoint(checkpoint))
+            read(CheckpointReader(checkpoint))
 
 
 def test_files_that_the_manifest_does_not_list_are_not_read(checkpoint: Path) -> None:

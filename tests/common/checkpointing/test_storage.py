@@ -8,18 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from common.checkpointing.directory import complete_steps, delete_unless_held, find_checkpoints, remove_unfinished
 from common.checkpointing.manifest import CheckpointError, NoCheckpointError
-from common.checkpointing.reading import OpenCheckpoint
-from common.checkpointing.storage import (
-    complete_steps,
-    delete_unless_held,
-    find_checkpoints,
-    read_state,
-    read_tensors,
-    remove_unfinished,
-    write_checkpoint,
-)
-from tests.faults import forbidden, full_disk
+from common.checkpointing.reader import CheckpointReader, read_state, read_tensors
+from common.checkpointing.writer import write_checkpoint
+from tests.support.faults import forbidden, full_disk
 
 # Floats whose decimal forms are long, and integers beyond a double's.
 VALUES: dict[str, Any] = {
@@ -169,8 +162,8 @@ def test_what_a_path_stands_for(tmp_path):
 HOLDER = """
 import sys
 from pathlib import Path
-from common.checkpointing.reading import OpenCheckpoint
-checkpoint = OpenCheckpoint(Path(sys.argv[1]))
+from common.checkpointing.reader import CheckpointReader
+checkpoint = CheckpointReader(Path(sys.argv[1]))
 print("open", flush=True)
 sys.stdin.read()
 """
@@ -182,7 +175,7 @@ def test_what_is_being_read_is_not_deleted_until_its_reader_is_killed(tmp_path):
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "open\n"
-        with OpenCheckpoint(path):  # others may read it, too
+        with CheckpointReader(path):  # others may read it, too
             assert not delete_unless_held(path)
         assert not delete_unless_held(path)
         assert same_bits(read_tensors(path), tensors())

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common.optimizers.config import LearningRate, LinearRampToConstant, LinearRampToCosine, PiecewiseConstant
-from common.optimizers.learning_rate import LearningRates, learning_rate_at
+from common.optimizers.learning_rate import ParameterGroupScheduler, learning_rate_at
 
 STAIRCASE = LearningRate(
     piecewise_constant=PiecewiseConstant(learning_rate_boundaries=[3, 5], learning_rate_values=[0.3, 0.2, 0.1])
@@ -56,7 +56,7 @@ def optimizer() -> torch.optim.Optimizer:
 
 def test_each_group_has_its_rate_even_after_a_state_was_loaded():
     tested = optimizer()
-    rates = LearningRates(tested, [RAMP, STAIRCASE])
+    rates = ParameterGroupScheduler(tested, [RAMP, STAIRCASE])
     tested.load_state_dict(copy.deepcopy(tested.state_dict()))
     rates.apply(2)
     assert [group["lr"] for group in tested.param_groups] == [0.4, 0.3]
@@ -67,4 +67,4 @@ def test_each_group_has_its_rate_even_after_a_state_was_loaded():
 
 def test_a_rate_too_few_is_noticed():
     with pytest.raises(ValueError, match="shorter"):
-        LearningRates(optimizer(), [RAMP]).apply(1)
+        ParameterGroupScheduler(optimizer(), [RAMP]).apply(1)

@@ -11,11 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common.errors import UserError
 from common.reader import __main__
 from common.reader.__main__ import main
-from core.config.base_config import UserError
-
-ROOT = Path(__file__).parents[3]
+from tests.support.root import ROOT
 
 
 @pytest.fixture

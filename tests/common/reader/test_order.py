@@ -4,8 +4,8 @@ import re
 import numpy as np
 import pytest
 
+from common.errors import ConfigError
 from common.reader.order import Order, Position, check_lanes
-from core.config.base_config import ConfigError
 
 GROUPS = np.array([7, 0, 13, 1, 0, 40, 22])  # 83 rows
 

@@ -11,7 +11,7 @@ import torch
 from common.batch import Batch
 from common.reader.column import Column, checked_values
 from common.reader.files import DataError, matching_files
-from common.reader.parquet import BadValue, ParquetTable, Stored
+from common.reader.parquet import BadValue, ParquetTable, RowGroup
 from common.reader.reader import BatchReader, Columns
 
 VECTORS = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0], [10.0, 11.0, 12.0]]
@@ -388,7 +388,7 @@ def test_the_first_bad_row_is_told(tmp_path):
 
 
 def test_a_check_of_several_columns_is_told_with_its_place(tmp_path):
-    def check(stored: Stored) -> BadValue | None:
+    def check(stored: RowGroup) -> BadValue | None:
         (misfits,) = np.nonzero(stored["low"] > stored["high"])
         return BadValue("low", int(misfits[0]), f"{stored['low'][misfits[0]]} found") if len(misfits) else None
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from common.errors import UserError
 from common.reader.prefetch import Prefetcher, next_or_error
-from core.config.base_config import UserError
 
 LONG_IN_S = 30  # a wait that only a failing test reaches
 

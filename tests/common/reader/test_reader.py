@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from common.batch import Batch
+from common.errors import ConfigError
 from common.reader.column import Column
 from common.reader.files import DataError, matching_files
 from common.reader.order import Position
-from common.reader.parquet import ParquetTable, Stored
-from common.reader.reader import BatchReader, Columns, Placed, Reading
-from core.config.base_config import ConfigError
+from common.reader.parquet import ParquetTable, RowGroup
+from common.reader.reader import BatchReader, Columns, PositionedBatch, PrefetchOptions
 
 COLUMNS = {
     "id": Column("id", torch.int64),
@@ -82,7 +82,7 @@ def reader(table: ParquetTable, rank: int = 0, ranks: int = 1, lanes: int = LANE
     return BatchReader(table, make_batch, global_batch_size=batch, lanes=lanes, rank=rank, world_size=ranks)
 
 
-def by_lane(ranks: list[list[Placed[Rows]]], lanes: int = LANES) -> list[list[list[int]]]:
+def by_lane(ranks: list[list[PositionedBatch[Rows]]], lanes: int = LANES) -> list[list[list[int]]]:
     """The ids of each global batch, lane by lane, put together from the shares of all ranks."""
     batches = []
     for shares in zip(*ranks, strict=True):
@@ -279,7 +279,7 @@ class CountingTable(ParquetTable):
         super().__init__(matching_files(table.inputs), COLUMNS)
         self.decoded: collections.Counter[int] = collections.Counter()
 
-    def decode(self, group: int) -> Stored:
+    def decode(self, group: int) -> RowGroup:
         self.decoded[group] += 1
         return super().decode(group)
 
@@ -312,7 +312,9 @@ def test_a_mistake_in_make_batch_reaches_the_consumer(even):
     def broken(columns: Columns, _: torch.Tensor) -> Rows:
         return make_batch(columns, columns["no such"])
 
-    batches: Iterator[Placed[Rows]] = BatchReader(even, broken, global_batch_size=BATCH, lanes=LANES).evaluate()
+    batches: Iterator[PositionedBatch[Rows]] = BatchReader(
+        even, broken, global_batch_size=BATCH, lanes=LANES
+    ).evaluate()
     with pytest.raises(KeyError, match="no such"):
         next(batches)
 
@@ -320,7 +322,9 @@ def test_a_mistake_in_make_batch_reaches_the_consumer(even):
 # How much is held ready, and how rows are shuffled.
 
 
-def ids_of(reading: Reading, table: ParquetTable, ranks: int = 1, position: Position | None = None) -> list[Any]:
+def ids_of(
+    reading: PrefetchOptions, table: ParquetTable, ranks: int = 1, position: Position | None = None
+) -> list[Any]:
     """The global batches of two epochs, lane by lane."""
     shares = [
         BatchReader(
@@ -332,14 +336,17 @@ def ids_of(reading: Reading, table: ParquetTable, ranks: int = 1, position: Posi
 
 
 def test_what_is_held_ready_changes_no_batch(training_table):
-    expected = ids_of(Reading(), training_table)
-    for reading in (Reading(prefetch_batches=1, decode_threads=1), Reading(prefetch_batches=50, decode_threads=5)):
+    expected = ids_of(PrefetchOptions(), training_table)
+    for reading in (
+        PrefetchOptions(prefetch_batches=1, decode_threads=1),
+        PrefetchOptions(prefetch_batches=50, decode_threads=5),
+    ):
         assert ids_of(reading, training_table) == expected
 
 
 @pytest.mark.parametrize("window", [20, 1000])
 def test_a_shuffle_window_is_the_same_on_any_number_of_ranks_and_after_a_resume(training_table, window):
-    reading = Reading(shuffle_window=window)
+    reading = PrefetchOptions(shuffle_window=window)
     one = ids_of(reading, training_table)
     per_epoch = len(one) // 2
     for epoch in (one[:per_epoch], one[per_epoch:]):
@@ -349,7 +356,7 @@ def test_a_shuffle_window_is_the_same_on_any_number_of_ranks_and_after_a_resume(
     first = next(iter(resumed.train(seed=1)))
     assert ids_of(reading, training_table, ranks=2, position=first.position) == one[1:]
     if window == 1000 and len(training_table.rows_per_group) > 1:
-        assert one != ids_of(Reading(), training_table)
+        assert one != ids_of(PrefetchOptions(), training_table)
 
 
 def test_what_was_decoded_is_kept(tmp_path):
@@ -390,7 +397,7 @@ class OddOnes:
     rows_read_per_kept = 2
     columns = ("label", "id")
 
-    def choose(self, stored: Stored, keep: int, rng: np.random.Generator) -> tuple[Any, Any]:
+    def choose(self, stored: RowGroup, keep: int, rng: np.random.Generator) -> tuple[Any, Any]:
         chosen = np.flatnonzero(stored["label"])[:keep]
         assert (stored["id"] % 2 == stored["label"]).all()
         return chosen, rng.random(len(chosen)).astype(np.float32)
@@ -421,7 +428,7 @@ def test_sampling_reads_more_rows_and_keeps_those_chosen(even):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_sampling_is_the_same_on_any_number_of_ranks_and_after_a_resume(even, ranks):
-    def rows(shares: list[list[Placed[Rows]]]) -> list[set[tuple[int, float]]]:
+    def rows(shares: list[list[PositionedBatch[Rows]]]) -> list[set[tuple[int, float]]]:
         return [
             {pair for share in batch for pair in zip(share.batch.id.tolist(), share.batch.mask.tolist(), strict=True)}
             for batch in zip(*shares, strict=True)

@@ -10,7 +10,8 @@ import pydantic
 import pytest
 import yaml
 
-from core.config import BaseConfig, ConfigError, UserError, load_config_from_yaml
+from common.errors import ConfigError, UserError
+from core.config import BaseConfig, load_config_from_yaml
 from core.config.base_config import NotSupportedYet, WithoutEffect
 
 

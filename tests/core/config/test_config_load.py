@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 import pytest
 
-from core.config import BaseConfig, ConfigError, load_config_from_yaml
+from common.errors import ConfigError
+from core.config import BaseConfig, load_config_from_yaml
 from core.config.base_config import NotSupportedYet, WithoutEffect
 
 

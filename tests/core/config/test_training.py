@@ -4,7 +4,8 @@ from typing import Any
 import pydantic
 import pytest
 
-from core.config import BaseConfig, ConfigError, load_config_from_yaml
+from common.errors import ConfigError
+from core.config import BaseConfig, load_config_from_yaml
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from core.config import ConfigError
+from common.errors import ConfigError
 from core.config.yaml_document import KeyPath, YamlDocument, compose
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from core.metrics.multi_task import MultiTaskMetrics
-from tests.core.metrics import truth
 from tests.core.metrics.test_histogram import at_the_edges, certain, crowded, far_too_high, far_too_low
+from tests.support import metrics_truth as truth
 
 
 def exact(outputs: truth.Outputs, batches: int = 3) -> dict[str, Any]:

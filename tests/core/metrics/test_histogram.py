@@ -8,8 +8,8 @@ import torch
 
 from core.metrics.histogram import BIN_WIDTH, BINS, LOGIT_RANGE
 from core.metrics.multi_task import MultiTaskMetrics
-from tests.core.metrics import truth
-from tests.core.metrics.truth import EPSILON, Array
+from tests.support import metrics_truth as truth
+from tests.support.metrics_truth import EPSILON, Array
 
 POINTS = np.linspace(0, 1, 65)  # of a bin
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from core.metrics.multi_task import MultiTaskMetrics
-from tests.core.metrics import truth
-from tests.core.metrics.truth import Outputs, column
-from tests.core.metrics.truth import outputs_of as example
+from tests.support import metrics_truth as truth
+from tests.support.metrics_truth import Outputs, column
+from tests.support.metrics_truth import outputs_of as example
 
 CPU = torch.device("cpu")
 THRESHOLDS = (0.05, 0.3, 0.7)

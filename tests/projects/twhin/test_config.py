@@ -4,10 +4,11 @@ import re
 
 import pytest
 
-from core.config import ConfigError, load_config_from_yaml
+from common.errors import ConfigError
+from core.config import load_config_from_yaml
 from projects.twhin.config import TwhinConfig
-from tests.config_fields import config_classes
-from tests.conftest import TWHIN_LOCAL_YAML
+from tests.support.config_fields import config_classes
+from tests.support.runs import TWHIN_LOCAL_YAML
 
 SHIPPED = sorted(TWHIN_LOCAL_YAML.parent.glob("*.yaml"))
 

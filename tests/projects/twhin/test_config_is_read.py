@@ -10,7 +10,7 @@ from core.config import load_config_from_yaml
 from projects.twhin import main
 from projects.twhin.config import TwhinConfig
 from projects.twhin.model.config import NamedRelations
-from tests.config_fields import RATES, Field, Recorder, config_classes, fields_within, names
+from tests.support.config_fields import RATES, Field, Recorder, config_classes, fields_within, names
 
 SHIPPED = sorted((Path(main.__file__).parent / "configs").glob("*.yaml"))
 

@@ -9,17 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.checkpointing.storage import write_checkpoint
-from common.complete_directory import complete_directory
-from core.config.base_config import UserError
+from common.checkpointing.writer import write_checkpoint
+from common.errors import UserError
+from common.files.atomic_directory import atomic_directory
 from projects.twhin.config import TwhinConfig
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.export import export, main
 from projects.twhin.model.config import TwhinModelConfig
-from tests.projects.twhin.model.toy import model_config, parameter_of, scorer_of, table_rows
+from tests.support.root import ROOT
+from tests.support.toy_twhin import model_config, parameter_of, scorer_of, table_rows
 
-ROOT = Path(__file__).parents[3]
 USERS = [f"u{row}" for row in range(9)]  # of 11 rows
 
 
@@ -135,7 +135,7 @@ def test_mistakes_leave_nothing(run, copied, tmp_path):
 
 
 def test_a_directory_that_is_there_is_left_alone(run, tmp_path):
-    with complete_directory(tmp_path / "out") as partial:
+    with atomic_directory(tmp_path / "out") as partial:
         (partial / "mine").write_text("x")
     with pytest.raises(UserError, match="exists already"):
         export(run[0] / "checkpoints" / "5", tmp_path / "out")

@@ -15,16 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from common.checkpointing.storage import complete_steps, read_tensors
-from common.device import World
+from common.checkpointing.directory import complete_steps
+from common.checkpointing.reader import read_tensors
+from common.distributed.world import World
+from common.errors import ConfigError, UserError
 from core import command_line
-from core.config import ConfigError, UserError
 from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.export import export
 from projects.twhin.main import main
-from tests.conftest import small_twhin_run
-from tests.distributed.harness import run_ranks
-from tests.distributed.programs import TWHIN, finish
+from tests.support.programs import TWHIN, finish
+from tests.support.ranks import run_ranks
+from tests.support.runs import small_twhin_run
 
 Train = Callable[..., int]
 

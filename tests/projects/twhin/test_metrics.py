@@ -4,11 +4,11 @@ import pydantic
 import pytest
 import torch
 
-from common.measurement import Measurement
+from common.tracking.measurement import Measurement
 from projects.twhin.config import RankingConfig, TwhinConfig
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.metrics import metrics_table, partition_metrics
-from tests.projects.twhin.model.toy import model_config
+from tests.support.toy_twhin import model_config
 
 
 def measured(count: int, **options: Any) -> Measurement:

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from common.embedding_files import EmbeddingFile, write_embeddings
-from core.config.base_config import UserError
+from common.errors import UserError
+from common.files.embedding_files import EmbeddingFile, write_embeddings
 from projects.twhin import neighbors
 from projects.twhin.neighbors import nearest
+from tests.support.root import ROOT
 
-ROOT = Path(__file__).parents[3]
 # Row groups of 8 MiB have so many rows of this dimension, and the last one is not full.
 DIM, ROWS = 512, 9_000
 

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from common.checkpointing.storage import complete_steps, read_tensors
+from common.checkpointing.directory import complete_steps
+from common.checkpointing.reader import read_tensors
 from core.config import load_config_from_yaml
 from projects.twhin.config import TwhinConfig
-from projects.twhin.data.generate import generate
 from projects.twhin.main import main
+from projects.twhin.tools.generate import generate
 
 TABLES = "model.embeddings.tables"
 RELATIONS = ("fav", "reply", "retweet", "magic_recs")

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.device import local_world_size_from_env
+from common.errors import ConfigError
+from common.process.environment import local_world_size_from_env
 from common.reader.column import Column
 from common.reader.order import check_lanes
 from common.reader.parquet import ParquetTable
-from common.reader.reader import BatchReader, Columns, Reading
-from core.config.base_config import ConfigError
+from common.reader.reader import BatchReader, Columns, PrefetchOptions
 from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.inputs import find_files
@@ -104,7 +104,7 @@ class RecapDataset:
             lanes=self._config.lanes,
             rank=rank,
             world_size=world_size,
-            reading=Reading(
+            reading=PrefetchOptions(
                 self._config.prefetch_batches, self._config.decode_threads, self._config.shuffle_window or 1
             ),
             sampling=self._sampling,

@@ -10,7 +10,7 @@ from projects.home.recap.data.config import DatasetConfig
 
 logger = logging.getLogger(__name__)
 
-_CONVERT = "TFRecords are converted first: python -m projects.home.recap.data.convert (docs/convert.md)"
+_CONVERT = "TFRecords are converted first: python -m projects.home.recap.tools.convert (docs/convert.md)"
 
 # Folders that a message lists.
 _LISTED = 10

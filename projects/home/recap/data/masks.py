@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.paths import user_path
-from core.config.base_config import ConfigError
+from common.errors import ConfigError
+from common.process.paths import user_path
 
 
 def read_mask(mask_path: str, width: int, place: str) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The layout of the Parquet tables that the Heavy Ranker reads.
 
 Owns the names, types and widths of the columns, and schema.json. Does not know where values come from (generate.py),
-how they are written (common/table_writer.py) or read again. Use it for tables of your own as well:
+how they are written (common/files/table_writer.py) or read again. Use it for tables of your own as well:
 
     columns = recap_columns(Widths(continuous=48, binary=16), tasks=["my_label"])
     with TableWriter(Path("data/train/part-00000.parquet"), columns) as writer:
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.table_writer import Column
+from common.files.table_writer import Column
 
 TASKS = tuple(
     f"recap.engagement.{label}"

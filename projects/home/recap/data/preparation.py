@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.errors import ConfigError
 from common.reader.column import Column, Values
-from common.reader.parquet import Stored
-from core.config.base_config import ConfigError
+from common.reader.parquet import RowGroup
 from projects.home.recap.data.config import (
     DownsampleNegatives,
     ExtractFeaturesRow,
@@ -107,7 +107,7 @@ class Preparation:
             fields += [field for label, field in engaged_at.items() if label in labels]
             self.columns |= {_TIME + field: named.column(field, torch.int64) for field in fields}
 
-    def __call__(self, stored: Stored) -> Stored:
+    def __call__(self, stored: RowGroup) -> RowGroup:
         """Makes of the columns of a row group those that batches are gathered from."""
         if self._rectify is not None:
             stored = stored | self._rectified(self._rectify, stored)
@@ -121,7 +121,7 @@ class Preparation:
         return prepared
 
     @staticmethod
-    def _rectified(config: RectifyLabels, stored: Stored) -> Stored:
+    def _rectified(config: RectifyLabels, stored: RowGroup) -> RowGroup:
         served = stored[_TIME + config.served_timestamp_field]
         impressed = stored[_TIME + config.impressed_timestamp_field]
         window = config.label_rectification_window_in_hours
@@ -154,7 +154,7 @@ class NegativeSampling:
         self.rows_read_per_kept = config.batch_multiplier
 
     def choose(
-        self, stored: Stored, keep: int, rng: np.random.Generator
+        self, stored: RowGroup, keep: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
         """As Sampling.choose() says."""
         return downsampled(stored[_IS_POSITIVE], keep, self.rows_read_per_kept, rng)

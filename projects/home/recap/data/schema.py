@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from common.paths import user_path
-from core.config.base_config import ConfigError
+from common.errors import ConfigError
+from common.process.paths import user_path
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.masks import read_mask
 from projects.home.recap.data.parquet import EMBEDDINGS

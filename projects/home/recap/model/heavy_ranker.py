@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from common.errors import ConfigError
 from common.modules.mask_net import MaskNet
 from common.modules.mlp import Mlp
-from core.config.base_config import ConfigError
 from projects.home.recap.data.schema import FeatureWidths
 from projects.home.recap.model.config import AffineMap, ModelConfig, TaskModel
 from projects.home.recap.model.features import Featurization, finite

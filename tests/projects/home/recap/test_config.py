@@ -4,21 +4,21 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch.distributed as dist
 
+from common.errors import ConfigError, UserError
 from core import command_line
-from core.config import ConfigError, UserError, load_config_from_yaml
-from core.run_directory import check_same_run
+from core.config import load_config_from_yaml
+from core.run.directory import check_same_run
 from projects.home.recap import main
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.parquet import TASKS
-from tests.config_fields import config_classes
+from tests.support.config_fields import config_classes
+from tests.support.root import ROOT
 
-ROOT = Path(__file__).parents[4]
 CONFIGS = ROOT / "projects/home/recap/configs"
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
 LOCAL = (CONFIGS / "local.yaml").read_text()

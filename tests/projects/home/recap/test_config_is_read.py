@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import ConfigError
 from common.modules.config import LayerNormConfig
 from core import command_line
-from core.config import BaseConfig, ConfigError, load_config_from_yaml
+from core.config import BaseConfig, load_config_from_yaml
 from projects.home.recap import main
 from projects.home.recap.config import RecapConfig
-from projects.home.recap.data.movielens import prepare
-from tests.config_fields import RATES, Field, Recorder, fields_within, names
-from tests.projects.home.recap.data.test_movielens import write_grouplens
+from projects.home.recap.tools.movielens import prepare
+from tests.projects.home.recap.tools.test_movielens import write_grouplens
+from tests.support.config_fields import RATES, Field, Recorder, fields_within, names
 
 SHIPPED = sorted((Path(main.__file__).parent / "configs").glob("*.yaml"))
 

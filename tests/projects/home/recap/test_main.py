@@ -15,14 +15,15 @@ import pytest
 import torch
 import yaml
 
+from common.checkpointing.directory import complete_steps
 from common.checkpointing.manifest import CheckpointError
-from common.checkpointing.storage import complete_steps, read_tensors
+from common.checkpointing.reader import read_tensors
+from common.errors import ConfigError, UserError
 from common.reader.files import DataError
 from common.reader.vectors import with_lists
-from core.config import ConfigError, UserError
 from projects.home.recap.main import main
-from tests.conftest import small_run
-from tests.faults import flip_a_bit, full_disk
+from tests.support.faults import flip_a_bit, full_disk
+from tests.support.runs import small_run
 
 Train = Callable[..., int]
 
@@ -355,11 +356,11 @@ def test_an_evaluator_that_a_signal_stops_ends_with_0(train: Train) -> None:
             if record.getMessage().startswith("waiting for"):
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    logging.getLogger("core.bounded_wait").addHandler(kill := Kill())
+    logging.getLogger("core.evaluation.poller").addHandler(kill := Kill())
     try:
         assert train("--mode evaluate") == 0
     finally:
-        logging.getLogger("core.bounded_wait").removeHandler(kill)
+        logging.getLogger("core.evaluation.poller").removeHandler(kill)
 
 
 @pytest.mark.parametrize("option", ["--overwrite_save_dir", "--debug_loop"])

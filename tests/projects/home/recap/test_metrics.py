@@ -1,7 +1,7 @@
 import pytest
 
-from common.measurement import Measurement
-from core.config import ConfigError
+from common.errors import ConfigError
+from common.tracking.measurement import Measurement
 from projects.home.recap.data.schema import FeatureWidths
 from projects.home.recap.metrics import check_strata, metrics_table
 from projects.home.recap.model.config import StratifierConfig

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from common.errors import ConfigError
 from common.optimizers.config import LearningRate, LinearRampToConstant
-from core.config import ConfigError
 from projects.home.recap.data.schema import FeatureWidths
 from projects.home.recap.optimizer import (
     MultiTaskLearningRates,

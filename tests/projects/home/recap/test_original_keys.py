@@ -13,18 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from common.checkpointing.storage import complete_steps
+from common.checkpointing.directory import complete_steps
+from common.errors import ConfigError
 from common.reader.vectors import with_lists
-from core.config import BaseConfig, ConfigError, load_config_from_yaml
+from core.config import BaseConfig, load_config_from_yaml
 from projects.home.recap import main
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.dataset import RecapDataset
-from projects.home.recap.data.generate import Preset, generate
 from projects.home.recap.data.parquet import TASKS, Widths
 from projects.home.recap.data.schema import FeatureWidths
 from projects.home.recap.model.heavy_ranker import HeavyRanker
-from tests.config_fields import config_classes
+from projects.home.recap.tools.generate import Preset, generate
 from tests.projects.home.recap.test_config import CONFIGS
+from tests.support.config_fields import config_classes
 
 LABELS = (
     "is_bookmarked",
@@ -365,6 +366,7 @@ def test_it_trains_and_evaluates_each_task_on_its_partition(
     settings = [*SHRUNK, "training.num_train_steps=2"]
     arguments = [word for setting in settings for word in ("--set", setting)]
     monkeypatch.setattr(sys, "argv", ["main", "--config", str(home / "local_prod.yaml"), *arguments])
+    capsys.readouterr()  # loading it above may have logged the same warning
     assert main.main() == 0
     assert capsys.readouterr().err.count("without effect") == 1
     save_dir = home / "tmp/runs/recap_local_debug"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.table_writer import TableWriter
+from common.files.table_writer import TableWriter
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.dataset import RecapDataset
 from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from common.errors import ConfigError
 from common.reader.files import DataError
-from core.config.base_config import ConfigError
 from projects.twhin.data.batch import EdgeBatch
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.data.edges import EdgeDataset, check_batching

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import ConfigError
 from common.reader.files import DataError
-from core.config.base_config import ConfigError
 from projects.twhin.config import RankingConfig
 from projects.twhin.data.edges import edge_table
 from projects.twhin.data.known_edges import KnownEdges, open_known_edges

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from projects.twhin.model.comparators import comparator
-from tests.projects.twhin.model.toy import compared
+from tests.support.toy_twhin import compared
 
 Name = Literal["dot", "cos", "l2"]
 NAMES: tuple[Name, ...] = ("dot", "cos", "l2")

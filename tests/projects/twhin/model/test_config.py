@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from core.config import ConfigError
+from common.errors import ConfigError
 from projects.twhin.model.config import NamedRelations, TwhinModelConfig
 from projects.twhin.model.relations import Relations
 

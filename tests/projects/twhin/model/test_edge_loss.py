@@ -13,7 +13,7 @@ from projects.twhin.model.losses import Loss
 from projects.twhin.model.negatives import Negatives, draw_negatives
 from projects.twhin.model.relations import SIDES, Relations
 from projects.twhin.model.scorer import EdgeScorer
-from tests.projects.twhin.model.toy import (
+from tests.support.toy_twhin import (
     LOSSES,
     NothingIsRead,
     edge_batch,

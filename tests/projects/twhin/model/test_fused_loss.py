@@ -6,7 +6,7 @@ import torch
 from projects.twhin.model import fused_loss as module
 from projects.twhin.model.fused_loss import fused_loss
 from projects.twhin.model.losses import Loss, edge_losses
-from tests.projects.twhin.model.toy import LOSSES, NothingIsRead
+from tests.support.toy_twhin import LOSSES, NothingIsRead
 
 MARGIN = 0.7
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from projects.twhin.model.losses import Loss, edge_losses
-from tests.projects.twhin.model.toy import LOSSES, loss_of_edge
+from tests.support.toy_twhin import LOSSES, loss_of_edge
 
 
 @pytest.mark.parametrize("loss", LOSSES)

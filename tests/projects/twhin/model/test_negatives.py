@@ -3,7 +3,7 @@ import torch
 
 from projects.twhin.model.negatives import draw_negatives
 from projects.twhin.model.relations import SIDES, Relations
-from tests.projects.twhin.model.toy import edge_batch, model_config, random_edges
+from tests.support.toy_twhin import edge_batch, model_config, random_edges
 
 ROWS = {"user": 11, "tweet": 7}
 

@@ -4,7 +4,7 @@ import torch
 
 from projects.twhin.model.config import Operator
 from projects.twhin.model.operators import RelationOperator, identity_init
-from tests.projects.twhin.model.toy import OPERATORS, transformed
+from tests.support.toy_twhin import OPERATORS, transformed
 
 WITH_PARAMETERS = OPERATORS[1:]
 

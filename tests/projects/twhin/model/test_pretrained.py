@@ -7,14 +7,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from common.checkpointing.storage import write_checkpoint
-from common.embedding_files import write_embeddings
+from common.checkpointing.writer import write_checkpoint
+from common.errors import ConfigError, UserError
+from common.files.embedding_files import write_embeddings
 from common.modules.embedding.config import EmbeddingBagConfig, EmbeddingSnapshot
-from core.config.base_config import ConfigError, UserError
 from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.model import pretrained
 from projects.twhin.model.pretrained import Rows, check_vocabulary, pretrained_rows, pretrained_source
-from tests.projects.twhin.model.toy import SGD
+from tests.support.toy_twhin import SGD
 
 PLACE = "model.embeddings.tables[user]"
 VALUES = np.random.default_rng(0).standard_normal((5, 4), np.float32)

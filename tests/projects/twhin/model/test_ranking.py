@@ -15,7 +15,7 @@ from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.ranking import Candidates, rank_edges
 from projects.twhin.model.relations import SIDES, Relations, Side
 from projects.twhin.model.scorer import EdgeScorer
-from tests.projects.twhin.model.toy import (
+from tests.support.toy_twhin import (
     MIXED,
     edge_batch,
     model_config,

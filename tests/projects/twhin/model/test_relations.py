@@ -1,5 +1,5 @@
 from projects.twhin.model.relations import Relations
-from tests.projects.twhin.model.toy import model_config
+from tests.support.toy_twhin import model_config
 
 
 def test_segments_are_pairs_of_tables_and_an_operator():

@@ -7,7 +7,7 @@ import torch
 
 from projects.twhin.model.relations import SIDES, Relations
 from projects.twhin.model.scorer import EdgeScorer
-from tests.projects.twhin.model.toy import MIXED, edge_batch, model_config, relation, score, scorer_of, table_rows
+from tests.support.toy_twhin import MIXED, edge_batch, model_config, relation, score, scorer_of, table_rows
 
 OperatorSides = Literal["both", "lhs", "rhs"]
 Comparator = Literal["dot", "cos", "l2"]

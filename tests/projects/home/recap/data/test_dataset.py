@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from common.errors import ConfigError
+from common.files.table_writer import Column, TableWriter
 from common.reader.files import DataError
 from common.reader.vectors import with_lists
-from common.table_writer import Column, TableWriter
-from core.config.base_config import ConfigError
 from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.dataset import RecapDataset, check_batching

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from common.errors import ConfigError
 from common.reader.files import DataError
-from core.config import ConfigError, load_config_from_yaml
+from core.config import load_config_from_yaml
 from projects.home.recap.data.config import DatasetConfig
 from projects.home.recap.data.inputs import find_files
 

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.config.base_config import ConfigError
+from common.errors import ConfigError
 from projects.home.recap.data.masks import read_mask
 
 

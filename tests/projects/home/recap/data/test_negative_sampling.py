@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from common.errors import ConfigError
 from common.reader.files import DataError
 from common.reader.order import Position
-from core.config.base_config import ConfigError
 from core.losses import multi_task_cross_entropy
 from projects.home.recap.data.batch import RecapBatch
-from tests.projects.home.recap.data.numbered_rows import (
+from tests.support.numbered_rows import (
     HOUR,
     RECTIFY,
     TASKS,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import ConfigError
 from common.reader.files import DataError
-from core.config.base_config import ConfigError
 from projects.home.recap.data.dataset import RecapDataset
-from tests.projects.home.recap.data.numbered_rows import (
+from tests.support.numbered_rows import (
     RECTIFY,
     SERVED,
     config,

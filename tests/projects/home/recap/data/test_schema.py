@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.config.base_config import ConfigError
+from common.errors import ConfigError
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json
 from projects.home.recap.data.schema import Feature, FeatureWidths, feature_widths, read_features

@@ -10,7 +10,7 @@ from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.schema import FeatureWidths
 from projects.home.recap.model.config import ModelConfig
 from projects.home.recap.model.heavy_ranker import HeavyRanker
-from tests.conftest import LOCAL_YAML
+from tests.support.runs import LOCAL_YAML
 
 WIDTHS = FeatureWidths(6, 3, {"user_embedding": 4, "user_eng_embedding": 4, "author_embedding": 4})
 

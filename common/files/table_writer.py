@@ -1,0 +1,181 @@
+"""Parquet files, written from numpy arrays: columns of numbers and of vectors. Does not know what is in them."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import UserError
+from common.reader.vectors import Storage, vector_array, vector_field
+
+
+class TableError(UserError):
+    """Arrays that do not fit the declared columns, or a file that cannot be written."""
+
+
+class Column(NamedTuple):
+    """One non-null column: numpy dtype by name, and its width (None: one number a row)."""
+
+    name: str
+    dtype: str
+    width: int | None = None
+
+
+# Row groups of about this size are decoded within some 10 ms, and those that all lanes hold take little memory.
+_ROW_GROUP_BYTES = 8 * 2**20
+_MAX_ROW_GROUP_ROWS = 65_536
+
+
+def _rows_of(size: int, columns: Iterable[Column]) -> int:
+    """How many rows take `size` bytes."""
+    row = sum(np.dtype(column.dtype).itemsize * (column.width or 1) for column in columns)
+    return max(1, min(size // row, _MAX_ROW_GROUP_ROWS))
+
+
+class TableWriter:
+    """Writes one Parquet file, zstd-compressed, in row groups of `row_group_size` rows (the last of fewer).
+
+    Vectors are binary (common/reader/vectors.py), which reads faster, or lists, which any tool reads. What of the
+    binary ones zstd hardly makes smaller, such as embeddings, is stored as it is.
+
+    The file appears under its name, or replaces the one there, when the `with` block ends without an error;
+    until then it is a hidden file beside. Its bytes depend on the values, `columns` and `row_group_size`, not
+    on how the rows are cut into writes. Memory: one row group and one `write`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[Column],
+        row_group_size: int | None = None,
+        *,
+        vectors: Storage = "binary",
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """row_group_size: None: as many rows as take 8 MiB. metadata: of the file, by key."""
+        self.path = path
+        self.num_rows = 0
+        self._columns = columns
+        self._row_group_size = row_group_size or _rows_of(_ROW_GROUP_BYTES, columns)
+        self._pending: list[dict[str, np.ndarray[Any, Any]]] = []
+        self._num_pending = 0
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._schema = pa.schema([_arrow_field(column, vectors) for column in columns], dict(metadata or {}))
+        self._writer: pq.ParquetWriter | None = None
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush(at_least=1)
+                if self._writer is None:
+                    self._writer = self._open(self._schema.empty_table())
+                # A run that is resumed sees by it whether the data are the same.
+                self._writer.add_key_value_metadata({"values": self._digest.hexdigest()})
+            if self._writer is not None:
+                self._writer.close()
+            if kind is None:
+                self._partial.replace(self.path)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+    def write(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Append rows: an array per column, [rows] or [rows, width], of exactly the declared dtype.
+
+        Raises TableError where names, dtypes or shapes differ from `columns`; then no row was added.
+        """
+        num_rows = self._check(arrays)
+        self._pending.append({column.name: arrays[column.name].copy() for column in self._columns})
+        self._num_pending += num_rows
+        self.num_rows += num_rows
+        self._flush(at_least=self._row_group_size)
+
+    def _check(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> int:
+        names = [column.name for column in self._columns]
+        if set(names) != set(arrays):
+            missing, unknown = sorted(set(names) - set(arrays)), sorted(set(arrays) - set(names))
+            raise TableError(f"{self.path}: missing columns {missing}, unknown columns {unknown}")
+        num_rows = len(arrays[names[0]])
+        for column in self._columns:
+            array = arrays[column.name]
+            shape = (num_rows,) if column.width is None else (num_rows, column.width)
+            if array.dtype != column.dtype or array.shape != shape:
+                raise TableError(
+                    f"{self.path}: column {column.name} is {array.dtype}{list(array.shape)}, "
+                    f"expected {column.dtype}{list(shape)}"
+                )
+        return num_rows
+
+    def _flush(self, at_least: int) -> None:
+        if self._num_pending < at_least:
+            return
+        rows = {
+            column.name: np.concatenate([arrays[column.name] for arrays in self._pending]) for column in self._columns
+        }
+        size = self._row_group_size
+        while self._num_pending >= at_least:
+            group = {name: array[:size] for name, array in rows.items()}
+            rows = {name: array[size:] for name, array in rows.items()}
+            table = self._table(group)
+            if self._writer is None:
+                self._writer = self._open(table)
+            self._writer.write_table(table, row_group_size=size)
+            for array in group.values():
+                self._digest.update(np.ascontiguousarray(array).data)
+            self._num_pending = len(rows[self._columns[0].name])
+        self._pending = [rows]
+
+    def _open(self, first: pa.Table) -> pq.ParquetWriter:
+        """The file, for row groups like the first."""
+        paths = {name: f"{name}.list.element" if _is_list(first[name]) else name for name in self._schema.names}
+        compressed = [path for name, path in paths.items() if not _is_binary(first[name]) or _shrinks(first[name])]
+        # Of whole vectors a dictionary saves nothing, and statistics would fill the footer.
+        plain = [column.name for column in self._columns if column.width is None]
+        return pq.ParquetWriter(
+            self._partial,
+            self._schema,
+            compression={path: "zstd" if path in compressed else "none" for path in paths.values()},
+            compression_level=dict.fromkeys(compressed, 1),
+            use_dictionary=plain,
+            write_statistics=plain,
+        )
+
+    def _table(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> pa.Table:
+        values = [
+            pa.array(np.ascontiguousarray(arrays[field.name]))
+            if column.width is None
+            else vector_array(arrays[field.name], field)
+            for column, field in zip(self._columns, self._schema, strict=True)
+        ]
+        return pa.Table.from_arrays(values, schema=self._schema)
+
+
+def _is_list(column: pa.ChunkedArray) -> bool:
+    return bool(pa.types.is_fixed_size_list(column.type))
+
+
+def _is_binary(column: pa.ChunkedArray) -> bool:
+    return bool(pa.types.is_fixed_size_binary(column.type))
+
+
+def _shrinks(column: pa.ChunkedArray) -> bool:
+    """Whether zstd saves a tenth of a column of binary vectors."""
+    size = sum(chunk.buffers()[1].size for chunk in column.chunks)
+    saved = size - sum(pa.Codec("zstd", 1).compress(chunk.buffers()[1]).size for chunk in column.chunks)
+    return bool(saved > size / 10)
+
+
+def _arrow_field(column: Column, vectors: Storage) -> pa.Field:
+    if column.width is None:
+        return pa.field(column.name, pa.from_numpy_dtype(np.dtype(column.dtype)), nullable=False)
+    return vector_field(column.name, column.dtype, column.width, vectors)

@@ -1,0 +1,57 @@
+"""How the device computes: float32 precision, bfloat16 support, deterministic operations and seeds."""
+
+import os
+from pathlib import Path
+
+import torch
+
+
+def set_precision(enable_tensorfloat32: bool) -> None:
+    """Chooses TF32 or IEEE float32 for CUDA's matrix products, convolutions and recurrences.
+
+    Only the fp32_precision settings: torch refuses to mix them with the older allow_tf32 flags.
+    """
+    precision = "tf32" if enable_tensorfloat32 else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    torch.backends.cudnn.rnn.fp32_precision = precision  # type: ignore[attr-defined]
+
+
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes bfloat16 products in software: slower than float32. False where that isn't known."""
+    if device.type != "cpu":
+        return False
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return not flags & {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def set_deterministic(deterministic: bool) -> None:
+    """Makes torch refuse operations that have no deterministic implementation (or stop refusing them)."""
+    if deterministic:
+        # cuBLAS reads this when its first handle is made; without it torch refuses its matrix products.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = False
+
+
+def seed_initial_weights(seed: int) -> None:
+    """Seeds every generator alike on all ranks, for the initial weights."""
+    torch.manual_seed(seed)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seeds the generators for one training step, so that its randomness is a function of (seed, step, rank).
+
+    No generator needs saving then, and neither evaluation nor prefetching changes what training draws.
+    """
+    # The finaliser of splitmix64: neighbouring (step, rank) pairs give unrelated seeds.
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**64
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
+    mixed ^= mixed >> 31
+    torch.default_generator.manual_seed(mixed % 2**63)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed(mixed % 2**63)

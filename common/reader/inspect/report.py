@@ -1,0 +1,137 @@
+"""An inspection as text: tables, and what a run would refuse."""
+
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+
+import tabulate
+
+from common.reader.inspect.column_statistics import ColumnStatistics
+from common.reader.inspect.inspection import Findings, InspectedColumn, Inspection
+
+# So many columns of one type and with names that begin alike are shown as one.
+_GROUP = 4
+
+
+def report(inspection: Inspection) -> str:
+    """What is printed of a set of files; ends with a newline."""
+    groups = _grouped(inspection.columns.values())
+    numbers = [(name, columns) for name, columns in groups if columns[0].statistics.count and not _are_flags(columns)]
+    flags = [column for _, columns in groups if _are_flags(columns) for column in columns]
+    parts = [_sizes(inspection)]
+    if groups:
+        schema = [[name, columns[0].type, _width(columns)] for name, columns in groups]
+        parts.append(_table(["column", "type", "width"], schema, num_words=2))
+    if numbers:
+        headers = ["values", "numbers", "min", "mean", "max", "std", "zero", "NaN, infinite"]
+        parts.append(_table(headers, [[name, *_statistics(columns)] for name, columns in numbers]))
+    if flags:
+        headers = ["0 or 1 (labels)", "rows", "positives", "rate"]
+        parts.append(_table(headers, [[column.name, *_rate(column)] for column in flags]))
+    if inspection.remarks.count:
+        parts.append(_findings("Worth a look:", inspection.remarks))
+    if inspection.refused.count:
+        parts.append(_findings("A run would refuse, where it reads them:", inspection.refused))
+    else:
+        parts.append("Nothing that a run would refuse.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _sizes(inspection: Inspection) -> str:
+    of = len(inspection.files.paths)
+    files = f"{of:,} file" + ("s" if of != 1 else "")
+    if inspection.unreadable:
+        files += f" ({inspection.unreadable:,} can't be read)"
+    groups = inspection.row_groups
+    head = f"{inspection.files.description}: {files}, {inspection.num_rows:,} rows"
+    if inspection.compressions:
+        head += f", compression {', '.join(sorted(inspection.compressions))}"
+    if not groups:
+        return head
+    measures: dict[str, tuple[list[int], Callable[[float], str]]] = {
+        "rows": ([group.rows for group in groups], lambda rows: f"{rows:,.0f}"),
+        "stored": ([group.stored for group in groups], _bytes),
+        "decoded": ([group.decoded for group in groups], _bytes),
+    }
+    rows = [
+        [name, shown(min(values)), shown(statistics.median(values)), shown(max(values)), shown(sum(values))]
+        for name, (values, shown) in measures.items()
+    ]
+    return f"{head}\n\n" + _table([f"row groups: {len(groups):,}", "smallest", "median", "largest", "all"], rows)
+
+
+def _grouped(columns: Iterable[InspectedColumn]) -> list[tuple[str, list[InspectedColumn]]]:
+    """Columns by what they are shown as: a name, or a pattern for many alike; in the order of the first."""
+    alike: dict[tuple[object, ...], list[InspectedColumn]] = {}
+    for column in columns:
+        key = (_prefix(column.name), column.type, column.width, column.is_flag)
+        alike.setdefault(key, []).append(column)
+    shown = []
+    for group in alike.values():
+        if len(group) >= _GROUP:
+            shown.append((f"{_prefix(group[0].name)}* ({len(group)})", group))
+        else:
+            shown += [(column.name, [column]) for column in group]
+    return shown
+
+
+def _prefix(name: str) -> str:
+    before, dot, _ = name.rpartition(".")
+    return before + dot if dot else re.sub(r"\d+$", "", name)
+
+
+def _are_flags(columns: Sequence[InspectedColumn]) -> bool:
+    return columns[0].is_flag
+
+
+def _width(columns: Sequence[InspectedColumn]) -> str:
+    return "" if columns[0].width is None else f"{columns[0].width:,}"
+
+
+def _statistics(columns: Sequence[InspectedColumn]) -> list[str]:
+    of = ColumnStatistics()
+    for column in columns:
+        of.merge(column.statistics)
+    spread = [of.minimum, of.mean, of.maximum, of.standard_deviation]
+    shares = [_percent(of.zeros / of.count), _percent(of.not_finite / of.count)]
+    return [f"{of.count:,}", *map(_number, spread), *shares]
+
+
+def _rate(column: InspectedColumn) -> list[str]:
+    count = column.statistics.count
+    return [f"{count:,}", f"{column.ones:,}", f"{column.ones / count:.5f}"]
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:,}" if isinstance(value, int) and abs(value) < 10**9 else f"{value:.5g}"
+
+
+def _percent(share: float) -> str:
+    """0% is none and 100% all."""
+    if share in (0.0, 1.0):
+        return f"{share:.0%}"
+    return "<0.1%" if share < 0.001 else ">99.9%" if share > 0.999 else f"{share:.1%}"
+
+
+def _bytes(count: float) -> str:
+    unit, name = next((unit, name) for unit, name in _UNITS if count >= unit or unit == 1)
+    return f"{count:,.0f} {name}" if unit == 1 else f"{count / unit:,.1f} {name}"
+
+
+_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+
+
+def _table(headers: list[str], rows: list[list[str]], num_words: int = 1) -> str:
+    """The first `num_words` columns are aligned left, the others, numbers, right."""
+    alignment = ["left" if index < num_words else "right" for index in range(len(headers))]
+    return tabulate.tabulate(rows, headers=headers, disable_numparse=True, colalign=alignment)
+
+
+def _findings(title: str, findings: Findings) -> str:
+    lines = [title, *(f"  {message}" for message in findings.kept)]
+    if findings.count > len(findings.kept):
+        lines.append(f"  and {findings.count - len(findings.kept):,} more")
+    return "\n".join(lines)

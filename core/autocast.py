@@ -1,0 +1,37 @@
+"""Autocast of forward passes, as the configuration says."""
+
+import contextlib
+import logging
+from typing import Any
+
+import torch
+
+from common.numerics import emulates_bfloat16
+from core.config.training import RuntimeConfig
+
+logger = logging.getLogger(__name__)
+
+AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Autocast:
+    """Forward passes under autocast, or not."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype | None) -> None:
+        """dtype: None switches autocast off."""
+        self._device_type = device.type
+        self.dtype = dtype
+
+    def __call__(self) -> contextlib.AbstractContextManager[Any]:
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device_type, dtype=self.dtype)
+
+
+def configured_autocast(runtime: RuntimeConfig, device: torch.device) -> Autocast:
+    """As the configuration says; warns where it makes a CPU slower."""
+    if not runtime.enable_amp:
+        return Autocast(device, None)
+    if runtime.amp_dtype == "bfloat16" and emulates_bfloat16(device):
+        logger.warning("enable_amp: this CPU has no bfloat16 units, it emulates them; float32 is faster here")
+    return Autocast(device, AMP_DTYPES[runtime.amp_dtype])

@@ -1,0 +1,114 @@
+"""What training measures between two logs: running sums that stay on the device, and the clock."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from common.distributed.world import World
+
+# Steps whose scalars wait on the device, at most.
+_MOST_PENDING = 1024
+
+
+class TrainWindow:
+    """Sums since the last train log."""
+
+    def __init__(self, world: World, saved: dict[str, float | None]) -> None:
+        """saved: what fold() gave a checkpoint; {} at the start."""
+        self._world = world
+        self._steps = int(saved.get("steps") or 0)
+        loss_sum = saved.get("loss_sum", 0.0)
+        # Sums over another number of ranks, as if these ranks had made them.
+        scale = world.size / (saved.get("ranks") or world.size)
+        # None in JSON: a loss of the window was not finite.
+        self._reduced = [math.nan if loss_sum is None else loss_sum * scale, (saved.get("skipped") or 0.0) * scale]
+        self._own = torch.zeros(2, dtype=torch.float64, device=world.device)
+        # Added up many at a time: an operation for each step would cost more than all the rest of the window.
+        self._losses: list[torch.Tensor] = []
+        self._skips: list[torch.Tensor] = []
+
+    def add(self, loss: torch.Tensor, skipped: torch.Tensor) -> None:
+        """Adds a step: this rank's loss and whether its update was left out, scalars on the device."""
+        self._losses.append(loss)
+        self._skips.append(skipped)
+        self._steps += 1
+        if len(self._losses) == _MOST_PENDING:
+            self._add_pending()
+
+    def snapshot(self) -> dict[str, float | None]:
+        """Joins the ranks' sums, here and in the checkpoint that takes the result, so that both runs go on adding the
+        same numbers in the same order. Collective."""
+        if self._losses:
+            self._add_pending()
+        if self._world.size > 1:
+            dist.all_reduce(self._own)
+        self._reduced = [r + own for r, own in zip(self._reduced, self._own.tolist(), strict=True)]
+        self._own.zero_()
+        loss_sum, skipped = self._reduced
+        return {
+            "loss_sum": loss_sum if math.isfinite(loss_sum) else None,
+            "skipped": skipped,
+            "steps": float(self._steps),
+            "ranks": float(self._world.size),
+        }
+
+    def _add_pending(self) -> None:
+        sums = [torch.stack(scalars).sum(dtype=torch.float64) for scalars in (self._losses, self._skips)]
+        self._own += torch.stack(sums)
+        self._losses.clear()
+        self._skips.clear()
+
+    def compute_and_reset(self) -> dict[str, float | int | None]:
+        """Train metrics of the window, which begins anew: loss (mean over steps and ranks; None where one was not
+        finite) and skipped_updates. Collective."""
+        sums = self.snapshot()
+        loss_sum, skipped = sums["loss_sum"], sums["skipped"] or 0.0
+        terms = self._steps * self._world.size
+        self._steps = 0
+        self._reduced = [0.0, 0.0]
+        return {
+            "loss": loss_sum / terms if loss_sum is not None and terms else None,
+            "skipped_updates": round(skipped / self._world.size),
+        }
+
+
+class Stopwatch:
+    """Where the time of training goes: evaluations and saves left out, waiting for data told apart."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a window."""
+        self._started = time.perf_counter()
+        self._steps = 0
+        self._waited = 0.0
+        self._paused = 0.0
+
+    def stepped(self) -> None:
+        """Counts a step."""
+        self._steps += 1
+
+    def waited(self, seconds: float) -> None:
+        """Adds time spent waiting for a batch."""
+        self._waited += seconds
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves out the time within: it is not training."""
+        started = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - started
+
+    def timing(self, examples_per_step: int) -> dict[str, float]:
+        """Of the window: seconds, examples per second over all ranks, share of the time spent waiting for data."""
+        seconds = max(time.perf_counter() - self._started - self._paused, 1e-9)
+        return {
+            "seconds": seconds,
+            "examples_per_second": self._steps * examples_per_step / seconds,
+            "data_wait_share": min(1.0, self._waited / seconds),
+        }

@@ -1,0 +1,173 @@
+"""Makes the default data: `python -m projects.home.recap.tools.generate --out DIR`.
+
+Owns the command line, how many rows and files there are, how labels are drawn, and the report. Features come
+from population.py, label probabilities from teacher.py, the files' layout from parquet.py.
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tabulate import tabulate
+from tqdm import tqdm
+
+from common.errors import UserError
+from common.files.atomic_directory import atomic_directory
+from common.files.table_writer import TableWriter
+from common.process.arguments import at_least_1, seed_number
+from projects.home.recap.data.parquet import TASKS, TEACHER_PREFIX, Widths, recap_columns, write_schema_json
+from projects.home.recap.tools.synthetic.population import Population, draw_impressions, make_population
+from projects.home.recap.tools.synthetic.teacher import teacher_probabilities
+
+DESCRIPTION = "Make the default data of the Heavy Ranker: synthetic impressions with ten labels each."
+SPLITS = ("train", "validation")
+
+
+class Preset(NamedTuple):
+    """Widths, default numbers of rows, and how rows are cut into row groups and files."""
+
+    widths: Widths
+    num_examples: tuple[int, int]
+    row_group_size: int
+    rows_per_file: int
+
+
+PRESETS = {
+    "default": Preset(Widths(48, 16, 4, 16), (300_000, 50_000), 4096, 65_536),
+    "production": Preset(Widths(6000, 512, 320, 200), (4096, 1024), 256, 4096),
+}
+
+
+class Tally(NamedTuple):
+    """Sums over rows, per task [tasks]: labels, and the teacher's cross entropy in nats."""
+
+    num_rows: int
+    positives: NDArray[np.int64]
+    cross_entropy: NDArray[np.float64]
+
+    def plus(self, other: "Tally") -> "Tally":
+        return Tally(
+            self.num_rows + other.num_rows,
+            self.positives + other.positives,
+            self.cross_entropy + other.cross_entropy,
+        )
+
+    def teacher_rce(self) -> NDArray[np.float64]:
+        """100 * (1 - CE(teacher) / CE(constant base rate)) [tasks]; nan where all labels are equal."""
+        rate = self.positives / self.num_rows
+        with np.errstate(divide="ignore", invalid="ignore"):
+            constant = -(rate * np.log(rate) + (1.0 - rate) * np.log1p(-rate))
+            return np.asarray(100.0 * (1.0 - self.cross_entropy / self.num_rows / constant))
+
+
+def generate(out: Path, preset: Preset, seed: int, num_examples: Sequence[int]) -> dict[str, Tally]:
+    """Write `num_examples` (train, validation) rows and schema.json to `out`, which appears when complete.
+
+    The bytes depend on the arguments alone. A file is drawn from (seed, split, file's index), a row group at
+    a time; a file of fewer rows holds the first of the same rows. Raises UserError where `out` can't be
+    written, or exists and is not an empty directory.
+    """
+    with atomic_directory(out) as partial:
+        return _write_splits(partial, preset, seed, num_examples)
+
+
+def _write_splits(out: Path, preset: Preset, seed: int, num_examples: Sequence[int]) -> dict[str, Tally]:
+    people = make_population(seed, preset.widths)
+    columns = recap_columns(preset.widths, ids=True, teacher=True)
+    tallies = {}
+    with tqdm(total=sum(num_examples), unit=" rows", disable=not sys.stderr.isatty()) as progress:
+        for split, num_rows in zip(SPLITS, num_examples, strict=True):
+            (out / split).mkdir(parents=True)
+            parts = []
+            for file_index, first_row in enumerate(range(0, num_rows, preset.rows_per_file)):
+                path = out / split / f"part-{file_index:05d}.parquet"
+                num_file_rows = min(preset.rows_per_file, num_rows - first_row)
+                with TableWriter(path, columns, preset.row_group_size) as writer:
+                    for rows in _draw_file(people, preset, seed, split, file_index, num_file_rows):
+                        writer.write(rows)
+                        parts.append(_tally(rows))
+                        progress.update(parts[-1].num_rows)
+                if progress.disable:
+                    sys.stderr.write(f"{split}: {first_row + num_file_rows} of {num_rows} rows\n")
+            tallies[split] = functools.reduce(Tally.plus, parts)
+    write_schema_json(out / "schema.json", columns)
+    return tallies
+
+
+def _draw_file(
+    people: Population, preset: Preset, seed: int, split: str, file_index: int, num_rows: int
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """The file's columns by name, a row group at a time."""
+    split_index = SPLITS.index(split)
+    rng = np.random.default_rng([seed, 1 + split_index, file_index])
+    first_id = (1 + split_index) * 10**12 + file_index * preset.rows_per_file
+    for start in range(0, num_rows, preset.row_group_size):
+        size = preset.row_group_size
+        rows = draw_impressions(rng, people, preset.widths, size)
+        rows["meta__tweet_id"] = np.arange(first_id + start, first_id + start + size)
+        probabilities = teacher_probabilities(rows)
+        labels = rng.random(probabilities.shape) < probabilities
+        for index, task in enumerate(TASKS):
+            rows[task] = labels[:, index].astype(np.int8)
+            rows[TEACHER_PREFIX + task] = probabilities[:, index]
+        yield {name: values[: num_rows - start] for name, values in rows.items()}
+
+
+def _tally(rows: dict[str, NDArray[Any]]) -> Tally:
+    labels = np.stack([rows[task] for task in TASKS], axis=1)
+    probabilities = np.stack([rows[TEACHER_PREFIX + task] for task in TASKS], axis=1).astype(np.float64)
+    likelihood = np.where(labels == 1, probabilities, 1.0 - probabilities)
+    return Tally(len(labels), labels.sum(axis=0, dtype=np.int64), -np.log(likelihood).sum(axis=0))
+
+
+def report(out: Path, tallies: dict[str, Tally]) -> str:
+    """What was made, and per task the base rates and how much the teacher knows."""
+    train, validation = tallies["train"], tallies["validation"]
+    columns = zip(
+        TASKS,
+        train.positives / train.num_rows,
+        validation.positives / validation.num_rows,
+        train.teacher_rce(),
+        validation.teacher_rce(),
+        strict=True,
+    )
+    files = [path for path in out.rglob("*") if path.is_file()]
+    megabytes = sum(path.stat().st_size for path in files) / 1e6
+    table = tabulate(
+        [[None if value != value else value for value in row] for row in columns],
+        headers=["task", "base rate\ntrain", "\nvalidation", "teacher's RCE\ntrain", "\nvalidation"],
+        floatfmt=("", ".5f", ".5f", ".2f", ".2f"),
+        missingval="-",
+    )
+    counts = f"{train.num_rows} train and {validation.num_rows} validation rows"
+    return f"{table}\n{out}: {counts} in {len(files)} files, {megabytes:.1f} MB"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; the exit status: 0, or 2 after a user's mistake."""
+    parser = argparse.ArgumentParser(prog="python -m projects.home.recap.tools.generate", description=DESCRIPTION)
+    parser.add_argument("--out", type=Path, required=True, help="directory to make; must not exist, or be empty")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of users, authors, rows and labels")
+    parser.add_argument("--preset", choices=PRESETS, default="default", help="widths: %(choices)s (%(default)s)")
+    parser.add_argument("--num_train_examples", type=at_least_1, help="the preset's number if left out")
+    parser.add_argument("--num_validation_examples", type=at_least_1, help="the preset's number if left out")
+    options = parser.parse_args(arguments)
+    preset = PRESETS[options.preset]
+    asked = (options.num_train_examples, options.num_validation_examples)
+    num_examples = [given or usual for given, usual in zip(asked, preset.num_examples, strict=True)]
+    try:
+        tallies = generate(options.out, preset, options.seed, num_examples)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write(report(options.out, tallies) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,272 @@
+"""Embeddings for a Heavy Ranker's table, by ids: `python -m projects.home.recap.tools.join_embeddings`.
+
+Each of the embedding columns is looked up by the ids of another column in a file of embeddings
+(common/files/embedding_files.py), such as an export of graph embeddings. Memory: the embeddings and a row group.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from common.errors import UserError
+from common.files.atomic_directory import atomic_directory
+from common.files.embedding_files import EmbeddingFile
+from common.process.logging import setup_logging
+from common.process.paths import user_path
+from common.process.program import ArgumentParser, run
+from common.reader.files import UNREADABLE, DataError, files_below
+from common.reader.vectors import vector_array, vector_field
+from projects.home.recap.data.parquet import EMBEDDINGS
+from projects.home.recap.data.schema import read_schema
+
+logger = logging.getLogger(__name__)
+
+_SCHEMA = "schema.json"
+
+
+class Source(NamedTuple):
+    """Where the values of a column come from."""
+
+    id_column: str
+    """Of the table: strings or integers."""
+    path: str
+    """File of embeddings."""
+
+
+@dataclass
+class Joined:
+    """What became of a column."""
+
+    source: Source
+    dim: int
+    num_rows: int = 0
+    num_missing: int = 0
+    """Rows whose id has no embedding; they have zeros."""
+
+
+class _Embeddings:
+    """All embeddings of a file, by id."""
+
+    def __init__(self, path: str) -> None:
+        self._file = EmbeddingFile(Path(path))
+        self.dim = self._file.dim
+        self.values = np.empty((self._file.num_rows + 1, self.dim), np.float32)
+        """[entities + 1, dim]; the last row is zeros."""
+        for block in self._file.blocks():
+            self.values[block.start : block.start + len(block.indices)] = block.values
+        self.values[-1] = 0
+        self._entities = self._file.entities()
+        self._sorted: dict[bool, tuple[NDArray[Any], NDArray[np.int64]]] = {}
+
+    def positions(self, ids: pa.ChunkedArray) -> NDArray[np.int64]:
+        """Of the embeddings of ids, [rows]; that of the zeros for an id that has none."""
+        integers = pa.types.is_integer(ids.type)
+        if integers not in self._sorted:
+            self._sorted[integers] = self._sort(integers)
+        keys, positions = self._sorted[integers]
+        wanted = ids.cast(pa.int64()).to_numpy() if integers else ids.to_numpy().astype(str)
+        nearest = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        return np.where(keys[nearest] == wanted, positions[nearest], len(self.values) - 1)
+
+    def _sort(self, integers: bool) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The entities as integers or as text, ascending, and their positions."""
+        entities, positions = self._entities, np.arange(len(self._entities))
+        if integers and not pa.types.is_integer(entities.type):
+            numeric = pc.match_substring_regex(entities, r"^-?(0|[1-9]\d{0,17})$")
+            positions = positions[numeric.to_numpy(zero_copy_only=False)]
+            entities = entities.filter(numeric).cast(pa.int64())
+        if not len(entities):
+            raise UserError(
+                f"{self._file.path}: no entity is an integer, as the ids that are to be found are; both must name "
+                "users and authors alike"
+            )
+        keys = entities.to_numpy(zero_copy_only=False)
+        keys = keys if integers else keys.astype(str)
+        order = np.argsort(keys, kind="stable")
+        return keys[order], positions[order]
+
+
+def join_embeddings(data: Path, out: Path, sources: Mapping[str, Source]) -> dict[str, Joined]:
+    """Copies a table with embedding columns added or replaced; the rows and row groups stay as they are.
+
+    Args:
+      data: directory with schema.json and, at any depth, *.parquet files.
+      out: directory to make; it has the same files and appears when it is complete.
+      sources: by column, of projects.home.recap.data.parquet.EMBEDDINGS.
+
+    Returns:
+      by column.
+
+    Raises:
+      UserError: a file can't be read, lacks an id column or has it in another type or with nulls, no id of a column
+        has an embedding, or `out` can't be written.
+    """
+    if not data.is_dir():
+        found = "a file" if data.exists() else f"no such directory (looked from {Path.cwd()})"
+        raise UserError(f"--data {data}: {found}; give the directory of a table, with {_SCHEMA} and *.parquet files")
+    schema = read_schema(str(data / _SCHEMA), "--data")
+    try:
+        files = [path for path in files_below(data) if path.suffix == ".parquet"]
+    except OSError as error:
+        raise UserError(f"--data {data}: can't be read: {error.strerror}: {error.filename}") from error
+    if not files:
+        raise UserError(f"--data {data}: no *.parquet file in this directory or below it")
+    if out.resolve().is_relative_to(data.resolve()):
+        raise UserError(f"--out {out}: is within --data {data}; give a directory outside of it")
+    embeddings = {path: _Embeddings(path) for path in {source.path for source in sources.values()}}
+    joined = {column: Joined(source, embeddings[source.path].dim) for column, source in sources.items()}
+    with atomic_directory(out) as partial:
+        for path in files:
+            output = partial / path.relative_to(data)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            _join_file(path, output, embeddings, joined)
+            logger.info("%s", out / path.relative_to(data))
+        for column, result in joined.items():
+            if result.num_missing == result.num_rows:
+                raise UserError(
+                    f"--{column} {result.source.id_column}={result.source.path}: none of the {result.num_rows} "
+                    "rows has an id that is among its entities; both must name users and authors alike"
+                )
+        widths = {name: (entry.dtype, entry.length) for name, entry in schema.items()}
+        widths |= {column: ("float_list", result.dim) for column, result in joined.items()}
+        _write_schema(partial / _SCHEMA, widths)
+    return joined
+
+
+def _join_file(path: Path, output: Path, embeddings: Mapping[str, _Embeddings], joined: Mapping[str, Joined]) -> None:
+    try:
+        with pq.ParquetFile(path) as file:
+            fields = [field for field in file.schema_arrow if field.name not in joined]
+            added = [vector_field(column, "float32", result.dim, "binary") for column, result in joined.items()]
+            kept = pa.schema(fields)
+            # What a resumed run compares: embeddings of the same size leave no other trace in the footer.
+            digest = hashlib.blake2b((file.metadata.metadata or {}).get(b"values", b""), digest_size=16)
+            options = _stored_as(file.metadata, joined)
+            with pq.ParquetWriter(output, pa.schema([*fields, *added]), **options) as writer:
+                for group in range(file.metadata.num_row_groups):
+                    table = file.read_row_group(group, columns=kept.names, use_threads=False)
+                    columns = [table.column(name) for name in kept.names]
+                    for field in added:
+                        result = joined[field.name]
+                        ids = _ids(table, result.source.id_column, f"{path}: row group {group}")
+                        values = embeddings[result.source.path]
+                        positions = values.positions(ids)
+                        result.num_rows += len(positions)
+                        result.num_missing += int((positions == len(values.values) - 1).sum())
+                        vectors = vector_array(values.values[positions], field)
+                        digest.update(vectors.buffers()[1])
+                        columns.append(pa.chunked_array([vectors]))
+                    writer.write_table(
+                        pa.Table.from_arrays(columns, schema=writer.schema), row_group_size=max(1, table.num_rows)
+                    )
+                writer.add_key_value_metadata({"values": digest.hexdigest()})
+    except UNREADABLE as error:
+        raise DataError(f"{path}: can't be read, or {output.name} not written: {error}") from error
+
+
+def _stored_as(metadata: pq.FileMetaData, joined: Mapping[str, Joined]) -> dict[str, Any]:
+    """How the writer is to store columns: the table's own as they are, embeddings plainly, as zstd makes little of
+    them."""
+    compression: dict[str, str] = dict.fromkeys(joined, "none")
+    dictionaries, statistics = [], []
+    if metadata.num_row_groups:
+        group = metadata.row_group(0)
+        for column in map(group.column, range(group.num_columns)):
+            name = column.path_in_schema
+            if name.split(".")[0] in joined:
+                continue
+            compression[name] = column.compression if column.compression != "UNCOMPRESSED" else "none"
+            if column.has_dictionary_page:
+                dictionaries.append(name)
+            if column.is_stats_set:
+                statistics.append(name)
+    return {"compression": compression, "use_dictionary": dictionaries, "write_statistics": statistics}
+
+
+def _ids(table: pa.Table, name: str, place: str) -> pa.ChunkedArray:
+    if name not in table.column_names:
+        found = ", ".join(sorted(table.column_names))
+        raise DataError(f"{place}: no column '{name}' to take ids from; give one of its columns: {found}")
+    ids = table.column(name)
+    if not (pa.types.is_integer(ids.type) or pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
+        raise DataError(f"{place}: column '{name}': {ids.type} found, ids are integers or strings; give another column")
+    if ids.null_count:
+        row = pc.index(ids.is_null(), True).as_py()
+        raise DataError(f"{place}, row {row} (both counted from 0): column '{name}': null found, every row needs an id")
+    return ids
+
+
+def _write_schema(path: Path, widths: Mapping[str, tuple[object, int]]) -> None:
+    entries = [{"dtype": dtype, "feature_name": name, "length": length} for name, (dtype, length) in widths.items()]
+    path.write_text(json.dumps({"schema": entries}, indent=2) + "\n")
+
+
+def report(out: Path, joined: Mapping[str, Joined]) -> str:
+    """What was made."""
+    rows = [
+        [
+            column,
+            result.dim,
+            result.source.id_column,
+            result.source.path,
+            f"{result.num_rows:,}",
+            f"{result.num_missing:,} ({result.num_missing / result.num_rows:.1%})",
+        ]
+        for column, result in joined.items()
+    ]
+    headers = ["column", "width", "by", "of", "rows", "zeros, as the id has none"]
+    table = tabulate(rows, headers=headers, disable_numparse=True)
+    return f"{table}\n{out}: the table with these columns, and {_SCHEMA}\n"
+
+
+def main() -> int:
+    """Reads the command line, joins, and tells what was made."""
+    setup_logging(rank=0)
+    parser = ArgumentParser(
+        prog="python -m projects.home.recap.tools.join_embeddings",
+        description="Adds embeddings to a Heavy Ranker's table, by ids (docs/embeddings.md).",
+    )
+    parser.add_argument(
+        "--data", required=True, type=user_path, metavar="DIR", help="the table: schema.json and Parquet files below"
+    )
+    parser.add_argument(
+        "--out", required=True, type=user_path, metavar="DIR", help="directory to make; must not exist, or be empty"
+    )
+    for column in EMBEDDINGS:
+        parser.add_argument(
+            f"--{column}",
+            type=_source,
+            metavar="ID_COLUMN=FILE",
+            help="fill this column with the embeddings of FILE, by the ids in ID_COLUMN",
+        )
+    args = parser.parse_args()
+    sources = {column: source for column in EMBEDDINGS if (source := getattr(args, column)) is not None}
+    if not sources:
+        parser.error(f"nothing to join; give one or more of {', '.join(f'--{column}' for column in EMBEDDINGS)}")
+    joined = join_embeddings(args.data, args.out, sources)
+    sys.stdout.write(report(args.out, joined))
+    return 0
+
+
+def _source(text: str) -> Source:
+    id_column, equals, path = text.partition("=")
+    if not (id_column and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not ID_COLUMN=FILE, such as meta__user_id=export/user.parquet")
+    return Source(id_column, path)
+
+
+if __name__ == "__main__":
+    run(main, "begins anew")

@@ -1,0 +1,139 @@
+"""Converts MovieLens 100K to a table for the Heavy Ranker.
+
+    python -m projects.home.recap.tools.movielens --input DIR --out DIR
+
+Owns the command line, the columns, the split by time and the report. The files are read by movielens_files.py, what
+was known of a user and a film when a rating was given comes from movielens_history.py, the layout from parquet.py.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from common.errors import UserError
+from common.files.atomic_directory import atomic_directory
+from common.files.table_writer import TableWriter
+from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json
+from projects.home.recap.tools.movielens_tables.files import GENRES, OCCUPATIONS, MovieLens, read_movielens
+from projects.home.recap.tools.movielens_tables.history import HISTORY, history_features
+
+DESCRIPTION = "Make a table for the Heavy Ranker from MovieLens 100K."
+
+TASKS = ("rating_at_least_4", "rating_is_5", "rating_at_most_2")
+SPLITS = ("train", "validation", "test")
+
+CONTINUOUS = ("film_age", "age", *HISTORY)
+"""Years of the film in LAST_YEAR (NaN: unknown), and of the user. What a model may do without comes last, here as in
+BINARY, so that `truncate_and_slice` can leave it out."""
+
+LAST_YEAR = 1998
+"""In which the ratings of MovieLens 100K end. Years of release are counted back from it: the model takes logarithms, in
+which 1950 and 1995 would be almost the same."""
+
+AGES = (18, 25, 35, 45, 50, 56)
+"""Where age groups begin, those of GroupLens's later data sets; the first group is all below."""
+
+BINARY = (*GENRES, "is_male", *(f"age_group_{group}" for group in range(len(AGES) + 1)), *OCCUPATIONS)
+
+DISCRETE = ("user", "item", "gender", "age_group", "occupation", "year")
+"""From 0 on: user and film in the order of their ids, whether male, the age group, the position in OCCUPATIONS, and the
+years from FIRST_YEAR to the film's release, 0 where these are unknown."""
+
+FIRST_YEAR = 1900
+
+
+def movielens_table(data: MovieLens) -> dict[str, NDArray[Any]]:
+    """All ratings as columns of recap_columns(), in the order of `data`: `continuous` float32 [ratings, CONTINUOUS],
+    `binary` uint8 [ratings, BINARY], `discrete` int64 [ratings, DISCRETE] and the TASKS int8 [ratings]."""
+    user, item, rating = data.user, data.item, data.rating
+    age_group = np.searchsorted(AGES, data.age, side="right")
+    year = np.nan_to_num(np.maximum(data.year - FIRST_YEAR, 0), nan=0).astype(np.int64)
+    history = history_features(user, item, rating, data.timestamp, data.genres)
+    side = np.stack([LAST_YEAR - data.year[item], data.age[user]], axis=1)
+    binary = [
+        data.genres[item],
+        data.is_male[user, None],
+        np.arange(len(AGES) + 1) == age_group[user, None],
+        np.arange(len(OCCUPATIONS)) == data.occupation[user, None],
+    ]
+    discrete = [user, item, data.is_male[user], age_group[user], data.occupation[user], year[item]]
+    labels = (rating >= 4, rating == 5, rating <= 2)
+    return {
+        "continuous": np.concatenate([side, history], axis=1).astype(np.float32),
+        "binary": np.concatenate(binary, axis=1).astype(np.uint8),
+        "discrete": np.stack(discrete, axis=1).astype(np.int64),
+        **{task: label.astype(np.int8) for task, label in zip(TASKS, labels, strict=True)},
+    }
+
+
+def split_by_time(table: dict[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
+    """The first 80%, the next 10% and the last 10% of the rows, by SPLITS."""
+    num_rows = len(table["discrete"])
+    bounds = [0, num_rows * 8 // 10, num_rows * 9 // 10, num_rows]
+    return {
+        split: {name: values[start:stop] for name, values in table.items()}
+        for split, (start, stop) in zip(SPLITS, itertools.pairwise(bounds), strict=True)
+    }
+
+
+def prepare(directory: Path, out: Path) -> dict[str, dict[str, NDArray[Any]]]:
+    """Writes the MovieLens in `directory` to `out`, which appears when complete; returns the columns of each split.
+
+    The bytes depend on the ratings, users and films alone, not on their order in the files, nor on the layout.
+
+    Raises:
+      UserError: the files are not as they should be (read_movielens), are of fewer than 10 ratings, or `out` can't be
+        written, or exists and is not an empty directory.
+    """
+    with atomic_directory(out) as partial:
+        data = read_movielens(directory)
+        if len(data.rating) < 10:
+            raise UserError(f"--input {directory}: {len(data.rating)} rating(s), too few for a split of 80/10/10")
+        splits = split_by_time(movielens_table(data))
+        columns = recap_columns(Widths(len(CONTINUOUS), len(BINARY), len(DISCRETE)), TASKS)
+        for split, rows in splits.items():
+            (partial / split).mkdir()
+            with TableWriter(partial / split / "part-00000.parquet", columns) as writer:
+                writer.write(rows)
+        write_schema_json(partial / "schema.json", columns)
+    return splits
+
+
+def report(out: Path, splits: dict[str, dict[str, NDArray[Any]]]) -> str:
+    """What was made: rows and base rates of the splits, and what the models of the discrete features need to know."""
+    shares = [[task, *(rows[task].mean() for rows in splits.values())] for task in TASKS]
+    table = tabulate(shares, headers=["task", *(f"{split}" for split in SPLITS)], floatfmt=".4f")
+    counts = ", ".join(f"{len(rows['discrete'])} {split}" for split, rows in splits.items())
+    users, items = (max(int(rows["discrete"][:, index].max()) for rows in splits.values()) + 1 for index in (0, 1))
+    return f"base rates\n{table}\n{out}: {counts} rows of {users} users and {items} films"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; the exit status: 0, or 2 after a user's mistake."""
+    parser = argparse.ArgumentParser(prog="python -m projects.home.recap.tools.movielens", description=DESCRIPTION)
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        help="directory of u.data, u.user, u.item, or of ml-100k.inter, .user, .item",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="directory to make; must not exist, or be empty")
+    options = parser.parse_args(arguments)
+    try:
+        splits = prepare(options.input, options.out)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write(report(options.out, splits) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

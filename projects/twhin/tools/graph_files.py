@@ -1,0 +1,65 @@
+"""The files of a prepared graph: train/, validation/, test/ with edges, vocabulary/ with a file per table."""
+
+import contextlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.files.table_writer import Column, TableWriter
+
+EDGES = [Column("lhs", "int64"), Column("rel", "int64"), Column("rhs", "int64")]
+"""Of a table of edges: row of the left entity, id of the relation, row of the right entity."""
+
+SPLITS = ("train", "validation", "test")
+
+# Rows are shuffled within row groups, and lanes read their own: there are to be more than a few.
+_ROW_GROUP_SIZE = 16_384
+_ROWS_PER_FILE = 64 * _ROW_GROUP_SIZE
+
+
+def vocabulary_path(folder: Path, table: str) -> Path:
+    """Of a table's vocabulary in the folder of a graph."""
+    return folder / "vocabulary" / f"{table}.parquet"
+
+
+class EdgeWriter:
+    """Writes edges to part-00000.parquet, part-00001.parquet, ... of a folder that it makes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.num_edges = 0
+        self._folder = folder
+        self._part = -1
+        self._open = contextlib.ExitStack()
+        self._writer: TableWriter | None = None
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def write(self, lhs: NDArray[np.int64], rel: NDArray[np.int64], rhs: NDArray[np.int64]) -> None:
+        """Appends edges [edges]."""
+        for start in range(0, len(lhs), _ROWS_PER_FILE):
+            edges: dict[str, NDArray[Any]] = {"lhs": lhs, "rel": rel, "rhs": rhs}
+            self._append({name: values[start : start + _ROWS_PER_FILE] for name, values in edges.items()})
+        self.num_edges += len(lhs)
+
+    def _append(self, edges: dict[str, NDArray[Any]]) -> None:
+        if self._writer is None or self._writer.num_rows >= _ROWS_PER_FILE:
+            self._open.close()
+            self._part += 1
+            path = self._folder / f"part-{self._part:05d}.parquet"
+            self._writer = self._open.enter_context(TableWriter(path, EDGES, _ROW_GROUP_SIZE))
+        self._writer.write(edges)
+
+
+def names_path(folder: Path) -> Path:
+    """Of the names of relations in the folder of a graph, a line each, in the order of their ids."""
+    return folder / "relations.txt"

@@ -1,0 +1,67 @@
+"""Programs whose output nobody takes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.root import ROOT
+
+PROGRAM = """
+import logging, os, sys
+from common.process.logging import setup_logging
+from common.process.standard_streams import make_forgiving, print_report
+
+make_forgiving()
+setup_logging(0)
+logging.getLogger("core").info("first")
+sys.stdin.readline()  # by now the reader has left
+for _ in range(5):
+    logging.getLogger("core").info("more" * 10_000)
+file = os.open(os.devnull, os.O_RDONLY)
+print_report("the report\\n" * 10_000)
+with open(sys.argv[1], "w") as done:
+    done.write(f"{file > 2}")
+"""
+
+
+REPORT = "the report\n" * 10_000
+
+
+def start(done: Path, redirections: str, stdout: int, stderr: int) -> "subprocess.Popen[str]":
+    command = ["sh", "-c", f'exec "$0" "$@" {redirections}', sys.executable, "-c", PROGRAM, str(done)]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, text=True)
+
+
+@pytest.mark.parametrize(
+    ("redirections", "printed"),
+    [
+        ("2>/dev/full", REPORT),
+        ("2>&-", REPORT),
+        (">/dev/full", ""),
+        (">&-", ""),
+        (">/dev/full 2>&1", ""),
+        (">&- 2>&-", ""),
+    ],
+)
+def test_what_cannot_be_written_ends_nothing(tmp_path: Path, redirections: str, printed: str) -> None:
+    process = start(tmp_path / "done", redirections, subprocess.PIPE, subprocess.PIPE)
+    stdout, stderr = process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    assert (tmp_path / "done").read_text() == "True"
+    assert stdout == printed
+    lost = "standard output can't be written (No space left on device); the report is lost" in stderr
+    assert lost == (redirections == ">/dev/full")
+
+
+def test_a_reader_that_leaves_ends_nothing(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    process = start(tmp_path / "done", "", write, write)
+    os.close(write)
+    with os.fdopen(read) as reader:
+        assert "INFO first" in reader.readline()
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    assert (tmp_path / "done").exists()

@@ -1,0 +1,64 @@
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from common.distributed.world import World
+from common.tracking.measurement import Measurement
+from core.loop.progress import ProgressReport
+from tests.support.root import ROOT
+from tests.support.toy import ALONE, CPU
+
+LOGGED = Measurement(
+    10,
+    "train",
+    None,
+    {"loss": 0.25, "skipped_updates": 0},
+    {"examples_per_second": 1234.4, "data_wait_share": 0.071},
+)
+PROGRAM = """
+from core.loop.progress import ProgressReport
+from tests.core.loop.test_progress import LOGGED
+from tests.support.toy import ALONE
+report = ProgressReport(ALONE, 0, 20)
+for _ in range(10):
+    report.step()
+report.logged(LOGGED)
+report.close()
+"""
+
+
+def test_plain_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    ProgressReport(ALONE, 0, 20).logged(LOGGED)
+    assert caplog.messages == ["step 10 of 20: loss 0.25000, examples/s 1,234, waiting for data 7%"]
+
+
+def test_updates_left_out_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = {"loss": None, "skipped_updates": 3}
+    ProgressReport(ALONE, 0, 20).logged(Measurement(10, "train", None, metrics, LOGGED.timing))
+    assert "loss not finite" in caplog.messages[0]
+    assert caplog.messages[1] == "3 update(s) left out before step 10: gradients not finite"
+
+
+@pytest.mark.parametrize("columns", [0, 120])
+def test_a_bar_on_a_terminal_also_of_unknown_width(columns: int) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", PROGRAM], stderr=theirs, env=environment, timeout=60, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "10/20" in shown
+    assert "loss=0.25000" in shown
+
+
+def test_other_ranks_have_no_bar() -> None:
+    report = ProgressReport(World(1, 1, 2, CPU), 0, 20)
+    report.step()
+    report.close()

@@ -1,0 +1,176 @@
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from common.distributed.world import World
+from common.optimizers.config import LearningRate, PiecewiseConstant
+from core.loop.step import TrainStep
+from tests.support.toy import (
+    CPU,
+    ToyBatch,
+    ToyModel,
+    gradients,
+    largest_difference,
+    toy_batch,
+    toy_step,
+    true_gradients,
+)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_gradients_of_micro_batches_are_those_of_the_whole_batch(count):
+    batch = toy_batch(24)
+    model = ToyModel()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    loss, skipped = toy_step(model)(batch.parts(count), 1)
+
+    expected = true_gradients(batch)
+    assert largest_difference(gradients(model), expected) < 1e-6
+    moved = {name: before[name] - p.detach() for name, p in model.named_parameters()}
+    assert largest_difference(moved, expected) < 1e-6
+    assert skipped.item() == 0
+    assert loss.item() == pytest.approx(ToyModel()(batch)[0].item(), abs=1e-6)
+    assert not loss.requires_grad
+
+
+def test_gradients_do_not_pile_up_over_steps():
+    model = ToyModel()
+    step = toy_step(model, learning_rate=LearningRate(constant=0.0))
+    for number in (1, 2, 3):
+        step([toy_batch(8)], number)
+    assert largest_difference(gradients(model), true_gradients(toy_batch(8))) < 1e-6
+
+
+def norm_of(tensors: dict[str, torch.Tensor]) -> float:
+    return math.sqrt(sum(t.double().square().sum().item() for t in tensors.values()))
+
+
+@pytest.mark.parametrize("amp", [None, torch.float16])
+@pytest.mark.parametrize("share", [0.25, 4.0])
+def test_clipping_scales_down_to_the_norm_after_unscaling(amp, share):
+    batch = toy_batch(16)
+    unclipped = ToyModel()
+    toy_step(unclipped, amp=amp)([batch], 1)
+    truth = gradients(unclipped)
+    norm = norm_of(truth)
+    assert norm == pytest.approx(norm_of(true_gradients(batch)), rel=1e-2), "unscaled"
+
+    model = ToyModel()
+    toy_step(model, amp=amp, max_grad_norm=share * norm)([batch], 1)
+    coefficient = min(1.0, share * norm / (norm + 1e-6))
+    expected = {name: gradient.double() * coefficient for name, gradient in truth.items()}
+    assert largest_difference(gradients(model), expected) < 1e-7
+
+
+@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fused", [False, True])
+def test_autocast_trains(amp, fused):
+    model = ToyModel()
+    optimizer = torch.optim.Adam(model.parameters(), fused=fused)
+    step = toy_step(model, optimizer=optimizer, learning_rate=LearningRate(constant=0.02), amp=amp)
+    losses = [step([toy_batch(64)], number) for number in range(1, 61)]
+    assert sum(skipped.item() for _, skipped in losses) == 0
+    assert losses[-1][0].item() < 0.6 * losses[0][0].item()
+    assert step.scaler.is_enabled() == (amp == torch.float16)
+    with step._autocast():
+        assert model(toy_batch(2))[1]["logits"].dtype == amp
+
+
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+    "Adam": (torch.optim.Adam, {}),
+    "fused Adam": (torch.optim.Adam, {"fused": True}),
+    "fused SGD": (torch.optim.SGD, {"momentum": 0.9, "fused": True}),
+}
+
+
+def stepper(model: ToyModel, kind: str, amp: torch.dtype | None) -> tuple[TrainStep, torch.optim.Optimizer]:
+    make, options = OPTIMIZERS[kind]
+    optimizer = make(model.parameters(), **{"lr": 0.1, **options})
+    rate = LearningRate(constant=0.01)
+    return toy_step(model, optimizer=optimizer, learning_rate=rate, amp=amp, max_grad_norm=1.0), optimizer
+
+
+def bad_batch() -> ToyBatch:
+    batch = toy_batch(8, seed=2)
+    batch.weights[3, 1] = math.nan
+    return batch
+
+
+@pytest.mark.parametrize("amp", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_loss_that_is_not_finite_changes_nothing(kind, amp):
+    model = ToyModel(batch_norm=True)
+    step, optimizer = stepper(model, kind, amp)
+    _, skipped = step([toy_batch(8, seed=1)], 1)
+    assert skipped.item() == 0
+    weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict()["state"])
+
+    # One bad micro-batch spoils the step, also where it is not the last.
+    loss, skipped = step([bad_batch(), toy_batch(8, seed=3)], 2)
+    assert math.isnan(loss.item())
+    assert skipped.item() == 1
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    for index, values in optimizer.state_dict()["state"].items():
+        assert all(torch.equal(state[index][key], value) for key, value in values.items())
+
+    # The next step is that of a run which never met the bad one.
+    _, skipped = step([toy_batch(8, seed=4)], 3)
+    assert skipped.item() == 0
+    spared = ToyModel(batch_norm=True)
+    spared_step, _ = stepper(spared, kind, amp)
+    spared_step([toy_batch(8, seed=1)], 1)
+    spared_step([toy_batch(8, seed=4)], 3)
+    tolerance = 1e-3 if amp == torch.float16 else 0.0  # the scaler has halved its scale
+    assert largest_difference(model.state_dict(), spared.state_dict()) <= tolerance
+    assert not torch.equal(model.out.weight, weights["out.weight"])
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_first_step_that_is_not_finite_changes_nothing(kind):
+    model = ToyModel()
+    step, _ = stepper(model, kind, None)
+    _, skipped = step([bad_batch()], 1)
+    assert skipped.item() == 1
+    assert largest_difference(model.state_dict(), ToyModel().state_dict()) == 0
+    step([toy_batch(8)], 2)
+    spared = ToyModel()
+    stepper(spared, kind, None)[0]([toy_batch(8)], 2)
+    assert largest_difference(model.state_dict(), spared.state_dict()) == 0
+
+
+def test_dropout_draws_depend_on_seed_step_and_rank_only():
+    def loss(seed: int, step: int, rank: int) -> float:
+        world = World(rank, rank, 1, CPU)
+        train_step = toy_step(ToyModel(dropout=0.5), seed=seed, world=world)
+        torch.rand(step + 17)  # what others draw does not matter
+        return train_step([toy_batch(16), toy_batch(16)], step)[0].item()
+
+    places = [(0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1), (1, 0, 0), (0, 0, 1)]
+    losses = [loss(*place) for place in places]
+    assert losses == [loss(*place) for place in places]
+    assert len(set(losses)) == len(places)
+
+
+def test_dropout_differs_between_micro_batches():
+    whole = toy_step(ToyModel(dropout=0.5))([toy_batch(16)], 1)[0].item()
+    twice = toy_step(ToyModel(dropout=0.5))([toy_batch(16), toy_batch(16)], 1)[0].item()
+    assert whole != twice
+
+
+def test_learning_rates_are_those_of_the_step_after_a_state_was_loaded():
+    staircase = LearningRate(
+        piecewise_constant=PiecewiseConstant(learning_rate_boundaries=[1, 2], learning_rate_values=[4.0, 0.5, 0.25])
+    )
+    model = ToyModel()
+    optimizer = torch.optim.SGD(model.parameters(), lr=99.0)
+    step = toy_step(model, optimizer=optimizer, learning_rate=staircase)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # makes new parameter groups
+    for number, rate in ((1, 4.0), (2, 0.5), (3, 0.25)):
+        before = model.out.weight.detach().clone()
+        step([toy_batch(8)], number)
+        assert model.out.weight.grad is not None
+        expected = before.double() - rate * model.out.weight.grad.double()
+        torch.testing.assert_close(model.out.weight.detach().double(), expected, rtol=0, atol=1e-6)

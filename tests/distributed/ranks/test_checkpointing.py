@@ -1,0 +1,101 @@
+"""Two ranks write one checkpoint; one process reads it."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from common.checkpointing.directory import complete_steps
+from common.checkpointing.manifest import CheckpointError
+from common.checkpointing.reader import CheckpointReader, read_state, read_tensors
+from common.checkpointing.writer import write_checkpoint
+from common.distributed.world import World
+from core.models.dense import parallelize, unwrap
+from core.run.state import load_model, load_optimizer, training_tensors
+from tests.support.faults import full_disk
+from tests.support.ranks import run_ranks
+from tests.support.toy import ToyModel, toy_batch, toy_step
+
+
+def _trained(world: World) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    model = ToyModel()
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    wrapped = parallelize(model, world)
+    step = toy_step(wrapped, optimizer=optimizer, world=world)
+    for number in (1, 2):
+        step([toy_batch(8, seed=10 * number + world.rank)], number)
+    return unwrap(wrapped), optimizer
+
+
+def worker(world: World, root: Path) -> dict[str, Any]:
+    group = dist.new_group(backend="gloo")
+    model, optimizer = _trained(world)
+    tensors = training_tensors(model, optimizer)
+    path = write_checkpoint(root, 2, tensors, {"rank": world.rank, "x": 0.1 + 0.2}, group)
+    found: dict[str, Any] = {
+        "seen at once": complete_steps(root),
+        "tensors": {name: tensor.detach().clone() for name, tensor in tensors.items()},
+        "state": read_state(path),
+    }
+    restored = ToyModel()
+    fresh = torch.optim.Adam(restored.parameters(), fused=True)
+    with CheckpointReader(path) as checkpoint:
+        load_model(restored, checkpoint)
+        load_optimizer(restored, fresh, checkpoint)
+    found["restored"] = {name: t.detach().clone() for name, t in training_tensors(restored, fresh).items()}
+
+    # The disk refuses rank 1 alone, then rank 0 alone.
+    for step, refused in ((3, 1), (4, 0)):
+        with full_disk(16) if world.rank == refused else contextlib.nullcontext():
+            try:
+                write_checkpoint(root, step, tensors, {}, group)
+            except CheckpointError as error:
+                found[f"refused {refused}"] = str(error)
+    write_checkpoint(root, 5, tensors, {}, group)
+    found["seen in the end"] = complete_steps(root)
+    return found
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run") / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def ranks(root: Path) -> list[dict[str, Any]]:
+    return run_ranks(worker, root)
+
+
+def test_one_process_reads_what_two_ranks_have_written_bit_for_bit(ranks, root):
+    found = read_tensors(root / "2")
+    for rank in ranks:
+        assert found.keys() == rank["tensors"].keys()
+        assert all(torch.equal(tensor, found[name]) for name, tensor in rank["tensors"].items())
+    files = {path.name for path in (root / "2").iterdir()}
+    assert {"__0_0.distcp", "__1_0.distcp"} <= files, "each rank wrote a part"
+
+
+def test_both_ranks_read_it_back(ranks):
+    for rank in ranks:
+        assert rank["state"] == {"rank": 0, "x": 0.1 + 0.2}
+        assert rank["restored"].keys() == rank["tensors"].keys()
+        assert all(torch.equal(tensor, rank["restored"][name]) for name, tensor in rank["tensors"].items())
+
+
+def test_a_checkpoint_is_visible_to_all_ranks_when_it_is_written(ranks):
+    assert [rank["seen at once"] for rank in ranks] == [[2], [2]]
+
+
+@pytest.mark.parametrize(("refused", "step"), [(0, 4), (1, 3)])
+def test_what_the_disk_refuses_to_one_rank_is_an_error_on_both(ranks, root, refused, step):
+    for rank in ranks:
+        message = rank[f"refused {refused}"]
+        assert message == f"{root}/{step}: the checkpoint can't be written: File too large. Complete checkpoints: [2]"
+
+
+def test_saving_goes_on_after_an_error(ranks, root):
+    assert [rank["seen in the end"] for rank in ranks] == [[2, 5], [2, 5]]
+    assert read_tensors(root / "5").keys() == ranks[0]["tensors"].keys()

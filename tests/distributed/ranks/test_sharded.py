@@ -1,0 +1,331 @@
+"""Embedding tables on one, two and three ranks: the same values, updates and checkpoints, however they are spread."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from common.batch import Batch
+from common.checkpointing.reader import CheckpointReader, read_tensors
+from common.checkpointing.writer import write_checkpoint
+from common.distributed.world import World
+from common.errors import ConfigError
+from common.modules.embedding.config import EmbeddingBagConfig
+from common.modules.embedding.tables import build_tables, look_up
+from common.optimizers.build import build_optimizer
+from common.optimizers.config import OptimizerConfig
+from common.optimizers.learning_rate import JoinedSchedules
+from core.autocast import Autocast
+from core.loop.step import TrainStep
+from core.models.dense import num_parameters, parallelize
+from core.models.sharded import ShardedModel, TableScheduler, shard
+from core.models.table_rows import mean_norms, set_rows
+from core.run.state import load_model, load_optimizer, training_tensors
+from tests.support.ranks import run_ranks
+
+DIM = 8
+# One name is the beginning of the other.
+ROWS = {"user": 37, "user_geo": 11}
+STEPS = 3
+BATCH = 24
+
+RATE = {"piecewise_constant": {"learning_rate_boundaries": [1], "learning_rate_values": [0.5, 0.1]}}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"sgd": {"lr": 0.3}},
+    "adagrad": {"learning_rate": RATE, "adagrad": {"lr": 9.0}},
+    "row_wise_adagrad": {"row_wise_adagrad": {"lr": 0.2}},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs(Batch):
+    user: torch.Tensor
+    geo: torch.Tensor
+
+
+def batch_of(step: int, begin: int, end: int) -> Pairs:
+    random = np.random.default_rng(step)
+    # Rows come up several times in a batch.
+    user, geo = (torch.from_numpy(random.integers(0, rows // 2, BATCH)) for rows in ROWS.values())
+    return Pairs(user[begin:end], geo[begin:end])
+
+
+class TwoTables(nn.Module):
+    """Squared difference of a dot product, through a dense vector, and 1: a mean over the batch."""
+
+    def __init__(self, configs: list[EmbeddingBagConfig]) -> None:
+        super().__init__()
+        self.tables = build_tables(configs)
+        self.between = nn.Parameter(torch.linspace(0.5, 1.5, DIM))
+
+    def forward(self, batch: Pairs) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        rows = look_up(self.tables, list(ROWS), {"user": batch.user, "user_geo": batch.geo})
+        return ((rows["user"] * self.between * rows["user_geo"]).sum(1) - 1).square().mean(), {}
+
+
+def configs_of(optimizer: str, sharding: str | None) -> list[EmbeddingBagConfig]:
+    # The second table's rate is another.
+    options = [OPTIMIZERS[optimizer], {**OPTIMIZERS[optimizer], "learning_rate": {"constant": 0.05}}]
+    return [
+        EmbeddingBagConfig.model_validate(
+            {
+                "name": name,
+                "num_embeddings": rows,
+                "embedding_dim": DIM,
+                "init_scale": 0.5,
+                "optimizer": option,
+                "sharding": sharding,
+            }
+        )
+        for (name, rows), option in zip(ROWS.items(), options, strict=True)
+    ]
+
+
+def built(
+    world: World, optimizer: str, sharding: str | None
+) -> tuple[ShardedModel, torch.optim.Optimizer, JoinedSchedules]:
+    configs = configs_of(optimizer, sharding)
+    model = shard(TwoTables(configs), configs, "tables", world, seed=5, deterministic=True)
+    dense = OptimizerConfig.model_validate({"adagrad": {"lr": 0.1}})
+    dense_optimizer, rates = build_optimizer([model.module.get_parameter("between")], dense, "between")
+    of_tables = TableScheduler(model, {config.name: config.optimizer.rate for config in configs})
+    return model, dense_optimizer, JoinedSchedules(rates, of_tables)
+
+
+def save(root: Path, model: ShardedModel, optimizer: torch.optim.Optimizer, group: Any) -> Path:
+    return write_checkpoint(root, STEPS, training_tensors(model, optimizer), {}, group)
+
+
+def train(world: World, root: Path, optimizer: str, sharding: str | None) -> dict[str, Any]:
+    model, dense_optimizer, rates = built(world, optimizer, sharding)
+    group = dist.new_group(backend="gloo") if world.size > 1 else None
+    begin = save(root / "begin", model, dense_optimizer, group)
+    step = TrainStep(
+        parallelize(model, world), dense_optimizer, rates, world=world, autocast=Autocast(world.device, None)
+    )
+    share = BATCH // world.size
+    losses = []
+    for number in range(1, STEPS + 1):
+        loss, skipped = step([batch_of(number, world.rank * share, (world.rank + 1) * share)], number)
+        assert not skipped.item()
+        losses.append(loss.item())
+    end = save(root / "end", model, dense_optimizer, group)
+    return {
+        "begin": read_tensors(begin),
+        "end": read_tensors(end),
+        "losses": losses,
+        "norms": mean_norms(model.tables()),
+        "parameters": num_parameters(model),
+        "rates": rates.at(2),
+        "shards": [tuple(local.metadata.shard_sizes) for local in model.tables()["user"].local_shards()],
+    }
+
+
+def trains(world: World, root: Path, cases: list[tuple[str, str | None]]) -> list[dict[str, Any]]:
+    return [train(world, root / f"{optimizer}-{sharding}", optimizer, sharding) for optimizer, sharding in cases]
+
+
+CASES: list[tuple[str, str | None]] = [
+    ("sgd", "row_wise"),
+    ("adagrad", "row_wise"),
+    ("adagrad", "table_wise"),
+    ("adagrad", "column_wise"),
+    ("row_wise_adagrad", "row_wise"),
+    ("row_wise_adagrad", None),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sharding")
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path) -> dict[tuple[str, str | None], dict[str, Any]]:
+    return dict(zip(CASES, run_ranks(trains, folder / "one", CASES, world_size=1)[0], strict=True))
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> list[dict[tuple[str, str | None], dict[str, Any]]]:
+    return [dict(zip(CASES, rank, strict=True)) for rank in run_ranks(trains, folder / "two", CASES)]
+
+
+def truth(optimizer: str, begin: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same steps with dense float64 tensors and the definitions of the optimizers."""
+    weights = {name: begin[f"model.tables.embeddings.{name}.weight"].double().requires_grad_() for name in ROWS}
+    between = begin["model.between"].double().requires_grad_()
+    sums = {name: torch.zeros_like(weight) for name, weight in {**weights, "between": between}.items()}
+    for number in range(1, STEPS + 1):
+        batch = batch_of(number, 0, BATCH)
+        dot = (weights["user"][batch.user] * between * weights["user_geo"][batch.geo]).sum(1)
+        parameters = {**weights, "between": between}
+        gradients = torch.autograd.grad((dot - 1).square().mean(), list(parameters.values()))
+        rates = {
+            "user": {"sgd": 0.3, "adagrad": 0.5 if number == 1 else 0.1, "row_wise_adagrad": 0.2}[optimizer],
+            "user_geo": 0.05,
+            "between": 0.1,
+        }
+        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+            kind = "adagrad" if name == "between" else optimizer
+            square = gradient.square()
+            sums[name] += square.mean(1, keepdim=True) if kind == "row_wise_adagrad" else square
+            change = gradient if kind == "sgd" else gradient / (sums[name].sqrt() + 1e-10)
+            with torch.no_grad():
+                parameter -= rates[name] * change
+    return {f"model.tables.embeddings.{name}.weight": weights[name].detach() for name in ROWS} | {
+        "model.between": between.detach()
+    }
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_one_rank_makes_the_updates_of_the_optimizers_definitions(one, case):
+    expected = truth(case[0], one[case]["begin"])
+    for name, tensor in expected.items():
+        assert (one[case]["end"][name].double() - tensor).abs().max() < 1e-5, name
+        assert (one[case]["end"][name] - one[case]["begin"][name]).abs().max() > 1e-3, "otherwise nothing is compared"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_two_ranks_make_the_updates_of_one_on_the_global_batch(one, two, case):
+    expected, found = one[case]["end"], two[0][case]["end"]
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].double() - tensor.double()).abs().max() < 1e-5, name
+    for position, loss in enumerate(one[case]["losses"]):
+        assert sum(rank[case]["losses"][position] for rank in two) / 2 == pytest.approx(loss, rel=1e-5)
+
+
+def test_initial_values_depend_on_neither_ranks_nor_plan(one, two):
+    name = "model.tables.embeddings.user.weight"
+    expected = one[CASES[0]]["begin"][name]
+    assert all(torch.equal(run[case]["begin"][name], expected) for run in (one, *two) for case in CASES)
+    assert 0.35 < expected.std() < 0.65
+    assert (
+        abs(
+            np.corrcoef(expected[:11].flatten(), one[CASES[0]]["begin"][name.replace("user", "user_geo")].flatten())[
+                0, 1
+            ]
+        )
+        < 0.4
+    )
+
+
+def test_tables_are_spread_as_they_ask(two):
+    rows = ROWS["user"]
+    shards = {
+        sharding: [rank["adagrad", sharding]["shards"] for rank in two] for sharding in ("row_wise", "column_wise")
+    }
+    assert shards == {"row_wise": [[(19, DIM)], [(18, DIM)]], "column_wise": [[(rows, DIM // 2)], [(rows, DIM // 2)]]}
+    assert sorted(two[rank]["adagrad", "table_wise"]["shards"] for rank in (0, 1)) == [[], [(rows, DIM)]]
+
+
+def test_checkpoints_have_the_states_of_the_optimizers_that_have_one(two):
+    states = {
+        case: {name: tuple(tensor.shape) for name, tensor in two[0][case]["end"].items() if name.startswith("table_")}
+        for case in CASES
+    }
+    assert states["sgd", "row_wise"] == {}
+    whole = {
+        f"table_optimizer.{name}.momentum1.tables.embeddings.{name}.weight": (rows, DIM) for name, rows in ROWS.items()
+    }
+    assert states["adagrad", "row_wise"] == states["adagrad", "table_wise"] == whole
+    assert set(states["row_wise_adagrad", "row_wise"].values()) == {(rows,) for rows in ROWS.values()}
+
+
+def test_norms_rates_and_sizes_are_the_same_on_all_ranks(one, two):
+    for case in CASES:
+        weights = {name: two[0][case]["end"][f"model.tables.embeddings.{name}.weight"] for name in ROWS}
+        for run in two:
+            for name, weight in weights.items():
+                assert run[case]["norms"][name] == pytest.approx(weight.double().norm(dim=1).mean().item())
+            assert run[case]["parameters"] == DIM * (sum(ROWS.values()) + 1)
+            assert run[case]["rates"] == one[case]["rates"]
+    assert one["adagrad", "row_wise"]["rates"] == {"between": 0.1, "table/user": 0.1, "table/user_geo": 0.05}
+
+
+# --- Other numbers of ranks ---
+
+
+def reloads(world: World, saved: Path, root: Path, cases: list[tuple[str, str | None]]) -> list[dict[str, Any]]:
+    """Loads what others have saved, saves it again as it is."""
+    group = dist.new_group(backend="gloo") if world.size > 1 else None
+    found = []
+    for optimizer, sharding in cases:
+        path = saved / f"{optimizer}-{sharding}/end/{STEPS}"
+        model, dense_optimizer, _ = built(world, optimizer, sharding)
+        with CheckpointReader(path) as checkpoint:
+            load_model(model, checkpoint)
+            load_optimizer(model, dense_optimizer, checkpoint)
+        again = save(root / f"{world.size}-{optimizer}-{sharding}", model, dense_optimizer, group)
+        found.append(read_tensors(again))
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_what_two_ranks_saved_is_bit_equal_on_another_number(two, folder, world_size):
+    ranks = run_ranks(reloads, folder / "two", folder / "again", CASES, world_size=world_size)
+    for case, found in zip(CASES, ranks[0], strict=True):
+        expected = two[0][case]["end"]
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items()), case
+
+
+# --- Rows, and what can't work ---
+
+
+def odds(world: World) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    model, _, _ = built(world, "sgd", "row_wise")
+    weights = model.tables()
+    rows = np.array([30, 0, 18, 19, 36])
+    set_rows(weights["user"], rows, np.arange(len(rows) * DIM, dtype=np.float32).reshape(-1, DIM))
+    ids = torch.tensor([0, 36, 18, 19, 30]) if world.rank == 0 else torch.empty(0, dtype=torch.int64)
+    with torch.no_grad():
+        found["rows"] = look_up(model.module.get_submodule("tables"), list(ROWS), {"user": ids})["user"].tolist()
+    wrong: dict[str, dict[str, Any]] = {
+        "adam": {"optimizer": {"adam": {"lr": 0.1}}},
+        "odd": {"embedding_dim": 6},
+        "momentum": {"optimizer": {"sgd": {"lr": 0.1, "momentum": 0.9}}},
+        "apart": {"optimizer": {"row_wise_adagrad": {"lr": 0.1}}, "sharding": "column_wise"},
+        "huge": {"num_embeddings": 10**12},
+    }
+    for name, changes in wrong.items():
+        first = configs_of("sgd", None)[0].model_dump() | changes
+        second = configs_of("sgd", None)[1].model_dump() | {"embedding_dim": first["embedding_dim"]}
+        configs = [EmbeddingBagConfig.model_validate(table) for table in (first, second)]
+        try:
+            shard(TwoTables(configs), configs, "model.embeddings.tables", world, seed=0, deterministic=False)
+        except ConfigError as error:
+            found[name] = str(error)
+    return found
+
+
+@pytest.fixture(scope="module")
+def odd() -> list[dict[str, Any]]:
+    return run_ranks(odds)
+
+
+def test_rows_are_set_where_they_are(odd):
+    order = [1, 4, 2, 3, 0]
+    assert odd[0]["rows"] == [[float(DIM * index + column) for column in range(DIM)] for index in order]
+    assert odd[1]["rows"] == [], "a rank without ids takes part"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adam", "model.embeddings.tables[0].optimizer.adam: TorchRec updates tables with Adam on CUDA only"),
+        ("odd", "model.embeddings.tables[0].embedding_dim: 6 given"),
+        ("momentum", "model.embeddings.tables[0].optimizer.sgd.momentum: 0.9 given, but"),
+        ("apart", "model.embeddings.tables[0].sharding: column_wise cuts rows apart"),
+        ("huge", "model.embeddings.tables: the tables can't be spread over 2 process(es) (user: any, "),
+    ],
+)
+def test_what_can_not_work_is_refused_with_the_reason(odd, name, message):
+    assert [rank[name].startswith(message) for rank in odd] == [True, True], odd[0][name]

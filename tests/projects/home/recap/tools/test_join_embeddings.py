@@ -1,0 +1,206 @@
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from common.errors import UserError
+from common.files.embedding_files import write_embeddings
+from common.files.table_writer import TableWriter
+from common.reader.files import matching_files
+from common.reader.parquet import ParquetTable
+from common.reader.vectors import with_lists
+from projects.home.recap.data.config import RecapDataConfig
+from projects.home.recap.data.dataset import RecapDataset
+from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json
+from projects.home.recap.tools.join_embeddings import Source, join_embeddings, main
+
+USERS = {3: [0.5, -1.0, 2.0], 2**60 + 1: [4.0, 0.0, 0.25], 10: [-3.0, 1.0, 1.0]}
+AUTHORS = {"10": [7.0, 8.0], "eve": [9.0, 9.0], "-4": [0.5, 0.5], "010": [1.0, 1.0]}
+USER_IDS = [10, 99, 3, 10, 2**60 + 1, 2**60, 3]
+AUTHOR_IDS = [-4, 10, 10, 5, 0, -4, 10]
+
+
+def write_table(folder: Path, embedding: int = 0) -> Path:
+    """Of two files with two row groups each, and one column that the project doesn't know."""
+    columns = recap_columns(Widths(2, 1, embedding=embedding), ["clicked"], ids=True)
+    rng = np.random.default_rng(0)
+    for split, rows in (("train", slice(0, 4)), ("validation", slice(4, 7))):
+        (folder / split).mkdir(parents=True)
+        arrays: dict[str, np.ndarray[Any, Any]] = {
+            "continuous": rng.standard_normal((7, 2), np.float32)[rows],
+            "binary": rng.integers(0, 2, (7, 1)).astype(np.uint8)[rows],
+            "meta__user_id": np.array(USER_IDS)[rows],
+            "meta__author_id": np.array(AUTHOR_IDS)[rows],
+            "meta__tweet_id": np.arange(7)[rows],
+            "clicked": rng.integers(0, 2, 7).astype(np.int8)[rows],
+        }
+        for column in columns:
+            if column.name.endswith("embedding"):
+                arrays[column.name] = np.ones((7, embedding), np.float32)[rows]
+        with TableWriter(folder / split / "part-00000.parquet", columns, row_group_size=3) as writer:
+            writer.write(arrays)
+    write_schema_json(folder / "schema.json", columns)
+    return folder
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> dict[str, Source]:
+    for name, embeddings in (("user", USERS), ("author", AUTHORS)):
+        entities = pa.array(list(embeddings))
+        write_embeddings(tmp_path / f"{name}.parquet", entities, np.array(list(embeddings.values()), np.float32))
+    return {
+        "user_embedding": Source("meta__user_id", str(tmp_path / "user.parquet")),
+        "author_embedding": Source("meta__author_id", str(tmp_path / "author.parquet")),
+    }
+
+
+def read(path: Path) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = with_lists(pq.read_table(path)).to_pydict()
+    return columns
+
+
+def lengths(folder: Path) -> dict[str, int]:
+    return {e["feature_name"]: e["length"] for e in json.loads((folder / "schema.json").read_text())["schema"]}
+
+
+@pytest.mark.parametrize("embedding", [0, 5])
+def test_columns_are_looked_up_by_ids_and_the_rest_stays(tmp_path, sources, embedding):
+    data = write_table(tmp_path / "data", embedding)
+    joined = join_embeddings(data, out := tmp_path / "out", sources)
+    expected_users = [USERS.get(one, [0.0] * 3) for one in USER_IDS]
+    expected_authors = [AUTHORS.get(str(one), [0.0] * 2) for one in AUTHOR_IDS]
+    for split, rows in (("train", slice(0, 4)), ("validation", slice(4, 7))):
+        before, after = (read(folder / split / "part-00000.parquet") for folder in (data, out))
+        assert after.pop("user_embedding") == expected_users[rows]
+        assert after.pop("author_embedding") == expected_authors[rows]
+        kept = {name: values for name, values in before.items() if name not in sources}
+        assert after == kept
+        footers = [pq.read_metadata(folder / split / "part-00000.parquet") for folder in (data, out)]
+        sizes = [[f.row_group(group).num_rows for group in range(f.num_row_groups)] for f in footers]
+        assert sizes[0] == sizes[1]
+    assert {column: (result.num_rows, result.num_missing) for column, result in joined.items()} == {
+        "user_embedding": (7, 2),
+        "author_embedding": (7, 2),
+    }
+    assert lengths(out) == lengths(data) | {"user_embedding": 3, "author_embedding": 2}
+
+
+def test_the_heavy_ranker_reads_it(tmp_path, sources):
+    join_embeddings(write_table(tmp_path / "data"), out := tmp_path / "out", sources)
+    schema = {"schema_path": str(out / "schema.json")}
+    values = {
+        "inputs": f"{out}/*/*.parquet",
+        "global_batch_size": 7,
+        "lanes": 1,
+        "seg_dense_schema": schema,
+        "tasks": {"clicked": {}},
+    }
+    dataset = RecapDataset.open(RecapDataConfig.model_validate(values), ["clicked"], "train_data", evaluation=True)
+    (placed,) = dataset.reader(0, 1).evaluate()
+    batch = placed.batch
+    assert batch.user_embedding is not None
+    assert batch.author_embedding is not None
+    assert batch.user_embedding.tolist() == [USERS.get(one, [0.0] * 3) for one in USER_IDS]
+    assert batch.author_embedding.tolist() == [AUTHORS.get(str(one), [0.0] * 2) for one in AUTHOR_IDS]
+
+
+def test_ids_that_are_text(tmp_path, sources):
+    (data := tmp_path / "data").mkdir()
+    table = pa.table({"meta__user_id": ["3", "x", str(2**60 + 1)], "meta__author_id": ["eve", "010", "10"]})
+    pq.write_table(table, data / "a.parquet")
+    write_schema_json(data / "schema.json", recap_columns(Widths(2, 1)))
+    join_embeddings(data, tmp_path / "out", sources)
+    found = read(tmp_path / "out" / "a.parquet")
+    assert found["user_embedding"] == [USERS[3], [0.0] * 3, USERS[2**60 + 1]]
+    assert found["author_embedding"] == [AUTHORS["eve"], AUTHORS["010"], AUTHORS["10"]]
+
+
+def test_other_embeddings_of_the_same_size_are_other_data(tmp_path, sources):
+    """A resumed run is to see it."""
+    data = write_table(tmp_path / "data")
+
+    def fingerprint(out: Path) -> str:
+        join_embeddings(data, out, sources)
+        return ParquetTable(matching_files(f"{out}/*/*.parquet"), {}).fingerprint
+
+    before, again = fingerprint(tmp_path / "1"), fingerprint(tmp_path / "2")
+    write_embeddings(tmp_path / "user.parquet", pa.array(list(USERS)), np.ones((3, 3), np.float32))
+    assert before == again != fingerprint(tmp_path / "3")
+
+
+def test_mistakes_leave_nothing(tmp_path, sources):
+    data = write_table(tmp_path / "data")
+    user = sources["user_embedding"].path
+
+    def refused(data: Path = data, out: Path = tmp_path / "out", **changes: Source) -> str:
+        with pytest.raises(UserError) as caught:
+            join_embeddings(data, out, changes or sources)
+        assert not out.exists()
+        assert sorted(path.name for path in data.parent.iterdir() if path.name.startswith(".")) == []
+        return str(caught.value)
+
+    place = f"{data}/train/part-00000.parquet: row group 0"
+    assert refused(user_embedding=Source("meta__user", user)).startswith(
+        f"{place}: no column 'meta__user' to take ids from; give one of its columns: binary, clicked, "
+    )
+    assert refused(user_embedding=Source("continuous", user)).startswith(f"{place}: column 'continuous': fixed_size_")
+    assert refused(user_embedding=Source("meta__tweet_id", user + "x")).startswith(f"{user}x: no such file (looked")
+    (empty := tmp_path / "empty").mkdir()
+    for folder, files in ((Path(user).parent, "author.parquet, user.parquet"), (empty, "none")):
+        assert refused(user_embedding=Source("meta__user_id", str(folder))) == (
+            f"{folder}: a directory; give a file of embeddings; *.parquet files in it: {files}"
+        )
+    assert refused(data=data / "schema.json").startswith(f"--data {data}/schema.json: a file; give the directory of a")
+    assert refused(data=data / "no").startswith(f"--data {data}/no: no such directory (looked from ")
+    assert refused(data=empty).startswith(f"--data: {empty}/schema.json can't be read: No such file or directory")
+    write_embeddings(tmp_path / "names.parquet", pa.array(["ann", "bob"]), np.ones((2, 3), np.float32))
+    assert "no entity is an integer" in refused(user_embedding=Source("meta__user_id", str(tmp_path / "names.parquet")))
+    write_embeddings(tmp_path / "far.parquet", pa.array([77]), np.ones((1, 3), np.float32))
+    assert refused(user_embedding=Source("meta__user_id", str(tmp_path / "far.parquet"))) == (
+        f"--user_embedding meta__user_id={tmp_path}/far.parquet: none of the 7 rows has an id that is among its "
+        "entities; both must name users and authors alike"
+    )
+    assert refused(out=data / "joined").startswith(f"--out {data}/joined: is within --data {data}")
+    damaged = data / "validation" / "part-00000.parquet"
+    damaged.write_text("x")
+    assert refused().startswith(f"{damaged}: can't be read")
+    shutil.rmtree(data / "train")
+    damaged.unlink()
+    assert refused() == f"--data {data}: no *.parquet file in this directory or below it"
+    (data / "schema.json").unlink()
+    assert refused().startswith(f"--data: {data}/schema.json can't be read")
+
+
+def test_a_null_among_the_ids(tmp_path, sources):
+    (data := tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"meta__user_id": [3, None]}), data / "a.parquet")
+    write_schema_json(data / "schema.json", recap_columns(Widths(2, 1)))
+    with pytest.raises(UserError, match=r"a.parquet: row group 0, row 1 .*'meta__user_id': null found"):
+        join_embeddings(data, tmp_path / "out", {"user_embedding": sources["user_embedding"]})
+
+
+def test_the_program(tmp_path, sources, monkeypatch, capsys):
+    data, user = write_table(tmp_path / "data"), sources["user_embedding"].path
+
+    def start(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["", "--data", str(data), "--out", str(tmp_path / "out"), *arguments])
+        return main()
+
+    assert start("--user_embedding", f"meta__user_id={user}", "--user_eng_embedding", f"meta__author_id={user}") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[2] == ["user_embedding", "3", "meta__user_id", user, "7", "2", "(28.6%)"]
+    assert lines[3] == ["user_eng_embedding", "3", "meta__author_id", user, "7", "4", "(57.1%)"]
+    for arguments, message in [
+        ((), "nothing to join; give one or more of --user_embedding, --user_eng_embedding, --author_embedding"),
+        (("--user_embedding", "meta__user_id"), "'meta__user_id' is not ID_COLUMN=FILE"),
+        (("--user_embedding", f"meta__user_id={user}"), f"--out {tmp_path}/out: exists already"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            start(*arguments)
+        assert message in str(caught.value)

@@ -1,0 +1,323 @@
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from projects.home.recap.tools.movielens import BINARY, CONTINUOUS, DISCRETE, TASKS, main, prepare
+from tests.projects.home.recap.tools.test_generate import contents, read
+
+USERS = [
+    (1, 24, "M", "technician"),
+    (3, 53, "F", "other"),
+    (7, 17, "F", "student"),
+    (20, 56, "M", "student"),
+    (100, 30, "M", "other"),
+]
+FLAGS = {  # of the 19 genres in the order of u.item
+    "unknown": "1|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0",
+    "Animation Children's Comedy": "0|0|0|1|1|1|0|0|0|0|0|0|0|0|0|0|0|0|0",
+    "Action Drama War": "0|1|0|0|0|0|0|0|1|0|0|0|0|0|0|0|0|1|0",
+    "Film-Noir Sci-Fi": "0|0|0|0|0|0|0|0|0|0|1|0|0|0|0|1|0|0|0",
+}
+# id, title and date in u.item, title and year in ml-100k.item, genres, the year that both mean
+ITEMS: list[tuple[int, str, str, str, str, str, float]] = [
+    (1, "Toy Story (1995)", "01-Jan-1995", "Toy Story", "1995", "Animation Children's Comedy", 1995),
+    (22, "Braveheart (1995)", "16-Feb-1996", "Braveheart", "1995", "Action Drama War", 1995),
+    (90, "Alphaville, \x85 caf\xe9", "4-Feb-1965", "Alphaville, \x85 caf\xe9", "1965", "Film-Noir Sci-Fi", 1965),
+    (267, "unknown", "", "unkonwn", "unkonwn", "unknown", np.nan),
+    *(
+        (1000 + k, f"Film {k} ({1950 + k})", "", f"Film {k}", f"{1950 + k}", "Action Drama War", 1950 + k)
+        for k in range(8)
+    ),
+    (1412, "Land III (1995) (V)", "01-Jan-1995", "Land III (1995)", "V", "Animation Children's Comedy", 1995),
+]
+
+
+def ratings() -> list[tuple[int, int, int, int]]:
+    """50 ratings (user, film, stars, second) in no order; several share a moment."""
+    rng = np.random.default_rng(0)
+    pairs = [(user[0], item[0]) for user in USERS for item in ITEMS]
+    chosen = rng.choice(len(pairs), 50, replace=False)
+    return [(*pairs[k], int(rng.integers(1, 6)), 881250949 + 1000 * int(rng.integers(0, 25))) for k in chosen]
+
+
+RATINGS = ratings()
+
+
+def write_grouplens(directory: Path) -> Path:
+    directory.mkdir()
+    (directory / "u.data").write_text("".join("\t".join(map(str, row)) + "\n" for row in RATINGS))
+    (directory / "u.user").write_text("".join("|".join(map(str, (*user, "85711"))) + "\n" for user in USERS))
+    lines = [f"{i}|{title}|{date}||http://x|{FLAGS[genres]}\n" for i, title, date, _, _, genres, _ in ITEMS]
+    (directory / "u.item").write_text("".join(lines), encoding="latin-1")
+    return directory
+
+
+def write_with_header(directory: Path) -> Path:
+    """The same in the other layout, and in another order of lines."""
+    directory.mkdir()
+    rows = [("user_id:token", "item_id:token", "rating:float", "timestamp:float"), *reversed(RATINGS)]
+    (directory / "ml-100k.inter").write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
+    users = ["user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n"]
+    users += ["\t".join(map(str, user)) + "\t85711\n" for user in reversed(USERS)]
+    (directory / "ml-100k.user").write_text("".join(users))
+    items = ["item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"]
+    items += [f"{i}\t{title}\t{year}\t{genres}\n" for i, _, _, title, year, genres, _ in reversed(ITEMS)]
+    (directory / "ml-100k.item").write_text("".join(items), encoding="utf-8")
+    return directory
+
+
+LAYOUTS = {"grouplens": write_grouplens, "with_header": write_with_header}
+layout = pytest.mark.parametrize("write", LAYOUTS.values(), ids=LAYOUTS)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The three splits of the table, one after the other."""
+    directory = tmp_path_factory.mktemp("movielens")
+    prepare(write_grouplens(directory / "input"), directory / "out")
+    parts = [read(directory / "out" / split) for split in ("train", "validation", "test")]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+EXPECTED = sorted(RATINGS, key=lambda row: (row[3], row[0], row[1]))
+USER_IDS, ITEM_IDS = [user[0] for user in USERS], [item[0] for item in ITEMS]
+
+
+def test_both_layouts_in_any_order_of_lines_give_the_same_bytes(tmp_path):
+    for name, write in LAYOUTS.items():
+        prepare(write(tmp_path / f"{name}-input"), tmp_path / name)
+    assert contents(tmp_path / "grouplens") == contents(tmp_path / "with_header")
+    names = [f"{split}/part-00000.parquet" for split in ("test", "train", "validation")]
+    assert sorted(contents(tmp_path / "grouplens")) == ["schema.json", *names]
+    entries = json.loads((tmp_path / "grouplens/schema.json").read_text())["schema"]
+    lengths = {"continuous": len(CONTINUOUS), "binary": len(BINARY), "discrete": len(DISCRETE)}
+    assert {entry["feature_name"]: entry["length"] for entry in entries} == lengths | dict.fromkeys(TASKS, 1)
+
+
+def test_rows_are_by_time_user_and_film(table):
+    assert [USER_IDS[user] for user in table["discrete"][:, 0]] == [row[0] for row in EXPECTED]
+    assert [ITEM_IDS[item] for item in table["discrete"][:, 1]] == [row[1] for row in EXPECTED]
+
+
+def test_the_split_is_80_10_10_in_this_order(tmp_path, table):
+    splits = prepare(write_grouplens(tmp_path / "input"), tmp_path / "out")
+    count = len(RATINGS)
+    sizes = {split: len(read(tmp_path / "out" / split)["discrete"]) for split in ("train", "validation", "test")}
+    train, validation = count * 8 // 10, count * 9 // 10 - count * 8 // 10
+    assert sizes == {"train": train, "validation": validation, "test": count - train - validation}
+    for name, values in table.items():
+        np.testing.assert_array_equal(np.concatenate([splits[split][name] for split in sizes]), values)
+
+
+def test_labels(table):
+    stars = np.array([row[2] for row in EXPECTED])
+    assert set(stars) == {1, 2, 3, 4, 5}
+    np.testing.assert_array_equal(table["rating_at_least_4"], stars >= 4)
+    np.testing.assert_array_equal(table["rating_is_5"], stars == 5)
+    np.testing.assert_array_equal(table["rating_at_most_2"], stars <= 2)
+
+
+def test_what_is_known_of_user_and_film(table):
+    users, items = {user[0]: user for user in USERS}, {item[0]: item for item in ITEMS}
+    age_groups = {24: 1, 53: 5, 17: 0, 56: 6, 30: 2}
+    for row, (user_id, item_id, _, _) in enumerate(EXPECTED):
+        _, age, gender, occupation = users[user_id]
+        genres, year = items[item_id][5].split(), items[item_id][6]
+        np.testing.assert_array_equal(table["continuous"][row, :2], [np.float32(1998 - year), age])
+        found = {name for name, flag in zip(BINARY, table["binary"][row], strict=True) if flag}
+        male = {"is_male"} if gender == "M" else set()
+        assert found == {*genres, occupation, f"age_group_{age_groups[age]}"} | male
+        known = 0 if np.isnan(year) else year - 1900
+        position = {"other": 13, "student": 18, "technician": 19}[occupation]
+        expected = [gender == "M", age_groups[age], position, known]
+        assert table["discrete"][row, 2:].tolist() == expected
+
+
+def brute_force_history(row: int) -> list[float]:
+    """The history of a row from its definition alone: for each, all strictly earlier ratings anew."""
+
+    def earlier(row: int) -> list[int]:
+        return [other for other in range(len(EXPECTED)) if EXPECTED[other][3] < EXPECTED[row][3]]
+
+    def mean(row: int) -> float:
+        return float((3.5 + sum(EXPECTED[k][2] for k in earlier(row))) / (1 + len(earlier(row))))
+
+    def item_offset(row: int) -> float:
+        stars = [EXPECTED[k][2] for k in earlier(row) if EXPECTED[k][1] == EXPECTED[row][1]]
+        return float((sum(stars) - len(stars) * mean(row)) / (len(stars) + 5))
+
+    def user_offset(row: int) -> float:
+        rests = [EXPECTED[k][2] - mean(k) - item_offset(k) for k in by_user(row)]
+        return float(sum(rests) / (len(rests) + 5))
+
+    def by_user(row: int) -> list[int]:
+        return [k for k in earlier(row) if EXPECTED[k][0] == EXPECTED[row][0]]
+
+    def rest(row: int) -> float:
+        return EXPECTED[row][2] - mean(row) - item_offset(row) - user_offset(row)
+
+    def similarity(row: int, item: int, other: int) -> float:
+        rated: dict[tuple[int, int], float] = {(EXPECTED[k][0], EXPECTED[k][1]): RESTS[k] for k in earlier(row)}
+        products = [
+            rated[user, item] * rated[user, other] for user in USER_IDS if {(user, item), (user, other)} <= rated.keys()
+        ]
+        return sum(products) / (len(products) + 10)
+
+    if not RESTS:
+        RESTS.extend(rest(k) for k in range(len(EXPECTED)))
+    _, item, _, second = EXPECTED[row]
+    genres = dict(zip(ITEM_IDS, (entry[5].split() for entry in ITEMS), strict=True))
+    affinities = []
+    for genre in genres[item]:
+        rests = [RESTS[k] for k in by_user(row) if genre in genres[EXPECTED[k][1]]]
+        affinities.append(sum(rests) / (len(rests) + 5))
+    weights = [(similarity(row, item, EXPECTED[k][1]), RESTS[k]) for k in by_user(row)]
+    seconds = [EXPECTED[k][3] for k in by_user(row)]
+    return [
+        len(by_user(row)),
+        sum(EXPECTED[k][1] == item for k in earlier(row)),
+        user_offset(row),
+        item_offset(row),
+        float(np.mean(affinities)),
+        sum(s * r for s, r in weights) / (sum(abs(s) for s, _ in weights) + 1),
+        second - min(seconds, default=np.nan),
+        second - max(seconds, default=np.nan),
+    ]
+
+
+RESTS: list[float] = []
+
+
+def test_the_history_is_that_of_strictly_earlier_ratings(table):
+    expected = np.array([brute_force_history(row) for row in range(len(EXPECTED))])
+    seconds = [row[3] for row in EXPECTED]
+    assert len(set(seconds)) < len(seconds) - 10, "some share a moment"
+    assert np.abs(expected[:, 5]).max() > 0, "some have neighbours"
+    np.testing.assert_allclose(table["continuous"][:, 2:], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_rating_changes_nothing_at_its_own_moment_or_before(tmp_path, table):
+    """Whatever stars the ratings of a moment have, what is known up to then stays bit for bit."""
+    directory = write_grouplens(tmp_path / "input")
+    middle = EXPECTED[len(EXPECTED) // 2][3]
+    changed = [(u, i, 6 - r if t >= middle else r, t) for u, i, r, t in RATINGS]
+    assert changed != RATINGS
+    (directory / "u.data").write_text("".join("\t".join(map(str, row)) + "\n" for row in changed))
+    splits = prepare(directory, tmp_path / "out")
+    continuous = np.concatenate([splits[split]["continuous"] for split in ("train", "validation", "test")])
+    known = sum(row[3] <= middle for row in EXPECTED)
+    np.testing.assert_array_equal(continuous[:known], table["continuous"][:known])
+    assert not np.array_equal(continuous, table["continuous"], equal_nan=True)
+
+
+# --- Mistakes ---
+
+
+def replace_line(name: str, line: int, text: str) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        lines = (directory / name).read_bytes().split(b"\n")
+        lines[line - 1] = text.encode()
+        (directory / name).write_bytes(b"\n".join(lines))
+
+    return change
+
+
+def delete(name: str) -> Callable[[Path], None]:
+    return lambda directory: (directory / name).unlink()
+
+
+def delete_all(directory: Path) -> None:
+    shutil.rmtree(directory)
+
+
+GROUPLENS_MISTAKES = [
+    (delete_all, "neither u.data nor ml-100k.inter is there"),
+    (delete("u.user"), "u.user: can't be read: No such file"),
+    (replace_line("u.data", 3, "1\t2\t3"), r"u.data, line 3: 3 field\(s\) found, 4 expected"),
+    (replace_line("u.data", 3, "1\t22\tx\t881250949"), "u.data, line 3: rating is 'x', a number from 1 to 5 expected"),
+    (replace_line("u.data", 3, "1\t22\tnan\t881250949"), "rating is 'nan', a number from 1 to 5 expected"),
+    (replace_line("u.data", 3, "1\t22\t6\t881250949"), "rating is '6', a number from 1 to 5 expected"),
+    (replace_line("u.data", 3, "1\t22\t5\t-1"), "timestamp is '-1', a whole number expected"),
+    (replace_line("u.data", 3, "2\t22\t5\t881250949"), "user_id is '2', an id of .*u.user expected"),
+    (replace_line("u.data", 3, "1\t2\t5\t881250949"), "item_id is '2', an id of .*u.item expected"),
+    (replace_line("u.user", 2, "3|old|F|other|0"), "u.user, line 2: age is 'old', a whole number expected"),
+    (replace_line("u.user", 2, "3|53|X|other|0"), "gender is 'X', one of F, M expected"),
+    (replace_line("u.user", 2, "3|53|F|baker|0"), "occupation is 'baker', one of administrator, .* expected"),
+    (replace_line("u.user", 2, "1|53|F|other|0"), "line 2: user_id 1 is in .*u.user, line 1 already"),
+    (replace_line("u.item", 1, "1|Toy Story||"), r"u.item, line 1: 4 field\(s\) found, 24 expected"),
+    (replace_line("u.item", 1, f"1|Toy|in May|||{FLAGS['unknown']}"), "release_date is 'in May', a year like 1995"),
+    (
+        replace_line("u.item", 1, f"1|Toy||||{FLAGS['unknown'].replace('1', '2')}"),
+        "unknown is '2', one of 0, 1 expected",
+    ),
+]
+HEADER_MISTAKES = [
+    (delete("ml-100k.item"), "ml-100k.item: can't be read: No such file"),
+    (replace_line("ml-100k.inter", 1, "user:token\titem_id:token\trating:float\ttimestamp:float"), "no column user_id"),
+    (replace_line("ml-100k.item", 14, "1\tToy Story\t1995\tAnimated"), "line 14: the genre 'Animated' is not one of"),
+    (replace_line("ml-100k.item", 14, "1\tToy Story\tX\tComedy"), "line 14: release_year is 'X', a year like 1995"),
+]
+
+
+@pytest.mark.parametrize(
+    ("write", "change", "message"),
+    [
+        *((write_grouplens, *mistake) for mistake in GROUPLENS_MISTAKES),
+        *((write_with_header, *mistake) for mistake in HEADER_MISTAKES),
+    ],
+)
+def test_a_mistake_in_the_files_is_told_and_nothing_is_made(tmp_path, write, change, message):
+    change(write(tmp_path / "input"))
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path / "input", tmp_path / "out")
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_bytes_that_are_not_utf_8_are_told(tmp_path):
+    directory = write_with_header(tmp_path / "input")
+    (directory / "ml-100k.item").write_text("item_id:token\tcaf\xe9\n", encoding="latin-1")
+    with pytest.raises(UserError, match="not UTF-8"):
+        prepare(directory, tmp_path / "out")
+
+
+def test_too_few_ratings_are_told(tmp_path):
+    directory = write_grouplens(tmp_path / "input")
+    (directory / "u.data").write_text("1\t22\t5\t881250949\n")
+    with pytest.raises(UserError, match=r"1 rating\(s\), too few"):
+        prepare(directory, tmp_path / "out")
+
+
+def test_an_existing_directory_is_refused_and_left_alone(tmp_path, capsys):
+    write_grouplens(tmp_path / "input")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    assert main(["--input", str(tmp_path / "input"), "--out", str(tmp_path / "out")]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == {"mine.txt": b"mine"}
+
+
+@layout
+def test_the_command_line(tmp_path, write):
+    def run(directory: Path) -> "subprocess.CompletedProcess[str]":
+        arguments = ["--input", str(directory), "--out", str(tmp_path / "out")]
+        command = [sys.executable, "-m", "projects.home.recap.tools.movielens", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    wrong = run(tmp_path)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.count("\n") == 1
+    assert "neither u.data nor ml-100k.inter is there" in wrong.stderr
+    done = run(write(tmp_path / "input"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"train, {len(RATINGS) // 10} validation" in done.stdout
+    assert f"rows of {len(USERS)} users and {len(ITEM_IDS)} films" in done.stdout

@@ -1,0 +1,85 @@
+"""A toy run with checkpoints, and its evaluator, for tests of the evaluator."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.optimizers.config import LearningRate
+from common.optimizers.learning_rate import ParameterGroupScheduler
+from common.tracking.measurement import Measurement
+from common.tracking.metrics_file import read_metrics
+from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
+from core.custom_training_loop import train
+from core.evaluation.evaluator import EvaluationSet
+from core.evaluation.follower import FollowerOutcome, only_evaluate
+from core.metrics.interface import Metrics
+from core.metrics.multi_task import MultiTaskMetrics
+from tests.support.toy import ALONE, ToyModel, rows_reader
+
+STEPS = [4, 8, 10]
+NAMES = ["first", "second"]
+RATE = LearningRate(constant=0.01)
+
+
+class Job:
+    """A run of 10 steps with a checkpoint every 4, and its evaluator."""
+
+    def __init__(self, directory: Path) -> None:
+        self.save_dir = directory / "run"
+        self._reader = rows_reader(directory)
+        self.on_partition: Callable[[], None] = lambda: None
+        """Called whenever the evaluator begins a partition."""
+
+    def config(self, runtime: RuntimeConfig | None = None, **training: Any) -> JobConfig:
+        keys: dict[str, Any] = {
+            "save_dir": str(self.save_dir),
+            "num_train_steps": 10,
+            "checkpoint_every_n": 4,
+            "eval_timeout_in_s": 30.0,
+        }
+        return JobConfig(training=TrainingConfig(**(keys | training)), runtime=runtime or RuntimeConfig(seed=3))
+
+    def _partitions(self, begun: Callable[[], None]) -> dict[str, EvaluationSet]:
+        def metrics(device: torch.device) -> Metrics:
+            begun()
+            return MultiTaskMetrics(["a", "b"], device)
+
+        return {name: EvaluationSet(self._reader, metrics) for name in NAMES}
+
+    def train(self, *, overwrite_save_dir: bool = False, **training: Any) -> None:
+        model = ToyModel(dropout=0.3, batch_norm=True)
+        optimizer = torch.optim.Adam([{"params": list(model.parameters()), "name": "all"}], fused=True)
+        train(
+            self.config(**training),
+            model,
+            optimizer,
+            ParameterGroupScheduler(optimizer, [RATE]),
+            self._reader,
+            self._partitions(lambda: None),
+            ALONE,
+            overwrite_save_dir=overwrite_save_dir,
+        )
+
+    def evaluate(self, model: ToyModel | None = None, trackers: Any = None, **training: Any) -> FollowerOutcome:
+        model = model or ToyModel(dropout=0.3, batch_norm=True)
+        partitions = self._partitions(self.on_partition)
+        return only_evaluate(self.config(**training), model, self._reader, partitions, ALONE, trackers=trackers)
+
+    @property
+    def metrics(self) -> Path:
+        return self.save_dir / "metrics-evaluator.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.save_dir / "checkpoints" / str(step)
+
+    def expected(self) -> list[tuple[int, str | None, Any]]:
+        return values(read_metrics(self.save_dir / "metrics.jsonl"))
+
+    def found(self) -> list[tuple[int, str | None, Any]]:
+        return values(read_metrics(self.metrics))
+
+
+def values(measurements: list[Measurement]) -> list[tuple[int, str | None, Any]]:
+    return [(m.step, m.partition, m.metrics) for m in measurements if m.mode == "evaluate"]

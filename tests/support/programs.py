@@ -1,0 +1,108 @@
+"""Starts the trainer as a user does, in processes of its own, and never leaves one behind."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.support.root import ROOT
+
+RECAP, TWHIN = "projects.home.recap.main", "projects.twhin.main"
+TIMEOUT_IN_S = 200
+
+
+def command(arguments: Sequence[str], processes: int, *options: str, module: str = RECAP) -> list[str]:
+    """The command that trains: plain python for one process, torchrun (with `options`) for more."""
+    if processes == 1:
+        return [sys.executable, "-m", module, *arguments]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*launcher, *options, "-m", module, *arguments]
+
+
+@contextlib.contextmanager
+def started(
+    arguments: Sequence[str], processes: int = 1, *options: str, module: str = RECAP
+) -> Iterator["subprocess.Popen[str]"]:
+    """The trainer, running, its standard error to be read; killed with all its workers at the end."""
+    process = subprocess.Popen(
+        command(arguments, processes, *options, module=module),
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    workers: list[int] = []
+    try:
+        yield process
+        workers = worker_pids(process)
+    finally:
+        for pid in [*workers, *worker_pids(process)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=TIMEOUT_IN_S)
+
+
+def finish(
+    arguments: Sequence[str], processes: int = 1, *options: str, module: str = RECAP
+) -> "subprocess.CompletedProcess[str]":
+    """Runs the trainer to its end."""
+    with started(arguments, processes, *options, module=module) as process:
+        stdout, stderr = process.communicate(timeout=TIMEOUT_IN_S)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def finish_apart(
+    arguments: Sequence[str], logs: Path, *, module: str = RECAP
+) -> tuple["subprocess.CompletedProcess[str]", list[str]]:
+    """Runs the trainer under torchrun on two ranks to its end.
+
+    Returns:
+      what torchrun itself prints, and what each rank does.
+    """
+    with started(arguments, 2, "--redirects", "3", "--log-dir", str(logs), module=module) as process:
+        stdout, stderr = process.communicate(timeout=TIMEOUT_IN_S)
+    printed = ["".join(path.read_text() for path in sorted(logs.rglob(f"{rank}/std*.log"))) for rank in range(2)]
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr), printed
+
+
+def wait_for_line(process: "subprocess.Popen[str]", pattern: str) -> str:
+    """Reads standard error up to a line that matches; what was read."""
+    assert process.stderr is not None
+    read = []
+    for line in process.stderr:
+        read.append(line)
+        if re.search(pattern, line):
+            return "".join(read)
+    raise AssertionError(f"no line matches {pattern!r} in:\n{''.join(read)}")
+
+
+def worker_pids(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes that torchrun has started, by rank."""
+    pids = {}
+    for children in Path(f"/proc/{process.pid}/task").glob("*/children"):
+        for pid in children.read_text().split():
+            with contextlib.suppress(OSError):
+                environment = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+                ranks = [entry.removeprefix("RANK=") for entry in environment if entry.startswith("RANK=")]
+                if ranks:
+                    pids[int(ranks[0])] = int(pid)
+    return [pids[rank] for rank in sorted(pids)]
+
+
+def marked_pids(entry: str) -> dict[int, dict[str, str]]:
+    """The processes whose environment has `entry`, however they were started; their environments, by process id."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            entries = path.read_bytes().decode(errors="replace").split("\0")
+            if entry in entries:
+                found[int(path.parent.name)] = dict(line.split("=", 1) for line in entries if "=" in line)
+    return found

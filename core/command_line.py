@@ -1,6 +1,6 @@
-"""A project's program: its command line, and what happens between that and training or evaluation.
+"""The program of a project: its command line, and what happens between that and training or evaluation.
 
-What is particular to a project (its configuration, data, model and metrics) it brings as a Project.
+A project brings its configuration, data, model and metrics as a Project.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from common.process.program import ArgumentParser
 from common.process.standard_streams import print_report
 from common.process.stop_signals import leave_signals_to_python
 from common.reader.reader import BatchReader
-from common.tracking.measurement import Measurement
+from common.tracking.measurement import Measurement, Tracker
 from common.tracking.metrics_file import read_metrics
 from common.wandb import check_key_file
 from core import custom_training_loop, debug_training_loop
 from core.config import load_config_from_yaml
 from core.config.training import JobConfig
-from core.evaluation.evaluator import EvaluationSet
-from core.evaluation.follower import only_evaluate
+from core.metrics.evaluation_set import EvaluationSet
+from core.models.interface import DistributedModel
 from core.run.directory import RunDirectory
 from core.run.lost_rank import report_lost_rank
 
@@ -42,37 +42,41 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, or evaluated; built alike on all ranks.
+    """What a project trains or evaluates, built alike on all ranks.
 
     Attributes:
-      model: a core.loop.step.Model on its device, with its initial weights.
+      model: a core.models.interface.TrainableModel on its device with its initial weights, or a DistributedModel.
       train_reader: this rank's share of the training data.
-      partitions: what to evaluate on, by name.
-      make_optimizer: of the model's parameters, with their learning rates; not called for an evaluation.
-      start: puts into the model what a new run starts from, beyond its initial weights.
-      extra_metrics: further train metrics, computed when they are logged; collective.
+      evaluation_sets: what to evaluate on, by partition.
+      make_optimizer: builds the optimizer of the model's parameters and the learning rates. Not called for an
+        evaluation.
+      on_fresh_run: initializes the model of a fresh run, beyond its initial weights.
+      extra_metrics: returns further train metrics whenever metrics are logged. Collective.
+      trackers: creates trackers by name, in addition to the metrics file and W&B. Called on rank 0, in the trainer and
+        in the follower.
     """
 
-    model: nn.Module
+    model: nn.Module | DistributedModel
     train_reader: BatchReader[Any]
-    partitions: Mapping[str, EvaluationSet]
+    evaluation_sets: Mapping[str, EvaluationSet]
     make_optimizer: Callable[[], tuple[torch.optim.Optimizer, LearningRateSchedule]]
-    start: Callable[[], None] | None = None
+    on_fresh_run: Callable[[], None] | None = None
     extra_metrics: Callable[[], Mapping[str, float]] | None = None
+    trackers: Mapping[str, Callable[[], Tracker]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Project(Generic[C, D]):
-    """What a project brings.
+    """What a project brings to the program.
 
     Attributes:
-      module: that is started, for the usage.
-      description: of the program, for --help.
-      config_class: of its YAML.
-      open_data: opens the data sets, telling what is wrong before a process group or a GPU is touched.
-      build: builds the job of a configuration and its data; collective.
-      metrics_table: an evaluation's metrics for people.
-      group_of_one: whether the model needs a process group also in a world of one.
+      module: module that is started, for the usage.
+      description: description of the program, for --help.
+      config_class: class of the configuration.
+      open_data: opens the data sets. Reports what is wrong with them before a process group or a GPU is used.
+      build: builds the job from a configuration and its data. Collective.
+      metrics_table: formats an evaluation's metrics for people.
+      group_of_one: whether the model needs a process group in a world of one too.
     """
 
     module: str
@@ -85,14 +89,14 @@ class Project(Generic[C, D]):
 
 
 def run_project(project: Project[C, D]) -> int:
-    """Reads the command line and the configuration, checks the data, trains or evaluates, and tells what was made.
+    """Read the command line and the configuration, check the data, train or evaluate, and report the results.
 
     Returns:
-      the exit status: 0, also where a signal stopped the run; 1 where the last checkpoint could not be written, or
-      never came to an evaluator.
+      the exit status: 0, also after a signal; 1 if the last checkpoint could not be written, or did not appear for a
+      follower.
 
     Raises:
-      UserError: on all ranks.
+      UserError: command line, configuration, environment or data are wrong. All ranks raise it.
     """
     setup_logging(rank_from_env())
     args = _parse_args(project)
@@ -102,7 +106,7 @@ def run_project(project: Project[C, D]) -> int:
             sys.stdout.write(config.pretty_print())
         return 0
 
-    # What can be known to be wrong is told before a process group or a GPU is touched.
+    # Report errors that can be known now before a process group or a GPU is used.
     if config.runtime.wandb is not None:
         check_key_file(config.runtime.wandb)
     data = project.open_data(config)
@@ -127,43 +131,47 @@ def _parse_args(project: Project[C, D]) -> argparse.Namespace:
         "--mode",
         choices=["train", "evaluate"],
         default="train",
-        help="evaluate: evaluate each checkpoint in training.save_dir as it appears, beside the run that trains",
+        help="evaluate: follow the run in training.save_dir and evaluate each checkpoint as it appears",
     )
-    parser.add_argument("--config", required=True, metavar="YAML", help="the configuration")
+    parser.add_argument("--config", required=True, metavar="YAML", help="the configuration file")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key, e.g. training.num_train_steps=100; may be given several times (docs/configuration.md)",
+        help="override a key, e.g. training.num_train_steps=100; can be repeated (docs/configuration.md)",
     )
-    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and end")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and exit")
     parser.add_argument(
-        "--overwrite_save_dir", action="store_true", help="start anew, deleting the run in training.save_dir"
+        "--overwrite_save_dir", action="store_true", help="start over, deleting the run in training.save_dir"
     )
     parser.add_argument(
         "--debug_loop",
         action="store_true",
-        help="train in the plain loop: no DDP, no checkpoints, every loss",
+        help="train in a plain loop that logs every loss, without DDP and checkpoints",
     )
     args = parser.parse_args()
     for option in ("overwrite_save_dir", "debug_loop"):
         if args.mode == "evaluate" and getattr(args, option):
-            parser.error(f"--{option}: not with --mode evaluate, which neither trains nor deletes")
+            parser.error(f"--{option} does not work with --mode evaluate, which neither trains nor deletes")
     return args
 
 
 def _train(project: Project[C, D], config: C, job: Job, world: World, args: argparse.Namespace) -> int:
-    optimizer, rates = job.make_optimizer()
-    arguments = (config, job.model, optimizer, rates, job.train_reader, job.partitions, world)
+    optimizer, learning_rates = job.make_optimizer()
+    arguments = (config, job.model, optimizer, learning_rates, job.train_reader, job.evaluation_sets, world)
     if args.debug_loop:
-        if job.start is not None:
-            job.start()
+        if job.on_fresh_run is not None:
+            job.on_fresh_run()
         leave_signals_to_python()
         debug_training_loop.train(*arguments)
         return 0
     outcome = custom_training_loop.train(
-        *arguments, start=job.start, extra_metrics=job.extra_metrics, overwrite_save_dir=args.overwrite_save_dir
+        *arguments,
+        on_fresh_run=job.on_fresh_run,
+        extra_metrics=job.extra_metrics,
+        trackers=job.trackers,
+        overwrite_save_dir=args.overwrite_save_dir,
     )
     if world.is_rank_zero:
         directory = outcome.directory
@@ -172,16 +180,18 @@ def _train(project: Project[C, D], config: C, job: Job, world: World, args: argp
 
 
 def _evaluate(project: Project[C, D], config: C, job: Job, world: World) -> int:
-    outcome = only_evaluate(config, job.model, job.train_reader, job.partitions, world)
+    outcome = custom_training_loop.only_evaluate(
+        config, job.model, job.train_reader, job.evaluation_sets, world, trackers=job.trackers
+    )
     if world.is_rank_zero:
         print_report(_closing_report(project, outcome.directory.checkpoints, outcome.directory.metrics))
-    return 1 if outcome.timed_out else 0  # so that who watches over it starts it again
+    return 1 if outcome.timed_out else 0  # 1, so that a supervisor starts it again
 
 
 def _closing_report(
     project: Project[C, D], checkpoints: Path, metrics: Path, resolved_config: Path | None = None
 ) -> str:
-    """The newest metrics of each partition, and where everything is."""
+    """Return the newest metrics of each partition, and where all results are."""
     measured = sorted(read_metrics(metrics), key=lambda measurement: measurement.step)
     newest: dict[str | None, Measurement] = {m.partition: m for m in measured if m.mode == "evaluate"}
     lines = [""]

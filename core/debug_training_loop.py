@@ -1,6 +1,6 @@
-"""The plain loop to debug a model with: one process, no autocast, no checkpoints, no threads beyond the reader's.
+"""A plain training loop to debug a model with: one process, no autocast, no checkpoints, no threads but the reader's.
 
-Takes the arguments of core.custom_training_loop.train; a breakpoint anywhere in the model stops here at once.
+It takes the arguments of core.custom_training_loop.train. A breakpoint anywhere in the model stops here at once.
 """
 
 import contextlib
@@ -18,24 +18,26 @@ from common.numerics import seed_step
 from common.optimizers.learning_rate import LearningRateSchedule
 from common.reader.reader import BatchReader
 from core.config.training import JobConfig
-from core.evaluation.evaluator import EvaluationSet
+from core.metrics.evaluation_set import EvaluationSet
+from core.models.dense import as_distributed
+from core.models.interface import DistributedModel
 
 logger = logging.getLogger(__name__)
 
 
 def train(
     config: JobConfig,
-    model: nn.Module,
+    model: nn.Module | DistributedModel,
     optimizer: torch.optim.Optimizer,
     learning_rates: LearningRateSchedule,
     train_reader: BatchReader[Any],
-    partitions: Mapping[str, EvaluationSet],
+    evaluation_sets: Mapping[str, EvaluationSet],
     world: World,
 ) -> None:
-    """Trains step by step, logging every loss, then evaluates; writes nothing.
+    """Train step by step and log every loss, then evaluate. Writes nothing.
 
-    Each batch is a step: gradient_accumulation has no effect. An operation that gives NaN in backward is named by
-    autograd's anomaly detection.
+    Each batch is a step: gradient_accumulation has no effect. autograd's anomaly detection names an operation that
+    gives NaN in backward().
 
     Raises:
       UserError: there are several processes.
@@ -44,29 +46,30 @@ def train(
         raise UserError("--debug_loop runs in one process: start it with python -m instead of torchrun")
     training = config.training
     train_reader.check_trainable()
+    distributed = as_distributed(model, world)
     with (
         contextlib.closing(train_reader.train(seed=config.runtime.seed, num_epochs=training.num_epochs)) as batches,
         torch.autograd.set_detect_anomaly(True),
     ):
-        for step, placed in enumerate(batches, start=1):
+        for step, positioned in enumerate(batches, start=1):
             seed_step(config.runtime.seed, step, world.rank)
             learning_rates.apply(step)
-            loss, _ = model(placed.batch.to(world.device))
+            loss, _ = distributed(positioned.batch.to(world.device))
             optimizer.zero_grad()
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm or math.inf)
+            torch.autograd.backward(loss)
+            norm = nn.utils.clip_grad_norm_(distributed.module.parameters(), training.max_grad_norm or math.inf)
             optimizer.step()
             logger.info("step %d: loss %.6f, gradient norm %.4g", step, loss.item(), norm.item())
             if step == training.num_train_steps:
                 break
-    model.eval()
-    for name, partition in partitions.items():
-        metrics = partition.make_metrics(world.device)
-        with contextlib.closing(partition.reader.evaluate()) as batches, torch.no_grad():
-            for index, placed in enumerate(batches):
+    distributed.module.eval()
+    for partition, evaluation_set in evaluation_sets.items():
+        metrics = evaluation_set.make_metrics(world.device)
+        with contextlib.closing(evaluation_set.reader.evaluate()) as batches, torch.no_grad():
+            for index, positioned in enumerate(batches):
                 if index == training.num_eval_steps:
                     break
-                _, outputs = model(placed.batch.to(world.device))
+                _, outputs = distributed(positioned.batch.to(world.device))
                 metrics.update(outputs)
         values = metrics.compute()
-        logger.info("evaluated %s: %s", name, {key: values[key] for key in metrics.headline})
+        logger.info("evaluated %s: %s", partition, {key: values[key] for key in metrics.headline})

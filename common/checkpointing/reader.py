@@ -30,7 +30,6 @@ from common.checkpointing.manifest import (
     parse_manifest,
 )
 from common.checkpointing.safe_reader import SafeReader
-from common.distributed.consensus import RankConsensus
 from common.distributed.world import World
 
 # RuntimeError: a tensor that is said to be larger than the memory.
@@ -173,7 +172,7 @@ class CheckpointReader:
             root.removeFilter(_is_news)
 
 
-def open_on_all_ranks(path: Path, consensus: RankConsensus, world: World) -> CheckpointReader:
+def open_on_all_ranks(path: Path, world: World) -> CheckpointReader:
     """Opens a checkpoint on each rank, and verifies it once, each rank a part. Collective.
 
     Raises:
@@ -186,7 +185,7 @@ def open_on_all_ranks(path: Path, consensus: RankConsensus, world: World) -> Che
         opened[0].verify(world.rank, world.size)
 
     try:
-        consensus.on_all_ranks(open_and_verify)
+        world.consensus.on_all_ranks(open_and_verify)
     except BaseException:
         for checkpoint in opened:
             checkpoint.close()

@@ -7,7 +7,6 @@ from pathlib import Path
 from common.checkpointing.directory import complete_steps, delete_unless_held, sync_directory
 from common.checkpointing.manifest import CheckpointError, DamagedCheckpointError
 from common.checkpointing.reader import CheckpointReader, open_on_all_ranks
-from common.distributed.consensus import RankConsensus
 from common.distributed.world import World
 from common.errors import UserError
 
@@ -54,7 +53,7 @@ class CheckpointRetention:
         except OSError:
             return []
 
-    def open_newest(self, consensus: RankConsensus, world: World) -> CheckpointReader | None:
+    def open_newest(self, world: World) -> CheckpointReader | None:
         """What a run continues from: the newest complete checkpoint whose files are all as its manifest says.
         Collective.
 
@@ -63,9 +62,9 @@ class CheckpointRetention:
         Raises:
           CheckpointError: all of them are damaged, or the newest is another program version's; on all ranks.
         """
-        for step in reversed(consensus.broadcast_from_rank_zero(lambda: complete_steps(self.root))):
+        for step in reversed(world.consensus.broadcast_from_rank_zero(lambda: complete_steps(self.root))):
             try:
-                return open_on_all_ranks(self.root / str(step), consensus, world)
+                return open_on_all_ranks(self.root / str(step), world)
             except DamagedCheckpointError as error:
                 logger.error("%s", error)
                 self._damaged.add(step)

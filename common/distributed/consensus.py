@@ -1,6 +1,7 @@
-"""What a rank could decide alone, decided by all at the same step: the consensus flags and errors.
+"""Decides on all ranks together what one rank could decide alone: stop flags, errors and values of rank 0.
 
-Without it one rank would leave (a signal, a bad row in its lanes, its clock) and the others would wait in a collective.
+Without it one rank would leave the loop (a signal, a bad row in its lanes, its clock), and the others would wait for it
+in a collective.
 """
 
 import datetime
@@ -17,52 +18,67 @@ T = TypeVar("T")
 
 
 class RankFlag(enum.IntFlag):
-    """What ranks tell each other beside a step."""
+    """Flags that ranks exchange alongside their steps."""
 
     NONE = 0
     STOP = 1
     """A signal asked this rank to stop."""
     BAD_DATA = 2
-    """This rank's next batch can't be had."""
+    """This rank cannot read its next batch."""
     TIME_UP = 4
     """This rank's clock has passed a limit."""
     NONFINITE = 8
-    """This rank knows of too many steps in a row whose numbers were not finite."""
+    """This rank has counted too many skipped updates in a row."""
 
 
 class RankConsensus:
-    """The flags of all ranks, joined. begin() sends this rank's, result() waits for everybody's.
+    """Joins flags, errors and values of all ranks.
 
-    Pairs of them nest: an evaluation has words of its own while the one about the next training step is under way.
+    Each World has one. begin() sends this rank's flags, and result() waits for those of all ranks. Pairs of them nest:
+    an evaluation exchanges flags of its own while the exchange for the next training step is in flight.
     """
 
-    def __init__(self, timeout: datetime.timedelta | None = None) -> None:
-        """Makes a group of its own, so that consensus flagss never queue behind gradients. Collective.
+    def __init__(self, rank: int = 0, world_size: int = 1, timeout: datetime.timedelta | None = None) -> None:
+        """Initialize without communication: the first use creates the process group.
 
-        timeout: longest wait for the other ranks; None: torch's default.
+        Args:
+          rank: rank of this process.
+          world_size: number of ranks. A world of one never communicates.
+          timeout: longest wait for the other ranks. None uses torch's default.
         """
-        self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
+        self._rank = rank
+        self._world_size = world_size
+        self._timeout = timeout
+        self._created_group: dist.ProcessGroup | None = None
         self._begun: list[tuple[RankFlag, int] | tuple[torch.Tensor, dist.Work]] = []
 
-    def begin(self, own: RankFlag, pace: int = 1) -> None:
-        """Starts to reduce, in the background, without waiting.
+    @property
+    def _group(self) -> dist.ProcessGroup:
+        """A group of its own, so that flags never queue behind gradients. The first access is collective."""
+        if self._created_group is None:
+            self._created_group = dist.new_group(backend="gloo", timeout=self._timeout)
+        return self._created_group
 
-        pace: >= 1; rank 0's goes to all ranks with the word.
+    def begin(self, own: RankFlag, pace: int = 1) -> None:
+        """Start to reduce the flags of all ranks in the background.
+
+        Args:
+          own: flags of this rank.
+          pace: a number >= 1. All ranks receive the one of rank 0.
         """
-        if self._group is None:
+        if self._world_size == 1:
             self._begun.append((own, pace))
             return
-        word = int(own)
-        values = [word >> bit & 1 for bit in range(len(RankFlag))]
-        joined = torch.tensor([*values, pace if dist.get_rank() == 0 else 0], dtype=torch.int32)
+        values = [int(own) >> bit & 1 for bit in range(len(RankFlag))]
+        joined = torch.tensor([*values, pace if self._rank == 0 else 0], dtype=torch.int32)
         self._begun.append((joined, dist.all_reduce(joined, op=dist.ReduceOp.MAX, group=self._group, async_op=True)))
 
     def result(self) -> RankFlag:
-        """The flags that any rank has set since the last begin() without a result. The same on all ranks."""
+        """Return the flags that any rank passed to the latest begin() without a result. The same on all ranks."""
         return self.result_and_pace()[0]
 
     def result_and_pace(self) -> tuple[RankFlag, int]:
-        """As result(), with the pace that rank 0 gave to begin()."""
+        """Return the result() and the pace that rank 0 passed to begin()."""
         joined, begun = self._begun.pop()
         if isinstance(joined, RankFlag):
             assert isinstance(begun, int)
@@ -73,14 +89,15 @@ class RankConsensus:
         return RankFlag(sum(is_set << bit for bit, is_set in enumerate(flags))), pace
 
     def raise_on_all_ranks(self, error: Exception | None) -> None:
-        """Raises on every rank the UserError of the lowest rank that has one; returns where none has. Collective.
+        """Raise the UserError of the lowest rank that has one on every rank, and return if no rank has one. Collective.
 
-        An exception of another kind is raised as it is on its own rank, and as a RankFailedError on the others.
+        A rank with another exception raises it unchanged; the other ranks raise a RankFailedError.
         """
         sent = error
         if error is not None and not isinstance(error, UserError):
-            rank = dist.get_rank() if self._group is not None else 0
-            sent = RankFailedError(f"rank {rank} failed, its output has the traceback: {type(error).__name__}: {error}")
+            sent = RankFailedError(
+                f"rank {self._rank} failed; its output has the traceback: {type(error).__name__}: {error}"
+            )
         first = next((e for e in self.gather(sent) if e is not None), None)
         if isinstance(sent, RankFailedError):
             assert error is not None
@@ -89,40 +106,45 @@ class RankConsensus:
             raise first
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, by rank, on every rank; they must be picklable. Collective."""
+        """Return the picklable values of all ranks, by rank, on every rank. Collective."""
         values = [value]
-        if self._group is not None:
-            values *= dist.get_world_size()
+        if self._world_size > 1:
+            values *= self._world_size
             dist.all_gather_object(values, value, group=self._group)
         return values
 
     def broadcast_from_rank_zero(self, read: Callable[[], T]) -> T:
-        """What `read` gives on rank 0, on every rank; it must be picklable. A UserError there is raised on every rank.
-        Collective."""
-        value: T | None = None
+        """Return on every rank what `read` returns on rank 0. Collective.
 
-        def read_on_main() -> None:
-            nonlocal value
-            value = read()
-
-        self.on_rank_zero(read_on_main)
-        box = [value]
-        if self._group is not None:
+        The value must be picklable. Errors are raised as by on_all_ranks().
+        """
+        box = [self.on_all_ranks(read if self._rank == 0 else _nothing)]
+        if self._world_size > 1:
             dist.broadcast_object_list(box, src=0, group=self._group)
         return cast(T, box[0])
 
-    def on_rank_zero(self, action: Callable[[], None]) -> None:
-        """Runs `action` on rank 0; its user's mistake is raised on every rank. Collective."""
-        self.on_all_ranks(action if self._group is None or dist.get_rank() == 0 else lambda: None)
+    def on_rank_zero(self, action: Callable[[], object]) -> None:
+        """Run `action` on rank 0. Errors are raised as by on_all_ranks(). Collective."""
+        self.on_all_ranks(action if self._rank == 0 else _nothing)
 
-    def on_all_ranks(self, action: Callable[[], None]) -> None:
-        """Runs `action` on this rank; a user's mistake on any rank, or what the operating system refuses there, is
-        raised on every rank as a UserError, another exception as by raise_on_all_ranks(). Collective."""
+    def on_all_ranks(self, action: Callable[[], T]) -> T:
+        """Run `action` on every rank, and return what it returns on this one. Collective.
+
+        Raises:
+          UserError: on every rank, if `action` raises a UserError or an OSError on any.
+          Exception: another exception of this rank's `action`. The other ranks raise a RankFailedError.
+        """
         error: Exception | None = None
+        value: T | None = None
         try:
-            action()
+            value = action()
         except OSError as raised:
             error = UserError(f"{raised.filename or 'the file system'}: {raised.strerror or raised}")
         except Exception as raised:
             error = raised
         self.raise_on_all_ranks(error)
+        return cast(T, value)
+
+
+def _nothing() -> None:
+    """Stand in for an action on a rank that has none."""

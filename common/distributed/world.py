@@ -1,34 +1,40 @@
-"""The process among the processes of a run: its rank, its device and the process group."""
+"""Joins the processes of a run: rank, device and process group of this one."""
 
 import contextlib
+import dataclasses
 import datetime
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from common.distributed.consensus import RankConsensus
 from common.distributed.rendezvous import meet
 from common.errors import UserError
 from common.process.environment import rank_from_env, world_size_from_env
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class World:
-    """This process among the processes of the run, and the device that it computes on."""
+    """Describes this process among the processes of the run, and the device that it computes on."""
 
     rank: int
     local_rank: int
     size: int
     device: torch.device
     timeout: datetime.timedelta = datetime.timedelta(minutes=10)
-    """Longest wait of a collective, also in groups made beside the main one."""
+    """Longest wait of a collective, in every process group."""
+    consensus: RankConsensus = dataclasses.field(init=False, repr=False, compare=False)
+    """What the ranks decide together."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "consensus", RankConsensus(self.rank, self.size, self.timeout))
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is rank 0, the one that prints, logs and rotates."""
+        """Whether this rank prints, logs and deletes old checkpoints."""
         return self.rank == 0
 
 
@@ -40,26 +46,26 @@ def joined_world(
     group_of_one: bool = False,
     flight_record: Path | None = None,
 ) -> Iterator[World]:
-    """Joins the other processes that torchrun started, and leaves them at the end.
+    """Join the other processes that torchrun started, and leave them at the end.
 
-    gloo on CPU; nccl on CUDA, with gloo beside it for what lives in host memory. A world of one makes no process
-    group, but where it is asked for.
+    The backend is gloo on CPU, and nccl on CUDA with gloo for tensors in host memory. A world of one creates no process
+    group unless `group_of_one` asks for it.
 
     Args:
       timeout_in_s: longest wait of a collective, in seconds.
-      device_type: "cpu" or "cuda"; None: CUDA where there is one.
-      group_of_one: a process group also in a world of one, as sharded tables need it.
-      flight_record: what the names of the files begin with that torch writes, one a rank, when a collective on CUDA
-        doesn't end in time; None: torch's own default.
+      device_type: "cpu" or "cuda". None selects CUDA if it is available.
+      group_of_one: create a process group in a world of one too, as sharded tables need it.
+      flight_record: prefix of the files, one per rank, that torch writes if a collective on CUDA times out. None keeps
+        torch's default.
 
     Raises:
-      UserError: the environment is half of torchrun's, or a rank did not come in time.
+      UserError: the environment has only some of torchrun's variables, or a rank did not join in time.
     """
     rank, size = rank_from_env(), world_size_from_env()
     timeout = datetime.timedelta(seconds=timeout_in_s)
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if size > 1 and name not in os.environ]:
         raise UserError(
-            f"the environment says WORLD_SIZE={size} but not {', '.join(missing)}: start with torchrun, or unset it"
+            f"the environment sets WORLD_SIZE={size} but not {', '.join(missing)}: start with torchrun, or unset it"
         )
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device_type is None:
@@ -67,10 +73,10 @@ def joined_world(
     device = torch.device(device_type, local_rank) if device_type == "cuda" else torch.device(device_type)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    joins = size > 1 or group_of_one
-    if joins:
+    has_group = size > 1 or group_of_one
+    if has_group:
         if device.type == "cuda":
-            _record_flight(flight_record)
+            _enable_flight_recorder(flight_record)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             timeout=timeout,
@@ -79,22 +85,22 @@ def joined_world(
             rank=rank,
             world_size=size,
         )
-    leaves = joins
+    destroys_group = has_group
     try:
         yield World(rank, local_rank, size, device, timeout)
     except UserError:
-        raise  # on all ranks
+        raise  # all ranks raise it
     except BaseException:
-        leaves = size == 1 and joins  # else it would wait for what is under way with ranks that may be gone
+        # Destroying the group would wait for communication with ranks that may be gone.
+        destroys_group = size == 1 and has_group
         raise
     finally:
-        if leaves:
+        if destroys_group:
             dist.destroy_process_group()
 
 
-def _record_flight(prefix: Path | None) -> None:
-    """Has torch write its last collectives to a file when one doesn't end in time: its flight recorder, which reads the
-    environment. What the user has set there holds."""
+def _enable_flight_recorder(prefix: Path | None) -> None:
+    """Make torch dump its last collectives if one times out, unless the user has configured it in the environment."""
     defaults = {
         ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"): "2000",
         ("TORCH_NCCL_DUMP_ON_TIMEOUT",): "1",

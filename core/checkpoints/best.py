@@ -1,4 +1,4 @@
-"""Which steps are best by a metric, as the files of measurements say."""
+"""Ranks the checkpoints of a run by a metric, as training.checkpoint_keep_best asks."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -12,18 +12,22 @@ from core.run.directory import FollowerDirectory, RunDirectory
 
 
 class BestSteps:
-    """The steps with the best values of one metric. The files are the truth, so that it outlives restarts; each of
-    their lines is read once."""
+    """Finds the steps with the best values of one metric.
+
+    It knows only what the metrics files say, so that it survives restarts. It reads each of their lines once.
+    """
 
     def __init__(
         self, files: Sequence[Path], partition: str, metric: str, mode: Literal["max", "min"], top_k: int
     ) -> None:
-        """Args:
-        files: of measurements; where several have a step, the first counts.
-        partition: on which the metric is measured.
-        metric: its name.
-        mode: whether large values are good, or small ones.
-        top_k: how many steps.
+        """Initialize.
+
+        Args:
+          files: metrics files. If several have a step, the first counts.
+          partition: partition that the metric is measured on.
+          metric: name of the metric.
+          mode: whether large or small values are good.
+          top_k: number of steps to find.
         """
         self._files: list[tuple[MetricsTail, dict[int, float]]] = [(MetricsTail(path), {}) for path in files]
         self._partition = partition
@@ -32,20 +36,21 @@ class BestSteps:
         self._top_k = top_k
 
     def __call__(self, steps: Collection[int]) -> set[int]:
-        """The best of some steps; of equal ones, the later. One without a finite value is not among them.
+        """Return the best among some steps, and the later of equal ones. A step without a finite value is never among
+        them.
 
         Raises:
-          UserError: a file can't be read, or is none of measurements.
+          UserError: a file cannot be read, or is no metrics file.
         """
         joined: dict[int, float] = {}
         for file, values in reversed(self._files):
             measurements, is_another = file.read()
             if is_another:
                 values.clear()
-            for measured in measurements:
-                if measured.mode == "evaluate" and measured.partition == self._partition:
-                    value = measured.metrics.get(self._metric)
-                    values[measured.step] = math.nan if value is None else value
+            for measurement in measurements:
+                if measurement.mode == "evaluate" and measurement.partition == self._partition:
+                    value = measurement.metrics.get(self._metric)
+                    values[measurement.step] = math.nan if value is None else value
             joined |= values
         measured_steps = [step for step in steps if math.isfinite(joined.get(step, math.nan))]
         ranked = sorted(measured_steps, key=lambda step: (self._sign * joined[step], step))
@@ -71,14 +76,15 @@ def best_checkpoints(
     """
     if config is None:
         return None
-    place = "training.checkpoint_keep_best"
+    key_path = "training.checkpoint_keep_best"
     if config.partition not in partitions:
         raise ConfigError(
-            f"{place}.partition: {config.partition!r} given; evaluated are: {', '.join(partitions) or 'none'}"
+            f"{key_path}.partition is {config.partition!r}, but the evaluated partitions are: "
+            f"{', '.join(partitions) or 'none'}"
         )
     if config.metric not in (names := metric_names(config.partition)):
         raise ConfigError(
-            f"{place}.metric: {config.metric!r} given; evaluations of {config.partition} have: {', '.join(names)}"
+            f"{key_path}.metric is {config.metric!r}, but evaluations of {config.partition} have: {', '.join(names)}"
         )
     files = [RunDirectory(save_dir).metrics, FollowerDirectory(save_dir).metrics]
     return BestSteps(files, config.partition, config.metric, config.mode, config.top_k)

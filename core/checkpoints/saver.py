@@ -1,6 +1,6 @@
-"""Saves the state of a training run as checkpoints beside the training, and rotates them.
+"""Saves the state of a training run as checkpoints in the background, and rotates old ones.
 
-Training stops for the copy to host memory alone. One save is under way at a time: the next one waits for it.
+Training stops only for the copy to host memory. One save is in progress at a time; the next one waits for it.
 """
 
 import hashlib
@@ -12,85 +12,78 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from common.checkpointing.manifest import CheckpointError
 from common.checkpointing.retention import CheckpointRetention
 from common.checkpointing.writer import write_checkpoint
 from common.distributed.world import World
-from core.models.dense import share_buffers
-from core.models.sharded import is_sharded, shards_like
-from core.run.state import Progress, SavedState, training_tensors
+from core.models.interface import DistributedModel
+from core.models.shards import empty_on_host, local_parts
+from core.run.identity import run_environment
+from core.run.state import TrainingState
+from core.run.tensors import training_tensors
 
 logger = logging.getLogger(__name__)
 
-# How long an exception that ends training waits for a save that may hang because a rank is gone, in seconds.
+# How long close() waits for a save that may hang because a rank is lost, in seconds.
 _PATIENCE_IN_S = 20.0
 
 
 class Saver:
-    """Writes checkpoints of the run and rotates them. Collective."""
+    """Writes the checkpoints of a run and rotates them. All ranks call it alike."""
 
     def __init__(
         self,
-        policy: CheckpointRetention,
-        identity: Mapping[str, Any],
-        world: World,
-        model: nn.Module,
+        retention: CheckpointRetention,
+        model: DistributedModel,
         optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        tracker_run_id: str | None,
-        saved_step: int,
+        world: World,
+        saved_step: int = 0,
         sync: Callable[[], None] = lambda: None,
     ) -> None:
-        """Args:
-        policy: which checkpoints are made and kept.
-        identity: what makes the run the run it is.
-        world: this process's place and device.
-        model: wrapped or not.
-        optimizer: of its parameters.
-        scaler: of float16.
-        tracker_run_id: the id that a tracking service knows the run by.
-        saved_step: that the run continues from; 0 at the start.
-        sync: makes durable, before a checkpoint is, what a run that continues from it needs beside it.
+        """Initialize without communication.
+
+        Args:
+          retention: decides which checkpoints are kept.
+          model: the model on all ranks.
+          optimizer: the optimizer of its parameters.
+          world: this process among the ranks.
+          saved_step: the step that the run continues from; 0 for a fresh run.
+          sync: called before a checkpoint becomes visible; makes durable what a resume needs alongside it.
         """
-        self._policy = policy
-        self._identity = identity
-        self._provenance = environment(world) | {"config_digest": _config_digest(identity)}
-        self._world = world
+        self._retention = retention
         self._model = model
         self._optimizer = optimizer
-        self._scaler = scaler
-        self._tracker_run_id = tracker_run_id
+        self._world = world
         self._saved_step = saved_step
         self._sync = sync
-        # Checkpoints have collectives of their own, which must not mix with those of training.
-        self._group = dist.new_group(backend="gloo", timeout=world.timeout) if world.size > 1 else None
+        self._created_group: dist.ProcessGroup | None = None
         self._staged: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
 
-    def save(self, progress: Progress) -> None:
-        """Copies the state after progress.step and begins to save it, unless it is saved already.
+    def save(self, state: TrainingState) -> None:
+        """Copy the tensors, and start to save them with `state` unless this step is saved already. Collective.
 
-        What the disk refuses is one error in the log, on rank 0; training goes on.
+        A write that the disk refuses is one error in the log of rank 0. Training continues.
         """
         self.wait()
-        if progress.step == self._saved_step:
+        if state.step == self._saved_step:
             return
-        share_buffers(self._model)
-        scaler = self._scaler.state_dict()
-        state = SavedState(progress, scaler, self._identity, self._tracker_run_id).to_json()
+        self._model.share_buffers()
+        group = self._group()
+        values = state.to_json()
         self._stage(training_tensors(self._model, self._optimizer))
         self._failure = None
-        # A daemon, because a save that hangs on a rank that is gone must not keep the process.
+        provenance = run_environment(self._world) | {"config_digest": _config_digest(state.identity)}
+        # A daemon, because a save that hangs on a lost rank must not keep the process alive.
         self._thread = threading.Thread(
-            target=self._write, args=(progress.step, state), name="save checkpoint", daemon=True
+            target=self._write, args=(state.step, values, provenance, group), name="save checkpoint", daemon=True
         )
         self._thread.start()
 
     def wait(self) -> bool:
-        """Waits for the save under way; whether the newest one succeeded. The same on all ranks."""
+        """Wait for the save in progress. Return whether the newest save succeeded, the same on all ranks."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -99,26 +92,37 @@ class Saver:
         return self._failure is None
 
     def close(self) -> None:
-        """Lets the save under way end where training has ended without wait()."""
+        """Let the save in progress finish if training ended without wait(), in bounded time with several ranks."""
         if self._thread is not None:
-            self._thread.join(None if self._group is None else _PATIENCE_IN_S)
+            self._thread.join(None if self._world.size == 1 else _PATIENCE_IN_S)
+
+    def _group(self) -> dist.ProcessGroup | None:
+        """Return a group of its own, since its collectives must not mix with those of training. None in a world of one.
+
+        The first call is collective.
+        """
+        if self._created_group is None and self._world.size > 1:
+            self._created_group = dist.new_group(backend="gloo", timeout=self._world.timeout)
+        return self._created_group
 
     def _stage(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copies the tensors to host memory, which every save uses again: new pages would cost more than the copy."""
+        """Copy the tensors to host memory. All saves reuse it, because new pages would cost more than the copy."""
         pin_memory = self._world.device.type == "cuda"
         for name, tensor in tensors.items():
             if name not in self._staged:
-                self._staged[name] = _host_memory_like(tensor, pin_memory)
-            for own, current in zip(_parts(self._staged[name]), _parts(tensor), strict=True):
-                own.copy_(current.detach(), non_blocking=True)
+                self._staged[name] = empty_on_host(tensor, pin_memory=pin_memory)
+            for own, current in zip(local_parts(self._staged[name]), local_parts(tensor), strict=True):
+                own.tensor.copy_(current.tensor.detach(), non_blocking=True)
         if pin_memory:
             torch.cuda.synchronize()
 
-    def _write(self, step: int, state: Mapping[str, Any]) -> None:
-        """In the thread."""
+    def _write(
+        self, step: int, values: Mapping[str, Any], provenance: Mapping[str, Any], group: dist.ProcessGroup | None
+    ) -> None:
+        """Write the staged tensors. Runs in the thread."""
         try:
             self._sync()
-            path = write_checkpoint(self._policy.root, step, self._staged, state, self._group, self._provenance)
+            path = write_checkpoint(self._retention.root, step, self._staged, values, group, provenance)
         except Exception as error:
             self._failure = error
             if isinstance(error, CheckpointError) and self._world.is_rank_zero:
@@ -127,30 +131,9 @@ class Saver:
         self._saved_step = step
         logger.info("saved %s", path)
         if self._world.is_rank_zero:
-            self._policy.rotate(step)
-
-
-def _host_memory_like(tensor: torch.Tensor, pin_memory: bool) -> torch.Tensor:
-    if is_sharded(tensor):
-        return shards_like(tensor, pin_memory)
-    return torch.empty_like(tensor, device="cpu", pin_memory=pin_memory)
-
-
-def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """What of a tensor this rank has."""
-    return [local.tensor for local in tensor.local_shards()] if is_sharded(tensor) else [tensor]
+            self._retention.rotate(step)
 
 
 def _config_digest(identity: Mapping[str, Any]) -> str:
     config = json.dumps(identity, sort_keys=True).encode()
     return hashlib.blake2b(config, digest_size=16).hexdigest()
-
-
-def environment(world: World) -> dict[str, Any]:
-    """What the last bits of the numbers depend on."""
-    return {
-        "world_size": world.size,
-        "device": world.device.type,
-        "num_threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }

@@ -1,11 +1,11 @@
-"""Which checkpoint of a run that is still training is to be looked at next."""
+"""Finds the checkpoint of a run in training that a follower evaluates next."""
 
 import dataclasses
 from pathlib import Path
 
 from common.checkpointing.directory import complete_steps
 
-# Name, inode, size and time of a directory, or of it and the files in it.
+# Name, inode, size and modification time of a directory, or of it and its files.
 _Stamps = tuple[tuple[str, int, int, int], ...]
 
 
@@ -16,13 +16,13 @@ class FoundCheckpoint:
     step: int
     path: Path
     stamps: _Stamps
-    """Of the directory: one that is made anew under the same name is another."""
+    """Stamps of the directory. A directory that is created again under the same name has others."""
     file_stamps: _Stamps
-    """Also of the files: a damaged one may be replaced in its place."""
+    """Stamps of the directory and its files. A damaged file may be replaced in place."""
 
 
 class CheckpointSearch:
-    """Finds each complete checkpoint under `root` once, and again where it is another one by then."""
+    """Finds each complete checkpoint under `root` once, and again after it was replaced."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -30,7 +30,7 @@ class CheckpointSearch:
         self._damaged: dict[int, _Stamps] = {}
 
     def find(self) -> FoundCheckpoint | None:
-        """The first one, by step, that is not done."""
+        """Return the checkpoint with the lowest step that is not done, or None."""
         for step in complete_steps(self._root):
             path = self._root / str(step)
             if step in self._damaged:
@@ -44,7 +44,7 @@ class CheckpointSearch:
         return None
 
     def done(self, found: FoundCheckpoint, *, is_damaged: bool) -> None:
-        """Leaves it out from now on, as long as its directory is the same; a damaged one as long as its files are."""
+        """Skip the checkpoint from now on: as long as its directory is the same, or its files if it is damaged."""
         self._damaged.pop(found.step, None)
         if is_damaged:
             self._damaged[found.step] = found.file_stamps
@@ -53,7 +53,7 @@ class CheckpointSearch:
 
 
 def _stamps(checkpoint: Path, *, with_files: bool = False) -> _Stamps | None:
-    """None where it vanishes meanwhile."""
+    """Return the stamps of a checkpoint, or None if it vanishes while they are read."""
     try:
         paths = [checkpoint, *(sorted(checkpoint.iterdir()) if with_files else [])]
         found = [(path.name, path.stat()) for path in paths]

@@ -1,4 +1,4 @@
-"""Which partitions of which steps the evaluator beside a training run has evaluated: the lines of its metrics file."""
+"""Records which evaluations the follower has completed, as the lines of its metrics file."""
 
 import logging
 from collections.abc import Collection
@@ -11,56 +11,67 @@ from common.tracking.metrics_file import MetricsFile, read_metrics
 logger = logging.getLogger(__name__)
 
 
-def evaluated(metrics: Path) -> dict[int, list[str]]:
-    """The partitions that are done, by step, as a metrics-evaluator.jsonl says; {} where there is none."""
-    done: dict[int, list[str]] = {}
+def completed_partitions(metrics: Path) -> dict[int, list[str]]:
+    """Return the evaluated partitions by step, as a metrics file records them; {} if there is no file."""
+    partitions: dict[int, list[str]] = {}
     for measurement in read_metrics(metrics):
-        done.setdefault(measurement.step, []).append(str(measurement.partition))
-    return done
+        if measurement.mode == "evaluate":
+            partitions.setdefault(measurement.step, []).append(str(measurement.partition))
+    return partitions
 
 
 class CompletedEvaluations:
-    """What is done, kept in metrics-evaluator.jsonl; on rank 0."""
+    """The completed evaluations in metrics-evaluator.jsonl, on rank 0."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: MetricsFile | None = None
-        self._done: dict[int, list[str]] = {}
+        self._partitions: dict[int, list[str]] = {}
 
     def open(self) -> None:
-        """Cuts a line that a kill has torn; its partition is not done."""
+        """Read the file, and cut a last line that a kill has torn: its evaluation is not complete."""
         self._file = MetricsFile(self._path)
-        self._done = evaluated(self._path)
+        self._partitions = completed_partitions(self._path)
 
-    def has(self, step: int, name: str) -> bool:
-        return name in self._done.get(step, [])
+    def __contains__(self, evaluation: tuple[int, str]) -> bool:
+        """Return whether the evaluation at (step, partition) is complete."""
+        step, partition = evaluation
+        return partition in self._partitions.get(step, [])
 
-    def any(self) -> bool:
-        return bool(self._done)
+    def __bool__(self) -> bool:
+        """Return whether any evaluation is complete."""
+        return bool(self._partitions)
 
-    def tell(self, names: Collection[str]) -> None:
-        """Says what is not evaluated again, of the partitions that are asked for."""
-        steps = [step for step, done in self._done.items() for name in done if name in names]
+    def log(self, partitions: Collection[str]) -> None:
+        """Log which evaluations of the requested partitions will not be repeated."""
+        steps = [step for step, names in self._partitions.items() for name in names if name in partitions]
         if steps:
             logger.info(
-                "%s has %d evaluation(s) of steps %d to %d, which are not made again, whatever metrics and data the "
-                "configuration now asks for; move the file away to evaluate anew",
+                "%s has %d evaluation(s) of steps %d to %d. They are not repeated, even if the configuration now asks "
+                "for other metrics or data; move the file away to evaluate again",
                 self._path,
                 len(steps),
                 min(steps),
                 max(steps),
             )
 
-    def set(self, measurement: Measurement) -> None:
-        """Raises UserError where the line can't be written: without it the partition would be evaluated again."""
+    def add(self, measurement: Measurement) -> None:
+        """Record a complete evaluation.
+
+        Raises:
+          UserError: the line cannot be written. Without it the evaluation would be repeated.
+        """
         assert self._file is not None
         assert measurement.partition is not None
         try:
             self._file.append(measurement)
         except OSError as error:
-            raise UserError(f"{self._path}: can't be written: {error.strerror}; make room, and start again") from error
-        self._done.setdefault(measurement.step, []).append(measurement.partition)
+            raise UserError(
+                f"{self._path}: cannot write: {error.strerror}; make room, then run the same command again to continue"
+            ) from error
+        self._partitions.setdefault(measurement.step, []).append(measurement.partition)
 
     def close(self) -> None:
+        """Close the file."""
         if self._file is not None:
             self._file.close()

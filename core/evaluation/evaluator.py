@@ -1,167 +1,213 @@
-"""One bounded, timed pass over evaluation sets.
+"""Evaluates a model: one bounded, timed pass over evaluation sets.
 
-All ranks read the same number of batches and stop at the same one, whoever's clock says so.
+All ranks read the same number of batches and stop at the same one, whichever rank's clock runs out.
 """
 
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from common.device_copies import DeviceCopies
-from common.distributed.consensus import RankConsensus, RankFlag
+from common.distributed.consensus import RankFlag
 from common.distributed.world import World
-from common.reader.prefetch import next_or_error
-from common.reader.reader import BatchReader, PositionedBatch
+from common.reader.prefetch import Prefetcher, next_or_error
+from common.reader.reader import PositionedBatch
 from common.tracking.measurement import Measurement
-from core.autocast import Autocast
+from core.autocast import Autocast, configured_autocast
+from core.config.training import JobConfig
+from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.interface import Metrics
-from core.models.dense import share_buffers, unwrap
-from core.models.sharded import ShardedModel
+from core.models.interface import DistributedModel
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class EvaluationSet:
-    """An evaluation set and the metrics to compute on it."""
-
-    reader: BatchReader[Any]
-    make_metrics: Callable[[torch.device], Metrics]
-
-
 class StoppedError(Exception):
-    """A signal asked to stop; what was evaluated of the partition is dropped."""
+    """A signal asked to stop. What was evaluated of the current partition is dropped."""
 
 
 class Evaluator:
-    """Evaluates a model on named partitions."""
+    """Evaluates a model on the evaluation sets of a run."""
 
     def __init__(
         self,
-        partitions: Mapping[str, EvaluationSet],
+        evaluation_sets: Mapping[str, EvaluationSet],
         *,
         world: World,
         autocast: Autocast,
-        consensus: RankConsensus,
         num_eval_steps: int,
         timeout_in_s: float,
         log_every_n: int,
         beat: Callable[[str, int], None] = lambda *_: None,
     ) -> None:
-        """Args:
-        partitions: by name, evaluated in this order.
-        world: this process's place and device.
-        autocast: of the forward passes.
-        consensus: agrees when to stop.
-        num_eval_steps: batches of a partition; negative: all.
-        timeout_in_s: longest duration of one evaluation, all partitions together.
-        log_every_n: batches between lines of progress.
-        beat: is told each batch that begins, as core.run.watchdog.Watchdog's is.
+        """Initialize.
+
+        Args:
+          evaluation_sets: what to evaluate on, by partition.
+          world: this process among the ranks.
+          autocast: autocast of the forward passes.
+          num_eval_steps: largest number of batches per partition; negative: all.
+          timeout_in_s: longest duration of one evaluation, all partitions together, in seconds.
+          log_every_n: number of batches between two lines of progress.
+          beat: called with each batch that begins (core.run.watchdog.Watchdog.beat).
         """
-        self.partitions = partitions
+        self.evaluation_sets = evaluation_sets
         self._world = world
         self._autocast = autocast
-        self._consensus = consensus
         self._num_eval_steps = num_eval_steps
         self._timeout_in_s = timeout_in_s
         self._log_every_n = log_every_n
         self._beat = beat
 
+    @classmethod
+    def configured(
+        cls,
+        config: JobConfig,
+        evaluation_sets: Mapping[str, EvaluationSet],
+        world: World,
+        beat: Callable[[str, int], None],
+    ) -> "Evaluator":
+        """Return the evaluator that a configuration describes."""
+        training = config.training
+        return cls(
+            evaluation_sets,
+            world=world,
+            autocast=configured_autocast(config.runtime, world.device),
+            num_eval_steps=training.num_eval_steps,
+            timeout_in_s=training.eval_timeout_in_s,
+            log_every_n=training.eval_log_every_n,
+            beat=beat,
+        )
+
     def evaluate(
         self,
-        model: nn.Module,
+        model: DistributedModel,
         step: int,
-        names: list[str],
-        stop_requested: Callable[[], bool],
+        partitions: Sequence[str],
+        is_stop_requested: Callable[[], bool],
         record: Callable[[Measurement], None],
     ) -> None:
-        """Evaluates the named partitions and records a measurement of each as soon as it is done. Collective.
+        """Evaluate on partitions, and record the measurement of each as soon as it is complete. Collective.
 
         Args:
-          model: a Model, wrapped or not; in the mode in which it was, afterwards.
-          step: that the model has done.
-          names: of the partitions.
-          stop_requested: whether this rank was asked to stop.
-          record: takes the measurement.
+          model: the model. It is back in its mode (training or not) afterwards.
+          step: number of steps that the model has done.
+          partitions: names of the evaluation sets.
+          is_stop_requested: returns whether this rank was asked to stop.
+          record: receives the measurements.
 
         Raises:
-          StoppedError: a rank was asked to stop; on all ranks.
-          UserError: the data is bad; on all ranks.
-          Exception: this rank's reader failed; a RankFailedError on the other ranks.
+          StoppedError: a rank was asked to stop. All ranks raise it.
+          UserError: the data is bad. All ranks raise it.
+          Exception: this rank's reader failed. The other ranks raise a RankFailedError.
         """
         deadline = time.monotonic() + self._timeout_in_s
-        share_buffers(model)
-        module = unwrap(model)
-        was_training = module.training
-        module.eval()
-        # TorchRec's lookups don't know inference mode.
-        without_gradients = torch.no_grad if isinstance(model, ShardedModel) else torch.inference_mode
+        model.share_buffers()
+        was_training = model.module.training
+        model.module.eval()
         try:
-            for name in names:
-                with without_gradients():
-                    measurement = self._evaluate_one(module, step, name, deadline, stop_requested)
+            for partition in partitions:
+                with model.without_gradients():
+                    measurement = self._evaluate_one(model.module, step, partition, deadline, is_stop_requested)
                 record(measurement)
         finally:
-            module.train(was_training)
+            model.module.train(was_training)
 
     def _evaluate_one(
-        self, model: nn.Module, step: int, name: str, deadline: float, stop_requested: Callable[[], bool]
+        self, module: nn.Module, step: int, partition: str, deadline: float, is_stop_requested: Callable[[], bool]
     ) -> Measurement:
-        partition = self.partitions[name]
-        metrics = partition.make_metrics(self._world.device)
-        limit = self._num_eval_steps if self._num_eval_steps >= 0 else None
+        evaluation_set = self.evaluation_sets[partition]
+        metrics = evaluation_set.make_metrics(self._world.device)
         started = time.monotonic()
-        described = f"evaluation of {name} at step {step}, batch"
-        done = 0
-        self._beat(described, 0)
-
-        def fetch() -> PositionedBatch[Any] | Exception | None:
-            """The next batch, and this rank's part of the word about whether to go on with it."""
-            item = None if done == limit else next_or_error(batches)
-            flags = RankFlag.BAD_DATA if isinstance(item, Exception) else RankFlag.NONE
-            flags |= RankFlag.STOP if stop_requested() else RankFlag.NONE
-            flags |= RankFlag.TIME_UP if time.monotonic() > deadline else RankFlag.NONE
-            self._consensus.begin(flags)
-            return item
-
-        pin = self._world.device.type == "cuda"
+        self._beat(f"evaluation of {partition} at step {step}, batch", 0)
+        pin_memory = self._world.device.type == "cuda"
         copies = DeviceCopies(self._world.device)
-        with contextlib.closing(partition.reader.evaluate(pin_memory=pin)) as batches:
-            upcoming = fetch()
-            while True:
-                word = self._consensus.result()
-                if RankFlag.BAD_DATA in word:
-                    self._consensus.raise_on_all_ranks(upcoming if isinstance(upcoming, Exception) else None)
-                if RankFlag.STOP in word:
-                    raise StoppedError
-                if not isinstance(upcoming, PositionedBatch) or RankFlag.TIME_UP in word:
-                    break
-                batch = copies.copy(upcoming.batch)
-                done += 1
-                self._beat(described, done)
-                upcoming = fetch()  # the word travels while the model computes
+        with contextlib.closing(evaluation_set.reader.evaluate(pin_memory=pin_memory)) as batches:
+            feed = _EvaluationFeed(batches, self._world, self._num_eval_steps, deadline, is_stop_requested)
+            feed.fetch()
+            while (positioned := feed.next()) is not None:
+                batch = copies.copy(positioned.batch)
+                self._beat(f"evaluation of {partition} at step {step}, batch", feed.num_batches)
+                feed.fetch()  # ranks exchange flags while the model computes
                 with self._autocast():
-                    _, outputs = model(batch)
+                    _, outputs = module(batch)
                 metrics.update(outputs)
-                if done % self._log_every_n == 0:
-                    logger.info("evaluating %s at step %d: %d batches", name, step, done)
-        timed_out = upcoming is not None
+                if feed.num_batches % self._log_every_n == 0:
+                    logger.info("evaluating %s at step %d: %d batches", partition, step, feed.num_batches)
         seconds = time.monotonic() - started
         values = metrics.compute()
-        logger.info(
-            "evaluated %s at step %d: %s examples in %.1f s%s%s",
-            name,
-            step,
-            f"{values.get('examples', 0):,}",
-            seconds,
-            f", stopped by eval_timeout_in_s after {done} batches" if timed_out else "",
-            "".join(f", {key} {value:.5g}" for key in metrics.headline if (value := values.get(key)) is not None),
-        )
-        timing = {"seconds": seconds, "timed_out": timed_out}
-        return Measurement(step, "evaluate", name, values, timing)
+        _log_evaluation(partition, step, values, metrics, seconds, feed)
+        return Measurement(step, "evaluate", partition, values, {"seconds": seconds, "timed_out": feed.is_cut_short})
+
+
+class _EvaluationFeed:
+    """Hands out the batches of a partition while all ranks agree to continue."""
+
+    def __init__(
+        self,
+        batches: Prefetcher[PositionedBatch[Any]],
+        world: World,
+        num_eval_steps: int,
+        deadline: float,
+        is_stop_requested: Callable[[], bool],
+    ) -> None:
+        self.num_batches = 0
+        """Number of batches handed out."""
+        self._batches = batches
+        self._consensus = world.consensus
+        self._limit = num_eval_steps if num_eval_steps >= 0 else None
+        self._deadline = deadline
+        self._is_stop_requested = is_stop_requested
+        self._upcoming: PositionedBatch[Any] | Exception | None = None
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the deadline ended the evaluation before its last batch."""
+        return self._upcoming is not None
+
+    def fetch(self) -> None:
+        """Fetch the next batch, and send this rank's flags about it."""
+        self._upcoming = None if self.num_batches == self._limit else next_or_error(self._batches)
+        flags = RankFlag.BAD_DATA if isinstance(self._upcoming, Exception) else RankFlag.NONE
+        flags |= RankFlag.STOP if self._is_stop_requested() else RankFlag.NONE
+        flags |= RankFlag.TIME_UP if time.monotonic() > self._deadline else RankFlag.NONE
+        self._consensus.begin(flags)
+
+    def next(self) -> PositionedBatch[Any] | None:
+        """Return the batch that fetch() fetched, or None on all ranks at the end or after the deadline. Collective.
+
+        Raises:
+          StoppedError, UserError, Exception: see Evaluator.evaluate().
+        """
+        flags = self._consensus.result()
+        if RankFlag.BAD_DATA in flags:
+            self._consensus.raise_on_all_ranks(self._upcoming if isinstance(self._upcoming, Exception) else None)
+        if RankFlag.STOP in flags:
+            raise StoppedError
+        if not isinstance(self._upcoming, PositionedBatch) or RankFlag.TIME_UP in flags:
+            return None
+        self.num_batches += 1
+        return self._upcoming
+
+
+def _log_evaluation(
+    partition: str,
+    step: int,
+    values: Mapping[str, float | int | None],
+    metrics: Metrics,
+    seconds: float,
+    feed: _EvaluationFeed,
+) -> None:
+    logger.info(
+        "evaluated %s at step %d: %s examples in %.1f s%s%s",
+        partition,
+        step,
+        f"{values.get('examples', 0):,}",
+        seconds,
+        f", stopped by eval_timeout_in_s after {feed.num_batches} batches" if feed.is_cut_short else "",
+        "".join(f", {key} {value:.5g}" for key in metrics.headline if (value := values.get(key)) is not None),
+    )

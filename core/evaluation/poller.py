@@ -1,4 +1,4 @@
-"""A wait for something that is looked for now and then."""
+"""Waits for something that is checked once a second."""
 
 import logging
 import time
@@ -6,26 +6,27 @@ import time
 logger = logging.getLogger(__name__)
 
 _POLL_IN_S = 1.0
-# After which a wait is told again; each next time after twice as long.
-_PATIENCE_IN_S = 60.0
+# Seconds after which a wait is logged again. Each later line comes after twice the time.
+_FIRST_REMINDER_IN_S = 60.0
 
 
 class Poller:
-    """One wait, which begins when it is made."""
+    """One wait, which begins when the object is created."""
 
     def __init__(self, timeout_in_s: float) -> None:
         self._timeout_in_s = timeout_in_s
         self._began = time.monotonic()
-        self._told_next = 0.0
+        self._next_reminder_in_s = 0.0
 
     @property
     def is_over(self) -> bool:
+        """Whether the timeout has passed."""
         return time.monotonic() - self._began >= self._timeout_in_s
 
     def sleep(self, awaited: str) -> None:
-        """Sleeps until the next look, at most until the wait is over; says now and then what is awaited."""
+        """Sleep until the next check, at most until the timeout. Now and then, log what is awaited."""
         waited = time.monotonic() - self._began
-        if waited >= self._told_next:
+        if waited >= self._next_reminder_in_s:
             logger.info("waiting for %s: %.0f of at most %g s", awaited, waited, self._timeout_in_s)
-            self._told_next = max(_PATIENCE_IN_S, 2 * waited)
+            self._next_reminder_in_s = max(_FIRST_REMINDER_IN_S, 2 * waited)
         time.sleep(max(0.0, min(_POLL_IN_S, self._timeout_in_s - waited)))

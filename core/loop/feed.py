@@ -1,88 +1,88 @@
-"""What each training step gets: its micro-batches, once all ranks have agreed that all of them can make it."""
+"""Hands each training step its micro-batches, once all ranks have agreed that every rank can train it."""
 
 import collections
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from common.distributed.consensus import RankConsensus, RankFlag
-from common.process.stop_signals import StopSignals
 from common.reader.prefetch import next_or_error
 from common.reader.reader import PositionedBatch
-from core.loop.skipped_steps import SkippedStepCounter
 from core.loop.window import Stopwatch
 
-# Where steps take less than this, one consensus flags is about several of them: on two ranks each costs 0.5 ms.
-_WORD_EVERY_S = 0.02
+# Ranks exchange flags about several steps at once if those take less than this, in seconds: on two ranks each exchange
+# costs 0.5 ms.
+_SECONDS_PER_EXCHANGE = 0.02
 
 
 class StepFeed:
-    """Hands out the micro-batches of one step after the other. Collective.
+    """Hands out the micro-batches of one step after another. Collective.
 
-    The consensus flags about the next steps travels while the steps at hand are made.
+    The ranks exchange flags about the next steps while they train the current ones.
     """
 
     def __init__(
         self,
         batches: Iterator[PositionedBatch[Any]],
         consensus: RankConsensus,
-        stop: StopSignals,
-        watch: Stopwatch,
-        nonfinite: SkippedStepCounter,
+        stopwatch: Stopwatch,
         *,
+        own_flags: Callable[[], RankFlag],
+        on_flags: Callable[[RankFlag], None],
         micro_batches: int,
         num_steps: int,
         prefetch_batches: int,
     ) -> None:
-        """Fetches the first step's.
+        """Initialize without reading or communication.
 
         Args:
-          batches: of this rank; as many as the steps take, at least.
-          consensus: tells the other ranks.
-          stop: whether this rank was asked to stop.
-          watch: is told the time spent waiting for batches.
-          nonfinite: where a rank knows of too many, all count up to the same step.
-          micro_batches: of a step.
-          num_steps: to hand out in all.
-          prefetch_batches: that the reader holds ready.
+          batches: batches of this rank, enough for all steps.
+          consensus: joins the flags of all ranks.
+          stopwatch: receives the time spent waiting for batches.
+          own_flags: returns further flags of this rank to send along: STOP ends the feed on all ranks.
+          on_flags: receives the joined flags of all ranks, at the same step on all.
+          micro_batches: number of micro-batches per step.
+          num_steps: number of steps to hand out.
+          prefetch_batches: number of batches that the reader holds ready.
         """
         self._batches = batches
         self._consensus = consensus
-        self._stop = stop
-        self._watch = watch
-        self._nonfinite = nonfinite
+        self._stopwatch = stopwatch
+        self._own_flags = own_flags
+        self._on_flags = on_flags
         self._micro_batches = micro_batches
         self._unfetched = num_steps
-        # No more steps than there are batches ready for: training would wait for the others.
+        # Fetching more steps than there are batches ready for would make training wait for them.
         self._most_steps = max(1, prefetch_batches // micro_batches)
         self._ready: collections.deque[list[PositionedBatch[Any]]] = collections.deque()
-        self._began = time.perf_counter()
-        self._seconds_per_step = _WORD_EVERY_S
+        self._exchanged_at = time.perf_counter()
+        self._seconds_per_step = _SECONDS_PER_EXCHANGE
         self._pace = 1
         self._num_ready = 1
         self._upcoming: list[list[PositionedBatch[Any]]] | Exception = []
-        if num_steps > 0:
-            self._fetch(1)
+        self._has_begun = False
 
     def next(self) -> list[PositionedBatch[Any]] | None:
-        """The next step's micro-batches; None where a rank was asked to stop, on all ranks.
+        """Return the next step's micro-batches, or None on all ranks if a rank was asked to stop.
 
         Raises:
-          UserError: a rank's data is bad; on all ranks.
-          Exception: this rank's reader failed; a RankFailedError on the other ranks.
+          UserError: a rank's data is bad. All ranks raise it.
+          Exception: this rank's reader failed. The other ranks raise a RankFailedError.
         """
+        if not self._has_begun:
+            self._has_begun = True
+            self._fetch(1)
         if not self._ready:
-            word, pace = self._consensus.result_and_pace()
-            if RankFlag.BAD_DATA in word:
+            flags, pace = self._consensus.result_and_pace()
+            if RankFlag.BAD_DATA in flags:
                 self._consensus.raise_on_all_ranks(self._upcoming if isinstance(self._upcoming, Exception) else None)
-            if RankFlag.STOP in word:
+            if RankFlag.STOP in flags:
                 return None
-            if RankFlag.NONFINITE in word:
-                self._nonfinite.settle()
+            self._on_flags(flags)
             assert not isinstance(self._upcoming, Exception)
             now = time.perf_counter()
-            self._seconds_per_step = (now - self._began) / self._num_ready
-            self._began, self._pace, self._num_ready = now, pace, len(self._upcoming)
+            self._seconds_per_step = (now - self._exchanged_at) / self._num_ready
+            self._exchanged_at, self._pace, self._num_ready = now, pace, len(self._upcoming)
             self._ready.extend(self._upcoming)
         micro_batches = self._ready.popleft()
         if not self._ready and self._unfetched > 0:
@@ -90,26 +90,24 @@ class StepFeed:
         return micro_batches
 
     def _fetch(self, num_steps: int) -> None:
-        """Takes the next steps' micro-batches, or what went wrong instead, and sends this rank's part of the word."""
+        """Fetch the micro-batches of the next steps, or the error instead, and send this rank's flags."""
         started = time.perf_counter()
-        steps: list[list[PositionedBatch[Any]]] = []
-        error: Exception | None = None
-        while len(steps) < num_steps and error is None:
-            step: list[PositionedBatch[Any]] = []
-            while len(step) < self._micro_batches and error is None:
-                item = next_or_error(self._batches)
-                if isinstance(item, Exception):
-                    error = item
-                else:
-                    assert item is not None, "the number of batches was counted before"
-                    step.append(item)
-            steps.append(step)
-        self._upcoming = steps if error is None else error
+        try:
+            self._upcoming = [self._fetch_step() for _ in range(num_steps)]
+            flags = RankFlag.NONE
+        except Exception as error:
+            self._upcoming, flags = error, RankFlag.BAD_DATA
         self._unfetched -= num_steps
-        self._watch.waited(time.perf_counter() - started)
-        word = RankFlag.BAD_DATA if error is not None else RankFlag.NONE
-        if self._stop.received is not None:
-            word |= RankFlag.STOP
-        if self._nonfinite.poll():
-            word |= RankFlag.NONFINITE
-        self._consensus.begin(word, pace=max(1, min(int(_WORD_EVERY_S / self._seconds_per_step), self._most_steps)))
+        self._stopwatch.waited(time.perf_counter() - started)
+        pace = max(1, min(int(_SECONDS_PER_EXCHANGE / self._seconds_per_step), self._most_steps))
+        self._consensus.begin(flags | self._own_flags(), pace=pace)
+
+    def _fetch_step(self) -> list[PositionedBatch[Any]]:
+        step = []
+        for _ in range(self._micro_batches):
+            item = next_or_error(self._batches)
+            if isinstance(item, Exception):
+                raise item
+            assert item is not None, "the last step was computed from the number of batches"
+            step.append(item)
+        return step

@@ -1,42 +1,43 @@
-"""Counts training steps in a row whose update was left out, without waiting for the device.
+"""Counts consecutive steps whose update was skipped, without waiting for the device.
 
-How an update is left out is in train_step.py, what is told of too many of them in nonfinite.py.
+How an update is skipped is in step.py. What is reported about too many is in divergence.py.
 """
 
 import collections
 
 import torch
 
-# Steps whose outcomes leave the device in one copy.
+# Number of steps whose outcomes leave the device in one copy.
 _STEPS_PER_COPY = 16
 
 
 class SkippedStepCounter:
-    """Steps in a row whose numbers were not finite, counted exactly: on the CPU at once, on CUDA as the device gets
-    there.
+    """Counts skipped updates in a row exactly: at once on a CPU, and on CUDA when the device gets there.
 
-    Outcomes are the same on all ranks; when a rank learns them is its own matter.
+    Outcomes are the same on all ranks, but ranks may learn them at different times.
     """
 
-    def __init__(self, device: torch.device, most: int, step: int, in_a_row: int = 0) -> None:
-        """Args:
-        device: of the outcomes.
-        most: steps in a row that are not too many, >= 0.
-        step: that the count begins after.
-        in_a_row: up to then.
+    def __init__(self, device: torch.device, limit: int, step: int, in_a_row: int = 0) -> None:
+        """Initialize.
+
+        Args:
+          device: device of the outcomes.
+          limit: largest allowed number of consecutive skipped updates (>= 0).
+          step: step after which the count begins.
+          in_a_row: number of consecutive skipped updates up to `step`.
         """
         self._reads_at_once = device.type == "cpu"
-        self.most = most
+        self.limit = limit
         self._step = step
         self._in_a_row = in_a_row
         self._pending: list[torch.Tensor] = []
         self._copies: collections.deque[tuple[torch.Tensor, torch.cuda.Event]] = collections.deque()
         self._found: range | None = None
         self.too_many: range | None = None
-        """The first steps in a row that were more than `most`; None: there were none, as far as all ranks know."""
+        """The first consecutive steps beyond the limit, as far as all ranks know of them."""
 
     def add(self, skipped: torch.Tensor) -> None:
-        """Counts the next step. skipped: 1.0 where its update was left out, else 0.0; a scalar on the device."""
+        """Count the next step: 1.0 if its update was skipped, else 0.0, as a scalar on the device."""
         if self._reads_at_once:
             self._count(skipped.item())
             self.too_many = self._found
@@ -51,15 +52,15 @@ class SkippedStepCounter:
             self._copies.append((outcomes, copied))
 
     def poll(self) -> bool:
-        """Whether there were too many, as far as this rank can tell without waiting."""
+        """Return whether there were too many, as far as this rank knows without waiting."""
         while self._copies and self._copies[0][1].query():  # type: ignore[no-untyped-call]
             self._count(*self._copies.popleft()[0].tolist())
         return self._found is not None
 
     def settle(self) -> int:
-        """Waits for the device and counts all that was added; the steps in a row up to now.
+        """Wait for the device, count everything, and return the number of consecutive skipped updates up to now.
 
-        All ranks call it at the same step, so that they know the same then.
+        All ranks call it at the same step, so that they then know the same.
         """
         while self._copies:
             outcomes, copied = self._copies.popleft()
@@ -75,5 +76,5 @@ class SkippedStepCounter:
         for skipped in outcomes:
             self._step += 1
             self._in_a_row = self._in_a_row + 1 if skipped else 0
-            if self._in_a_row > self.most and self._found is None:
+            if self._in_a_row > self.limit and self._found is None:
                 self._found = range(self._step - self._in_a_row + 1, self._step + 1)

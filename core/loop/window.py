@@ -1,38 +1,43 @@
-"""What training measures between two logs: running sums that stay on the device, and the clock."""
+"""Measures training between two logs: running sums that stay on the device, and the clock."""
 
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.distributed as dist
 
 from common.distributed.world import World
 
-# Steps whose scalars wait on the device, at most.
+# Largest number of steps whose scalars stay separate on the device.
 _MOST_PENDING = 1024
 
 
 class TrainWindow:
-    """Sums since the last train log."""
+    """Sums over the steps since the last train log."""
 
-    def __init__(self, world: World, saved: dict[str, float | None]) -> None:
-        """saved: what fold() gave a checkpoint; {} at the start."""
+    def __init__(self, world: World, saved: Mapping[str, float | None]) -> None:
+        """Initialize.
+
+        Args:
+          world: this process among the ranks.
+          saved: the snapshot() in a checkpoint; empty for a fresh run.
+        """
         self._world = world
         self._steps = int(saved.get("steps") or 0)
         loss_sum = saved.get("loss_sum", 0.0)
-        # Sums over another number of ranks, as if these ranks had made them.
+        # Rescale sums over another number of ranks as if these ranks had computed them.
         scale = world.size / (saved.get("ranks") or world.size)
-        # None in JSON: a loss of the window was not finite.
+        # None in JSON: a loss of the window was non-finite.
         self._reduced = [math.nan if loss_sum is None else loss_sum * scale, (saved.get("skipped") or 0.0) * scale]
         self._own = torch.zeros(2, dtype=torch.float64, device=world.device)
-        # Added up many at a time: an operation for each step would cost more than all the rest of the window.
+        # Summed many at a time: one operation per step would cost more than the rest of the window.
         self._losses: list[torch.Tensor] = []
         self._skips: list[torch.Tensor] = []
 
     def add(self, loss: torch.Tensor, skipped: torch.Tensor) -> None:
-        """Adds a step: this rank's loss and whether its update was left out, scalars on the device."""
+        """Add a step: this rank's loss, and 1.0 if its update was skipped, else 0.0. Scalars on the device."""
         self._losses.append(loss)
         self._skips.append(skipped)
         self._steps += 1
@@ -40,8 +45,11 @@ class TrainWindow:
             self._add_pending()
 
     def snapshot(self) -> dict[str, float | None]:
-        """Joins the ranks' sums, here and in the checkpoint that takes the result, so that both runs go on adding the
-        same numbers in the same order. Collective."""
+        """Return the sums over all ranks, for a checkpoint. Collective.
+
+        This window continues from the same reduced sums, so that it and a resumed run add the same numbers in the same
+        order.
+        """
         if self._losses:
             self._add_pending()
         if self._world.size > 1:
@@ -56,15 +64,12 @@ class TrainWindow:
             "ranks": float(self._world.size),
         }
 
-    def _add_pending(self) -> None:
-        sums = [torch.stack(scalars).sum(dtype=torch.float64) for scalars in (self._losses, self._skips)]
-        self._own += torch.stack(sums)
-        self._losses.clear()
-        self._skips.clear()
-
     def compute_and_reset(self) -> dict[str, float | int | None]:
-        """Train metrics of the window, which begins anew: loss (mean over steps and ranks; None where one was not
-        finite) and skipped_updates. Collective."""
+        """Return the train metrics of the window, and start a new window. Collective.
+
+        Returns:
+          loss, the mean over steps and ranks, or None if a loss was non-finite; and the number of skipped_updates.
+        """
         sums = self.snapshot()
         loss_sum, skipped = sums["loss_sum"], sums["skipped"] or 0.0
         terms = self._steps * self._world.size
@@ -75,37 +80,43 @@ class TrainWindow:
             "skipped_updates": round(skipped / self._world.size),
         }
 
+    def _add_pending(self) -> None:
+        sums = [torch.stack(scalars).sum(dtype=torch.float64) for scalars in (self._losses, self._skips)]
+        self._own += torch.stack(sums)
+        self._losses.clear()
+        self._skips.clear()
+
 
 class Stopwatch:
-    """Where the time of training goes: evaluations and saves left out, waiting for data told apart."""
+    """Times training: leaves out evaluations and saves, and counts the time spent waiting for data separately."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Begins a window."""
+        """Start a window."""
         self._started = time.perf_counter()
         self._steps = 0
         self._waited = 0.0
         self._paused = 0.0
 
     def stepped(self) -> None:
-        """Counts a step."""
+        """Count a step."""
         self._steps += 1
 
     def waited(self, seconds: float) -> None:
-        """Adds time spent waiting for a batch."""
+        """Add time spent waiting for a batch."""
         self._waited += seconds
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Leaves out the time within: it is not training."""
+        """Exclude the time inside the context."""
         started = time.perf_counter()
         yield
         self._paused += time.perf_counter() - started
 
     def timing(self, examples_per_step: int) -> dict[str, float]:
-        """Of the window: seconds, examples per second over all ranks, share of the time spent waiting for data."""
+        """Return the window's seconds, its examples per second over all ranks, and the share of time spent waiting."""
         seconds = max(time.perf_counter() - self._started - self._paused, 1e-9)
         return {
             "seconds": seconds,

@@ -1,20 +1,20 @@
-"""Spreads a model over the ranks: DistributedDataParallel for what is dense.
+"""Spreads a dense model over the ranks: DistributedDataParallel, or no wrapper in a world of one."""
 
-Embedding tables are spread before, and differently (sharding.py).
-"""
-
+import contextlib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.distributed.world import World
-from core.models.sharded import ShardedModel, is_sharded
+from core.models.interface import DistributedModel
 
-# Batch norm is local to a rank in training; share_buffers() gives all ranks rank 0's statistics where they matter. A
-# broadcast at every step would cost a tenth of it. (torch before 2.13 has the older name alone.)
+# Batch norm is local to a rank during training; share_buffers() gives all ranks rank 0's statistics where they matter.
+# A broadcast at every step would take a tenth of its time. torch before 2.13 has only the older name.
 _WITHOUT_BUFFERS: dict[str, Any] = (
     {"forward_sync_buffers": False}
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -22,45 +22,75 @@ _WITHOUT_BUFFERS: dict[str, Any] = (
 )
 
 
-def parallelize(model: nn.Module, world: World, *, deterministic: bool = False) -> nn.Module:
-    """Wraps a model that is on its device so that gradients are means over the ranks; a world of one needs no wrapper.
+class DenseModel:
+    """A model whose parameters are equal on all ranks."""
 
-    Args:
-      deterministic: keep the gradient buckets as they are first made. DDP otherwise rebuilds them after its first step,
-        so that on three or more ranks a resumed run would add gradients in another order. A model with sharded
-        tables is told when they are.
-    """
-    if world.size == 1:
-        return model
-    if isinstance(model, ShardedModel):
-        model.replicate_dense()
-        return model
-    return DistributedDataParallel(
-        model,
-        device_ids=[world.device.index] if world.device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        find_unused_parameters=deterministic and world.size > 2,
-        **_WITHOUT_BUFFERS,
-    )
+    updates_in_backward = False
+
+    def __init__(self, module: nn.Module, world: World, *, deterministic: bool = False) -> None:
+        """Initialize without communication.
+
+        Args:
+          module: a core.models.interface.TrainableModel on the world's device.
+          world: this process among the ranks.
+          deterministic: keep DDP's gradient buckets as they are first built. DDP otherwise rebuilds them after its
+            first step, so that on three or more ranks a resumed run would add gradients in another order.
+        """
+        self.module = module
+        self._world = world
+        self._deterministic = deterministic
+        self._replica: nn.Module = module
+
+    def __call__(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Compute loss and outputs of a batch."""
+        outputs: tuple[torch.Tensor, Mapping[str, torch.Tensor]] = self._replica(batch)
+        return outputs
+
+    def replicate(self) -> None:
+        """Wrap the model in DDP if there are several ranks. Collective."""
+        if self._world.size > 1:
+            device = self._world.device
+            self._replica = DistributedDataParallel(
+                self.module,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=self._deterministic and self._world.size > 2,
+                **_WITHOUT_BUFFERS,
+            )
+
+    def no_sync(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which DDP reduces no gradients."""
+        if isinstance(self._replica, DistributedDataParallel):
+            return self._replica.no_sync()
+        return contextlib.nullcontext()
+
+    def without_gradients(self) -> contextlib.AbstractContextManager[Any]:
+        """Return torch's inference mode."""
+        return torch.inference_mode()
+
+    def share_buffers(self) -> None:
+        """Give every rank the buffers of rank 0. Collective."""
+        broadcast_buffers(self.module, self._world)
+
+    def fused_optimizer_states(self) -> Mapping[str, torch.Tensor]:
+        """Return nothing: the optimizer is the caller's."""
+        return {}
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trainable values."""
+        return sum(parameter.numel() for parameter in self.module.parameters() if parameter.requires_grad)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model within the wrapper."""
-    return model.module if isinstance(model, DistributedDataParallel | ShardedModel) else model
+def as_distributed(
+    model: nn.Module | DistributedModel, world: World, *, deterministic: bool = False
+) -> DistributedModel:
+    """Return the model as a DistributedModel: a module is dense, and anything else is one already."""
+    return DenseModel(model, world, deterministic=deterministic) if isinstance(model, nn.Module) else model
 
 
-def share_buffers(model: nn.Module) -> None:
-    """Gives every rank rank 0's buffers: before an evaluation and a save, so that all have one model. Collective."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        for buffer in unwrap(model).buffers():
+def broadcast_buffers(module: nn.Module, world: World) -> None:
+    """Give every rank the module's buffers of rank 0. Collective."""
+    if world.size > 1:
+        for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
-
-
-def num_parameters(model: nn.Module) -> int:
-    """Trainable numbers in the model."""
-    if isinstance(model, ShardedModel):
-        tensors = model.module.state_dict()
-        dense = {name for name, tensor in tensors.items() if not is_sharded(tensor)}
-        of_tables = sum(weight.size().numel() for weight in model.tables().values())
-        return of_tables + sum(p.numel() for name, p in model.module.named_parameters() if name in dense)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,23 +1,20 @@
-"""Spreads embedding tables over the ranks: TorchRec's planner and DistributedModelParallel.
+"""Spreads embedding tables over the ranks with TorchRec's planner and DistributedModelParallel.
 
-Owns the plan and the learning rates of the tables' optimizers; what is in a table, table_rows.py. torchrec is imported
-within functions: a dense model trains where it can't be installed.
+Owns the plan and the learning rates of the tables' optimizers. The rows of tables are in table_rows.py. Functions
+import torchrec lazily: a dense model trains where it cannot be installed.
 """
 
-import copy
+import contextlib
 import logging
-import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
-from torch.distributed.remote_device import _remote_device
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from common.distributed.consensus import RankConsensus
 from common.distributed.world import World
 from common.errors import ConfigError
 from common.modules.embedding.config import EmbeddingBagConfig
@@ -25,6 +22,9 @@ from common.modules.embedding.tables import quiet
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import learning_rate_at
 from common.process.environment import local_world_size_from_env
+from common.process.memory import memory_limit_in_bytes
+from core.models.dense import broadcast_buffers
+from core.models.shards import is_sharded, table_of
 from core.models.table_rows import draw_rows
 
 if TYPE_CHECKING:
@@ -33,106 +33,114 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# TorchRec uses what torch would like to see replaced: it is told at the first step, and wherever it is used.
-warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
-logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
+class ShardedModel:
+    """A model whose embedding tables are spread over the ranks. Every rank has a replica of its dense part.
 
-class ShardedModel(nn.Module):
-    """A model whose embedding tables are spread over the ranks; the rest of it is on all of them.
-
-    Tables are updated within backward().
+    backward() updates the tables.
     """
 
-    def __init__(self, parallel: "DistributedModelParallel") -> None:
-        super().__init__()
-        self._parallel = parallel
+    updates_in_backward = True
 
-    def forward(self, batch: Any) -> Any:
-        """As the model's."""
-        return self._parallel(batch)
+    def __init__(self, parallel: "DistributedModelParallel", world: World) -> None:
+        """Initialize without communication.
+
+        Args:
+          parallel: TorchRec's wrapper, without a wrapper of the dense part.
+          world: this process among the ranks.
+        """
+        self._parallel = parallel
+        self._world = world
+
+    def __call__(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Compute loss and outputs of a batch."""
+        outputs: tuple[torch.Tensor, Mapping[str, torch.Tensor]] = self._parallel(batch)
+        return outputs
 
     @property
     def module(self) -> nn.Module:
-        """The model within."""
+        """The model inside the wrapper."""
         module: nn.Module = self._parallel.module
         return module
 
     @property
     def table_optimizer(self) -> torch.optim.Optimizer:
-        """Of this rank's shards; step() does nothing but take over a learning rate."""
+        """Optimizer of this rank's shards. Its step() only adopts a new learning rate."""
         optimizer: torch.optim.Optimizer = self._parallel.fused_optimizer
         return optimizer
 
-    def replicate_dense(self) -> None:
-        """Puts the rest of the model under DistributedDataParallel. Collective."""
-        with quiet():
-            self._parallel.init_data_parallel()
+    def replicate(self) -> None:
+        """Wrap the dense part in DDP if there are several ranks. Collective."""
+        if self._world.size > 1:
+            with quiet():
+                self._parallel.init_data_parallel()
+
+    def no_sync(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context that changes nothing: tables allow no gradient accumulation."""
+        return contextlib.nullcontext()
+
+    def without_gradients(self) -> contextlib.AbstractContextManager[Any]:
+        """Return torch.no_grad(): TorchRec's lookups do not support inference mode."""
+        return torch.no_grad()
+
+    def share_buffers(self) -> None:
+        """Give every rank the buffers of rank 0. Collective."""
+        broadcast_buffers(self.module, self._world)
 
     def tables(self) -> dict[str, ShardedTensor]:
-        """Weights by the name of their table. They are the tables' memory."""
+        """Return the weights of the tables, by table. They share memory with the tables."""
         state = self.module.state_dict()
         return {table_of(name): tensor for name, tensor in state.items() if is_sharded(tensor)}
 
-    def table_optimizer_states(self) -> dict[str, ShardedTensor]:
-        """What the tables' optimizers remember, by name: `<state>.<parameter>`. It is their memory."""
+    def fused_optimizer_states(self) -> dict[str, torch.Tensor]:
+        """Return the states of the tables' optimizers, as `<parameter>.<state>`. They share memory with the states."""
         by_parameter = self._parallel.fused_optimizer.state_dict()["state"]
         return {f"{name}.{key}": state for key, states in by_parameter.items() for name, state in states.items()}
 
-
-def is_sharded(tensor: Any) -> TypeGuard[ShardedTensor]:
-    """Whether a tensor of a state is spread over the ranks."""
-    return isinstance(tensor, ShardedTensor)
-
-
-def shards_like(tensor: ShardedTensor, pin_memory: bool) -> ShardedTensor:
-    """A tensor that is spread in the same way, in host memory, uninitialised.
-
-    No collective: of a table-wise table's optimizer a rank that doesn't hold it has no state at all.
-    """
-    metadata = copy.deepcopy(tensor.metadata())
-    for part in metadata.shards_metadata:
-        assert part.placement is not None
-        part.placement = _remote_device(f"rank:{part.placement.rank()}/cpu")
-    own = {tuple(part.shard_offsets): part for part in metadata.shards_metadata}
-    shards = [
-        Shard(
-            torch.empty_like(local.tensor, device="cpu", pin_memory=pin_memory),
-            own[tuple(local.metadata.shard_offsets)],
-        )
-        for local in tensor.local_shards()
-    ]
-    return ShardedTensor._init_from_local_shards_and_global_metadata(shards, metadata)
+    @property
+    def num_parameters(self) -> int:
+        """Number of trainable values, on all ranks together."""
+        dense = {name for name, tensor in self.module.state_dict().items() if not is_sharded(tensor)}
+        in_tables = sum(weight.size().numel() for weight in self.tables().values())
+        return in_tables + sum(p.numel() for name, p in self.module.named_parameters() if name in dense)
 
 
 def shard(
-    model: nn.Module, tables: Sequence[EmbeddingBagConfig], place: str, world: World, *, seed: int, deterministic: bool
+    model: nn.Module,
+    tables: Sequence[EmbeddingBagConfig],
+    key_path: str,
+    world: World,
+    *,
+    seed: int,
+    deterministic: bool,
 ) -> ShardedModel:
-    """Spreads the tables of a model over the ranks, and draws their initial values. Collective, in a process group.
+    """Spread the tables of a model over the ranks, and draw their initial values. Collective.
 
-    Initial values are a function of (seed, name of the table, row), not of the number of ranks or the plan.
+    Needs a process group, also in a world of one. Initial values are a function of (seed, name of the table, row), not
+    of the number of ranks or the plan.
 
     Args:
-      model: has one EmbeddingCollection, of common.modules.embedding.tables.build_tables(); the rest is equal on all
-        ranks. It is changed.
-      tables: the collection's.
-      place: of `tables` in the configuration, for messages.
-      world: this process's place and device.
-      seed: of the initial values.
-      deterministic: as of core.models.dense.parallelize().
+      model: a model with one EmbeddingCollection from common.modules.embedding.tables.build_tables(). Its dense part is
+        equal on all ranks. The model is modified.
+      tables: configuration of the collection's tables.
+      key_path: where `tables` is in the configuration, for messages.
+      world: this process among the ranks.
+      seed: seed of the initial values.
+      deterministic: keep DDP's gradient buckets fixed (core.models.dense.DenseModel).
 
     Raises:
-      ConfigError: the tables can't be spread as they ask, or their optimizers can't work here.
+      ConfigError: the tables cannot be spread as configured, or their optimizers do not work on this device.
     """
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
     from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
     from torchrec.distributed.types import ShardingEnv
 
-    _check_tables(tables, place, world)
-    assert dist.group.WORLD is not None, "tables are spread over a process group, be it of one process"
+    _check_tables(tables, key_path, world)
+    _silence_deprecations()
+    assert dist.group.WORLD is not None, "sharded tables need a process group, also in a world of one"
     find_unused = deterministic and world.size > 2
     with quiet():
-        plan = _plan(model, tables, place, world)
+        plan = _plan(model, tables, key_path, world)
         parallel = DistributedModelParallel(
             model,
             env=ShardingEnv.from_process_group(dist.group.WORLD),
@@ -144,62 +152,61 @@ def shard(
                 static_graph=not find_unused, find_unused_parameters=find_unused
             ),
         )
-    sharded = ShardedModel(parallel)
-    _tell(plan, tables)
+    sharded = ShardedModel(parallel, world)
+    _log_plan(plan, tables)
     scales = {table.name: table.init_scale for table in tables}
     for table, weight in sharded.tables().items():
         draw_rows(weight, table, scales[table], seed)
     return sharded
 
 
-def table_of(parameter: str) -> str:
-    """The table of a parameter `tables.embeddings.<table>.weight`."""
-    return parameter.rsplit(".", 2)[1]
+def _silence_deprecations() -> None:
+    """Silence what torch says about the parts of it that TorchRec still uses, at the first step and later."""
+    warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
-def _check_tables(tables: Sequence[EmbeddingBagConfig], place: str, world: World) -> None:
+def _check_tables(tables: Sequence[EmbeddingBagConfig], key_path: str, world: World) -> None:
     for index, table in enumerate(tables):
-        where = f"{place}[{index}]"
+        where = f"{key_path}[{index}]"
         if table.embedding_dim % 4:
             raise ConfigError(
-                f"{where}.embedding_dim: {table.embedding_dim} given, but the kernels that look rows up take multiples "
-                "of 4"
+                f"{where}.embedding_dim is {table.embedding_dim}, but the lookup kernels need a multiple of 4"
             )
         if table.optimizer.adam is not None and world.device.type == "cpu":
             raise ConfigError(
-                f"{where}.optimizer.adam: TorchRec updates tables with Adam on CUDA only, and this is a CPU; use "
-                "row_wise_adagrad, adagrad or sgd"
+                f"{where}.optimizer.adam: TorchRec updates tables with Adam on CUDA only, and this device is a CPU; "
+                "use row_wise_adagrad, adagrad or sgd"
             )
         if table.optimizer.sgd is not None and table.optimizer.sgd.momentum > 0:
             raise ConfigError(
-                f"{where}.optimizer.sgd.momentum: {table.optimizer.sgd.momentum:g} given, but a table's updates within "
-                "the backward pass know no momentum; set it to 0"
+                f"{where}.optimizer.sgd.momentum is {table.optimizer.sgd.momentum:g}, but updates inside the backward "
+                "pass support no momentum; set it to 0"
             )
         if table.sharding == "column_wise" and table.optimizer.row_wise_adagrad is not None:
             raise ConfigError(
-                f"{where}.sharding: column_wise cuts rows apart, and row_wise_adagrad has one sum for a whole row; use "
+                f"{where}.sharding is column_wise, which splits rows, but row_wise_adagrad keeps one sum per row; use "
                 "row_wise or table_wise, or adagrad"
             )
 
 
-def _plan(model: nn.Module, tables: Sequence[EmbeddingBagConfig], place: str, world: World) -> "ShardingPlan":
+def _plan(model: nn.Module, tables: Sequence[EmbeddingBagConfig], key_path: str, world: World) -> "ShardingPlan":
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
     from torchrec.distributed.planner import EmbeddingShardingPlanner
     from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
     from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, Topology
 
-    def kinds(table: EmbeddingBagConfig) -> list[str]:
+    def sharding_types(table: EmbeddingBagConfig) -> list[str]:
         if table.sharding is not None:
             return [table.sharding]
-        # Not data_parallel: such tables would silently get another optimizer. And nothing between which the planner
-        # would toss a coin, at every start another: on one process all kinds are alike.
+        # Not data_parallel: such tables would silently get another optimizer. And no types between which the planner
+        # breaks ties at random, differently at every start: with one rank all types are equal.
         return ["table_wise", "row_wise"] if world.size > 1 else ["table_wise"]
 
     local_world_size = local_world_size_from_env()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local_world_size
+    memory = memory_limit_in_bytes() // local_world_size
     on_gpu = world.device.type == "cuda"
     video_memory = torch.cuda.get_device_properties(world.device).total_memory if on_gpu else 0
-    capacity = video_memory if on_gpu else memory
     planner = EmbeddingShardingPlanner(
         topology=Topology(
             world_size=world.size,
@@ -211,9 +218,9 @@ def _plan(model: nn.Module, tables: Sequence[EmbeddingBagConfig], place: str, wo
         storage_reservation=FixedPercentageStorageReservation(0.15),
         constraints={
             table.name: ParameterConstraints(
-                sharding_types=kinds(table),
+                sharding_types=sharding_types(table),
                 compute_kernels=["fused"],
-                # Columns of a shard: as equal as kernels can have them, which take four at a time.
+                # Columns per shard: as equal as the kernels allow, which need multiples of four.
                 min_partition=-(-table.embedding_dim // (4 * world.size)) * 4,
             )
             for table in tables
@@ -225,20 +232,20 @@ def _plan(model: nn.Module, tables: Sequence[EmbeddingBagConfig], place: str, wo
         try:
             return planner.plan(model, [EmbeddingCollectionSharder()])
         except PlannerError as error:
-            asked = ", ".join(f"{table.name}: {table.sharding or 'any'}, {_gib(_size(table))}" for table in tables)
+            requested = ", ".join(f"{table.name}: {table.sharding or 'any'}, {_gib(_size(table))}" for table in tables)
             cause = str(error).strip().splitlines()[0].strip()
             raise ConfigError(
-                f"{place}: the tables can't be spread over {world.size} process(es) ({asked}, without what optimizers "
-                f"remember; a process has {_gib(capacity)}): {cause} Lower num_embeddings or embedding_dim, or give "
-                "more processes or machines"
+                f"{key_path}: cannot spread the tables over {world.size} process(es) ({requested}, without optimizer "
+                f"states; each process has {_gib(video_memory if on_gpu else memory)}): {cause} Lower num_embeddings "
+                "or embedding_dim, or use more processes or machines"
             ) from error
 
-    # The planner's own way to one plan for all leaves the others waiting where rank 0 finds none.
-    return RankConsensus(world.timeout).broadcast_from_rank_zero(plan)
+    # The planner's own collective plan leaves the other ranks waiting if rank 0 finds none.
+    return world.consensus.broadcast_from_rank_zero(plan)
 
 
 def _size(table: EmbeddingBagConfig) -> int:
-    """Bytes."""
+    """Return the size of a table's weights in bytes."""
     return table.num_embeddings * table.embedding_dim * (2 if table.data_type == "fp16" else 4)
 
 
@@ -246,7 +253,7 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB"
 
 
-def _tell(plan: "ShardingPlan", tables: Sequence[EmbeddingBagConfig]) -> None:
+def _log_plan(plan: "ShardingPlan", tables: Sequence[EmbeddingBagConfig]) -> None:
     by_table = {name: sharding for module in plan.plan.values() for name, sharding in module.items()}
     for table in tables:
         sharding = by_table[table.name]
@@ -262,22 +269,27 @@ def _tell(plan: "ShardingPlan", tables: Sequence[EmbeddingBagConfig]) -> None:
 
 
 class TableScheduler:
-    """The learning rates of a model's tables, as common.optimizers.learning_rate.LearningRateSchedule."""
+    """Sets the learning rates of a model's tables. A common.optimizers.learning_rate.LearningRateSchedule."""
 
     def __init__(self, model: ShardedModel, rates: Mapping[str, LearningRate]) -> None:
-        """rates: by table."""
+        """Initialize.
+
+        Args:
+          model: the model with the tables.
+          rates: learning rates by table.
+        """
         self._optimizer = model.table_optimizer
         self._rates = rates
         names = {id(parameter): table_of(name) for name, parameter in self._optimizer.params.items()}  # type: ignore[attr-defined]
-        # Tables of one group are updated together and have equal rates (build_tables()).
+        # build_tables() groups tables that have equal rates; a group is updated as one.
         self._table_of_group = [names[id(group["params"][0])] for group in self._optimizer.param_groups]
 
     def apply(self, step: int) -> None:
-        """Sets the learning rates of the update that makes `step`."""
+        """Set the learning rates for the update of `step`."""
         for group, table in zip(self._optimizer.param_groups, self._table_of_group, strict=True):
             group["lr"] = learning_rate_at(self._rates[table], step)
-        self._optimizer.zero_grad()  # takes them over
+        self._optimizer.zero_grad()  # adopts them
 
     def at(self, step: int) -> dict[str, float]:
-        """The learning rate of each table at `step`, as `table/<name>`."""
+        """Return the learning rate of each table at `step`, as `table/<name>`."""
         return {f"table/{table}": learning_rate_at(rate, step) for table, rate in self._rates.items()}

@@ -1,4 +1,4 @@
-"""A save_dir that one process of a kind has to itself: the lock, and how a process is told that it can't have it."""
+"""Claims a save_dir for one process of a kind: the lock, and the errors of a process that cannot have it."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ from common.process.paths import user_path
 
 
 class ClaimedDirectory:
-    """training.save_dir, with the lock of one kind of process. Kinds don't hinder each other."""
+    """A save_dir with the lock of one kind of process. Different kinds can hold it at the same time."""
 
     def __init__(self, save_dir: str, lock_name: str) -> None:
         self.path = user_path(save_dir)
@@ -20,15 +20,22 @@ class ClaimedDirectory:
         self._lock_path = self.path / lock_name
         self._lock: IO[str] | None = None
 
-    def lock(self) -> str | None:
-        """Locks until release() or the end of the process, however it ends.
+    def claim(self) -> str:
+        """Lock the directory for this process until release(), or raise a UserError. Rank 0 calls it.
 
         Returns:
-          what is written in the lock for as long, seen by every process that shares the directory; None where another
-          process has it.
+          the content of the lock, which every process that shares the directory sees.
+        """
+        raise NotImplementedError
+
+    def lock(self) -> str | None:
+        """Lock the directory until release() or until the process ends, however it ends.
+
+        Returns:
+          the content of the lock, which every process that shares the directory sees; None if another process holds it.
 
         Raises:
-          OSError: the directory can't be written.
+          OSError: the directory is not writable.
         """
         self._lock = self._lock_path.open("a+")
         try:
@@ -43,41 +50,41 @@ class ClaimedDirectory:
 
     @property
     def holder(self) -> str:
-        """The process that has the lock, in words."""
+        """Describes the process that holds the lock, for messages."""
         try:
             return self._lock_path.read_text().strip()
         except OSError:
             return ""
 
     def check_shared(self, holder: str) -> None:
-        """Raises UserError where this process doesn't see what lock() has written on rank 0."""
+        """Raise UserError if this process does not see what lock() wrote on rank 0."""
         if self.holder != holder.strip():
             raise UserError(
-                f"training.save_dir {self.path}: this process (on {socket.gethostname()}, in {Path.cwd()}) doesn't see "
-                "what rank 0 has written there; all processes need the same directory on a shared file system"
+                f"training.save_dir {self.path}: this process (on {socket.gethostname()}, in {Path.cwd()}) does not "
+                "see what rank 0 wrote there; all processes need the same directory on a shared file system"
             )
 
     def check_held(self) -> None:
-        """Raises UserError where the directory was removed, or taken over by another process, since lock()."""
+        """Raise UserError if the directory was removed, or taken by another process, since lock()."""
         assert self._lock is not None
         try:
             held = os.path.samestat(os.fstat(self._lock.fileno()), self._lock_path.stat())
         except (FileNotFoundError, NotADirectoryError):
             held = False
-        except OSError:  # what is refused is told by those who write
+        except OSError:  # those who write report what the system refuses
             held = True
         if not held:
             raise UserError(f"training.save_dir {self.path}: the directory was removed while it was in use")
 
     def release(self) -> None:
-        """Lets other processes have the directory."""
+        """Unlock the directory."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
-    def refused(self, error: OSError) -> UserError:
-        """What the operating system refuses here, as a user's mistake."""
+    def not_writable(self, error: OSError) -> UserError:
+        """Return the UserError for a write that the operating system refused."""
         return UserError(
-            f"training.save_dir {self.path}: can't be written: {error.strerror}: {error.filename or self.path}; choose "
-            "a directory that this user may write, with room for checkpoints"
+            f"training.save_dir {self.path}: cannot write: {error.strerror}: {error.filename or self.path}; choose a "
+            "directory that this user may write, with room for checkpoints"
         )

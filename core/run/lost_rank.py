@@ -1,4 +1,4 @@
-"""What a rank says when another one is gone: at which step, and what the same command continues from."""
+"""Reports a lost rank: at which step, and which checkpoint a restart continues from."""
 
 import contextlib
 import re
@@ -12,17 +12,17 @@ from common.distributed.world import World
 
 
 class LostRankError(Exception):
-    """Another rank has died, or has not answered in time."""
+    """Another rank has died, or did not answer in time."""
 
 
 @contextlib.contextmanager
 def report_lost_rank(world: World, situation: Callable[[], str], checkpoints: Path) -> Iterator[None]:
-    """Within, what torch raises where another rank is gone becomes a LostRankError, which has it as its cause.
+    """Turn torch's errors about a lost rank into a LostRankError, with the original error as its cause.
 
     Args:
-      world: this process's place.
-      situation: what this rank is doing.
-      checkpoints: directory of the run's.
+      world: this process among the ranks.
+      situation: describes what this rank is doing.
+      checkpoints: directory of the run's checkpoints.
     """
     try:
         yield
@@ -32,16 +32,17 @@ def report_lost_rank(world: World, situation: Callable[[], str], checkpoints: Pa
         steps = complete_steps(checkpoints)
         newest = f"Newest complete checkpoint: {checkpoints / str(steps[-1]) if steps else 'none'}"
         raise LostRankError(
-            f"rank {world.rank}: another rank has died or doesn't answer; its output tells why. Here: {situation()}: "
-            f"{found}. {newest}; the same command continues, as does torchrun with --max-restarts"
+            f"rank {world.rank}: another rank died or does not answer; its output has the reason. This rank: "
+            f"{situation()}: {found}. {newest}. Run the same command again to continue, or let torchrun restart it "
+            "with --max-restarts"
         ) from error
 
 
 def _communication_error(error: BaseException | None) -> str | None:
-    """What torch says of a communication that failed, if that led to the error; its first sentence."""
+    """Return the first sentence of a failed communication among an error's causes, or None."""
     while error is not None:
         lines = str(error).splitlines() or [""]
-        # gloo's errors have no type of their own; the paths of its sources have its name.
+        # gloo's errors have no type of their own, but they name its source files.
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in lines[0]):
             return re.sub(r"^\[[^\]]*\] ", "", lines[0]).split(". ")[0]
         error = error.__cause__ or error.__context__

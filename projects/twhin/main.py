@@ -12,14 +12,13 @@ import functools
 import logging
 from dataclasses import dataclass
 
-from common.distributed.consensus import RankConsensus
 from common.distributed.world import World
 from common.numerics import seed_initial_weights
 from common.process.environment import world_size_from_env
 from common.process.program import run
 from common.reader.parquet import ParquetTable
 from core.command_line import Job, Project, run_project
-from core.evaluation.evaluator import EvaluationSet
+from core.metrics.evaluation_set import EvaluationSet
 from core.models.sharded import ShardedModel, shard
 from core.models.table_rows import mean_norms, set_rows
 from projects.twhin.config import TwhinConfig
@@ -95,7 +94,7 @@ def _build(config: TwhinConfig, data: _Data, world: World) -> Job:
         train_data.reader(world.rank, world.size),
         _partitions(config, data, world),
         functools.partial(build_optimizers, model, model_config, twhin.scorer),
-        start=functools.partial(_start_from_pretrained, model, model_config, world),
+        on_fresh_run=functools.partial(_start_from_pretrained, model, model_config, world),
         extra_metrics=functools.partial(_norms, model, logged) if logged else None,
     )
 
@@ -105,9 +104,7 @@ def _start_from_pretrained(model: ShardedModel, config: TwhinModelConfig, world:
     if not tables:
         return
     # A run that is still training may save another checkpoint before the next process looks.
-    sources = RankConsensus(world.timeout).broadcast_from_rank_zero(
-        lambda: [pretrained_source(table) for table in tables]
-    )
+    sources = world.consensus.broadcast_from_rank_zero(lambda: [pretrained_source(table) for table in tables])
     weights = model.tables()
     for table, source in zip(tables, sources, strict=True):
         for rows, values in pretrained_rows(table, source):

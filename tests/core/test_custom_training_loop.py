@@ -14,7 +14,7 @@ from common.reader.reader import BatchReader
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
 from core.custom_training_loop import Outcome, train
 from core.debug_training_loop import train as debug_train
-from core.evaluation.evaluator import EvaluationSet
+from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.multi_task import MultiTaskMetrics
 from tests.support.toy import ALONE, Remembering, ToyBatch, ToyModel, rows_reader
 

@@ -22,9 +22,9 @@ from common.reader.reader import BatchReader
 from common.tracking.metrics_file import read_metrics
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
 from core.custom_training_loop import train
-from core.evaluation.evaluator import EvaluationSet
 from core.loop.skipped_steps import SkippedStepCounter
 from core.loop.step import TrainStep
+from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.multi_task import MultiTaskMetrics
 from core.models.dense import parallelize, unwrap
 from tests.support.ranks import run_ranks

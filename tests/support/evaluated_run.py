@@ -11,9 +11,9 @@ from common.optimizers.learning_rate import ParameterGroupScheduler
 from common.tracking.measurement import Measurement
 from common.tracking.metrics_file import read_metrics
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
-from core.custom_training_loop import train
-from core.evaluation.evaluator import EvaluationSet
-from core.evaluation.follower import FollowerOutcome, only_evaluate
+from core.custom_training_loop import only_evaluate, train
+from core.evaluation.follower import FollowerOutcome
+from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.interface import Metrics
 from core.metrics.multi_task import MultiTaskMetrics
 from tests.support.toy import ALONE, ToyModel, rows_reader

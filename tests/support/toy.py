@@ -24,6 +24,8 @@ from common.tracking.measurement import Measurement
 from core.autocast import Autocast
 from core.loop.step import TrainStep
 from core.losses import multi_task_cross_entropy
+from core.models.dense import DenseModel, as_distributed
+from core.models.interface import DistributedModel
 
 CPU = torch.device("cpu")
 ALONE = World(0, 0, 1, CPU)
@@ -82,7 +84,7 @@ class ToyModel(nn.Module):
 
 
 def toy_step(
-    model: nn.Module,
+    model: nn.Module | DistributedModel,
     *,
     optimizer: torch.optim.Optimizer | None = None,
     learning_rate: LearningRate | None = None,
@@ -92,12 +94,20 @@ def toy_step(
     seed: int = 0,
 ) -> TrainStep:
     """SGD with learning rate 1 unless told otherwise: the parameters show the gradient."""
-    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=1.0)
+    distributed = as_distributed(model, world)
+    optimizer = optimizer or torch.optim.SGD(distributed.module.parameters(), lr=1.0)
     rates = ParameterGroupScheduler(
         optimizer, [learning_rate or LearningRate(constant=1.0)] * len(optimizer.param_groups)
     )
     autocast = Autocast(world.device, amp)
-    return TrainStep(model, optimizer, rates, world=world, autocast=autocast, max_grad_norm=max_grad_norm, seed=seed)
+    return TrainStep(
+        distributed, optimizer, rates, world=world, autocast=autocast, max_grad_norm=max_grad_norm, seed=seed
+    )
+
+
+def dense(model: nn.Module, world: World = ALONE) -> DenseModel:
+    """Return a model on all ranks of a world, not yet replicated."""
+    return DenseModel(model, world)
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from common.optimizers.learning_rate import ParameterGroupScheduler
 from common.process.environment import world_size_from_env
 from common.process.program import run
 from core.command_line import Job, Project, run_project
-from core.evaluation.evaluator import EvaluationSet
+from core.metrics.evaluation_set import EvaluationSet
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.dataset import RecapDataset, check_batching
 from projects.home.recap.metrics import check_strata, metrics_table, partition_metrics

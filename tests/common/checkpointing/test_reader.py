@@ -22,7 +22,6 @@ from common.checkpointing.manifest import (
 )
 from common.checkpointing.reader import CheckpointReader, open_on_all_ranks, read_state, read_tensors
 from common.checkpointing.writer import write_checkpoint
-from common.distributed.consensus import RankConsensus
 from tests.support.toy import ALONE
 
 TENSORS = {
@@ -86,13 +85,13 @@ def test_ranks_share_the_verification_out(path: Path, digested: list[str]) -> No
 
 
 def test_what_is_opened_together_is_verified(path: Path, digested: list[str]) -> None:
-    with open_on_all_ranks(path, RankConsensus(), ALONE) as checkpoint:
+    with open_on_all_ranks(path, ALONE) as checkpoint:
         assert len(digested) == 3
         assert_is_read(checkpoint)
     assert len(digested) == 3
     (path / "state.json").unlink()
     with pytest.raises(DamagedCheckpointError, match=r"state\.json: damaged checkpoint: the file is missing"):
-        open_on_all_ranks(path, RankConsensus(), ALONE)
+        open_on_all_ranks(path, ALONE)
 
 
 @pytest.mark.parametrize("name", FILES)

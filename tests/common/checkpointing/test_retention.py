@@ -9,7 +9,6 @@ from common.checkpointing.manifest import CheckpointError
 from common.checkpointing.reader import CheckpointReader, read_tensors
 from common.checkpointing.retention import CheckpointRetention
 from common.checkpointing.writer import write_checkpoint
-from common.distributed.consensus import RankConsensus
 from common.tracking.measurement import Measurement
 from common.tracking.metrics_file import MetricsFile
 from core.checkpoints.best import BestSteps
@@ -36,7 +35,7 @@ def test_the_latest_is_the_newest_complete_one(tmp_path):
 
 
 def newest(policy: CheckpointRetention) -> Path | None:
-    checkpoint = policy.open_newest(RankConsensus(), ALONE)
+    checkpoint = policy.open_newest(ALONE)
     if checkpoint is None:
         return None
     with checkpoint:

@@ -12,9 +12,8 @@ from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import ParameterGroupScheduler
 from common.tracking.metrics_file import read_metrics
 from core.config.training import CheckpointKeepBestConfig, JobConfig, TrainingConfig
-from core.custom_training_loop import train
-from core.evaluation.evaluator import EvaluationSet
-from core.evaluation.follower import only_evaluate
+from core.custom_training_loop import only_evaluate, train
+from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.multi_task import MultiTaskMetrics
 from tests.support.toy import ALONE, ToyModel, rows_reader
 

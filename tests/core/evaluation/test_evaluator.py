@@ -12,7 +12,8 @@ from common.distributed.consensus import RankConsensus, RankFlag
 from common.errors import UserError
 from common.tracking.measurement import Measurement
 from core.autocast import Autocast
-from core.evaluation.evaluator import EvaluationSet, Evaluator, StoppedError
+from core.evaluation.evaluator import Evaluator, StoppedError
+from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.multi_task import MultiTaskMetrics
 from tests.support.toy import ALONE, CPU, ToyBatch, ToyModel, ToyReader, toy_batch
 

@@ -16,8 +16,8 @@ from common.checkpointing.manifest import CheckpointError, file_digest
 from common.errors import UserError
 from common.wandb import WandbConfig
 from core.config.training import RuntimeConfig
+from core.custom_training_loop import only_evaluate
 from core.evaluation.completed import evaluated
-from core.evaluation.follower import only_evaluate
 from tests.common.test_wandb import points, recorded
 from tests.support.evaluated_run import NAMES, STEPS, Job, values
 from tests.support.faults import flip_a_bit

@@ -12,7 +12,8 @@ from common.distributed.world import World
 from common.errors import RankFailedError, UserError
 from common.tracking.measurement import Measurement
 from core.autocast import Autocast
-from core.evaluation.evaluator import EvaluationSet, Evaluator, StoppedError
+from core.evaluation.evaluator import Evaluator, StoppedError
+from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.multi_task import MultiTaskMetrics
 from core.models.dense import parallelize, unwrap
 from tests.support.ranks import run_ranks

@@ -19,9 +19,9 @@ from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import ParameterGroupScheduler
 from common.tracking.metrics_file import read_metrics
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
-from core.custom_training_loop import train
-from core.evaluation.evaluator import EvaluationSet
-from core.evaluation.follower import FollowerOutcome, only_evaluate
+from core.custom_training_loop import only_evaluate, train
+from core.evaluation.follower import FollowerOutcome
+from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.multi_task import MultiTaskMetrics
 from tests.support.faults import full_disk
 from tests.support.ranks import run_ranks

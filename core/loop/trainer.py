@@ -1,0 +1,287 @@
+"""Trains from a state to the last step: steps, logs, checkpoints and evaluations, in their order."""
+
+import contextlib
+import dataclasses
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.checkpointing.retention import CheckpointRetention
+from common.device_copies import DeviceCopies
+from common.distributed.consensus import RankFlag
+from common.reader.reader import PositionedBatch
+from common.tracking.measurement import Measurement
+from core.autocast import configured_autocast
+from core.checkpoints.saver import Saver
+from core.evaluation.completed import completed_partitions
+from core.evaluation.evaluator import Evaluator, StoppedError
+from core.loop.divergence import DivergenceReporter
+from core.loop.feed import StepFeed
+from core.loop.progress import ProgressReport
+from core.loop.skipped_steps import SkippedStepCounter
+from core.loop.step import TrainStep
+from core.loop.window import Stopwatch, TrainWindow
+from core.run.components import TrainingComponents
+from core.run.directory import RunDirectory
+from core.run.session import Session
+from core.run.state import TrainingState, find_last_step
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How training ended."""
+
+    step: int
+    stopped_by: signal.Signals | None
+    """The signal that ended it early; None if it finished."""
+    is_saved: bool
+    """Whether a checkpoint holds the state at the end. If not, the log says why."""
+    checkpoint: Path | None
+    """The newest checkpoint."""
+    directory: RunDirectory
+
+    @property
+    def exit_status(self) -> int:
+        """Exit status of the program: 0, also after a signal; 1 if the end is not saved."""
+        return 0 if self.is_saved else 1
+
+
+class Trainer:
+    """Trains a run. All ranks call it alike."""
+
+    def __init__(
+        self,
+        components: TrainingComponents,
+        session: Session,
+        directory: RunDirectory,
+        retention: CheckpointRetention,
+        state: TrainingState,
+    ) -> None:
+        """Initialize without communication.
+
+        Args:
+          components: what the run consists of. The model is replicated.
+          session: guards the run.
+          directory: the directory of the run.
+          retention: decides which checkpoints are kept.
+          state: where training begins. The trainer advances it.
+        """
+        config, world = components.config, components.world
+        self._components = components
+        self._training = config.training
+        self._session = session
+        self._directory = directory
+        self._retention = retention
+        self._state = state
+        self._last_step = find_last_step(config.training, components.train_reader, state)
+        self._train_step = TrainStep(
+            components.model,
+            components.optimizer,
+            components.learning_rates,
+            world=world,
+            autocast=configured_autocast(config.runtime, world.device),
+            max_grad_norm=config.training.max_grad_norm,
+            seed=config.runtime.seed,
+        )
+        if state.scaler:  # empty without float16
+            self._train_step.scaler.load_state_dict(state.scaler)
+        self._evaluator = Evaluator.configured(config, components.evaluation_sets, world, session.watchdog.beat)
+        self._saver = Saver(retention, components.model, components.optimizer, world, state.step, session.trackers.sync)
+        session.at_end(self._saver.close)
+        self._divergence = DivergenceReporter(
+            components.model, components.optimizer, self._train_step, world.consensus, self._saved_checkpoints
+        )
+        self._window = TrainWindow(world, state.window)
+        self._stopwatch = Stopwatch()
+        self._skipped = SkippedStepCounter(
+            world.device, config.training.max_nonfinite_steps, state.step, state.skipped_in_a_row
+        )
+        self._report = ProgressReport(world, state.step, self._last_step)
+        session.at_end(self._report.close)
+        self._copies = DeviceCopies(world.device)
+
+    def fit(self) -> Outcome:
+        """Train to the last step or to a stop signal. Collective.
+
+        Returns:
+          how training ended.
+
+        Raises:
+          UserError: the data is bad, or training has diverged.
+        """
+        continues = self._evaluate_if_missed()
+        if continues and self._state.step == self._last_step:
+            logger.info(
+                "finished: all %d steps are done; raise training.%s to continue", self._last_step, self._limit_name
+            )
+            return Outcome(self._last_step, None, True, self._retention.latest(), self._directory)
+        if continues:
+            with self._open_feed() as feed:
+                while continues and self._state.step < self._last_step:
+                    continues = self._advance(feed)
+        return self._finish(is_stopped=not continues)
+
+    def _advance(self, feed: StepFeed) -> bool:
+        """Train one step, then do everything that is due after it. Return False if a rank was asked to stop."""
+        self._session.watchdog.beat("step", self._state.step + 1)
+        micro_batches = feed.next()
+        if micro_batches is None:
+            return False
+        self._step(micro_batches)
+        step = self._state.step
+        is_last = step == self._last_step
+        if step % self._training.train_log_every_n == 0 or is_last:
+            self._log()
+        self._abort_if_diverged(micro_batches)
+        if self._retention.is_due(step) or is_last:
+            with self._stopwatch.pause():
+                self._save()
+        if self._evaluation_is_due(step):
+            with self._stopwatch.pause():
+                return self._evaluate(list(self._components.evaluation_sets))
+        return True
+
+    def _step(self, micro_batches: Sequence[PositionedBatch[Any]]) -> None:
+        """Train one step, and count it."""
+        batches = [self._copies.copy(item.batch) for item in micro_batches]
+        loss, skipped = self._train_step(batches, self._state.step + 1)
+        self._state.step += 1
+        self._state.position = micro_batches[-1].position
+        self._window.add(loss, skipped)
+        self._skipped.add(skipped)
+        self._stopwatch.stepped()
+        self._report.step()
+
+    def _log(self) -> None:
+        """Log the metrics of the steps since the last log."""
+        step, components = self._state.step, self._components
+        rates = {f"learning_rate/{name}": rate for name, rate in components.learning_rates.at(step).items()}
+        extra = components.extra_metrics() if components.extra_metrics is not None else {}
+        metrics = self._window.compute_and_reset() | rates | dict(extra)
+        examples_per_step = components.train_reader.global_batch_size * self._training.micro_batches
+        measurement = Measurement(step, "train", None, metrics, self._stopwatch.timing(examples_per_step))
+        self._report.logged(measurement)
+        self._session.trackers.log(measurement)
+        self._stopwatch.restart()
+        self._skipped.settle()
+
+    def _abort_if_diverged(self, micro_batches: Sequence[PositionedBatch[Any]]) -> None:
+        """Raise UserError if tables are non-finite, or too many updates in a row were skipped."""
+        step, reader = self._state.step, self._components.train_reader
+        if self._train_step.tables_may_be_nonfinite:
+            self._divergence.check_state(step, reader.describe(self._state.position))
+        if self._skipped.too_many is not None:
+            batches = [self._copies.copy(item.batch) for item in micro_batches]
+            described = [reader.describe(item.position) for item in micro_batches]
+            self._divergence.raise_too_many(self._skipped, step, batches, described)
+
+    def _save(self) -> None:
+        """Start to save the state, after checking that it is finite and that save_dir is still ours."""
+        self._session.watchdog.beat("checkpoint of step", self._state.step)
+        self._components.world.consensus.on_rank_zero(self._directory.check_held)
+        described = self._components.train_reader.describe(self._state.position)
+        self._divergence.check_state(self._state.step, described)
+        self._state.window = self._window.snapshot()
+        self._state.skipped_in_a_row = self._skipped.settle()
+        self._state.scaler = self._train_step.scaler.state_dict()
+        self._saver.save(self._state)
+
+    def _evaluate(self, partitions: Sequence[str]) -> bool:
+        """Evaluate the model on partitions. Return False if a rank was asked to stop."""
+        try:
+            self._evaluator.evaluate(
+                self._components.model,
+                self._state.step,
+                partitions,
+                lambda: self._session.is_stop_requested,
+                self._session.trackers.log,
+            )
+        except StoppedError:
+            return False
+        return True
+
+    def _evaluate_if_missed(self) -> bool:
+        """Catch up on an evaluation that was due when the earlier run was killed. Return False if asked to stop."""
+        step = self._state.step
+        if step == 0 or not self._evaluation_is_due(step):
+            return True
+        done = self._components.world.consensus.broadcast_from_rank_zero(
+            lambda: completed_partitions(self._directory.metrics).get(step, [])
+        )
+        return self._evaluate([name for name in self._components.evaluation_sets if name not in done])
+
+    def _evaluation_is_due(self, step: int) -> bool:
+        every_n = self._training.eval_every_n
+        if every_n == 0:
+            return False
+        return step % (every_n or self._training.checkpoint_every_n) == 0 or step == self._last_step
+
+    @contextlib.contextmanager
+    def _open_feed(self) -> Iterator[StepFeed]:
+        """Start reading, and hand out the batches of all steps that are left."""
+        components, world, training = self._components, self._components.world, self._training
+        logger.info(
+            "training %s parameters on %s, %d process(es), steps %d to %d, the end of %s",
+            f"{components.model.num_parameters:,}",
+            world.device.type,
+            world.size,
+            self._state.step + 1,
+            self._last_step,
+            self._limit_name,
+        )
+        batches = components.train_reader.train(
+            seed=components.config.runtime.seed,
+            position=self._state.position,
+            num_epochs=training.num_epochs,
+            pin_memory=world.device.type == "cuda",
+        )
+        with contextlib.closing(batches):
+            components.model.module.train()
+            yield StepFeed(
+                batches,
+                world.consensus,
+                self._stopwatch,
+                own_flags=self._own_flags,
+                on_flags=self._count_skipped_steps,
+                micro_batches=training.micro_batches,
+                num_steps=self._last_step - self._state.step,
+                prefetch_batches=components.train_reader.prefetch_batches,
+            )
+
+    def _own_flags(self) -> RankFlag:
+        flags = RankFlag.STOP if self._session.is_stop_requested else RankFlag.NONE
+        return flags | (RankFlag.NONFINITE if self._skipped.poll() else RankFlag.NONE)
+
+    def _count_skipped_steps(self, flags: RankFlag) -> None:
+        """Count up to the same step on all ranks if a rank knows of too many skipped updates."""
+        if RankFlag.NONFINITE in flags:
+            self._skipped.settle()
+
+    def _saved_checkpoints(self) -> list[Path]:
+        """Return the complete checkpoints after the save in progress. Collective."""
+        self._saver.wait()
+        return self._components.world.consensus.broadcast_from_rank_zero(self._retention.complete)
+
+    def _finish(self, *, is_stopped: bool) -> Outcome:
+        """Save the end of a stopped run, wait for the last save, and rotate once more."""
+        step = self._state.step
+        self._session.watchdog.beat("the end, after step", step)
+        stopped_by = None
+        if is_stopped:
+            stopped_by = self._session.agree_on_stop_signal()
+            self._save()
+        is_saved = self._saver.wait()
+        if is_saved:  # the last evaluation may have changed which checkpoints are the best
+            self._components.world.consensus.on_rank_zero(lambda: self._retention.rotate(step))
+        if stopped_by is not None:
+            logger.info("stopped by %s after step %d; run the same command again to continue", stopped_by.name, step)
+        return Outcome(step, stopped_by, is_saved, self._retention.latest(), self._directory)
+
+    @property
+    def _limit_name(self) -> str:
+        """Name of the limit that determines the last step."""
+        return "num_train_steps" if self._last_step >= self._training.num_train_steps else "num_epochs"

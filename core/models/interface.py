@@ -1,0 +1,56 @@
+"""The interfaces of models: what a project trains, and how it is spread over the ranks."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+
+class TrainableModel(Protocol):
+    """A model that can be trained: `loss, outputs = model(batch)`.
+
+    `loss` is a scalar: the sum over this rank's examples divided by their number, so that the mean over equal ranks is
+    the loss of the global batch. `outputs` maps names to tensors.
+    """
+
+    def __call__(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Compute loss and outputs of a batch."""
+
+
+class DistributedModel(Protocol):
+    """A model on all ranks of a world.
+
+    Covers the differences between a dense model (core/models/dense.py) and one with sharded tables
+    (core/models/sharded.py), so that the rest of the trainer never asks which of them it has.
+    """
+
+    updates_in_backward: bool
+    """Whether backward() updates parameters (tables with fused optimizers)."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The TrainableModel inside the wrapper. Its state is what checkpoints hold."""
+
+    def __call__(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """Compute loss and outputs. backward() averages the gradients over the ranks."""
+
+    def replicate(self) -> None:
+        """Prepare the dense parameters for training on several ranks, once their initial values are set. Collective."""
+
+    def no_sync(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which backward() leaves the gradients of this rank as they are."""
+
+    def without_gradients(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context for forward passes of an evaluation."""
+
+    def share_buffers(self) -> None:
+        """Give every rank the buffers of rank 0. Collective."""
+
+    def fused_optimizer_states(self) -> Mapping[str, torch.Tensor]:
+        """Return the states of optimizers that run in backward(), as `<parameter>.<state>`. They share memory."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trainable values, on all ranks together."""

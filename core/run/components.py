@@ -1,0 +1,63 @@
+"""The components of a run: everything that train() and only_evaluate() receive from a project."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from common.distributed.world import World
+from common.optimizers.learning_rate import LearningRateSchedule
+from common.reader.reader import BatchReader
+from common.tracking.measurement import Tracker
+from core.config.training import JobConfig
+from core.metrics.evaluation_set import EvaluationSet
+from core.models.interface import DistributedModel
+from core.run.identity import run_identity
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Components:
+    """What a trainer and its follower have in common.
+
+    Attributes:
+      config: runtime and training configuration, and what distinguishes this run from others.
+      model: the model on all ranks.
+      train_reader: this rank's share of the training data.
+      evaluation_sets: what to evaluate on, by partition.
+      world: this process among the ranks.
+      trackers: creates trackers by name, in addition to the run's own. Called on rank 0.
+    """
+
+    config: JobConfig
+    model: DistributedModel
+    train_reader: BatchReader[Any]
+    evaluation_sets: Mapping[str, EvaluationSet]
+    world: World
+    trackers: Mapping[str, Callable[[], Tracker]] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What distinguishes this run from others (core/run/identity.py)."""
+        return run_identity(self.config, self.train_reader)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingComponents(Components):
+    """What a trainer needs.
+
+    Attributes:
+      optimizer: the optimizer of the model's parameters.
+      learning_rates: the learning rates of all optimizers.
+      on_fresh_run: initializes the model of a fresh run, beyond its initial weights. Not called for a resume or a warm
+        start.
+      extra_metrics: returns further train metrics whenever metrics are logged. Collective.
+      overwrite_save_dir: start over, deleting the run in save_dir.
+    """
+
+    optimizer: torch.optim.Optimizer
+    learning_rates: LearningRateSchedule
+    on_fresh_run: Callable[[], None] | None = None
+    extra_metrics: Callable[[], Mapping[str, float]] | None = None
+    overwrite_save_dir: bool = False

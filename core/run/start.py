@@ -1,0 +1,107 @@
+"""Where a run begins: a resume from its newest checkpoint, a warm start from another run's, or a fresh run."""
+
+import contextlib
+import logging
+
+from common.checkpointing.directory import find_checkpoints
+from common.checkpointing.reader import CheckpointReader, open_on_all_ranks
+from common.checkpointing.retention import CheckpointRetention
+from common.process.paths import user_path
+from common.reader.order import Position
+from core.run.components import TrainingComponents
+from core.run.directory import RunDirectory
+from core.run.identity import check_same_run, run_environment
+from core.run.state import TrainingState
+from core.run.tensors import load_model, load_optimizer
+
+logger = logging.getLogger(__name__)
+
+
+class Start(contextlib.AbstractContextManager["Start"]):
+    """What a run begins with. Leaving the `with` block closes its checkpoint."""
+
+    is_resumed = False
+
+    def __exit__(self, *_: object) -> None:
+        """Close nothing."""
+
+    def restore(self, components: TrainingComponents) -> TrainingState:
+        """Put what the run begins with into model and optimizers, on this rank.
+
+        Returns:
+          the state that training continues from.
+
+        Raises:
+          UserError: the checkpoint is damaged, or does not belong to this run or model.
+        """
+        raise NotImplementedError
+
+
+class FreshRun(Start):
+    """Begins with the model's initial weights."""
+
+    def restore(self, components: TrainingComponents) -> TrainingState:
+        """Finish the initial weights, if the project asks for it."""
+        if components.on_fresh_run is not None:
+            components.on_fresh_run()
+        return _first_state(components)
+
+
+class _StartFromCheckpoint(Start):
+    def __init__(self, checkpoint: CheckpointReader) -> None:
+        self._checkpoint = checkpoint
+
+    def __exit__(self, *_: object) -> None:
+        self._checkpoint.close()
+
+
+class WarmStart(_StartFromCheckpoint):
+    """Begins with the weights of another run's checkpoint, at step 0 with fresh optimizers."""
+
+    def restore(self, components: TrainingComponents) -> TrainingState:
+        """Load the checkpoint's weights."""
+        load_model(components.model, self._checkpoint)
+        logger.info("warm start: weights from %s", self._checkpoint.path)
+        return _first_state(components)
+
+
+class Resume(_StartFromCheckpoint):
+    """Continues the run in save_dir after its newest checkpoint."""
+
+    is_resumed = True
+
+    def restore(self, components: TrainingComponents) -> TrainingState:
+        """Load model, optimizers and state."""
+        checkpoint, config = self._checkpoint, components.config
+        state = TrainingState.from_checkpoint(checkpoint)
+        save_dir = RunDirectory(config.training.save_dir).path
+        check_same_run(save_dir, state.identity, components.identity, hints=config.identity_hints)
+        current = run_environment(components.world)
+        for name in current:
+            if (before := checkpoint.provenance.get(name)) != current[name]:
+                logger.info("%s: %s before, %s now; the last bits of results may differ", name, before, current[name])
+        load_model(components.model, checkpoint)
+        load_optimizer(components.model, components.optimizer, checkpoint)
+        logger.info("continuing after step %d from %s", state.step, checkpoint.path)
+        return state
+
+
+def find_start(components: TrainingComponents, retention: CheckpointRetention) -> Start:
+    """Return where the run begins, with its checkpoint open so that no rotation deletes it. Collective.
+
+    Raises:
+      CheckpointError: all checkpoints in save_dir are damaged, or the initial checkpoint cannot be used.
+    """
+    world, initial = components.world, components.config.training.initial_checkpoint_dir
+    newest = None if components.overwrite_save_dir else retention.open_newest(world)
+    if newest is not None:
+        return Resume(newest)
+    if initial is not None:
+        path = user_path(initial)
+        found = world.consensus.broadcast_from_rank_zero(lambda: find_checkpoints(path)[-1])
+        return WarmStart(open_on_all_ranks(found, world))
+    return FreshRun()
+
+
+def _first_state(components: TrainingComponents) -> TrainingState:
+    return TrainingState(components.identity, Position.start(components.train_reader.lanes))

@@ -1,0 +1,70 @@
+"""The tensors of a training run by name: what a checkpoint holds, and how a model and its optimizers get it back."""
+
+from collections.abc import Mapping
+
+import torch
+
+from common.checkpointing.manifest import CheckpointError
+from common.checkpointing.reader import CheckpointReader
+from core.models.interface import DistributedModel
+from core.models.shards import is_sharded
+from core.run.identity import capped_list
+
+MODEL = "model."
+OPTIMIZER = "optimizer."
+TABLE_OPTIMIZER = "table_optimizer."
+
+
+def training_tensors(model: DistributedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the parameters and buffers of the model and the states of the optimizers, by name. Nothing is copied."""
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.module.named_parameters()}
+    tensors = {MODEL + name: tensor for name, tensor in model.module.state_dict().items()}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            tensors[f"{OPTIMIZER}{key}.{names[parameter]}"] = value
+    return tensors | {TABLE_OPTIMIZER + name: state for name, state in model.fused_optimizer_states().items()}
+
+
+def load_model(model: DistributedModel, checkpoint: CheckpointReader) -> None:
+    """Load a checkpoint's weights into a model. Of sharded tables, load the shards of this rank.
+
+    Raises:
+      CheckpointError: the checkpoint is damaged, or holds another model. The message names each difference.
+    """
+    expected = model.module.state_dict()
+    _check_sizes(checkpoint, expected)
+    loaded = {
+        name: value if is_sharded(value) else torch.empty_like(value, device="cpu") for name, value in expected.items()
+    }
+    checkpoint.load(loaded, MODEL)
+    model.module.load_state_dict(loaded)
+
+
+def load_optimizer(model: DistributedModel, optimizer: torch.optim.Optimizer, checkpoint: CheckpointReader) -> None:
+    """Load the states of the optimizers. Learning rates are functions of the step and are not saved."""
+    saved = checkpoint.tensors(OPTIMIZER)
+    names = {parameter: name for name, parameter in model.module.named_parameters()}
+    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in saved.items():
+        key, _, parameter_name = name.partition(".")
+        state.setdefault(order.index(parameter_name), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if states := model.fused_optimizer_states():
+        checkpoint.load(states, TABLE_OPTIMIZER)
+
+
+def _check_sizes(checkpoint: CheckpointReader, expected: Mapping[str, torch.Tensor]) -> None:
+    saved = {name: tensor.size() for name, tensor in checkpoint.types(MODEL).items()}
+    differences = [f"{name}: only in the checkpoint" for name in sorted(saved.keys() - expected.keys())]
+    differences += [f"{name}: only in the model" for name in sorted(expected.keys() - saved.keys())]
+    differences += [
+        f"{name}: {list(saved[name])} in the checkpoint, {list(tensor.size())} in the model"
+        for name, tensor in expected.items()
+        if name in saved and saved[name] != tensor.size()
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{checkpoint.path} holds the weights of another model:\n  {capped_list(differences)}\n"
+            "Configure the model that it was saved from, or give a checkpoint of this one."
+        )

@@ -30,15 +30,12 @@ from torch import nn  # noqa: E402
 
 from benchmarks.tables import markdown, spread  # noqa: E402
 from common.checkpointing.retention import CheckpointRetention  # noqa: E402
-from common.distributed.consensus import RankConsensus  # noqa: E402
 from common.distributed.world import World, joined_world  # noqa: E402
-from common.optimizers.config import LearningRate  # noqa: E402
-from common.optimizers.learning_rate import ParameterGroupScheduler  # noqa: E402
 from common.reader.order import Position  # noqa: E402
-from core.autocast import Autocast  # noqa: E402
 from core.checkpoints.saver import Saver  # noqa: E402
-from core.loop.step import TrainStep  # noqa: E402
-from core.run.state import Progress, load_model, load_optimizer  # noqa: E402
+from core.models.dense import DenseModel  # noqa: E402
+from core.run.state import TrainingState  # noqa: E402
+from core.run.tensors import load_model, load_optimizer  # noqa: E402
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
 STALL, SAVE, COPY, RESTORE = "stall", "save", "copy", "restore"
@@ -83,27 +80,24 @@ def worker(directory: Path, num_mb: int, rounds: int) -> None:
     torch.set_num_threads(1)
     with joined_world(600, "cpu") as world:
         torch.manual_seed(0)
-        model = Weights(num_mb)
-        optimizer = torch.optim.Adam(model.parameters())
-        for parameter in model.parameters():
+        weights = Weights(num_mb)
+        model = DenseModel(weights, world)
+        optimizer = torch.optim.Adam(weights.parameters())
+        for parameter in weights.parameters():
             parameter.grad = torch.randn_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
-        rates = ParameterGroupScheduler(optimizer, [LearningRate(constant=0.1)])
-        train_step = TrainStep(
-            model, optimizer, rates, world=world, autocast=Autocast(world.device, None), max_grad_norm=None, seed=0
-        )
         policy = CheckpointRetention(directory / "checkpoints", 1, 2)
-        consensus = RankConsensus(world.timeout)
-        saver = Saver(policy, {}, world, model, optimizer, train_step.scaler, None, 0)
+        saver = Saver(policy, model, optimizer, world)
+        position = Position.start(1)
 
-        saver.save(Progress(1, Position.start(1), {}))
+        saver.save(TrainingState({}, position, step=1))
         saver.wait()
         seconds: dict[str, list[float]] = {name: [] for name in (STALL, SAVE, COPY, RESTORE)}
         for step in range(2, rounds + 2):
             with timed(seconds[SAVE], world):
                 with timed(seconds[STALL], ALONE):
-                    saver.save(Progress(step, Position.start(1), {}))
+                    saver.save(TrainingState({}, position, step=step))
                 saver.wait()
             newest = policy.complete()[-1]
             if world.is_rank_zero:
@@ -111,7 +105,7 @@ def worker(directory: Path, num_mb: int, rounds: int) -> None:
                     copy(newest, directory / "copy")
                 shutil.rmtree(directory / "copy")
             with timed(seconds[RESTORE], world):
-                checkpoint = policy.open_newest(consensus, world)
+                checkpoint = policy.open_newest(world)
                 assert checkpoint is not None
                 with checkpoint:
                     load_model(model, checkpoint)

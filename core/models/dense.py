@@ -39,18 +39,19 @@ class DenseModel:
         self.module = module
         self._world = world
         self._deterministic = deterministic
-        self._replica: nn.Module = module
+        self.replica: nn.Module = module
+        """What training calls: the module, or its DDP wrapper after replicate()."""
 
     def __call__(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         """Compute loss and outputs of a batch."""
-        outputs: tuple[torch.Tensor, Mapping[str, torch.Tensor]] = self._replica(batch)
+        outputs: tuple[torch.Tensor, Mapping[str, torch.Tensor]] = self.replica(batch)
         return outputs
 
     def replicate(self) -> None:
         """Wrap the model in DDP if there are several ranks. Collective."""
         if self._world.size > 1:
             device = self._world.device
-            self._replica = DistributedDataParallel(
+            self.replica = DistributedDataParallel(
                 self.module,
                 device_ids=[device.index] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
@@ -60,8 +61,8 @@ class DenseModel:
 
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which DDP reduces no gradients."""
-        if isinstance(self._replica, DistributedDataParallel):
-            return self._replica.no_sync()
+        if isinstance(self.replica, DistributedDataParallel):
+            return self.replica.no_sync()
         return contextlib.nullcontext()
 
     def without_gradients(self) -> contextlib.AbstractContextManager[Any]:

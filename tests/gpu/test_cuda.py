@@ -26,9 +26,17 @@ from core.loop.skipped_steps import SkippedStepCounter
 from core.loop.step import TrainStep
 from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.multi_task import MultiTaskMetrics
-from core.models.dense import parallelize, unwrap
 from tests.support.ranks import run_ranks
-from tests.support.toy import ToyBatch, ToyModel, gradients, largest_difference, rows_reader, toy_batch, toy_step
+from tests.support.toy import (
+    ToyBatch,
+    ToyModel,
+    gradients,
+    largest_difference,
+    replicated,
+    rows_reader,
+    toy_batch,
+    toy_step,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -170,19 +178,19 @@ def nccl_of_one() -> Iterator[World]:
 
 
 def test_a_model_over_nccl_has_the_gradients_of_one_without(nccl_of_one: World):
-    wrapped = parallelize(ToyModel().to(CUDA), nccl_of_one)
-    assert isinstance(wrapped, DistributedDataParallel)
+    wrapped = replicated(ToyModel().to(CUDA), nccl_of_one)
+    assert isinstance(wrapped.replica, DistributedDataParallel)
     loss, _ = wrapped(toy_batch(24).to(CUDA))
-    loss.backward()
+    torch.autograd.backward(loss)
     alone = ToyModel().to(CUDA)
     alone(toy_batch(24).to(CUDA))[0].backward()
-    assert largest_difference(gradients(unwrap(wrapped)), gradients(alone)) < 1e-6
+    assert largest_difference(gradients(wrapped.module), gradients(alone)) < 1e-6
 
 
 def two_gpus(world: World) -> dict[str, torch.Tensor]:
-    wrapped = parallelize(ToyModel().to(world.device), world)
+    wrapped = replicated(ToyModel().to(world.device), world)
     toy_step(wrapped, world=world)([toy_batch(24).parts(world.size)[world.rank].to(world.device)], 1)
-    return {name: gradient.cpu() for name, gradient in gradients(unwrap(wrapped)).items()}
+    return {name: gradient.cpu() for name, gradient in gradients(wrapped.module).items()}
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

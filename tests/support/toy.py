@@ -110,6 +110,13 @@ def dense(model: nn.Module, world: World = ALONE) -> DenseModel:
     return DenseModel(model, world)
 
 
+def replicated(model: nn.Module, world: World, *, deterministic: bool = False) -> DenseModel:
+    """Return a model that is ready for training on all ranks of a world. Collective."""
+    distributed = DenseModel(model, world, deterministic=deterministic)
+    distributed.replicate()
+    return distributed
+
+
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 

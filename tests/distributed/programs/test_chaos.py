@@ -56,7 +56,7 @@ def test_killed_and_resumed_is_bit_equal(
         restarts = ("--max-restarts", str(len(traps)))
         ended = finish(trapped(traps, module, arguments(killed)), processes, *restarts, module=TRAP)
         said = ended.stderr
-        assert "rank 0: another rank has died or doesn't answer" in said
+        assert "rank 0: another rank died or does not answer" in said
     else:
         for start in range(len(traps) + 1):
             ended = finish(trapped(traps[start:], module, arguments(killed)), module=TRAP)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from core.evaluation.completed import evaluated
+from core.evaluation.completed import completed_partitions
 from tests.support.evaluated_run import NAMES, STEPS, Job
 from tests.support.programs import TIMEOUT_IN_S
 from tests.support.root import ROOT
@@ -97,7 +97,7 @@ def main(directory: Path) -> None:
                 job.evaluate()
 
         statuses = [fork(evaluate_and_die)]
-        done = sum(map(len, evaluated(metrics).values()))
+        done = sum(map(len, completed_partitions(metrics).values()))
         statuses.append(fork(evaluate_the_rest))
         found["killed"].append([statuses, done + len(begun.read_text().splitlines()), Job(place).found()])
         for name, fault in (("removed", remove), ("truncated", truncate)):

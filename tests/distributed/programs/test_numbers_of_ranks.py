@@ -22,7 +22,7 @@ from common.checkpointing.reader import read_state, read_tensors
 from common.checkpointing.writer import write_checkpoint
 from common.tracking.metrics_file import read_metrics
 from core.loop.step import TrainStep
-from core.run.state import training_tensors
+from core.run.tensors import training_tensors
 from tests.support.programs import RECAP, TWHIN
 from tests.support.ranks import free_port, run_ranks
 from tests.support.runs import small_run, small_twhin_run
@@ -80,7 +80,7 @@ def goes_through(rank: int, root: Path, module: str, data: Path, phases: list[Ph
         options.append(f"training.num_train_steps={phase.steps}")
         options.append(f"validation_data.validation.{source}={root}/one-row")
         with (
-            mock.patch("core.custom_training_loop.TrainStep", Watched),
+            mock.patch("core.loop.trainer.TrainStep", Watched),
             mock.patch("sys.argv", [module, *arguments(data, root / phase.run, *options)]),
             contextlib.redirect_stdout(io.StringIO()),
             pytest.raises(SystemExit) as ended,

@@ -8,7 +8,7 @@ import yaml
 
 from common.checkpointing.directory import complete_steps
 from common.tracking.metrics_file import read_metrics
-from core.evaluation.completed import evaluated
+from core.evaluation.completed import completed_partitions
 from tests.support.programs import TIMEOUT_IN_S, started, wait_for_line
 from tests.support.runs import LOCAL_YAML, small_run
 
@@ -33,7 +33,7 @@ def test_both_are_killed_and_started_again_and_nothing_is_missing_or_twice(recap
         wait_for_line(side_car, "evaluated again at step 4")  # whose mark may come, or not any more
     steps = complete_steps(run / "checkpoints")
     assert steps[0] == 4
-    assert "validation" in evaluated(run / "metrics-evaluator.jsonl")[4]
+    assert "validation" in completed_partitions(run / "metrics-evaluator.jsonl")[4]
     first = (run / "metrics-evaluator.jsonl").read_text().splitlines()[0]
 
     with started(evaluator) as side_car, started(trainer) as training:

@@ -10,9 +10,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.distributed.world import World
 from core.loop.window import TrainWindow
-from core.models.dense import parallelize, share_buffers, unwrap
 from tests.support.ranks import run_ranks
-from tests.support.toy import ALONE, ToyModel, gradients, largest_difference, toy_batch, toy_step, true_gradients
+from tests.support.toy import (
+    ALONE,
+    ToyModel,
+    gradients,
+    largest_difference,
+    replicated,
+    toy_batch,
+    toy_step,
+    true_gradients,
+)
 
 ROWS = 24
 
@@ -23,14 +31,14 @@ def worker(world: World) -> dict[str, Any]:
     for count in (1, 2, 3):
         # Micro-batch i is global batch i, of which each rank has its half.
         own = [part.parts(world.size)[world.rank] for part in whole.parts(count)]
-        wrapped = parallelize(ToyModel(), world)
-        assert isinstance(wrapped, DistributedDataParallel)
+        wrapped = replicated(ToyModel(), world)
+        assert isinstance(wrapped.replica, DistributedDataParallel)
         reductions: list[int] = []
-        wrapped.register_comm_hook(reductions, _counted_mean)
+        wrapped.replica.register_comm_hook(reductions, _counted_mean)
         step = toy_step(wrapped, world=world)
         loss, skipped = step(own, 1)
-        found[f"gradients {count}"] = gradients(unwrap(wrapped))
-        found[f"weights {count}"] = {n: t.clone() for n, t in unwrap(wrapped).state_dict().items()}
+        found[f"gradients {count}"] = gradients(wrapped.module)
+        found[f"weights {count}"] = {n: t.clone() for n, t in wrapped.module.state_dict().items()}
         found[f"loss {count}"] = loss.item()
         found[f"reductions {count}"] = len(reductions)
     assert skipped.item() == 0
@@ -39,7 +47,7 @@ def worker(world: World) -> dict[str, Any]:
     for amp in (None, torch.float16):
         model = ToyModel()
         optimizer = torch.optim.Adam(model.parameters(), fused=True)
-        wrapped = parallelize(model, world)
+        wrapped = replicated(model, world)
         step = toy_step(wrapped, optimizer=optimizer, world=world, amp=amp)
         batch = toy_batch(8, seed=world.rank)
         if world.rank == 1:
@@ -63,14 +71,14 @@ def worker(world: World) -> dict[str, Any]:
 
     # Dropout differs between ranks; batch norm's buffers are rank 0's once they are shared.
     model = ToyModel(dropout=0.5, batch_norm=True)
-    wrapped = parallelize(model, world, deterministic=True)
+    wrapped = replicated(model, world, deterministic=True)
     step = toy_step(wrapped, world=world)
     found["dropout loss"] = step([toy_batch(ROWS)], 1)[0].item()
     step([toy_batch(ROWS, seed=world.rank)], 2)
     found["own buffers before"] = model.running_mean.clone()
     step([toy_batch(ROWS, seed=world.rank)], 3)
     found["own buffers"] = model.running_mean.clone()
-    share_buffers(wrapped)
+    wrapped.share_buffers()
     found["shared buffers"] = {name: buffer.clone() for name, buffer in model.named_buffers()}
     found["same weights"] = model.hidden.weight.detach().clone()
     return found

@@ -16,9 +16,8 @@ from common.distributed.world import World
 from common.modules.embedding.tables import build_tables, look_up
 from core.autocast import Autocast
 from core.loop.step import TrainStep
-from core.models.dense import parallelize
 from core.models.sharded import shard
-from core.run.state import training_tensors
+from core.run.tensors import training_tensors
 from projects.twhin.data.batch import EdgeBatch
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.edge_loss import edge_loss
@@ -123,9 +122,8 @@ def train(world: World, root: Path, cases: list[tuple[str, str, str]]) -> list[d
             nn.init.normal_(parameter)
         model = shard(given, config.embeddings.tables, "tables", world, seed=1, deterministic=False)
         optimizer, rates = build_optimizers(model, config, given.scorer)
-        step = TrainStep(
-            parallelize(model, world), optimizer, rates, world=world, autocast=Autocast(world.device, None)
-        )
+        model.replicate()
+        step = TrainStep(model, optimizer, rates, world=world, autocast=Autocast(world.device, None))
         gradients: list[dict[str, torch.Tensor]] = []
         for number in range(1, STEPS + 1):
             batches = [edges(relations, number, rank) for rank in range(world.rank, RANKS, world.size)]

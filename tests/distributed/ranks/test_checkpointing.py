@@ -13,21 +13,21 @@ from common.checkpointing.manifest import CheckpointError
 from common.checkpointing.reader import CheckpointReader, read_state, read_tensors
 from common.checkpointing.writer import write_checkpoint
 from common.distributed.world import World
-from core.models.dense import parallelize, unwrap
-from core.run.state import load_model, load_optimizer, training_tensors
+from core.models.dense import DenseModel
+from core.run.tensors import load_model, load_optimizer, training_tensors
 from tests.support.faults import full_disk
 from tests.support.ranks import run_ranks
-from tests.support.toy import ToyModel, toy_batch, toy_step
+from tests.support.toy import ToyModel, replicated, toy_batch, toy_step
 
 
-def _trained(world: World) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def _trained(world: World) -> tuple[DenseModel, torch.optim.Optimizer]:
     model = ToyModel()
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    wrapped = parallelize(model, world)
+    wrapped = replicated(model, world)
     step = toy_step(wrapped, optimizer=optimizer, world=world)
     for number in (1, 2):
         step([toy_batch(8, seed=10 * number + world.rank)], number)
-    return unwrap(wrapped), optimizer
+    return wrapped, optimizer
 
 
 def worker(world: World, root: Path) -> dict[str, Any]:
@@ -40,8 +40,8 @@ def worker(world: World, root: Path) -> dict[str, Any]:
         "tensors": {name: tensor.detach().clone() for name, tensor in tensors.items()},
         "state": read_state(path),
     }
-    restored = ToyModel()
-    fresh = torch.optim.Adam(restored.parameters(), fused=True)
+    restored = replicated(ToyModel(), world)
+    fresh = torch.optim.Adam(restored.module.parameters(), fused=True)
     with CheckpointReader(path) as checkpoint:
         load_model(restored, checkpoint)
         load_optimizer(restored, fresh, checkpoint)

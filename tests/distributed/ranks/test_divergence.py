@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from common.checkpointing.directory import complete_steps
-from common.distributed.consensus import RankConsensus
 from common.distributed.world import World
 from common.errors import UserError
 from common.optimizers.config import LearningRate
@@ -19,7 +18,6 @@ from core.config.training import JobConfig, TrainingConfig
 from core.custom_training_loop import train
 from core.loop.divergence import DivergenceReporter
 from core.loop.step import TrainStep
-from core.models.dense import parallelize
 from tests.core.loop.test_divergence import Spoilt, spoil_batch
 from tests.distributed.ranks.test_sharded import batch_of, built
 from tests.support.programs import TWHIN, finish_apart
@@ -61,8 +59,9 @@ def dense(world: World, folder: Path) -> str:
 def tables(world: World, kind: str) -> list[Any]:
     """A row of a table, or a parameter beside the tables, is not finite from the second of four steps on."""
     model, optimizer, rates = built(world, "row_wise_adagrad", "row_wise")
-    step = TrainStep(parallelize(model, world), optimizer, rates, world=world, autocast=Autocast(world.device, None))
-    end = DivergenceReporter(model, optimizer, step, RankConsensus(), lambda: [Path("checkpoints/1")])
+    model.replicate()
+    step = TrainStep(model, optimizer, rates, world=world, autocast=Autocast(world.device, None))
+    end = DivergenceReporter(model, optimizer, step, world.consensus, lambda: [Path("checkpoints/1")])
     found: list[Any] = []
     share = 24 // world.size
     for number in range(1, 5):
@@ -100,12 +99,12 @@ def test_a_bad_batch_of_one_rank_ends_all_at_the_same_step_with_the_same_message
     # Calls 4 and 5 are of steps 2 and 3.
     assert "in 10 steps in a row (2 to 11)" in told[0]
     assert told[1] == (
-        "Step 11 was made of 2 micro-batches, global batch 9 of 12 in epoch 1 (from 0), rows 33 to 36 of each of 4 "
-        "lanes, to global batch 10 of 12 in epoch 1 (from 0), rows 37 to 40 of each of 4 lanes. Made once more, what "
-        "is not finite first is micro-batch 1's features[5, 2]: nan, on rank 1."
+        "Step 11 trained on 2 micro-batches, global batch 9 of 12 in epoch 1 (from 0), rows 33 to 36 of each of 4 "
+        "lanes, to global batch 10 of 12 in epoch 1 (from 0), rows 37 to 40 of each of 4 lanes. When it is repeated, "
+        "the first non-finite value is micro-batch 1's features[5, 2]: nan, on rank 1."
     )
     assert told[2].startswith(
-        f"No checkpoint from before is left; {folder}/run/checkpoints/10 has the weights of step 1."
+        f"No checkpoint before it is left; {folder}/run/checkpoints/10 has the weights of step 1."
     )
     assert complete_steps(folder / "run/checkpoints") == [2, 4, 6, 8, 10], "rank 1's batch norm has not spoilt them"
 
@@ -115,7 +114,7 @@ def test_a_bad_row_of_a_table_is_told_with_its_rank(ranks):
         *steps, told = found["table"]
         # Tables are in doubt once: no step changes them before the next.
         assert steps == [(0.0, False), (1.0, True), (1.0, False), (1.0, False)]
-        assert "after step 4 the model is not finite (table user, row 0: nan, on rank 0), and it was not saved" in told
+        assert "after step 4 the model is non-finite (table user, row 0: nan, on rank 0). It was not saved" in told
         assert "max_grad_norm" not in told
 
 
@@ -123,7 +122,7 @@ def test_tables_that_are_finite_are_not_blamed(ranks):
     for found in ranks[0]:
         *steps, told = found["dense"]
         assert steps == [(0.0, False), (1.0, True), (1.0, False), (1.0, False)]
-        assert "the model is not finite (parameter between[3]: inf), and it was not saved" in told
+        assert "the model is non-finite (parameter between[3]: inf). It was not saved" in told
 
 
 def test_the_program_ends_where_a_table_is_not_finite(twhin_data: Path, tmp_path: Path) -> None:
@@ -140,11 +139,11 @@ def test_the_program_ends_where_a_table_is_not_finite(twhin_data: Path, tmp_path
     launcher, (main, other) = finish_apart(arguments, tmp_path / "logs", module=TWHIN)
     assert set(re.findall(r"exitcode +: (-?\d+)", launcher.stderr)) == {"2"}, main
     pattern = (
-        r"error: training has diverged: after step 11 the model is not finite \(table tweet, row \d+: (?:-?inf|nan), "
-        r"on rank [01]\), and it was not saved\.\n"
+        r"error: training has diverged: after step 11 the model is non-finite \(table tweet, row \d+: (?:-?inf|nan), "
+        r"on rank [01]\)\. It was not saved\.\n"
     )
     assert len(re.findall(pattern, main)) == 1, main
-    assert f"The newest checkpoint from before is {tmp_path}/run/checkpoints/8. " in main
+    assert f"The newest checkpoint before it is {tmp_path}/run/checkpoints/8. " in main
     assert "Traceback" not in main
     assert other == ""
     assert complete_steps(tmp_path / "run/checkpoints") == [4, 8]

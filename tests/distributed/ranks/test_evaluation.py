@@ -15,9 +15,8 @@ from core.autocast import Autocast
 from core.evaluation.evaluator import Evaluator, StoppedError
 from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.multi_task import MultiTaskMetrics
-from core.models.dense import parallelize, unwrap
 from tests.support.ranks import run_ranks
-from tests.support.toy import ToyBatch, ToyModel, ToyReader, toy_batch
+from tests.support.toy import ToyBatch, ToyModel, ToyReader, replicated, toy_batch
 
 ROWS = 8
 
@@ -49,10 +48,10 @@ def _outcome(act: Callable[[], Any]) -> Any:
 
 def worker(world: World) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    consensus = RankConsensus()
+    consensus = world.consensus
     _agree(world, consensus, found)
     model = ToyModel(batch_norm=True)
-    wrapped = parallelize(model, world)
+    wrapped = replicated(model, world)
     model.running_mean.fill_(world.rank)
 
     def evaluated(
@@ -64,7 +63,6 @@ def worker(world: World) -> dict[str, Any]:
             {"x": partition},
             world=world,
             autocast=Autocast(world.device, None),
-            consensus=consensus,
             num_eval_steps=4,
             timeout_in_s=timeout_in_s,
             log_every_n=1000,
@@ -75,7 +73,7 @@ def worker(world: World) -> dict[str, Any]:
 
     evaluated("whole", _batches(world, 3))
     evaluated("bounded", _batches(world, 9))
-    found["training"] = (unwrap(wrapped).training, model.norm.training)
+    found["training"] = (wrapped.module.training, model.norm.training)
     found["buffers"] = model.running_mean.clone()
     evaluated("bad on 1", _batches(world, 3, bad_on=1))
     evaluated("bug on 1", _batches(world, 3, bad_on=1, error=ZeroDivisionError))
@@ -168,7 +166,7 @@ def test_a_bug_in_the_reader_of_one_rank_is_told_to_all(ranks):
     told = "part-1.parquet: row 5"
     main, other = (found["bug on 1 raised"] for found in ranks)
     assert other == (ZeroDivisionError, told)
-    assert main == (RankFailedError, f"rank 1 failed, its output has the traceback: ZeroDivisionError: {told}")
+    assert main == (RankFailedError, f"rank 1 failed; its output has the traceback: ZeroDivisionError: {told}")
 
 
 def test_the_clock_of_one_rank_ends_the_evaluation_of_all(ranks):

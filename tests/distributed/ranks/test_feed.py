@@ -55,7 +55,7 @@ class LateSteps(SkippedStepCounter):
 
 def worker(world: World) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    feed_module._WORD_EVERY_S = 3600.0  # however slow this machine is, its steps are fast
+    feed_module._SECONDS_PER_EXCHANGE = 3600.0  # however slow this machine is, its steps are fast
 
     def run(
         name: str,
@@ -66,11 +66,27 @@ def worker(world: World) -> dict[str, Any]:
     ) -> None:
         """Rank 1 alone meets bad data, fails in its reader's thread or is asked to stop; or it alone doesn't learn by
         itself what went wrong."""
-        word, stop = CountingWord(), StopSignals()
+        word, stop = CountingWord(world.rank, world.size), StopSignals()
         source = Prefetcher(batches(STEPS, bad if world.rank == 1 else None, error), 8)
         nonfinite = LateSteps(never=slow and world.rank == 1) if slow else SkippedStepCounter(CPU, 100, 0)
+
+        def own_flags() -> RankFlag:
+            flags = RankFlag.STOP if stop.received is not None else RankFlag.NONE
+            return flags | (RankFlag.NONFINITE if nonfinite.poll() else RankFlag.NONE)
+
+        def on_flags(flags: RankFlag) -> None:
+            if RankFlag.NONFINITE in flags:
+                nonfinite.settle()
+
         feed = StepFeed(
-            source, word, stop, Stopwatch(), nonfinite, micro_batches=1, num_steps=STEPS, prefetch_batches=8
+            source,
+            word,
+            Stopwatch(),
+            own_flags=own_flags,
+            on_flags=on_flags,
+            micro_batches=1,
+            num_steps=STEPS,
+            prefetch_batches=8,
         )
         got: list[int] = []
         ended = "finished"

@@ -155,7 +155,7 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_left_out_by_both(ranks
 
 def test_marks_that_cannot_be_written_end_both(ranks):
     for found in ranks:
-        assert "metrics-evaluator.jsonl: can't be written: File too large; make room" in found["no room"]
+        assert "metrics-evaluator.jsonl: cannot write: File too large; make room" in found["no room"]
 
 
 def test_a_signal_to_one_rank_ends_the_wait_of_both(ranks):
@@ -164,4 +164,4 @@ def test_a_signal_to_one_rank_ends_the_wait_of_both(ranks):
 
 def test_both_ranks_know_that_nothing_came(ranks):
     for found in ranks:
-        assert "no checkpoint that is complete and undamaged came" in found["nothing came"]
+        assert "no complete and undamaged checkpoint appeared" in found["nothing came"]

@@ -23,10 +23,9 @@ from common.optimizers.config import OptimizerConfig
 from common.optimizers.learning_rate import JoinedSchedules
 from core.autocast import Autocast
 from core.loop.step import TrainStep
-from core.models.dense import num_parameters, parallelize
 from core.models.sharded import ShardedModel, TableScheduler, shard
 from core.models.table_rows import mean_norms, set_rows
-from core.run.state import load_model, load_optimizer, training_tensors
+from core.run.tensors import load_model, load_optimizer, training_tensors
 from tests.support.ranks import run_ranks
 
 DIM = 8
@@ -106,9 +105,8 @@ def train(world: World, root: Path, optimizer: str, sharding: str | None) -> dic
     model, dense_optimizer, rates = built(world, optimizer, sharding)
     group = dist.new_group(backend="gloo") if world.size > 1 else None
     begin = save(root / "begin", model, dense_optimizer, group)
-    step = TrainStep(
-        parallelize(model, world), dense_optimizer, rates, world=world, autocast=Autocast(world.device, None)
-    )
+    model.replicate()
+    step = TrainStep(model, dense_optimizer, rates, world=world, autocast=Autocast(world.device, None))
     share = BATCH // world.size
     losses = []
     for number in range(1, STEPS + 1):
@@ -121,7 +119,7 @@ def train(world: World, root: Path, optimizer: str, sharding: str | None) -> dic
         "end": read_tensors(end),
         "losses": losses,
         "norms": mean_norms(model.tables()),
-        "parameters": num_parameters(model),
+        "parameters": model.num_parameters,
         "rates": rates.at(2),
         "shards": [tuple(local.metadata.shard_sizes) for local in model.tables()["user"].local_shards()],
     }
@@ -321,10 +319,10 @@ def test_rows_are_set_where_they_are(odd):
     ("name", "message"),
     [
         ("adam", "model.embeddings.tables[0].optimizer.adam: TorchRec updates tables with Adam on CUDA only"),
-        ("odd", "model.embeddings.tables[0].embedding_dim: 6 given"),
-        ("momentum", "model.embeddings.tables[0].optimizer.sgd.momentum: 0.9 given, but"),
-        ("apart", "model.embeddings.tables[0].sharding: column_wise cuts rows apart"),
-        ("huge", "model.embeddings.tables: the tables can't be spread over 2 process(es) (user: any, "),
+        ("odd", "model.embeddings.tables[0].embedding_dim is 6"),
+        ("momentum", "model.embeddings.tables[0].optimizer.sgd.momentum is 0.9"),
+        ("apart", "model.embeddings.tables[0].sharding is column_wise"),
+        ("huge", "model.embeddings.tables: cannot spread the tables over 2 process(es) (user: any, "),
     ],
 )
 def test_what_can_not_work_is_refused_with_the_reason(odd, name, message):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from common.errors import ConfigError, UserError
 from core import command_line
 from core.config import load_config_from_yaml
-from core.run.directory import check_same_run
+from core.run.identity import check_same_run
 from projects.home.recap import main
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.parquet import TASKS

@@ -62,13 +62,13 @@ class ProgramResult:
 def draw_edges(shape: Shape) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Return lhs, rel and rhs, [edges] int64 each."""
     rng = np.random.default_rng(0)
-    names = rng.permutation(shape.entities)  # spreads frequent rows over the table
+    rows = rng.permutation(shape.entities)  # spreads frequent entities over the table
 
     def draw(count: int, exponent: float) -> NDArray[np.int64]:
         cumulative = np.cumsum(np.arange(1, count + 1, dtype=np.float64) ** -exponent)
         return np.asarray(np.searchsorted(cumulative, rng.random(shape.edges) * cumulative[-1]), np.int64)
 
-    lhs, rhs = (names[draw(shape.entities, shape.exponent)] for _ in range(2))
+    lhs, rhs = (rows[draw(shape.entities, shape.exponent)] for _ in range(2))
     return lhs, draw(RELATIONS, EXPONENT), rhs
 
 
@@ -145,8 +145,17 @@ def start_ranks(
     with log.open("wb") as errors, output_path(log).open("wb") as output:
         try:
             for rank in range(processes):
-                ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-                torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads} | ranks
+                rank_variables = {
+                    "RANK": rank,
+                    "LOCAL_RANK": rank,
+                    "WORLD_SIZE": processes,
+                    "LOCAL_WORLD_SIZE": processes,
+                }
+                torchrun = {
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                    "OMP_NUM_THREADS": threads,
+                } | rank_variables
                 environment = os.environ | {name: str(value) for name, value in torchrun.items()}
                 command = [sys.executable, *arguments]
                 running.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=errors))

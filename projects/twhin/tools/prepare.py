@@ -81,7 +81,7 @@ def _parse_args() -> argparse.Namespace:
             nargs="+",
             required=split == "train",
             metavar="FILE",
-            help=f"files with {split} triples: plain, .gz or .zip",
+            help=f"files of the {split} split: plain, .gz or .zip",
         )
     triples.add_argument(
         "--entity_type", type=_table_name, default="entity", help="name of the entity table (default: %(default)s)"

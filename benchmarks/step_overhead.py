@@ -1,11 +1,11 @@
-"""What the training loop costs beside a bare hand-written loop in the same run, and how long until its first step.
+"""Compares the training loop with a bare hand-written loop in the same run, and times the first step of a program.
 
     python benchmarks/step_overhead.py [--only tiny,production,startup] [--rounds 5]
 
-Both loops train the same model on the same batches, which lie in memory, in turns within one process; a figure is the
+Both loops train the same model on the same batches, which are in memory, in turns within one process. A figure is the
 median over the rounds, with the smallest and the largest. The bare loop is what one writes by hand: forward, zero_grad,
-backward, step, in float32; under several processes in DistributedDataParallel. Ours is core.custom_training_loop with
-its default checks and logging.
+backward, step, in float32, with DistributedDataParallel if there are several processes. Ours is
+core.custom_training_loop with its default checks and logging.
 """
 
 import argparse
@@ -49,11 +49,19 @@ PRODUCTION_YAML = ROOT / "projects/home/recap/configs/production.yaml"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model and how it is run; of the steps of a turn the first `warm_up` are not timed."""
+    """A model and how to run it.
+
+    Attributes:
+      model: name of the model, "tiny" or "production".
+      batch_size: examples per step of all processes together.
+      processes: number of processes.
+      threads: number of threads per process.
+      warm_up: number of steps before the timed ones.
+      steps: number of timed steps.
+    """
 
     model: str
     batch_size: int
-    """Over all processes."""
     processes: int
     threads: int
     warm_up: int
@@ -75,7 +83,7 @@ CASES = [
 ]
 
 
-# --- What is trained. ---
+# --- Models and batches ---
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +93,7 @@ class TinyBatch(Batch):
 
 
 class Tiny(nn.Module):
-    """64-32-1."""
+    """A network of 64, 32 and 1 units."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +105,7 @@ class Tiny(nn.Module):
 
 
 def make_model(name: str) -> nn.Module:
-    """With the same initial weights every time."""
+    """Return a model with the same initial weights on every call."""
     torch.manual_seed(0)
     if name == "tiny":
         return Tiny()
@@ -114,7 +122,7 @@ def make_model(name: str) -> nn.Module:
 
 
 def make_batches(name: str, rows: int, rank: int) -> list[Batch]:
-    """A few, of random numbers."""
+    """Return a few batches of random numbers."""
     generator = torch.Generator().manual_seed(rank)
 
     def normal(width: int) -> torch.Tensor:
@@ -143,18 +151,22 @@ def make_batches(name: str, rows: int, rank: int) -> list[Batch]:
     ]
 
 
-# --- The two loops. ---
+# --- The two loops ---
 
 
 class Clock:
-    """Times the steps behind the warm-up."""
+    """Times the steps after the warm-up.
+
+    Attributes:
+      seconds_per_step: mean time of a step. Set by the last tick().
+    """
 
     def __init__(self, case: Case) -> None:
         self._case = case
         self._started = 0.0
 
     def tick(self, step: int) -> None:
-        """Before each step, counted from 0, and once behind the last."""
+        """Record the time. Call it before each step, counted from 0, and once after the last."""
         if step == self._case.warm_up:
             self._started = time.perf_counter()
         elif step == self._case.warm_up + self._case.steps:
@@ -162,7 +174,7 @@ class Clock:
 
 
 def bare(case: Case, batches: Sequence[Batch], world: World, fused: bool = False) -> float:
-    """Seconds per step of the loop written by hand."""
+    """Return the seconds per step of the hand-written loop."""
     model = make_model(case.model)
     if world.size > 1:
         model = DistributedDataParallel(model)
@@ -179,12 +191,12 @@ def bare(case: Case, batches: Sequence[Batch], world: World, fused: bool = False
     return clock.seconds_per_step
 
 
-class _TimeIsUpError(Exception):
-    """Ends our loop without its closing checkpoint."""
+class _AllStepsTimedError(Exception):
+    """Ends our loop without its final checkpoint."""
 
 
-class _TickingRates(ParameterGroupScheduler):
-    """A constant learning rate, which every step begins with."""
+class _TickingScheduler(ParameterGroupScheduler):
+    """A scheduler with a constant learning rate. Ticks the clock, because every step begins with its apply()."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, case: Case, clock: Clock) -> None:
         super().__init__(optimizer, [LearningRate(constant=1e-3)])
@@ -194,12 +206,12 @@ class _TickingRates(ParameterGroupScheduler):
     def apply(self, step: int) -> None:
         self._clock.tick(step - 1)
         if step > self._last:
-            raise _TimeIsUpError
+            raise _AllStepsTimedError
         super().apply(step)
 
 
 class _Reader:
-    """Gives the loop batches from memory, without an end."""
+    """Delivers batches from memory without end."""
 
     fingerprint = "random numbers"
     lanes = 1
@@ -224,7 +236,7 @@ class _Reader:
 
 
 def ours(case: Case, batches: Sequence[Batch], world: World, amp: bool = False) -> float:
-    """Seconds per step of this project's loop."""
+    """Return the seconds per step of this project's loop."""
     model = make_model(case.model)
     groups = [{"params": list(model.parameters()), "name": "all"}]
     optimizer = torch.optim.Adam(groups, lr=1e-3, fused=True)
@@ -238,11 +250,11 @@ def ours(case: Case, batches: Sequence[Batch], world: World, amp: bool = False) 
             runtime=RuntimeConfig(enable_amp=amp),
             training=TrainingConfig(save_dir=save_dir[0], num_train_steps=10**6, checkpoint_every_n=10**6),
         )
-        rates = _TickingRates(optimizer, case, clock)
-        with contextlib.suppress(_TimeIsUpError):
+        rates = _TickingScheduler(optimizer, case, clock)
+        with contextlib.suppress(_AllStepsTimedError):
             custom_training_loop.train(config, model, optimizer, rates, reader, {}, world)
         if world.size > 1:
-            torch.distributed.barrier()  # before the directory goes
+            torch.distributed.barrier()  # before rank 0 removes the directory
     return clock.seconds_per_step
 
 
@@ -254,11 +266,11 @@ LOOPS: dict[str, Callable[[Case, Sequence[Batch], World], float]] = {
 }
 
 
-# --- Running and telling. ---
+# --- Running and printing ---
 
 
 def worker(case: Case, rounds: int) -> None:
-    """Runs the loops in turns; rank 0 prints the seconds per step of each turn as JSON."""
+    """Run the loops in turns. Rank 0 prints the seconds per step of each turn as JSON."""
     torch.set_num_threads(case.threads)
     names = [name for name in LOOPS if case.model != "tiny" or "amp" not in name]
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -272,7 +284,7 @@ def worker(case: Case, rounds: int) -> None:
 
 
 def launch(arguments: Sequence[str], processes: int, threads: int, **options: Any) -> "subprocess.Popen[str]":
-    """Starts a program, under torchrun where it has several processes."""
+    """Start a program, under torchrun if there are several processes."""
     python = [sys.executable]
     if processes > 1:
         python += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -281,7 +293,7 @@ def launch(arguments: Sequence[str], processes: int, threads: int, **options: An
 
 
 def measure(case: Case, rounds: int) -> dict[str, list[float]]:
-    """Seconds per step of each loop, a number a round."""
+    """Return the seconds per step of each loop, one value per round."""
     arguments = [__file__, "--worker", str(CASES.index(case)), "--rounds", str(rounds)]
     process = launch(arguments, case.processes, case.threads, stdout=subprocess.PIPE)
     printed, _ = process.communicate()
@@ -291,8 +303,8 @@ def measure(case: Case, rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def tell(case: Case, seconds: dict[str, list[float]]) -> None:
-    """Prints the figures of a case."""
+def show(case: Case, seconds: dict[str, list[float]]) -> None:
+    """Print the figures of a case."""
     rows = []
     for name, values in seconds.items():
         row = [name, spread(values, scale=1e6 if case.model == "tiny" else 1e3)]
@@ -317,13 +329,13 @@ def tell(case: Case, seconds: dict[str, list[float]]) -> None:
 
 
 def startup(processes: int) -> float:
-    """Seconds from the command to the line of the first step, on a little data."""
+    """Return the seconds from the command to the log line of the first step, on a small data set."""
     with tempfile.TemporaryDirectory() as directory:
         data = f"{directory}/data"
         generate = ["-m", "projects.home.recap.tools.generate", "--out", data, "--num_train_examples", "1536"]
         generate += ["--num_validation_examples", "1536"]
         if launch(generate, 1, 1, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait() != 0:
-            raise SystemExit("the data could not be generated")
+            raise SystemExit("cannot generate the data")
         settings = [
             f"training.save_dir={directory}/run",
             "training.train_log_every_n=1",
@@ -345,9 +357,9 @@ def startup(processes: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Times the training loop beside a bare one.")
-    parser.add_argument("--only", default="tiny,production,startup", help="which parts, separated by commas")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each loop")
+    parser = argparse.ArgumentParser(description="Time the training loop next to a bare loop.")
+    parser.add_argument("--only", default="tiny,production,startup", help="parts to run, separated by commas")
+    parser.add_argument("--rounds", type=int, default=5, help="number of turns of each loop")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker is not None:
@@ -356,8 +368,9 @@ def main() -> None:
     parts = args.only.split(",")
     for case in CASES:
         if case.model in parts:
-            # Turns of a second or two: many of them, because machines change their speed within seconds.
-            tell(case, measure(case, 4 * args.rounds if case.model == "tiny" else args.rounds))
+            # A turn of the tiny model takes a second or two. Shared machines change their speed within seconds, so it
+            # needs more turns.
+            show(case, measure(case, 4 * args.rounds if case.model == "tiny" else args.rounds))
     if "startup" in parts:
         for processes in (1, 2):
             seconds = [startup(processes) for _ in range(args.rounds)]

@@ -1,4 +1,4 @@
-"""For benchmarks/twhin.py: what one writes by hand in plain PyTorch for the same model and loss."""
+"""Trains the same model and loss with a hand-written loop in plain PyTorch, for benchmarks/twhin.py."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,11 @@ from benchmarks.twhin_program import RELATIONS, Shape, draw_edges
 
 
 def by_hand(shape: Shape, seconds: float, sparse: bool) -> float:
-    """Edges per second. The loss is the program's: every edge against the same negatives, less its own entity."""
+    """Return the speed of the hand-written loop in edges per second.
+
+    The loss is that of the program: all edges share the negatives, and a negative that equals an edge's own entity is
+    masked.
+    """
     torch.manual_seed(0)
     columns = [torch.from_numpy(column) for column in draw_edges(shape)]
     entities = nn.Embedding(shape.entities, shape.dim, sparse=sparse)
@@ -39,15 +43,15 @@ def by_hand(shape: Shape, seconds: float, sparse: bool) -> float:
     started_at, steps, warm_up = time.perf_counter(), 0, seconds / 5
     for lhs, rel, rhs in batches():
         left, right = entities(lhs), entities(rhs)
-        of_right = side_loss(left + translations[0](rel), right, rhs)
-        loss = of_right + side_loss(right + translations[1](rel), left, lhs)
+        right_loss = side_loss(left + translations[0](rel), right, rhs)
+        loss = right_loss + side_loss(right + translations[1](rel), left, lhs)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         steps += 1
-        passed = time.perf_counter() - started_at
-        if warm_up and passed >= warm_up:
+        elapsed = time.perf_counter() - started_at
+        if warm_up and elapsed >= warm_up:
             started_at, steps, warm_up = time.perf_counter(), 0, 0.0
-        elif not warm_up and passed >= seconds:
+        elif not warm_up and elapsed >= seconds:
             break
-    return steps * shape.batch / passed
+    return steps * shape.batch / elapsed

@@ -1,4 +1,4 @@
-"""For benchmarks/twhin.py: runs the real program under torch.profiler, and sums a step's time by group."""
+"""Runs the real program under torch.profiler and sums the time of a step by group, for benchmarks/twhin.py."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import torch
 from benchmarks.twhin_program import PROGRAM
 from common.batch import Batch
 
-# Of an event's name and those around it, from the inside out, the first that matches tells the group of its own time.
+# The own time of an event belongs to the group of the innermost event around it (or itself) whose name matches.
 GROUPS = {
     "matrix products": r"aten::(mm|addmm_?|matmul)$",
     "exchange between processes": r"c10d::|gloo:|All2?All|AllToAll|_dist\]|reduce|torch::distributed|comms$",
@@ -27,7 +27,7 @@ OTHER = "rest of the model, and of the loop"
 
 
 def profiled(config: str, warm_up: int, steps: int) -> None:
-    """Runs the program here; profiles some steps, prints milliseconds of a step by group, and ends the process."""
+    """Run the program in this process, profile some steps, print the milliseconds per step by group, and exit."""
     from torch.profiler import ProfilerActivity, profile, record_function
 
     from common.modules.embedding.tables import look_up
@@ -36,20 +36,20 @@ def profiled(config: str, warm_up: int, steps: int) -> None:
     from projects.twhin import main as program
 
     profiler: Any = profile(activities=[ProfilerActivity.CPU])
-    began = 0.0
+    started_at = 0.0
 
     class ProfiledStep(TrainStep):
         def __call__(self, micro_batches: Sequence[Batch], step: int) -> tuple[torch.Tensor, torch.Tensor]:
-            nonlocal began
+            nonlocal started_at
             if step == warm_up:
                 profiler.__enter__()
-                began = time.perf_counter()
+                started_at = time.perf_counter()
             elif step == warm_up + steps:
-                wall = time.perf_counter() - began
+                wall = time.perf_counter() - started_at
                 profiler.__exit__(None, None, None)
                 if self._world.is_rank_zero:
                     print(json.dumps(by_group(profiler.events(), wall, steps)), flush=True)  # noqa: T201
-                os._exit(0)  # without the closing checkpoint
+                os._exit(0)  # skips the final checkpoint
             with record_function("train step"):
                 return super().__call__(micro_batches, step)
 
@@ -72,17 +72,25 @@ def profiled(config: str, warm_up: int, steps: int) -> None:
 
 
 def by_group(events: Any, wall: float, steps: int) -> dict[str, float]:
-    """Milliseconds of a step, by group, of the thread that makes steps; they add up to the time that passed."""
+    """Return the milliseconds per step by group, for the thread that runs the steps.
+
+    The groups add up to the elapsed time.
+
+    Args:
+      events: events of the profiler.
+      wall: elapsed seconds of all steps.
+      steps: number of steps.
+    """
     patterns = {group: re.compile(pattern) for group, pattern in GROUPS.items()}
     thread = next(event.thread for event in events if event.name == "train step")
     spent = dict.fromkeys([*GROUPS, OTHER], 0.0)
     for event in events:
         if event.thread != thread:
             continue
-        around, group = event, None
-        while around is not None and group is None:
-            group = next((name for name, pattern in patterns.items() if pattern.search(around.name)), None)
-            around = around.cpu_parent
+        enclosing, group = event, None
+        while enclosing is not None and group is None:
+            group = next((name for name, pattern in patterns.items() if pattern.search(enclosing.name)), None)
+            enclosing = enclosing.cpu_parent
         if group is not None:
             spent[group] += event.self_cpu_time_total / 1e3 / steps
     spent[OTHER] = 1e3 * wall / steps - sum(spent.values())

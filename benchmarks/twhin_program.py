@@ -1,4 +1,4 @@
-"""For benchmarks/twhin.py: a graph drawn at random, and the real program that trains on it, started and measured."""
+"""Generates a random graph, runs the real program on it and measures its speed, for benchmarks/twhin.py."""
 
 import contextlib
 import dataclasses
@@ -19,13 +19,23 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = "projects.twhin.main"
 RELATIONS = 237
-# The most frequent entity is then in 1.2% of the edges, the most frequent relation in 5.7%.
+# With this exponent, the most frequent entity is in 1.2% of the edges, and the most frequent relation in 5.7%.
 EXPONENT = 0.65
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What is trained; `batch`, in edges, is that of a process, and negatives are those of a side."""
+    """Sizes of the graph and of the training.
+
+    Attributes:
+      batch: edges per batch and process.
+      uniform: uniform negatives per side.
+      in_batch: in-batch negatives per side.
+      dim: embedding dimension.
+      entities: number of entities.
+      edges: number of edges.
+      exponent: exponent of the power law of entity frequencies. 0 makes all entities equally frequent.
+    """
 
     batch: int
     uniform: int = 1000
@@ -34,31 +44,36 @@ class Shape:
     entities: int = 14_541
     edges: int = 272_115
     exponent: float = EXPONENT
-    """Of the entities' distribution; 0: all are equally frequent."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class ProgramResult:
+    """Result of one run.
+
+    Attributes:
+      edges_per_s: edges per second of all processes.
+      memory_mib: sum of the peak resident memory of all processes, in MiB.
+    """
+
     edges_per_s: float
     memory_mib: float = 0.0
-    """Largest resident memory, of all processes together."""
 
 
 def draw_edges(shape: Shape) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """lhs, rel, rhs, [edges] each."""
+    """Return lhs, rel and rhs, [edges] int64 each."""
     rng = np.random.default_rng(0)
-    names = rng.permutation(shape.entities)  # frequent rows are to lie anywhere in the table
+    rows = rng.permutation(shape.entities)  # spreads frequent entities over the table
 
     def draw(count: int, exponent: float) -> NDArray[np.int64]:
-        cumulated = np.cumsum(np.arange(1, count + 1, dtype=np.float64) ** -exponent)
-        return np.asarray(np.searchsorted(cumulated, rng.random(shape.edges) * cumulated[-1]), np.int64)
+        cumulative = np.cumsum(np.arange(1, count + 1, dtype=np.float64) ** -exponent)
+        return np.asarray(np.searchsorted(cumulative, rng.random(shape.edges) * cumulative[-1]), np.int64)
 
-    lhs, rhs = (names[draw(shape.entities, shape.exponent)] for _ in range(2))
+    lhs, rhs = (rows[draw(shape.entities, shape.exponent)] for _ in range(2))
     return lhs, draw(RELATIONS, EXPONENT), rhs
 
 
 def edges_folder(scratch: Path, shape: Shape) -> Path:
-    """Of the graph, which is written where it isn't there yet."""
+    """Return the directory of the graph. Writes the graph if it does not exist yet."""
     from projects.twhin.tools.graph_files import EdgeWriter
 
     folder = scratch / f"edges-{shape.entities}-{shape.edges}-{shape.exponent}"
@@ -69,7 +84,7 @@ def edges_folder(scratch: Path, shape: Shape) -> Path:
 
 
 def write_config(scratch: Path, run: Path, shape: Shape, processes: int, amp: bool) -> Path:
-    """The configuration of a run that goes on until it is ended, and logs a few times a second."""
+    """Write the configuration of a run that trains until it is killed and logs a few times per second."""
     adagrad = {"adagrad": {"lr": 0.1}}
     config = {
         "runtime": {"enable_amp": amp},
@@ -110,25 +125,37 @@ def write_config(scratch: Path, run: Path, shape: Shape, processes: int, amp: bo
 
 
 @contextlib.contextmanager
-def started(
+def start_ranks(
     arguments: Sequence[str], processes: int, threads: int, log: Path
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Python processes with the environment that torchrun gives them; killed at the end, in whatever way it comes.
+    """Start Python processes with the environment of torchrun, and kill them when the `with` block ends.
 
-    torchrun itself can't be killed so: its processes would remain, or save what they have.
+    torchrun itself does not fit here: if it is killed, its workers keep running or save a checkpoint.
 
     Args:
-      log: file for what they say on stderr; that on stdout goes beside it, to printed().
+      arguments: arguments of the Python interpreter.
+      processes: number of processes.
+      threads: number of OpenMP threads per process.
+      log: file for stderr. stdout goes to output_path(log).
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     running: list[subprocess.Popen[bytes]] = []
-    with log.open("wb") as errors, printed(log).open("wb") as output:
+    with log.open("wb") as errors, output_path(log).open("wb") as output:
         try:
             for rank in range(processes):
-                places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-                torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads} | places
+                rank_variables = {
+                    "RANK": rank,
+                    "LOCAL_RANK": rank,
+                    "WORLD_SIZE": processes,
+                    "LOCAL_WORLD_SIZE": processes,
+                }
+                torchrun = {
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                    "OMP_NUM_THREADS": threads,
+                } | rank_variables
                 environment = os.environ | {name: str(value) for name, value in torchrun.items()}
                 command = [sys.executable, *arguments]
                 running.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=errors))
@@ -140,30 +167,35 @@ def started(
                 process.wait()
 
 
-def printed(log: Path) -> Path:
+def output_path(log: Path) -> Path:
+    """Return the path of the file with the stdout of processes whose stderr goes to `log`."""
     return log.with_suffix(".out")
 
 
-def fail(what: str, log: Path) -> SystemExit:
-    return SystemExit(f"{what} failed:\n{log.read_text()[-4000:]}")
+def failure(name: str, log: Path) -> SystemExit:
+    """Return the exception to raise if a process has failed. Its message has the end of the log."""
+    return SystemExit(f"{name} failed:\n{log.read_text()[-4000:]}")
 
 
-def ours(scratch: Path, shape: Shape, processes: int, seconds: float, amp: bool = False) -> Measured:
-    """The real program on some processes of one thread."""
+def measure_program(scratch: Path, shape: Shape, processes: int, seconds: float, amp: bool = False) -> ProgramResult:
+    """Measure the real program on processes of one thread each, for at least `seconds` after its warm-up."""
     with tempfile.TemporaryDirectory(dir=scratch) as directory:
         run, log = Path(directory) / "run", Path(directory) / "log"
         config = write_config(scratch, run, shape, processes, amp)
-        with started(["-m", PROGRAM, "--config", str(config)], processes, 1, log) as running:
+        with start_ranks(["-m", PROGRAM, "--config", str(config)], processes, 1, log) as running:
             while True:
                 if any(process.poll() is not None for process in running):
-                    raise fail(PROGRAM, log)
+                    raise failure(PROGRAM, log)
                 if (speed := steady_speed(run / "metrics.jsonl", seconds)) is not None:
-                    return Measured(speed, sum(peak_memory_mib(process.pid) for process in running))
+                    return ProgramResult(speed, sum(peak_memory_mib(process.pid) for process in running))
                 time.sleep(0.1)
 
 
 def steady_speed(metrics: Path, seconds: float) -> float | None:
-    """Edges per second behind the first two windows and a fifth of `seconds`; None: it isn't that long yet."""
+    """Return the edges per second after the warm-up: the first two windows, then a fifth of `seconds`.
+
+    Returns None if the windows after the warm-up do not cover `seconds` yet.
+    """
     text = metrics.read_text() if metrics.exists() else ""
     lines = text[: text.rfind("\n") + 1].splitlines()
     windows = [json.loads(line)["timing"] for line in lines]
@@ -178,5 +210,6 @@ def steady_speed(metrics: Path, seconds: float) -> float | None:
 
 
 def peak_memory_mib(process: int) -> float:
+    """Return the peak resident memory of a process in MiB, or 0 if the kernel does not report it."""
     found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text())
     return int(found[1]) / 1024 if found else 0.0

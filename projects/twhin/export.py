@@ -1,7 +1,7 @@
-"""Embeddings for other programs: `python -m projects.twhin.export --checkpoint DIR --out DIR`.
+"""Exports embeddings for other programs: `python -m projects.twhin.export --checkpoint DIR --out DIR`.
 
-Owns the command line, and the files of the relations. The files of embeddings are those of
-common/files/embedding_files.py. Memory: one table.
+Owns the command line and the file of relation operators. common/files/embedding_files.py owns the embedding files.
+Memory: one table.
 """
 
 import logging
@@ -33,58 +33,66 @@ from projects.twhin.model.saved import read_operators, read_table, table_sizes
 logger = logging.getLogger(__name__)
 
 
-class Exported(NamedTuple):
-    """A table in a file."""
+class ExportedTable(NamedTuple):
+    """Summary of a table that was written to a file.
 
-    table: str
+    Attributes:
+      name: name of the table.
+      num_rows: number of rows written.
+      num_skipped: number of rows beyond the vocabulary, which belong to no entity.
+      dim: embedding dimension.
+      vocabulary: path of the vocabulary. None if the entities are the row indices.
+    """
+
+    name: str
     num_rows: int
-    num_left_out: int
-    """Rows that belong to no entity."""
+    num_skipped: int
     dim: int
     vocabulary: str | None
 
 
-def run_config(checkpoint: Path) -> TwhinModelConfig:
-    """The model of the run that a checkpoint is of, as the run's config.yaml says.
+def read_model_config(checkpoint: Path) -> TwhinModelConfig:
+    """Return the model configuration from the config.yaml of the run that wrote a checkpoint.
 
     Raises:
-      UserError: there is none, or it is no TwHIN's.
+      ConfigError: there is no config.yaml, or it is not a TwHIN configuration.
     """
     path = RunDirectory(str(checkpoint.resolve().parent.parent)).config
     try:
         return load_config_from_yaml(TwhinConfig, path).model
     except ConfigError as error:
         raise ConfigError(
-            f"{checkpoint}: the configuration of its run, two directories above it, can't be read as TwHIN's: {error}"
+            f"{checkpoint}: cannot read a TwHIN configuration from the run's save_dir, two directories above: {error}"
         ) from error
 
 
-def export(checkpoint: Path, out: Path) -> list[Exported]:
-    """Writes <table>.parquet for each table, and relations/operators.parquet, to `out`, which appears when complete.
+def export(checkpoint: Path, out: Path) -> list[ExportedTable]:
+    """Write <table>.parquet for each table, and relations/operators.parquet.
 
     Args:
-      checkpoint: .../checkpoints/<step>.
-      out: a directory; must not exist, or be empty.
+      checkpoint: directory of the checkpoint, .../checkpoints/<step>.
+      out: directory to create; must not exist, or be empty. It appears once it is complete.
 
     Raises:
-      UserError: the checkpoint is missing, damaged or no TwHIN's, a vocabulary can't be read or doesn't fit, or `out`
-        can't be written.
+      UserError: the checkpoint is missing, damaged or not from TwHIN, a vocabulary cannot be read or does not fit its
+        table, or `out` cannot be written.
     """
     with CheckpointReader(checkpoint) as source:
         source.verify()
         return _export(source, out)
 
 
-def _export(checkpoint: CheckpointReader, out: Path) -> list[Exported]:
+def _export(checkpoint: CheckpointReader, out: Path) -> list[ExportedTable]:
     sizes = table_sizes(checkpoint)
-    config = run_config(checkpoint.path)
+    config = read_model_config(checkpoint.path)
     for name, table in config.tables.items():
         expected = (table.num_embeddings, table.embedding_dim)
         if sizes.get(name) != expected:
-            found = f"{sizes[name][0]} x {sizes[name][1]}" if name in sizes else "not there"
+            found = f"is {sizes[name][0]} x {sizes[name][1]}" if name in sizes else "is missing"
             raise UserError(
-                f"{checkpoint.path}: the table {name} is {found}, but the config.yaml of the run says "
-                f"{expected[0]} x {expected[1]}: it was written by another run; give it where its own run has saved it"
+                f"{checkpoint.path}: the table {name} {found}, but the config.yaml of the run says "
+                f"{expected[0]} x {expected[1]}. Another run wrote this checkpoint. Give its path in that run's "
+                "save_dir."
             )
     vocabularies = {name: read_table_vocabulary(table) for name, table in config.tables.items()}
     exported = []
@@ -95,8 +103,8 @@ def _export(checkpoint: CheckpointReader, out: Path) -> list[Exported]:
             values = read_table(checkpoint, name, sizes[name])
             num_rows = len(values) if entities is None else len(entities)
             write_embeddings(partial / f"{name}.parquet", entities, values[:num_rows])
-            exported.append(Exported(name, num_rows, len(values) - num_rows, values.shape[1], table.vocab))
-            del values  # before the next one is read
+            exported.append(ExportedTable(name, num_rows, len(values) - num_rows, values.shape[1], table.vocab))
+            del values  # free the memory before reading the next table
         _write_operators(partial, config, read_operators(checkpoint))
     return exported
 
@@ -104,18 +112,20 @@ def _export(checkpoint: CheckpointReader, out: Path) -> list[Exported]:
 def _write_operators(
     out: Path, config: TwhinModelConfig, operators: dict[tuple[str, str], NDArray[np.float32]]
 ) -> None:
-    """A row for each relation and side that it changes."""
+    """Write one row for each relation and each side that its operator transforms."""
     sides = ("lhs", "rhs") if config.operator_sides == "both" else (config.operator_sides,)
     rows = []
-    taken: dict[tuple[str, str], int] = {}
-    for number, relation in enumerate(config.relation_list):
+    # Position of the next relation among those that share an operator parameter.
+    next_position: dict[tuple[str, str], int] = {}
+    for relation_id, relation in enumerate(config.relation_list):
         for side in sides:
             key = (side, f"{relation.operator}_{config.tables[relation.lhs].embedding_dim}")
             parameter: list[float] = []
             if relation.operator != "identity":
-                parameter = operators[key][taken.get(key, 0)].reshape(-1).tolist()
-                taken[key] = taken.get(key, 0) + 1
-            rows.append((number, relation.name, relation.lhs, relation.rhs, side, relation.operator, parameter))
+                position = next_position.get(key, 0)
+                parameter = operators[key][position].reshape(-1).tolist()
+                next_position[key] = position + 1
+            rows.append((relation_id, relation.name, relation.lhs, relation.rhs, side, relation.operator, parameter))
     schema = pa.schema(
         {
             "relation": pa.int64(),
@@ -132,40 +142,44 @@ def _write_operators(
     pq.write_table(pa.Table.from_arrays(columns, schema=schema), out / "relations" / "operators.parquet")
 
 
-def report(checkpoint: Path, out: Path, exported: list[Exported]) -> str:
-    """What was made."""
+def report(checkpoint: Path, out: Path, exported: list[ExportedTable]) -> str:
+    """Return a summary of the exported files."""
     rows = [
-        [each.table, f"{each.num_rows:,}", each.dim, each.vocabulary or "their indices", f"{out / each.table}.parquet"]
-        for each in exported
+        [table.name, f"{table.num_rows:,}", table.dim, table.vocabulary or "row indices", f"{out / table.name}.parquet"]
+        for table in exported
     ]
     lines = [
         f"exported {checkpoint}",
         tabulate(rows, headers=["table", "entities", "dim", "entities from", "file"], disable_numparse=True),
     ]
     lines += [
-        f"{each.table}: {each.num_left_out:,} rows beyond the vocabulary belong to no entity, and were left out"
-        for each in exported
-        if each.num_left_out
+        f"{table.name}: skipped {table.num_skipped:,} rows beyond the vocabulary, which belong to no entity"
+        for table in exported
+        if table.num_skipped
     ]
-    lines.append(f"operators of the relations: {out / 'relations' / 'operators.parquet'}")
+    lines.append(f"relation operators: {out / 'relations' / 'operators.parquet'}")
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    """Reads the command line, exports, and tells what was made."""
+    """Run the command line and return the exit status.
+
+    Raises:
+      UserError: the checkpoint cannot be exported, or `--out` cannot be written.
+    """
     setup_logging(rank=0)
     parser = ArgumentParser(
-        prog="python -m projects.twhin.export", description="Exports the embeddings of a run to Parquet files."
+        prog="python -m projects.twhin.export", description="Export the embeddings of a run to Parquet files."
     )
     parser.add_argument(
         "--checkpoint",
         required=True,
         type=user_path,
         metavar="DIR",
-        help=".../checkpoints/<step>, or the save_dir of a run: its newest complete checkpoint",
+        help=".../checkpoints/<step>, or the save_dir of a run to export its newest complete checkpoint",
     )
     parser.add_argument(
-        "--out", required=True, type=user_path, metavar="DIR", help="directory to make; must not exist, or be empty"
+        "--out", required=True, type=user_path, metavar="DIR", help="directory to create; must not exist, or be empty"
     )
     args = parser.parse_args()
     checkpoint = find_checkpoints(args.checkpoint)[-1]
@@ -175,4 +189,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main, "begins anew")
+    run(main, after_interrupt="starts over")

@@ -1,6 +1,6 @@
-"""The nearest neighbours of entities: `python -m projects.twhin.neighbors --embeddings FILE --entity NAME`.
+"""Finds the nearest neighbors of entities: `python -m projects.twhin.neighbors --embeddings FILE --entity NAME`.
 
-Exact: all embeddings are compared, in float64. Memory: the entities, one row group of embeddings and k rows.
+The search is exact: it compares all embeddings in float64. Memory: all entities, one row group of embeddings, k rows.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from common.process.program import ArgumentParser, run
 
 Comparator = Literal["cos", "dot", "l2"]
 
-# Of similar names, among so many: comparing strings takes time.
-_COMPARED_NAMES = 20_000
+# Bounds the search for similar names, because comparing strings takes time.
+_MAX_COMPARED_NAMES = 20_000
 
 
 class Neighbors(NamedTuple):
-    """Of one entity, best first, [at most k] each.
+    """Nearest neighbors of one entity, best first.
 
     Attributes:
-      positions: int64, in the file that was searched.
-      scores: float64.
+      positions: positions in the searched file, [at most k] int64.
+      scores: scores, [at most k] float64.
     """
 
     positions: NDArray[np.int64]
@@ -43,34 +43,36 @@ class Neighbors(NamedTuple):
 def nearest(
     file: EmbeddingFile, queries: NDArray[np.float32], own: NDArray[np.int64] | None, k: int, comparator: Comparator
 ) -> list[Neighbors]:
-    """Compares embeddings with all of a file; equal scores by lower index.
+    """Return the nearest neighbors of each query, in the order of the queries.
+
+    Neighbors with equal scores are ordered by index. Embeddings with a non-finite score are skipped.
 
     Args:
-      file: to search in.
-      queries: [n, file.dim].
-      own: [n], positions in the file of the queries themselves, which are left out; None: they are not of the file.
-      k: neighbours of each.
-      comparator: cos: cosine (norms count as at least 1e-12), dot: dot product, l2: negative Euclidean distance.
-
-    Returns:
-      of each query.
+      file: file to search.
+      queries: query embeddings, [queries, file.dim].
+      own: positions of the queries in the file, [queries], which are skipped. None if the queries are not in the file.
+      k: number of neighbors per query.
+      comparator: cos: cosine (norms are at least 1e-12), dot: dot product, l2: negative Euclidean distance.
 
     Raises:
-      DataError: the file can't be read.
+      DataError: the file cannot be read.
     """
-    best = [_Best(k) for _ in queries]
+    best = [_TopK(k) for _ in queries]
     for block in file.blocks():
         values = block.values.astype(np.float64)
         for number, query in enumerate(queries.astype(np.float64)):
             scores = _scores(values, query, comparator)
             positions = np.arange(block.start, block.start + len(scores))
-            others = np.isfinite(scores) if own is None else np.isfinite(scores) & (positions != own[number])
-            best[number].add(positions[others], block.indices[others], scores[others])
-    return [Neighbors(each.positions, each.scores) for each in best]
+            candidates = np.isfinite(scores) if own is None else np.isfinite(scores) & (positions != own[number])
+            best[number].add(positions[candidates], block.indices[candidates], scores[candidates])
+    return [Neighbors(top.positions, top.scores) for top in best]
 
 
 def _scores(values: NDArray[np.float64], query: NDArray[np.float64], comparator: Comparator) -> NDArray[np.float64]:
-    """[rows]. Equal rows score equally, wherever they stand: what a BLAS makes of them may differ in the last bit."""
+    """Return the scores of all rows, [rows] float64.
+
+    Equal rows get equal scores at any position. BLAS does not guarantee that: its results may differ in the last bit.
+    """
     if comparator == "l2":
         difference = values - query
         return np.asarray(-np.sqrt(np.einsum("nd,nd->n", difference, difference)))
@@ -78,40 +80,46 @@ def _scores(values: NDArray[np.float64], query: NDArray[np.float64], comparator:
     if comparator == "dot":
         return np.asarray(product)
     norms = np.sqrt(np.einsum("nd,nd->n", values, values))
-    with np.errstate(invalid="ignore"):  # of embeddings that are infinite
+    with np.errstate(invalid="ignore"):  # infinite embeddings
         return np.asarray(product / np.maximum(norms, 1e-12) / max(float(np.sqrt(query @ query)), 1e-12))
 
 
-class _Best:
-    """The k best so far."""
+class _TopK:
+    """Keeps the k rows with the highest scores so far.
+
+    Attributes:
+      positions: positions in the file, best first, [at most k] int64.
+      scores: scores, [at most k] float64.
+    """
 
     def __init__(self, k: int) -> None:
         self._k = k
         self.positions = np.empty(0, np.int64)
         self.scores = np.empty(0, np.float64)
-        self._index = np.empty(0, np.int64)
+        self._indices = np.empty(0, np.int64)
 
-    def add(self, positions: NDArray[np.int64], index: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
+    def add(self, positions: NDArray[np.int64], indices: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
+        """Add rows, [rows] each. Ties keep the row with the lower index."""
         if len(self.scores) == self._k:
-            good = scores >= self.scores[-1]
-            positions, index, scores = positions[good], index[good], scores[good]
+            competitive = scores >= self.scores[-1]
+            positions, indices, scores = positions[competitive], indices[competitive], scores[competitive]
         positions = np.concatenate([self.positions, positions])
-        index = np.concatenate([self._index, index])
+        indices = np.concatenate([self._indices, indices])
         scores = np.concatenate([self.scores, scores])
-        order = np.lexsort((index, -scores))[: self._k]
-        self.positions, self._index, self.scores = positions[order], index[order], scores[order]
+        order = np.lexsort((indices, -scores))[: self._k]
+        self.positions, self._indices, self.scores = positions[order], indices[order], scores[order]
 
 
-def find(file: EmbeddingFile, entities: pa.Array, names: Sequence[str]) -> NDArray[np.int64]:
-    """Positions of entities in a file, [names].
+def find_entities(file: EmbeddingFile, entities: pa.Array, names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the positions of entities in a file, [names] int64.
 
     Args:
-      file: where they are.
-      entities: file.entities().
-      names: as text, also those of integers.
+      file: file to search.
+      entities: all entities of the file, from file.entities().
+      names: names of the entities to find. Integers are given as text.
 
     Raises:
-      UserError: there is no such entity.
+      UserError: a name is not in the file.
     """
     positions = []
     for name in names:
@@ -119,106 +127,122 @@ def find(file: EmbeddingFile, entities: pa.Array, names: Sequence[str]) -> NDArr
             try:
                 value: int | str = int(name)
             except ValueError:
-                raise UserError(f"--entity {name}: {file.path} has integers as entities; {_some(entities)}") from None
+                raise UserError(
+                    f"--entity {name}: the entities of {file.path} are integers. {_examples(entities)}"
+                ) from None
             position = pc.index(entities, value).as_py() if -(2**63) <= int(value) < 2**63 else -1
         else:
             position = pc.index(entities, pa.scalar(name, entities.type)).as_py()
         if position < 0:
             raise UserError(
-                f"--entity {name}: not among the {len(entities):,} entities of {file.path}; {_hint(entities, name)}"
+                f"--entity {name}: not among the {len(entities):,} entities of {file.path}. {_hint(entities, name)}"
             )
         positions.append(position)
     return np.array(positions, np.int64)
 
 
 def _hint(entities: pa.Array, name: str) -> str:
+    """Return a sentence with entities that the user may have meant."""
     if pa.types.is_integer(entities.type):
-        return _some(entities)
-    alike = entities.filter(pc.match_substring(entities, name, ignore_case=True))[:3].to_pylist()
-    alike = alike or difflib.get_close_matches(name, entities[:_COMPARED_NAMES].to_pylist())
-    return f"similar ones: {', '.join(alike)}" if alike else _some(entities)
+        return _examples(entities)
+    similar = entities.filter(pc.match_substring(entities, name, ignore_case=True))[:3].to_pylist()
+    similar = similar or difflib.get_close_matches(name, entities[:_MAX_COMPARED_NAMES].to_pylist())
+    return f"Similar entities: {', '.join(similar)}." if similar else _examples(entities)
 
 
-def _some(entities: pa.Array) -> str:
+def _examples(entities: pa.Array) -> str:
     if pa.types.is_integer(entities.type):
         ends = pc.min_max(entities)
-        return f"they go from {ends['min']} to {ends['max']}"
-    return f"such as {', '.join(entities[:3].to_pylist())}"
+        return f"Entities range from {ends['min']} to {ends['max']}."
+    return f"Examples of entities: {', '.join(entities[:3].to_pylist())}."
 
 
-def vectors_of(file: EmbeddingFile, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Embeddings at positions of a file, [positions, dim].
+def read_vectors(file: EmbeddingFile, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the embeddings at positions of a file, [positions, dim].
 
     Raises:
-      DataError: the file can't be read.
+      DataError: the file cannot be read.
     """
     vectors = np.empty((len(positions), file.dim), np.float32)
     for block in file.blocks(holding=positions):
-        here = (positions >= block.start) & (positions < block.start + len(block.indices))
-        vectors[here] = block.values[positions[here] - block.start]
+        in_block = (positions >= block.start) & (positions < block.start + len(block.indices))
+        vectors[in_block] = block.values[positions[in_block] - block.start]
     return vectors
 
 
-def opened(path: str, table: str | None) -> EmbeddingFile:
-    """The file that --embeddings and --table name.
+def open_source(path: str, table: str | None) -> EmbeddingFile:
+    """Open the file that --embeddings and --table name.
 
     Args:
-      path: a file, or a directory of them.
-      table: of which of them; None: there is only one.
+      path: a file, or a directory of embedding files.
+      table: name of the table in a directory. None if the directory has only one.
 
     Raises:
-      UserError: there is no such file, or it can't be read.
+      UserError: there is no such file, or it cannot be read.
     """
     tables = embedding_tables(user_path(path))
     if not tables:
         raise UserError(
-            f"--embeddings {path}: no file, and no directory with *.parquet files of an export (looked from "
-            f"{Path.cwd()})"
+            f"--embeddings {path}: neither a file nor a directory with the *.parquet files of an export (current "
+            f"directory: {Path.cwd()})"
         )
     if table is None and len(tables) > 1:
-        raise UserError(f"--embeddings {path}: has the tables {', '.join(tables)}; choose one with --table")
+        raise UserError(f"--embeddings {path}: has the tables {', '.join(tables)}. Choose one with --table.")
     if table is not None and table not in tables:
-        raise UserError(f"--table {table}: {path} has {', '.join(tables)}; choose one of them")
+        raise UserError(f"--table {table}: {path} has the tables {', '.join(tables)}. Choose one of them.")
     return EmbeddingFile(tables[table] if table is not None else next(iter(tables.values())))
 
 
-def searched(of: str, embeddings: str) -> EmbeddingFile:
-    """The file that --of names.
+def open_target(table: str, embeddings: str) -> EmbeddingFile:
+    """Open the file that --of names.
 
     Args:
-      of: a table of the export, or a file.
-      embeddings: what --embeddings names.
+      table: a table of the export, or a file.
+      embeddings: value of --embeddings.
 
     Raises:
-      UserError: there is no such file, or it can't be read.
+      UserError: there is no such file, or it cannot be read.
     """
     tables = embedding_tables(user_path(embeddings))
-    if of not in tables and not user_path(of).is_file():
-        raise UserError(f"--of {of}: neither a file nor a table of {embeddings}, which has {', '.join(tables)}")
-    return EmbeddingFile(tables.get(of, user_path(of)))
+    if table not in tables and not user_path(table).is_file():
+        raise UserError(
+            f"--of {table}: neither a file nor a table of {embeddings}, which has the tables {', '.join(tables)}"
+        )
+    return EmbeddingFile(tables.get(table, user_path(table)))
 
 
 def main() -> int:
-    """Reads the command line, searches, and prints a table for each entity."""
+    """Run the command line, print a table for each entity, and return the exit status.
+
+    Raises:
+      UserError: an option is invalid, or a file cannot be read.
+    """
     parser = ArgumentParser(
-        prog="python -m projects.twhin.neighbors", description="Exact nearest neighbours among exported embeddings."
+        prog="python -m projects.twhin.neighbors",
+        description="Find the exact nearest neighbors among exported embeddings.",
     )
-    parser.add_argument("--embeddings", required=True, metavar="PATH", help="an export: its directory, or a file of it")
-    parser.add_argument("--table", help="of a directory with several tables, the one that the entities are of")
+    parser.add_argument("--embeddings", required=True, metavar="PATH", help="directory or file of an export")
+    parser.add_argument("--table", help="table of the entities, if --embeddings is a directory with several tables")
     parser.add_argument(
-        "--entity", required=True, action="append", metavar="NAME", help="whose neighbours; may be given several times"
+        "--entity",
+        required=True,
+        action="append",
+        metavar="NAME",
+        help="entity whose neighbors to find; repeat the option for several entities",
     )
-    parser.add_argument("--k", type=at_least_1, default=10, help="neighbours of each (%(default)s)")
+    parser.add_argument(
+        "--k", type=at_least_1, default=10, help="number of neighbors per entity (default: %(default)s)"
+    )
     parser.add_argument(
         "--comparator",
         choices=get_args(Comparator),
         default="cos",
-        help="cosine, dot product, or negative Euclidean distance (%(default)s)",
+        help="cosine, dot product, or negative Euclidean distance (default: %(default)s)",
     )
     parser.add_argument(
         "--of",
         metavar="TABLE",
-        help="search among these embeddings instead, such as tweets for a user: a table of --embeddings, or a file",
+        help="table of --embeddings, or file, to search instead, for example the tweets nearest to a user",
     )
     args = parser.parse_args()
     _search(args)
@@ -226,30 +250,30 @@ def main() -> int:
 
 
 def _search(args: argparse.Namespace) -> None:
-    source = opened(args.embeddings, args.table)
+    source = open_source(args.embeddings, args.table)
     entities = source.entities()
-    positions = find(source, entities, args.entity)
-    queries = vectors_of(source, positions)
+    positions = find_entities(source, entities, args.entity)
+    queries = read_vectors(source, positions)
     for name, query in zip(args.entity, queries, strict=True):
         if not np.isfinite(query).all():
             raise UserError(
-                f"--entity {name}: its embedding in {source.path} is not finite; export a checkpoint of a run that "
-                "has not diverged"
+                f"--entity {name}: its embedding in {source.path} is not finite. Export a checkpoint of a run that did "
+                "not diverge."
             )
     target, own = source, positions if args.of is None else None
     if args.of is not None:
-        target = searched(args.of, args.embeddings)
+        target = open_target(args.of, args.embeddings)
         if target.path.resolve() == source.path.resolve():
             own = positions
         else:
             entities = target.entities()
         if target.dim != source.dim:
             raise UserError(
-                f"--of {args.of}: embeddings of {target.dim} numbers, those of {source.path} have {source.dim}; give "
-                "those of one model"
+                f"--of {args.of}: the embeddings have dimension {target.dim}, but those of {source.path} have "
+                f"dimension {source.dim}. Give embeddings of the same model."
             )
-    found = nearest(target, queries, own, args.k, args.comparator)
-    for name, neighbors in zip(args.entity, found, strict=True):
+    results = nearest(target, queries, own, args.k, args.comparator)
+    for name, neighbors in zip(args.entity, results, strict=True):
         sys.stdout.write(_table(name, entities, neighbors, args.comparator, target.path))
 
 
@@ -262,8 +286,8 @@ def _table(name: str, entities: pa.Array, neighbors: Neighbors, comparator: str,
     table = tabulate(
         rows, headers=["rank", "entity", comparator], disable_numparse=True, colalign=("right", "left", "right")
     )
-    return f"nearest to {name} in {path}, of {len(entities):,}\n{table}\n\n"
+    return f"nearest to {name} among the {len(entities):,} entities of {path}\n{table}\n\n"
 
 
 if __name__ == "__main__":
-    run(main, "searches again")
+    run(main, after_interrupt="starts over")

@@ -1,5 +1,8 @@
-"""Edges between two kinds of numbered entities, with a time chunk each, in CSV, TSV or Parquet files: the layout of the
-public graphs TwitterFollowGraph (arXiv 2205.06205) and TwitterFaveGraph (arXiv 2210.16271)."""
+"""Turns bipartite graphs with time chunks into edges.
+
+Reads the format of the public graphs TwitterFollowGraph (arXiv 2205.06205) and TwitterFaveGraph (arXiv 2210.16271):
+CSV, TSV or Parquet files with an index for each of two kinds of entities, and a time chunk per edge.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,17 +17,17 @@ from numpy.typing import NDArray
 from common.errors import UserError
 from common.reader.files import UNREADABLE, DataError
 from projects.twhin.data.vocabulary import write_vocabulary
+from projects.twhin.tools.config_writer import PreparedGraph, PreparedRelation
 from projects.twhin.tools.graph_files import SPLITS, EdgeWriter, vocabulary_path
-from projects.twhin.tools.ready_config import Graph, RelationOf
-from projects.twhin.tools.text_blocks import Block, line_of, parse, read_blocks
+from projects.twhin.tools.text_blocks import Block, line_number, parse, read_blocks
 
 TIME_CHUNK = "time_chunk"
 _MAX_INDEX = 2**31 - 1
 _ROWS_PER_READ = 2**18
 
 
-class Layout(NamedTuple):
-    """The name of the relation, and of its tables; the entities of table T are in the column T_index."""
+class BipartiteFormat(NamedTuple):
+    """Names of the relation and of its two tables. The column T_index holds the entities of table T."""
 
     relation: str
     lhs: str
@@ -32,28 +35,24 @@ class Layout(NamedTuple):
 
     @property
     def columns(self) -> tuple[str, str, str]:
-        """That are read."""
+        """Return the names of the columns to read."""
         return f"{self.lhs}_index", f"{self.rhs}_index", TIME_CHUNK
 
 
-LAYOUTS = {"follow-graph": Layout("follow", "user", "author"), "fave-graph": Layout("fave", "user", "tweet")}
+FORMATS = {
+    "follow-graph": BipartiteFormat("follow", "user", "author"),
+    "fave-graph": BipartiteFormat("fave", "user", "tweet"),
+}
 
 
-class _Edges(NamedTuple):
-    """Columns [edges], int64, and where a row of them is."""
-
-    columns: tuple[NDArray[np.int64], ...]
-    place: Callable[[int], str]
-
-
-class Chunks(NamedTuple):
-    """The first time chunks of the splits after the training data; None: there is no such split."""
+class SplitChunks(NamedTuple):
+    """First time chunk of the validation edges and of the test edges. None if there is no such split."""
 
     validation_from: int | None
     test_from: int | None
 
     def split_of(self, time_chunks: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[edges]: positions in SPLITS."""
+        """Return the split of each edge as a position in SPLITS, [edges] int64."""
         split = np.zeros(len(time_chunks), np.int64)
         if self.validation_from is not None:
             split[time_chunks >= self.validation_from] = SPLITS.index("validation")
@@ -62,62 +61,82 @@ class Chunks(NamedTuple):
         return split
 
     def splits(self) -> list[str]:
-        """That there are."""
-        given = {"validation": self.validation_from, "test": self.test_from}
-        return ["train", *(split for split, chunk in given.items() if chunk is not None)]
+        """Return the names of the splits to write."""
+        first_chunks = {"validation": self.validation_from, "test": self.test_from}
+        return ["train", *(split for split, chunk in first_chunks.items() if chunk is not None)]
 
 
-class Numbered:
-    """Rows for dense indices, in the order of their first appearance. Memory: 4 bytes for each up to the greatest."""
+class RowAssigner:
+    """Assigns table rows to indices in the order of their first appearance.
+
+    Memory: 4 bytes for each index up to the largest, and 8 bytes per row.
+
+    Attributes:
+      num_rows: number of rows assigned so far.
+    """
 
     def __init__(self) -> None:
         self._row_of = np.empty(0, np.int32)
         self._indices: list[NDArray[np.int64]] = []
         self.num_rows = 0
 
-    def __call__(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The rows of indices [edges], which are 0 to 2^31 - 1."""
-        if len(indices) and (greatest := int(indices.max())) >= len(self._row_of):
-            grown = np.full(max(greatest + 1, 2 * len(self._row_of)), -1, np.int32)
+    def assign(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows of indices [edges], which must be 0 to 2^31 - 1. New indices get the next rows."""
+        if len(indices) and (largest := int(indices.max())) >= len(self._row_of):
+            grown = np.full(max(largest + 1, 2 * len(self._row_of)), -1, np.int32)
             grown[: len(self._row_of)] = self._row_of
             self._row_of = grown
-        unknown, first = np.unique(indices[self._row_of[indices] < 0], return_index=True)
-        unknown = unknown[np.argsort(first)]
-        self._row_of[unknown] = np.arange(self.num_rows, self.num_rows + len(unknown))
-        self._indices.append(unknown)
-        self.num_rows += len(unknown)
+        new, first = np.unique(indices[self._row_of[indices] < 0], return_index=True)
+        new = new[np.argsort(first)]
+        self._row_of[new] = np.arange(self.num_rows, self.num_rows + len(new))
+        self._indices.append(new)
+        self.num_rows += len(new)
         return self._row_of[indices].astype(np.int64)
 
     def indices(self) -> NDArray[np.int64]:
-        """[rows]: the index of each row."""
+        """Return the index of each row, [rows] int64."""
         return np.concatenate(self._indices)
 
 
-def prepare_bipartite(out: Path, paths: Sequence[Path], layout: Layout, chunks: Chunks) -> Graph:
-    """Writes edges and vocabularies to the folder `out`.
+class _Edges(NamedTuple):
+    """Some edges of a file.
+
+    Attributes:
+      columns: left indices, right indices and time chunks, [edges] int64 each.
+      location: returns the file and line (Parquet: row) of an edge, for messages.
+    """
+
+    columns: tuple[NDArray[np.int64], ...]
+    location: Callable[[int], str]
+
+
+def prepare_bipartite(
+    out: Path, paths: Sequence[Path], file_format: BipartiteFormat, chunks: SplitChunks
+) -> PreparedGraph:
+    """Write edges and vocabularies to the directory `out`.
 
     Args:
-      out: a new folder.
-      paths: Parquet files, and text files with a line of column names, plain or compressed.
-      layout: what the columns are called.
-      chunks: which edges are for validation and test.
+      out: an existing, empty directory.
+      paths: Parquet files, and text files (plain or compressed) whose first line has the column names.
+      file_format: names of the columns.
+      chunks: time chunks of validation and test edges.
 
     Raises:
-      DataError: a file can't be read, lacks a column, or holds a value that is no index.
-      UserError: a split has no edge.
+      DataError: a file cannot be read, lacks a column, or has a value that is not an index.
+      UserError: a split has no edges.
     """
-    tables = {layout.lhs: Numbered(), layout.rhs: Numbered()}
+    rows = {file_format.lhs: RowAssigner(), file_format.rhs: RowAssigner()}
     first_chunk, last_chunk = _MAX_INDEX, -1
     with contextlib.ExitStack() as opened:
         writers = {split: opened.enter_context(EdgeWriter(out / split)) for split in chunks.splits()}
         for path in paths:
-            for edges in _read(path, layout.columns):
+            for edges in _read(path, file_format.columns):
                 lhs, rhs, time_chunk = edges.columns
                 if len(lhs) == 0:
                     continue
-                for name, values in zip(layout.columns, edges.columns, strict=True):
-                    _check(name, values, edges.place)
-                lhs, rhs = tables[layout.lhs](lhs), tables[layout.rhs](rhs)
+                for name, values in zip(file_format.columns, edges.columns, strict=True):
+                    _check_range(name, values, edges.location)
+                lhs, rhs = rows[file_format.lhs].assign(lhs), rows[file_format.rhs].assign(rhs)
                 split_of = chunks.split_of(time_chunk)
                 for split, writer in writers.items():
                     chosen = split_of == SPLITS.index(split)
@@ -125,29 +144,29 @@ def prepare_bipartite(out: Path, paths: Sequence[Path], layout: Layout, chunks: 
                 first_chunk = min(first_chunk, int(time_chunk.min()))
                 last_chunk = max(last_chunk, int(time_chunk.max()))
     if last_chunk < 0:
-        raise DataError(f"{paths[0]}: not one edge; give files with rows of {', '.join(layout.columns)}")
+        raise DataError(f"{paths[0]}: no edges found. Give files with rows of {', '.join(file_format.columns)}.")
     if empty := [split for split, writer in writers.items() if writer.num_edges == 0]:
         raise UserError(
-            f"no edge is left for {' and '.join(empty)}: the time chunks are {first_chunk} to {last_chunk}; give other "
-            "--validation_from and --test_from"
+            f"no edges left for {' and '.join(empty)}: the time chunks are {first_chunk} to {last_chunk}. Change "
+            "--validation_from and --test_from."
         )
-    for table, numbered in tables.items():
-        write_vocabulary(vocabulary_path(out, table), pa.array(numbered.indices()))
-    return Graph(
-        {table: numbered.num_rows for table, numbered in tables.items()},
-        [RelationOf(layout.relation, layout.lhs, layout.rhs)],
+    for table, assigner in rows.items():
+        write_vocabulary(vocabulary_path(out, table), pa.array(assigner.indices()))
+    return PreparedGraph(
+        {table: assigner.num_rows for table, assigner in rows.items()},
+        [PreparedRelation(file_format.relation, file_format.lhs, file_format.rhs)],
         {split: writer.num_edges for split, writer in writers.items()},
     )
 
 
-def _check(name: str, values: NDArray[np.int64], place: Callable[[int], str]) -> None:
-    """Raises DataError where one is negative or too large."""
-    good = (values >= 0) & (values <= _MAX_INDEX)
-    if not good.all():
-        row = int(np.argmin(good))
+def _check_range(name: str, values: NDArray[np.int64], location: Callable[[int], str]) -> None:
+    """Raise DataError if a value is negative or too large."""
+    valid = (values >= 0) & (values <= _MAX_INDEX)
+    if not valid.all():
+        row = int(np.argmin(valid))
         raise DataError(
-            f"{place(row)}: column '{name}': {values[row]} found, numbers from 0 to {_MAX_INDEX} expected; of others "
-            "and of names, make triples"
+            f"{location(row)}: column '{name}': found {values[row]}, expected a number from 0 to {_MAX_INDEX}. "
+            "If the graph has other numbers or names, write triples and use `prepare triples`."
         )
 
 
@@ -156,7 +175,7 @@ def _read(path: Path, columns: Sequence[str]) -> Iterator[_Edges]:
         with path.open("rb") as file:
             is_parquet = file.read(4) == b"PAR1"
     except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}") from error
+        raise DataError(f"{path}: cannot read this file: {error.strerror}") from error
     return _read_parquet(path, columns) if is_parquet else _read_text(path, columns)
 
 
@@ -164,24 +183,24 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[_Edges]:
     try:
         with pq.ParquetFile(path) as file:
             if missing := [name for name in columns if name not in file.schema_arrow.names]:
-                raise DataError(_missing(f"{path}", missing[0], file.schema_arrow.names))
+                raise DataError(_column_error(f"{path}", missing[0], file.schema_arrow.names))
             for name in columns:
                 if not pa.types.is_integer(kind := file.schema_arrow.field(name).type):
-                    raise DataError(f"{path}: column '{name}': {kind} found, integers expected")
+                    raise DataError(f"{path}: column '{name}': found {kind}, expected integers")
             first = 0
             for batch in file.iter_batches(_ROWS_PER_READ, columns=list(columns)):
 
-                def place(row: int, first: int = first) -> str:
+                def location(row: int, first: int = first) -> str:
                     return f"{path}: row {first + row} (counted from 0)"
 
                 for name in columns:
                     if (values := batch.column(name)).null_count:
                         row = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
-                        raise DataError(f"{place(row)}: column '{name}': null found, every row needs a value")
-                yield _Edges(tuple(batch.column(name).cast(pa.int64()).to_numpy() for name in columns), place)
+                        raise DataError(f"{location(row)}: column '{name}': found null, but every row needs a value")
+                yield _Edges(tuple(batch.column(name).cast(pa.int64()).to_numpy() for name in columns), location)
                 first += batch.num_rows
     except UNREADABLE as error:
-        raise DataError(f"{path}: can't be read: {error}") from error
+        raise DataError(f"{path}: cannot read this file: {error}") from error
 
 
 def _read_text(path: Path, columns: Sequence[str]) -> Iterator[_Edges]:
@@ -194,16 +213,15 @@ def _read_text(path: Path, columns: Sequence[str]) -> Iterator[_Edges]:
             separator = "\t" if b"\t" in header else ","
             names = [name.strip(' "\r') for name in header.decode("utf-8-sig", "replace").split(separator)]
             if missing := [name for name in columns if names.count(name) != 1]:
-                raise DataError(_missing(f"{path}:1", missing[0], names))
+                raise DataError(_column_error(f"{path}:1", missing[0], names))
             block = Block(2, lines)
         if not block.lines.strip():
             continue
         table = parse(block, path, names, types, separator).combine_chunks()
         values = tuple(table.column(name).to_numpy() for name in columns)
-        yield _Edges(values, lambda row, block=block: f"{path}:{line_of(block, row)}")  # type: ignore[misc]
+        yield _Edges(values, lambda row, block=block: f"{path}:{line_number(block, row)}")  # type: ignore[misc]
 
 
-def _missing(place: str, name: str, found: Sequence[str]) -> str:
-    return (
-        f"{place}: no column '{name}' (or several); its columns: {', '.join(found)[:200]}; rename the one that is meant"
-    )
+def _column_error(location: str, name: str, found: Sequence[str]) -> str:
+    problem = f"several columns '{name}'" if name in found else f"no column '{name}'"
+    return f"{location}: {problem}. The columns are: {', '.join(found)[:200]}. Rename them so that one is '{name}'."

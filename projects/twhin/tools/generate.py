@@ -1,7 +1,7 @@
-"""Makes the default graph: `python -m projects.twhin.tools.generate --out DIR`.
+"""Generates the default graph: `python -m projects.twhin.tools.generate --out DIR`.
 
-Users have two topics, tweets a topic and a kind, and relations prefer kinds: who wants to rank the tweets of an edge
-must know the user's topics and the relation. Activity of users and popularity of tweets fall as powers of their ranks.
+A user has two topics, a tweet has a topic and a kind, and each relation prefers one kind. Ranking the tweets of an edge
+therefore takes the user's topics and the relation. User activity and tweet popularity follow power laws.
 """
 
 import argparse
@@ -21,31 +21,36 @@ from common.process.arguments import at_least_1, seed_number
 from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.tools.graph_files import SPLITS, EdgeWriter, vocabulary_path
 
-DESCRIPTION = "Make the default graph of TwHIN: users, tweets, and edges of four relations between them."
+DESCRIPTION = "Generate the default graph of TwHIN: users, tweets, and edges of four relations between them."
 
 
-class Taste(NamedTuple):
-    """A relation: its share of the edges, and how likely its tweets are of each kind."""
+class RelationSpec(NamedTuple):
+    """Distribution of the edges of a relation.
+
+    Attributes:
+      share: fraction of all edges.
+      kinds: probability of each kind of tweet.
+    """
 
     share: float
     kinds: tuple[float, ...]
 
 
 RELATIONS = {
-    "fav": Taste(0.5, (0.70, 0.10, 0.10, 0.10)),
-    "reply": Taste(0.15, (0.05, 0.85, 0.05, 0.05)),
-    "retweet": Taste(0.25, (0.25, 0.05, 0.65, 0.05)),
-    "magic_recs": Taste(0.1, (0.05, 0.05, 0.10, 0.80)),
+    "fav": RelationSpec(0.5, (0.70, 0.10, 0.10, 0.10)),
+    "reply": RelationSpec(0.15, (0.05, 0.85, 0.05, 0.05)),
+    "retweet": RelationSpec(0.25, (0.25, 0.05, 0.65, 0.05)),
+    "magic_recs": RelationSpec(0.1, (0.05, 0.05, 0.10, 0.80)),
 }
-"""In the order of their ids."""
+"""Relations in the order of their ids."""
 
 NUM_TOPICS = 40
 NUM_KINDS = 4
-# Of the user's first topic, of the second, and of any.
+# Probabilities of the user's first topic, the second topic, and any topic.
 _TOPIC_SHARES = (0.6, 0.25, 0.15)
-# Weight of the entity of rank n: n to minus this.
+# The entity of rank n has the weight n^-exponent.
 _ACTIVITY_EXPONENT, _POPULARITY_EXPONENT = 0.6, 0.75
-# Edges of a pair of entities are drawn until they differ: that takes long where most of the pairs are wanted.
+# draw_graph() redraws duplicate pairs, which takes long if the edges are a large share of all pairs.
 _MAX_SHARE_OF_PAIRS = 0.01
 
 _USER_IDS_FROM, _TWEET_IDS_FROM = 1, 10**12
@@ -53,15 +58,15 @@ _MIN_EDGES = 100
 _VALIDATION_SHARE, _TEST_SHARE = 0.02, 0.02
 
 
-class Graph(NamedTuple):
-    """Edges [edges] int64 without repetitions, in random order; and what they were drawn from.
+class GeneratedGraph(NamedTuple):
+    """Distinct edges in random order, and the properties of users and tweets that they depend on.
 
     Attributes:
-      lhs: users.
-      rel: relations.
-      rhs: tweets.
-      user_topics: [users, 2] int64, the first and the second topic.
-      tweet_cells: [tweets] int64, topic * NUM_KINDS + kind.
+      lhs: users, [edges] int64.
+      rel: relations, [edges] int64.
+      rhs: tweets, [edges] int64.
+      user_topics: first and second topic of each user, [users, 2] int64.
+      tweet_cells: topic * NUM_KINDS + kind of each tweet, [tweets] int64.
     """
 
     lhs: NDArray[np.int64]
@@ -71,121 +76,134 @@ class Graph(NamedTuple):
     tweet_cells: NDArray[np.int64]
 
 
-def draw_graph(seed: int, num_users: int, num_tweets: int, num_edges: int) -> Graph:
-    """A graph that depends on the arguments alone. num_tweets: at least one of each topic and kind."""
+def draw_graph(seed: int, num_users: int, num_tweets: int, num_edges: int) -> GeneratedGraph:
+    """Draw a graph that depends only on the arguments.
+
+    Args:
+      seed: seed of all draws.
+      num_users: number of users.
+      num_tweets: number of tweets; at least one for each pair of topic and kind.
+      num_edges: number of edges.
+    """
     rng = np.random.default_rng(seed)
-    activity = _cumulated(rng.permutation(_power(num_users, _ACTIVITY_EXPONENT)))
+    activity = _cumulative(rng.permutation(_power_law(num_users, _ACTIVITY_EXPONENT)))
     user_topics = np.stack([rng.integers(NUM_TOPICS, size=num_users) for _ in range(2)], axis=1)
     tweet_cells = rng.permutation(num_tweets) % (NUM_TOPICS * NUM_KINDS)
     by_cell = np.argsort(tweet_cells, kind="stable")
-    popularity = _cumulated(rng.permutation(_power(num_tweets, _POPULARITY_EXPONENT))[by_cell])
+    popularity = _cumulative(rng.permutation(_power_law(num_tweets, _POPULARITY_EXPONENT))[by_cell])
     first_of_cell = np.searchsorted(tweet_cells[by_cell], np.arange(NUM_TOPICS * NUM_KINDS + 1))
 
-    def draw(taste: Taste, count: int) -> NDArray[np.int64]:
-        """Pairs of entities as user * num_tweets + tweet."""
+    def draw(spec: RelationSpec, count: int) -> NDArray[np.int64]:
+        """Draw pairs of entities, encoded as user * num_tweets + tweet."""
         users = _choose(rng, activity, np.zeros(count), np.ones(count))
         source = rng.choice(3, size=count, p=_TOPIC_SHARES)
-        anything = rng.integers(NUM_TOPICS, size=count)
-        topic = np.where(source == 2, anything, user_topics[users, np.minimum(source, 1)])
-        cells = topic * NUM_KINDS + rng.choice(NUM_KINDS, size=count, p=taste.kinds)
+        any_topic = rng.integers(NUM_TOPICS, size=count)
+        topic = np.where(source == 2, any_topic, user_topics[users, np.minimum(source, 1)])
+        cells = topic * NUM_KINDS + rng.choice(NUM_KINDS, size=count, p=spec.kinds)
         starts = np.concatenate([[0.0], popularity])[first_of_cell]
         tweets = by_cell[_choose(rng, popularity, starts[cells], starts[cells + 1])]
         return np.asarray(users * num_tweets + tweets)
 
-    counts = np.diff(np.rint(np.cumsum([0.0, *(taste.share for taste in RELATIONS.values())]) * num_edges).astype(int))
+    counts = np.diff(np.rint(np.cumsum([0.0, *(spec.share for spec in RELATIONS.values())]) * num_edges).astype(int))
     pairs, rel = [], []
-    for relation, (taste, count) in enumerate(zip(RELATIONS.values(), counts.tolist(), strict=True)):
-        found = np.empty(0, np.int64)
-        while len(found) < count:
-            found = np.unique(np.concatenate([found, draw(taste, count)]))
-        pairs.append(rng.permutation(found)[:count])
+    for relation, (spec, count) in enumerate(zip(RELATIONS.values(), counts.tolist(), strict=True)):
+        distinct = np.empty(0, np.int64)
+        while len(distinct) < count:
+            distinct = np.unique(np.concatenate([distinct, draw(spec, count)]))
+        pairs.append(rng.permutation(distinct)[:count])
         rel.append(np.full(count, relation))
     order = rng.permutation(num_edges)
     lhs, rhs = np.divmod(np.concatenate(pairs)[order], num_tweets)
-    return Graph(lhs, np.concatenate(rel)[order], rhs, user_topics, tweet_cells)
+    return GeneratedGraph(lhs, np.concatenate(rel)[order], rhs, user_topics, tweet_cells)
 
 
-def _power(count: int, exponent: float) -> NDArray[np.float64]:
+def _power_law(count: int, exponent: float) -> NDArray[np.float64]:
+    """Return the weights 1^-exponent, 2^-exponent, ..., count^-exponent."""
     return np.arange(1, count + 1, dtype=np.float64) ** -exponent
 
 
-def _cumulated(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Up to 1."""
-    cumulated = np.cumsum(weights)
-    return np.asarray(cumulated / cumulated[-1])
+def _cumulative(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cumulative sum of the weights, scaled so that the last value is 1."""
+    cumulative = np.cumsum(weights)
+    return np.asarray(cumulative / cumulative[-1])
 
 
 def _choose(
     rng: np.random.Generator,
-    cumulated: NDArray[np.float64],
+    cumulative: NDArray[np.float64],
     begin: NDArray[np.float64],
     end: NDArray[np.float64],
 ) -> NDArray[np.int64]:
-    """An entity for each range of the cumulated weights, drawn by weight."""
-    chosen = np.searchsorted(cumulated, begin + (end - begin) * rng.random(len(begin)), side="right")
-    return np.asarray(np.minimum(chosen, len(cumulated) - 1), np.int64)
+    """Draw one entity from each range [begin, end) of the cumulative weights, in proportion to the weights."""
+    chosen = np.searchsorted(cumulative, begin + (end - begin) * rng.random(len(begin)), side="right")
+    return np.asarray(np.minimum(chosen, len(cumulative) - 1), np.int64)
 
 
 def generate(out: Path, seed: int, num_users: int, num_tweets: int, num_edges: int) -> dict[str, NDArray[np.int64]]:
-    """Writes the graph to `out`, which appears when it is complete; its bytes depend on the other arguments alone.
+    """Write the graph to the directory `out`, which appears once it is complete.
+
+    The same arguments give the same bytes.
 
     Returns:
-      by split ("train", "validation", "test"), edges of each relation [relations].
+      number of edges of each relation, [relations] int64, by split ("train", "validation", "test").
 
     Raises:
-      UserError: the numbers don't fit each other, `out` can't be written, or exists and is not an empty directory.
+      UserError: the sizes do not fit each other, or `out` cannot be written or is not empty.
     """
     if num_tweets < NUM_TOPICS * NUM_KINDS:
         raise UserError(
-            f"--tweets {num_tweets}: at least {NUM_TOPICS * NUM_KINDS}, one of each of {NUM_TOPICS} topics and "
-            f"{NUM_KINDS} kinds"
+            f"--tweets {num_tweets}: must be at least {NUM_TOPICS * NUM_KINDS}, one tweet for each of {NUM_TOPICS} "
+            f"topics and {NUM_KINDS} kinds"
         )
     if num_edges < _MIN_EDGES:
-        raise UserError(f"--edges {num_edges}: at least {_MIN_EDGES}, so that every split has some")
+        raise UserError(f"--edges {num_edges}: must be at least {_MIN_EDGES}, so that no split is empty")
     if num_edges > (most := int(num_users * num_tweets * _MAX_SHARE_OF_PAIRS)):
         raise UserError(
-            f"--edges {num_edges}: at most {most}, one of a hundred pairs of {num_users} users and {num_tweets} tweets"
+            f"--edges {num_edges}: must be at most {most}, which is {_MAX_SHARE_OF_PAIRS:.0%} of the pairs of "
+            f"{num_users} users and {num_tweets} tweets"
         )
     with atomic_directory(out) as partial:
         graph = draw_graph(seed, num_users, num_tweets, num_edges)
         bounds = np.rint(np.cumsum([0, 1 - _VALIDATION_SHARE - _TEST_SHARE, _VALIDATION_SHARE]) * num_edges).astype(int)
-        tallies = {}
+        edge_counts = {}
         for split, begin, end in zip(SPLITS, bounds, [*bounds[1:], num_edges], strict=True):
             with EdgeWriter(partial / split) as writer:
                 writer.write(graph.lhs[begin:end], graph.rel[begin:end], graph.rhs[begin:end])
-            tallies[split] = np.bincount(graph.rel[begin:end], minlength=len(RELATIONS))
+            edge_counts[split] = np.bincount(graph.rel[begin:end], minlength=len(RELATIONS))
         for table, first, count in (("user", _USER_IDS_FROM, num_users), ("tweet", _TWEET_IDS_FROM, num_tweets)):
             write_vocabulary(vocabulary_path(partial, table), pa.array(np.arange(first, first + count)))
-    return tallies
+    return edge_counts
 
 
-def report(out: Path, num_users: int, num_tweets: int, tallies: dict[str, NDArray[np.int64]]) -> str:
-    """What was made, for the tables of a configuration."""
-    rows = [[*row] for row in zip(range(len(RELATIONS)), RELATIONS, *tallies.values(), strict=True)]
-    table = tabulate(rows, headers=["id", "relation", *tallies])
-    counts = ", ".join(f"{tally.sum()} {split}" for split, tally in tallies.items())
+def report(out: Path, num_users: int, num_tweets: int, edge_counts: dict[str, NDArray[np.int64]]) -> str:
+    """Return a summary of the generated graph with the values that a configuration needs."""
+    rows = [[*row] for row in zip(range(len(RELATIONS)), RELATIONS, *edge_counts.values(), strict=True)]
+    table = tabulate(rows, headers=["id", "relation", *edge_counts])
+    totals = ", ".join(f"{counts.sum()} {split}" for split, counts in edge_counts.items())
     megabytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     return (
-        f"{table}\ntables: user of num_embeddings {num_users}, tweet of num_embeddings {num_tweets}; every relation is "
-        f"of lhs user and rhs tweet\n{out}: edges: {counts}; {megabytes:.1f} MB"
+        f"{table}\ntables: user (num_embeddings: {num_users}), tweet (num_embeddings: {num_tweets}); "
+        f"every relation has lhs: user and rhs: tweet\n{out}: edges: {totals}; {megabytes:.1f} MB"
     )
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command line; the exit status: 0, or 2 after a user's mistake."""
+    """Run the command line. Return the exit status: 0, or 2 after a UserError."""
     parser = argparse.ArgumentParser(prog="python -m projects.twhin.tools.generate", description=DESCRIPTION)
-    parser.add_argument("--out", type=Path, required=True, help="directory to make; must not exist, or be empty")
-    parser.add_argument("--seed", type=seed_number, default=0, help="seed of everything that is drawn (%(default)s)")
-    parser.add_argument("--users", type=at_least_1, default=40_000, help="rows of the table user (%(default)s)")
-    parser.add_argument("--tweets", type=at_least_1, default=20_000, help="rows of the table tweet (%(default)s)")
-    parser.add_argument("--edges", type=at_least_1, default=500_000, help="of all splits together (%(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="directory to create; must not exist, or be empty")
+    parser.add_argument("--seed", type=seed_number, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--users", type=at_least_1, default=40_000, help="number of users (default: %(default)s)")
+    parser.add_argument("--tweets", type=at_least_1, default=20_000, help="number of tweets (default: %(default)s)")
+    parser.add_argument(
+        "--edges", type=at_least_1, default=500_000, help="number of edges in all splits (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     try:
-        tallies = generate(options.out, options.seed, options.users, options.tweets, options.edges)
+        edge_counts = generate(options.out, options.seed, options.users, options.tweets, options.edges)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    sys.stdout.write(report(options.out, options.users, options.tweets, tallies) + "\n")
+    sys.stdout.write(report(options.out, options.users, options.tweets, edge_counts) + "\n")
     return 0
 
 

@@ -1,4 +1,7 @@
-"""The files of a prepared graph: train/, validation/, test/ with edges, vocabulary/ with a file per table."""
+"""Paths and edge files of a prepared graph.
+
+A graph directory has the edges in train/, validation/ and test/, one file per table in vocabulary/, and relations.txt.
+"""
 
 import contextlib
 from pathlib import Path
@@ -11,22 +14,31 @@ from numpy.typing import NDArray
 from common.files.table_writer import Column, TableWriter
 
 EDGES = [Column("lhs", "int64"), Column("rel", "int64"), Column("rhs", "int64")]
-"""Of a table of edges: row of the left entity, id of the relation, row of the right entity."""
+"""Columns of an edge file: row of the left entity, id of the relation, row of the right entity."""
 
 SPLITS = ("train", "validation", "test")
 
-# Rows are shuffled within row groups, and lanes read their own: there are to be more than a few.
+# Row groups are the unit of shuffling and of reading per lane, so a file needs many of them.
 _ROW_GROUP_SIZE = 16_384
 _ROWS_PER_FILE = 64 * _ROW_GROUP_SIZE
 
 
 def vocabulary_path(folder: Path, table: str) -> Path:
-    """Of a table's vocabulary in the folder of a graph."""
+    """Return the path of a table's vocabulary in a graph directory."""
     return folder / "vocabulary" / f"{table}.parquet"
 
 
+def relation_names_path(folder: Path) -> Path:
+    """Return the path of the file with the relation names, one per line in the order of their ids."""
+    return folder / "relations.txt"
+
+
 class EdgeWriter:
-    """Writes edges to part-00000.parquet, part-00001.parquet, ... of a folder that it makes."""
+    """Writes edges to part-00000.parquet, part-00001.parquet, ... in a directory that it creates.
+
+    Attributes:
+      num_edges: number of edges written so far.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.num_edges = 0
@@ -45,7 +57,7 @@ class EdgeWriter:
         self._open.__exit__(kind, error, trace)
 
     def write(self, lhs: NDArray[np.int64], rel: NDArray[np.int64], rhs: NDArray[np.int64]) -> None:
-        """Appends edges [edges]."""
+        """Append edges. All three arrays have the shape [edges]."""
         for start in range(0, len(lhs), _ROWS_PER_FILE):
             edges: dict[str, NDArray[Any]] = {"lhs": lhs, "rel": rel, "rhs": rhs}
             self._append({name: values[start : start + _ROWS_PER_FILE] for name, values in edges.items()})
@@ -58,8 +70,3 @@ class EdgeWriter:
             path = self._folder / f"part-{self._part:05d}.parquet"
             self._writer = self._open.enter_context(TableWriter(path, EDGES, _ROW_GROUP_SIZE))
         self._writer.write(edges)
-
-
-def names_path(folder: Path) -> Path:
-    """Of the names of relations in the folder of a graph, a line each, in the order of their ids."""
-    return folder / "relations.txt"

@@ -1,4 +1,4 @@
-"""Text files of separated columns, plain, gzip'd or zipped, a block of lines at a time."""
+"""Reads text files of separated columns (plain, gzip or zip) one block of lines at a time."""
 
 import gzip
 import io
@@ -16,32 +16,37 @@ import pyarrow.csv
 from common.reader.files import DataError
 
 BLOCK_BYTES = 8 * 2**20
-# Characters of a line that a message shows.
-_SHOWN = 80
+# Number of characters of a line that a message quotes.
+_QUOTED_LENGTH = 80
 
 _UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
-"""What Python's readers of compressed files raise where one is damaged, encrypted, or of an unknown method."""
+"""Exceptions that Python raises for a compressed file that is damaged, encrypted, or uses an unknown method."""
 
 
 class Block(NamedTuple):
-    """Whole lines; the first has this number, counted from 1."""
+    """Whole lines of a file.
+
+    Attributes:
+      first_line: number of the first line, counted from 1.
+      lines: the lines with their line breaks.
+    """
 
     first_line: int
     lines: bytes
 
 
 def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """The lines of a file, in order. What is compressed is known by its first bytes.
+    """Yield the lines of a file in order. Recognizes compressed files by their first bytes.
 
     Raises:
-      DataError: the file can't be read, or has a line of more than `block_bytes`.
+      DataError: the file cannot be read, or a line is longer than `block_bytes`.
     """
     try:
         with path.open("rb") as file:
             yield from _blocks(_decompressed(file, path), path, block_bytes)
     except _UNREADABLE as error:
-        told = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{path}: can't be read: {told}; give a file of text, plain, .gz or .zip") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"{path}: cannot read this file: {reason}. Give a text file: plain, .gz or .zip.") from error
 
 
 def _decompressed(file: BinaryIO, path: Path) -> BinaryIO:
@@ -51,10 +56,11 @@ def _decompressed(file: BinaryIO, path: Path) -> BinaryIO:
         return cast(BinaryIO, gzip.open(file))
     if magic.startswith(b"PK\x03\x04"):
         archive = zipfile.ZipFile(file)
-        # Beside folders, macOS puts a file about each file into its archives.
+        # macOS adds folders and a metadata file for each file.
         names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
         if len(names) != 1:
-            raise DataError(f"{path}: an archive of {len(names)} files, one expected: {', '.join(names)[:_SHOWN]}")
+            quoted = ", ".join(names)[:_QUOTED_LENGTH]
+            raise DataError(f"{path}: found {len(names)} files in this archive, expected 1: {quoted}")
         return cast(BinaryIO, archive.open(names[0]))
     return file
 
@@ -70,7 +76,7 @@ def _blocks(file: BinaryIO, path: Path, block_bytes: int) -> Iterator[Block]:
         else:
             rest += read
         if len(rest) > block_bytes:
-            raise DataError(f"{path}:{line}: a line of more than {block_bytes} bytes; is this a text file?")
+            raise DataError(f"{path}:{line}: this line is longer than {block_bytes} bytes. Is this a text file?")
     if rest:
         yield Block(line, rest)
 
@@ -78,18 +84,18 @@ def _blocks(file: BinaryIO, path: Path, block_bytes: int) -> Iterator[Block]:
 def parse(
     block: Block, path: Path, columns: Sequence[str], types: Mapping[str, pa.DataType], separator: str
 ) -> pa.Table:
-    """The columns that have a type, string or int64; empty lines are left out.
+    """Return the columns that have a type. Skips empty lines.
 
     Args:
-      block: of the file.
-      path: of the file, for messages.
-      columns: names of all columns, in their order.
-      types: of those to return.
-      separator: between columns; no quotes are known.
+      block: lines to parse.
+      path: path of the file, for messages.
+      columns: names of all columns in their order.
+      types: types of the columns to return, string or int64.
+      separator: separator of the columns, a tab or a comma. Quotes have no meaning.
 
     Raises:
-      DataError: a line is not UTF-8, has not as many columns, or a value that is empty or no int64; the message has the
-        line's number, and what was found.
+      DataError: a line is not UTF-8, has the wrong number of columns, or has a value that is empty or not an int64. The
+        message has the line number and the value found.
     """
     try:
         table = pyarrow.csv.read_csv(
@@ -103,19 +109,19 @@ def parse(
             ),
         )
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise _explained(block, path, columns, types, separator) or DataError(
-            f"{path}: lines from {block.first_line}: {error}"
+        raise _first_error(block, path, columns, types, separator) or DataError(
+            f"{path}: cannot parse the lines from {block.first_line} on: {error}"
         ) from None
     for name, kind in types.items():
         if pa.types.is_string(kind) and pc.any(pc.equal(table.column(name), "")).as_py():
-            mistake = _explained(block, path, columns, types, separator)
-            assert mistake is not None
-            raise mistake
+            empty_value = _first_error(block, path, columns, types, separator)
+            assert empty_value is not None
+            raise empty_value
     return table
 
 
-def line_of(block: Block, row: int) -> int:
-    """The line of a row of the parsed block."""
+def line_number(block: Block, row: int) -> int:
+    """Return the line number in the file of a row of the parsed block."""
     for number, line in enumerate(block.lines.split(b"\n"), block.first_line):
         if line.rstrip(b"\r"):
             if row == 0:
@@ -124,10 +130,10 @@ def line_of(block: Block, row: int) -> int:
     raise IndexError(row)
 
 
-def _explained(
+def _first_error(
     block: Block, path: Path, columns: Sequence[str], types: Mapping[str, pa.DataType], separator: str
 ) -> DataError | None:
-    """What is wrong with the first bad line."""
+    """Return the error of the first invalid line, or None if all lines are valid."""
     for number, line in enumerate(block.lines.split(b"\n"), block.first_line):
         if not line.rstrip(b"\r"):
             continue
@@ -135,27 +141,27 @@ def _explained(
             text = line.decode().removesuffix("\r")
         except UnicodeDecodeError as error:
             found = f"byte {error.start} of the line is {line[error.start]:#04x}"
-            return DataError(f"{path}:{number}: not UTF-8: {found}; convert the file to UTF-8")
-        if problem := _problem(text, columns, types, separator):
+            return DataError(f"{path}:{number}: not UTF-8: {found}. Convert the file to UTF-8.")
+        if problem := _line_error(text, columns, types, separator):
             return DataError(f"{path}:{number}: {problem}")
     return None
 
 
-def _problem(text: str, columns: Sequence[str], types: Mapping[str, pa.DataType], separator: str) -> str | None:
+def _line_error(text: str, columns: Sequence[str], types: Mapping[str, pa.DataType], separator: str) -> str | None:
     values = text.split(separator)
-    shown = repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+    quoted = repr(text if len(text) <= _QUOTED_LENGTH else text[:_QUOTED_LENGTH] + "...")
     if len(values) != len(columns):
         kind = {"\t": "tabs", ",": "commas"}[separator]
-        return f"{len(values)} column(s) found, {len(columns)} separated by {kind} expected: {shown}"
+        return f"found {len(values)} column(s), expected {len(columns)} separated by {kind}: {quoted}"
     for name, value in zip(columns, values, strict=True):
         if name not in types:
             continue
         if not value:
-            return f"the {name} is empty: {shown}"
+            return f"the {name} is empty: {quoted}"
         if "\r" in value:
-            return f"a carriage return within the {name}: {shown}"
+            return f"the {name} contains a carriage return: {quoted}"
         if pa.types.is_integer(types[name]) and not _is_int64(value):
-            return f"{value[:_SHOWN]!r} found, the {name} is a whole number below 2^63: {shown}"
+            return f"the {name} is {value[:_QUOTED_LENGTH]!r}, expected an integer below 2^63: {quoted}"
     return None
 
 

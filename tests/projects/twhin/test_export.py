@@ -20,7 +20,7 @@ from projects.twhin.model.config import TwhinModelConfig
 from tests.support.root import ROOT
 from tests.support.toy_twhin import model_config, parameter_of, scorer_of, table_rows
 
-USERS = [f"u{row}" for row in range(9)]  # of 11 rows
+USERS = [f"u{row}" for row in range(9)]  # the table has 11 rows
 
 
 def with_vocabulary(config: TwhinModelConfig, path: Path) -> TwhinModelConfig:
@@ -32,7 +32,7 @@ def with_vocabulary(config: TwhinModelConfig, path: Path) -> TwhinModelConfig:
 
 
 def write_run(save_dir: Path, config: TwhinModelConfig, step: int = 5) -> Path:
-    """A run of float32 tables table_rows() and operators of scorer_of(); its checkpoint."""
+    """Write a run with table_rows() and the operators of scorer_of() in float32, and return its checkpoint."""
     data = TwhinDataConfig(data_root="edges", global_batch_size=4, global_negatives=1)
     save_dir.mkdir(exist_ok=True)
     (save_dir / "config.yaml").write_text(TwhinConfig(model=config, train_data=data).pretty_print())
@@ -44,7 +44,7 @@ def write_run(save_dir: Path, config: TwhinModelConfig, step: int = 5) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, TwhinModelConfig]:
-    """The save_dir of one with two checkpoints, and its model."""
+    """Return the save_dir of a run with two checkpoints, and its model configuration."""
     folder: Path = tmp_path_factory.mktemp("run")
     write_vocabulary(path := folder / "vocabulary" / "user.parquet", pa.array(USERS))
     config = with_vocabulary(model_config(), path)
@@ -58,9 +58,9 @@ def read(path: Path) -> dict[str, list[Any]]:
     return columns
 
 
-def test_tables_by_entity_and_by_index(run, tmp_path):
+def test_exported_rows_equal_the_tables(run, tmp_path):
     save_dir, config = run
-    made = export(save_dir / "checkpoints" / "5", tmp_path / "out")
+    exported = export(save_dir / "checkpoints" / "5", tmp_path / "out")
     rows = {name: table.detach().float().numpy() for name, table in table_rows(config).items()}
     user, tweet = (read(tmp_path / "out" / f"{table}.parquet") for table in ("user", "tweet"))
     assert user["entity"] == USERS
@@ -68,20 +68,21 @@ def test_tables_by_entity_and_by_index(run, tmp_path):
     assert np.array_equal(np.array(user["embedding"], np.float32), rows["user"][:9])
     assert tweet["entity"] == tweet["index"] == list(range(7))
     assert np.array_equal(np.array(tweet["embedding"], np.float32), rows["tweet"])
-    assert [(each.table, each.num_rows, each.num_left_out) for each in made] == [("user", 9, 2), ("tweet", 7, 0)]
+    summary = [(table.name, table.num_rows, table.num_skipped, table.dim) for table in exported]
+    assert summary == [("user", 9, 2, 6), ("tweet", 7, 0, 6)]
 
 
 @pytest.mark.parametrize("sides", ["both", "lhs", "rhs"])
-def test_operators_are_those_of_their_relations(tmp_path, sides):
+def test_exported_operators_belong_to_their_relations(tmp_path, sides):
     config = model_config(operator_sides=sides)
     export(write_run(tmp_path / "run", config), tmp_path / "out")
     scorer = scorer_of(config).float()
-    found = pq.read_table(tmp_path / "out" / "relations" / "operators.parquet").to_pylist()
+    rows = pq.read_table(tmp_path / "out" / "relations" / "operators.parquet").to_pylist()
     expected_sides = ["lhs", "rhs"] if sides == "both" else [sides]
-    assert [(row["relation"], row["side"]) for row in found] == [
+    assert [(row["relation"], row["side"]) for row in rows] == [
         (rel, side) for rel in range(len(config.relation_list)) for side in expected_sides
     ]
-    for row in found:
+    for row in rows:
         relation = config.relation_list[row["relation"]]
         assert (row["name"], row["lhs"], row["rhs"], row["operator"]) == (
             relation.name,
@@ -95,65 +96,74 @@ def test_operators_are_those_of_their_relations(tmp_path, sides):
 
 @pytest.fixture
 def copied(run: tuple[Path, TwhinModelConfig], tmp_path: Path) -> Path:
-    """The checkpoint of a run that may be damaged."""
+    """Return the checkpoint of a copy of the run that a test may damage."""
     shutil.copytree(run[0], tmp_path / "run")
     return tmp_path / "run" / "checkpoints" / "5"
 
 
-def test_mistakes_leave_nothing(run, copied, tmp_path):
+def test_errors_leave_nothing_behind(run, copied, tmp_path):
     _, config = run
 
-    def refused(checkpoint: Path = copied) -> str:
+    def message_of(checkpoint: Path = copied) -> str:
         with pytest.raises(UserError) as caught:
             export(checkpoint, tmp_path / "out")
         assert not (tmp_path / "out").exists()
         return str(caught.value)
 
-    assert refused(tmp_path / "no").startswith(f"{tmp_path}/no: no such directory (looked from ")
-    settings = tmp_path / "run" / "config.yaml"
-    text = settings.read_text()
-    settings.write_text(text.replace("num_embeddings: 7", "num_embeddings: 8"))
-    assert refused() == (
-        f"{copied}: the table tweet is 7 x 6, but the config.yaml of the run says 8 x 6: it was written by another "
-        "run; give it where its own run has saved it"
-    )
+    assert message_of(tmp_path / "no").startswith(f"{tmp_path}/no: no such directory")
+    run_config = tmp_path / "run" / "config.yaml"
+    text = run_config.read_text()
+    run_config.write_text(text.replace("num_embeddings: 7", "num_embeddings: 8"))
+    message = message_of()
+    assert message.startswith(f"{copied}: the table tweet is 7 x 6")
+    assert "config.yaml of the run says 8 x 6" in message
     vocabulary = config.tables["user"].vocab
-    settings.write_text(text.replace(str(vocabulary), f"{tmp_path}/no.parquet"))
-    assert refused().startswith(f"model.embeddings.tables[user].vocab: {tmp_path}/no.parquet: can't be read as a")
+    run_config.write_text(text.replace(str(vocabulary), f"{tmp_path}/no.parquet"))
+    message = message_of()
+    for fact in ("model.embeddings.tables[user].vocab", f"{tmp_path}/no.parquet"):
+        assert fact in message
     write_vocabulary(long := tmp_path / "vocabulary" / "user.parquet", pa.array(range(12)))
-    settings.write_text(text.replace(str(vocabulary), str(long)))
-    assert refused().startswith(
-        f"model.embeddings.tables[user].vocab: {long} has 12 entities, but num_embeddings is 11; raise it, or"
-    )
-    settings.write_text("training: {}")
-    assert refused().startswith(f"{copied}: the configuration of its run, two directories above it, can't be read")
-    settings.unlink()
-    assert "config.yaml: cannot be read: No such file" in refused()
-    settings.write_text(text)
+    run_config.write_text(text.replace(str(vocabulary), str(long)))
+    message = message_of()
+    for fact in ("model.embeddings.tables[user].vocab", str(long), "12 entities", "num_embeddings", "11"):
+        assert fact in message
+    run_config.write_text("training: {}")
+    message = message_of()
+    assert message.startswith(f"{copied}: cannot read a TwHIN configuration")
+    assert str(run_config) in message
+    run_config.unlink()
+    message = message_of()
+    assert str(run_config) in message
+    assert "No such file" in message
+    run_config.write_text(text)
     next(copied.glob("*.distcp")).write_bytes(b"x")
-    assert "damaged checkpoint" in refused()
+    message = message_of()
+    assert str(copied) in message
+    assert "damaged" in message
 
 
-def test_a_directory_that_is_there_is_left_alone(run, tmp_path):
+def test_existing_directory_is_not_touched(run, tmp_path):
     with atomic_directory(tmp_path / "out") as partial:
         (partial / "mine").write_text("x")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match=f"--out {tmp_path}/out: .*exists"):
         export(run[0] / "checkpoints" / "5", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_the_program_says_which_checkpoint_and_what_was_made(run, tmp_path, monkeypatch, capsys):
+def test_program_reports_the_checkpoint_and_the_files(run, tmp_path, monkeypatch, capsys):
     arguments = ["--checkpoint", str(run[0]), "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["", *arguments])
     assert main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"exported {run[0]}/checkpoints/40"
     assert lines[3].split()[:3] == ["user", "9", "6"]
-    assert lines[4].split() == ["tweet", "7", "6", "their", "indices", f"{tmp_path}/out/tweet.parquet"]
-    assert lines[5] == "user: 2 rows beyond the vocabulary belong to no entity, and were left out"
+    assert lines[4].split() == ["tweet", "7", "6", "row", "indices", f"{tmp_path}/out/tweet.parquet"]
+    assert lines[5].startswith("user: skipped 2 rows beyond the vocabulary")
+    assert lines[6].endswith(f"{tmp_path}/out/relations/operators.parquet")
 
     command = [sys.executable, "-m", "projects.twhin.export", *arguments]
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout) == (2, "")
-    (message,) = again.stderr.splitlines()  # nothing is begun before the checks
-    assert message.startswith(f"error: --out {tmp_path}/out: exists already")
+    (message,) = again.stderr.splitlines()  # the checks come before the log line of the export
+    assert message.startswith(f"error: --out {tmp_path}/out: ")
+    assert "exists" in message

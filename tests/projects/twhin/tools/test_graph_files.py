@@ -5,7 +5,7 @@ import pytest
 from projects.twhin.tools.graph_files import EdgeWriter
 
 
-def test_edges_are_cut_into_files_and_row_groups(tmp_path):
+def test_edges_are_split_into_files_and_row_groups(tmp_path):
     numbers = np.arange(2**20 + 2**19 + 5)
     with EdgeWriter(tmp_path / "train") as writer:
         for begin, end in ((0, 10), (10, 10), (10, 2**20 + 3), (2**20 + 3, len(numbers))):
@@ -21,12 +21,12 @@ def test_edges_are_cut_into_files_and_row_groups(tmp_path):
         assert np.array_equal(table.column(name).to_numpy(), expected)
 
 
-def test_an_error_leaves_no_file(tmp_path):
+def test_error_leaves_no_file(tmp_path):
     def fail() -> None:
         with EdgeWriter(tmp_path / "train") as writer:
             writer.write(*(np.arange(9),) * 3)
-            raise ValueError("a mistake")
+            raise ValueError("interrupted")
 
-    with pytest.raises(ValueError, match="a mistake"):
+    with pytest.raises(ValueError, match="interrupted"):
         fail()
     assert not list((tmp_path / "train").iterdir())

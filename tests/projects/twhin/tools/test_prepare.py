@@ -1,5 +1,6 @@
-"""The command, in this process; once as a user runs it."""
+"""Runs the command in this process, and once in a process of its own."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,51 +32,56 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 
 @pytest.mark.parametrize("kind", ["triples", "fave-graph"])
-def test_the_configuration_fits_the_edges(files, monkeypatch, capsys, kind):
+def test_configuration_fits_the_edges(files, monkeypatch, capsys, kind):
     out = files / "new" / "graph"
-    given: tuple[object, ...] = ("--input", files / "faves.csv", "--validation_from", "8")
+    inputs: tuple[object, ...] = ("--input", files / "faves.csv", "--validation_from", "8")
     if kind == "triples":
-        given = ("--train", files / "triples.tsv", "--validation", files / "triples.tsv")
-    assert call(monkeypatch, kind, "--out", out, *given) == 0
+        inputs = ("--train", files / "triples.tsv", "--validation", files / "triples.tsv")
+    assert call(monkeypatch, kind, "--out", out, *inputs) == 0
     config = load_config_from_yaml(TwhinConfig, out / "config.yaml")
-    told = capsys.readouterr().out
-    assert f"--config {out / 'config.yaml'}" in told
+    output = capsys.readouterr().out
+    assert f"--config {out / 'config.yaml'}" in output
     for table in config.model.embeddings.tables:
-        assert f"{table.name} of num_embeddings {table.num_embeddings}" in told
+        assert f"{table.name} (num_embeddings: {table.num_embeddings})" in output
     names = [relation.name for relation in config.model.relation_list]
     assert (out / "relations.txt").read_text().splitlines() == names
     for path, data in config.data_sets().items():
         dataset = EdgeDataset.open(data, Relations(config.model), path)
-        edges = sum(int(placed.batch.weights.sum()) for placed in dataset.reader(0, 1).evaluate())
+        edges = sum(int(positioned.batch.weights.sum()) for positioned in dataset.reader(0, 1).evaluate())
         assert edges == {"triples": 200, "fave-graph": 320 if path == "train_data" else 80}[kind]
 
 
-def test_what_goes_wrong_leaves_nothing(files, monkeypatch):
+def test_errors_leave_nothing_behind(files, monkeypatch):
     before = sorted(files.rglob("*"))
-    for arguments, problem in (
-        (("triples", "--train", files / "bad.tsv"), "bad.tsv:201: 2 column"),
-        (("triples", "--train", files / "none"), "No such file"),
-        (("fave-graph", "--input", files / "none"), "no file matches"),
-        (("fave-graph", "--input", files / "faves.csv", "--test_from", "10"), "no edge is left for test"),
+    for arguments, facts in (
+        (("triples", "--train", files / "bad.tsv"), [f"{files / 'bad.tsv'}:201: ", "2 column(s)"]),
+        (("triples", "--train", files / "none"), [f"{files / 'none'}: ", "No such file"]),
+        (("fave-graph", "--input", files / "none"), [f"{files / 'none'}: "]),
+        (("fave-graph", "--input", files / "faves.csv", "--test_from", "10"), ["edges left for test: ", "0 to 9"]),
         (
             ("fave-graph", "--input", files / "faves.csv", "--validation_from", "3", "--test_from", "3"),
-            "--validation_from 3 is not before --test_from 3",
+            ["--validation_from 3 is not before --test_from 3"],
         ),
-        (("triples", "--train", files / "triples.tsv", "--entity_type", "a/b"), "'a/b' can't be the name of a table"),
-        (("triples",), "required: --train"),
+        (
+            ("triples", "--train", files / "triples.tsv", "--entity_type", "a/b"),
+            ["--entity_type", "'a/b'", "'.' and '/'"],
+        ),
+        (("triples",), ["required: --train"]),
     ):
-        with pytest.raises(UserError, match=problem):
+        with pytest.raises(UserError) as caught:
             call(monkeypatch, *arguments, "--out", files / "graph")
+        assert [fact for fact in facts if fact not in str(caught.value)] == []
         assert sorted(files.rglob("*")) == before
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match=f"--out {re.escape(str(files))}: .*exists"):
         call(monkeypatch, "triples", "--train", files / "triples.tsv", "--out", files)
     assert sorted(files.rglob("*")) == before
 
 
-def test_as_a_user_runs_it(files):
+def test_program_reports_an_error_in_one_line_and_exits_with_2(files):
     command = [sys.executable, "-m", "projects.twhin.tools.prepare", "triples", "--out", str(files / "graph")]
     failed = subprocess.run([*command, "--train", str(files / "bad.tsv")], capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stdout) == (2, "")
-    assert failed.stderr == (
-        f"error: {files / 'bad.tsv'}:201: 2 column(s) found, 3 separated by tabs expected: 'a\\tb'\n"
-    )
+    (line,) = failed.stderr.splitlines()
+    assert line.startswith(f"error: {files / 'bad.tsv'}:201: ")
+    for fact in ("2 column(s)", "3 separated by tabs", r"'a\tb'"):
+        assert fact in line

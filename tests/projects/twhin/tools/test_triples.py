@@ -7,7 +7,7 @@ import pytest
 
 from common.reader.files import DataError
 from projects.twhin.data.vocabulary import read_vocabulary
-from projects.twhin.tools.ready_config import RelationOf
+from projects.twhin.tools.config_writer import PreparedRelation
 from projects.twhin.tools.triples import prepare_triples
 
 Triples = list[tuple[str, str, str]]
@@ -25,7 +25,7 @@ def write(path: Path, triples: Triples) -> Path:
     return path
 
 
-def test_edges_stand_for_the_triples(tmp_path):
+def test_edges_represent_the_triples(tmp_path):
     parts = [make_triples(100, seed) for seed in range(3)]
     files = [write(tmp_path / name, part) for name, part in zip(("a.tsv", "b.tsv.gz", "c.tsv"), parts, strict=True)]
     out = tmp_path / "out"
@@ -37,16 +37,16 @@ def test_edges_stand_for_the_triples(tmp_path):
         table = pq.read_table(out / split)
         edges = zip(*(table.column(name).to_pylist() for name in ("lhs", "rel", "rhs")), strict=True)
         assert [(entities[lhs], names[rel], entities[rhs]) for lhs, rel, rhs in edges] == expected
-    # In the order of their first appearance, and once.
+    # Each name appears once, in the order of its first appearance.
     everything = [triple for part in parts for triple in part]
     assert entities == list(dict.fromkeys(end for head, _, tail in everything for end in (head, tail)))
     assert names == list(dict.fromkeys(relation for _, relation, _ in everything))
     assert graph.tables == {"thing": len(entities)}
-    assert graph.relations[0] == RelationOf(names[0], "thing", "thing")
+    assert graph.relations[0] == PreparedRelation(names[0], "thing", "thing")
     assert graph.num_edges == {"train": 200, "test": 100}
 
 
-def test_an_entity_that_only_validation_has(tmp_path):
+def test_names_that_appear_only_in_validation_get_ids(tmp_path):
     train, validation = write(tmp_path / "t", [("a", "r", "b")]), write(tmp_path / "v", [("a", "s", "new")])
     graph = prepare_triples(tmp_path, {"train": [train], "validation": [validation]}, "entity")
     assert read_vocabulary(tmp_path / "vocabulary" / "entity.parquet").to_pylist() == ["a", "b", "new"]
@@ -54,10 +54,8 @@ def test_an_entity_that_only_validation_has(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])
-def test_files_without_a_triple(tmp_path, content):
+def test_files_without_triples_are_an_error(tmp_path, content):
     (tmp_path / "x").write_text(content)
     with pytest.raises(DataError) as caught:
         prepare_triples(tmp_path, {"train": [tmp_path / "x"]}, "entity")
-    assert str(caught.value) == (
-        f"--train {tmp_path / 'x'}: not one triple; give files with lines of head, relation and tail"
-    )
+    assert str(caught.value).startswith(f"--train {tmp_path / 'x'}: no triples")

@@ -1,4 +1,8 @@
-"""One file of records becomes one Parquet file, stamped with what it was made from, so that it is not made twice."""
+"""Plans which files are converted, and converts one file of records to one Parquet file.
+
+Every output carries a stamp that names its source and its format, so that a finished file is not converted twice.
+Decoding the records belongs to examples.py, the choice of columns to columns.py.
+"""
 
 import glob
 import hashlib
@@ -19,135 +23,163 @@ from common.reader.vectors import Storage
 from projects.home.recap.tools.conversion.examples import Absences, ExampleFeature, read_blocks
 from projects.home.recap.tools.conversion.tfrecords import RecordError, read_records
 
-OTHER_LAYOUT = "another schema, tasks, features, truncation, masks, --lists or --float16"
+DIFFERENT_FORMAT = "a different schema, tasks, features, truncation, masks, --lists or --float16"
+"""Everything that changes OutputFormat.digest, for error messages."""
 
 _STAMP = "recap.converted_from"
 _SUFFIXES = (".gz", ".tfrecord", ".tfrecords")
 _READ_AHEAD = 2**18
 
 
-class Job(NamedTuple):
+class FileConversion(NamedTuple):
     """A file to convert."""
 
     source: Path
     output: Path
     size: int
-    """Of the source, in bytes."""
+    """Size of the source in bytes."""
 
 
-class Layout(NamedTuple):
-    """What the outputs hold, and how."""
+class OutputFormat(NamedTuple):
+    """The columns of the output files, and how vectors are stored."""
 
     features: Sequence[ExampleFeature]
     vectors: Storage = "binary"
 
     @property
     def digest(self) -> str:
-        """Another one for another layout."""
-        return hashlib.blake2b(repr(self).encode(), digest_size=16).hexdigest()
+        """Return a digest that differs between formats."""
+        # Existing outputs carry this digest, so the text must not change, even if the classes are renamed.
+        features = ", ".join(_feature_text(feature) for feature in self.features)
+        text = f"Layout(features=[{features}], vectors={self.vectors!r})"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-class Plan(NamedTuple):
-    """What is to be done, and what is done already."""
+def _feature_text(feature: ExampleFeature) -> str:
+    name, dtype, width = feature.column
+    column = f"Column(name={name!r}, dtype={dtype!r}, width={width!r})"
+    return (
+        f"ExampleFeature(name={feature.name!r}, kind={feature.kind!r}, length={feature.length!r}, column={column}, "
+        f"positions={feature.positions!r}, largest={feature.largest!r})"
+    )
 
-    jobs: list[Job]
+
+class ConversionPlan(NamedTuple):
+    """The files to convert and the outputs that already exist."""
+
+    conversions: list[FileConversion]
     finished: list[Path]
-    others: list[Path]
-    """Made before, from files that are not among the inputs."""
+    """Outputs that are up to date."""
+    unrelated: list[Path]
+    """Outputs of earlier conversions whose sources are not among the inputs."""
 
 
-def plan_jobs(inputs: str, out: Path, layout: Layout) -> Plan:
-    """Finds the files of records and what each becomes: the same path below `out`, `.parquet`.
+def plan_conversion(inputs: str, out: Path, output_format: OutputFormat) -> ConversionPlan:
+    """Find the files of records and choose an output for each: the same path below `out`, with the suffix `.parquet`.
 
     Args:
-      inputs: a glob pattern, a file, or a directory, of which all files are meant, at any depth. Names that begin with
-        a dot or an underscore are left out where they are not given, and so is what lies in `out`.
-      out: the directory of the outputs.
-      layout: of the outputs.
+      inputs: a glob pattern, a file, or a directory, which stands for all files in it at any depth. Names that begin
+        with a dot or an underscore are skipped unless `inputs` spells them out. Files in `out` are skipped.
+      out: directory of the outputs.
+      output_format: format of the outputs.
 
     Raises:
-      UserError: nothing matches, two files would become one, one has become another before, or where one would be
-        written there is something that was not made from it, or in another layout.
+      UserError: no file matches, two files map to the same output, a file already has an output at another path, or
+        an existing output comes from another source, has another format, or was not written by this command.
     """
     if not inputs:
-        raise UserError("--inputs: nothing given; give a glob pattern, a file, or a directory")
+        raise UserError("--inputs is empty; give a glob pattern, a file, or a directory")
     try:
         base, sources = _find(inputs, out)
     except OSError as error:
-        raise UserError(f"--inputs {inputs}: can't be read: {error.strerror}: {error.filename}") from error
+        raise UserError(f"--inputs {inputs}: cannot read {error.filename}: {error.strerror}") from error
     if not sources:
         raise UserError(
-            f"--inputs {inputs}: no file matches (looked from {Path.cwd()}); give a glob pattern, a file, or a "
+            f"--inputs {inputs}: no file matches (current directory: {Path.cwd()}); give a glob pattern, a file, or a "
             "directory outside of --out"
         )
-    outputs: dict[Path, Path] = {}
-    plan = Plan([], [], [])
+    source_of: dict[Path, Path] = {}
+    plan = ConversionPlan([], [], [])
     for source in sources:
         output = out / _output_name(source.relative_to(base))
-        if output in outputs:
-            raise UserError(f"{outputs[output]} and {source} would both become {output}; convert them apart")
-        outputs[output] = source
-        if output.exists() and _is_finished(source, output, layout):
+        if output in source_of:
+            raise UserError(
+                f"{source_of[output]} and {source} would both be converted to {output}; convert them separately"
+            )
+        source_of[output] = source
+        if output.exists() and _is_finished(source, output, output_format):
             plan.finished.append(output)
         else:
-            plan.jobs.append(Job(source, output, _size(source)))
-    plan.others.extend(_others(out, outputs))
+            plan.conversions.append(FileConversion(source, output, _size(source)))
+    plan.unrelated.extend(_unrelated_outputs(out, source_of))
     return plan
 
 
-def _others(out: Path, outputs: Mapping[Path, Path]) -> list[Path]:
-    """What was made before below `out` from files that are not those of `outputs`, source by output."""
-    planned = {str(source.resolve()): output for output, source in outputs.items()}
-    others = []
+def _unrelated_outputs(out: Path, source_of: Mapping[Path, Path]) -> list[Path]:
+    """Find earlier outputs below `out` whose sources are not planned.
+
+    Args:
+      out: directory of the outputs.
+      source_of: planned source of each output.
+
+    Raises:
+      UserError: a planned source already has an output at another path.
+    """
+    planned = {str(source.resolve()): output for output, source in source_of.items()}
+    unrelated = []
     for path in sorted(out.rglob("*.parquet")):
-        if path in outputs or path.name.startswith(".") or (stamp := _read_stamp(path)) is None:
+        if path in source_of or path.name.startswith(".") or (stamp := _read_stamp(path)) is None:
             continue
         if (source := stamp["source"]) in planned:
             raise UserError(
-                f"{path}: was made from {source}, which would now become {planned[source]} too, as --inputs begins "
-                "elsewhere; give --inputs as before, or another --out"
+                f"{path} was converted from {source}, which would now also be converted to {planned[source]} because "
+                "--inputs starts at another directory; give the earlier --inputs, or another --out"
             )
-        others.append(path)
-    return others
+        unrelated.append(path)
+    return unrelated
 
 
-def convert_file(source: Path, output: Path, layout: Layout, progress: Callable[[int, int], None]) -> Absences:
-    """Makes `output`, which appears, or replaces the one there, when it is complete. Memory: one row group.
+def convert_file(
+    source: Path, output: Path, output_format: OutputFormat, progress: Callable[[int, int], None]
+) -> Absences:
+    """Convert `source` to `output`, which appears or replaces an existing file when it is complete.
+
+    Holds one row group in memory.
 
     Args:
-      source: gzip'd or uncompressed TFRecords of tf.Examples.
-      output: a Parquet file.
-      layout: of `output`.
+      source: gzip'd or uncompressed TFRecord file of tf.Examples.
+      output: Parquet file to write.
+      output_format: format of `output`.
       progress: called after each block of rows with the bytes of `source` read and the rows written since the last
-        call; what it raises ends the conversion.
+        call. An exception that it raises ends the conversion.
 
     Returns:
-      what records were without.
+      the features that records lack.
 
     Raises:
-      RecordError: `source` is truncated or corrupt, or its records are not as `layout` says.
-      UserError: `output` can't be written.
+      RecordError: `source` is truncated or corrupt, or a record does not match `output_format`.
+      UserError: `output` cannot be written.
     """
-    columns = [feature.column for feature in layout.features]
+    columns = [feature.column for feature in output_format.features]
     absences = Absences()
-    stamp = json.dumps(_stamp(source, layout))
-    with _opened(source) as file:
+    stamp = json.dumps(_stamp(source, output_format))
+    with _open(source) as file:
         read = 0
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            with TableWriter(output, columns, vectors=layout.vectors, metadata={_STAMP: stamp}) as writer:
-                for block in read_blocks(read_records(file), layout.features, absences):
+            with TableWriter(output, columns, vectors=output_format.vectors, metadata={_STAMP: stamp}) as writer:
+                for block in read_blocks(read_records(file), output_format.features, absences):
                     writer.write(block)
                     rows = len(next(iter(block.values())))
                     progress(file.tell() - read, rows)
                     read = file.tell()
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{output}: can't be written: {error}") from error
+            raise UserError(f"{output}: cannot write this file: {error}") from error
     return absences
 
 
 def _find(inputs: str, out: Path) -> tuple[Path, list[Path]]:
-    """The directory below which paths are kept, and the files, sorted."""
+    """Return the directory that output paths are relative to, and the sorted files."""
     path = user_path(inputs)
     if path.is_file():
         return path.parent, [path]
@@ -164,10 +196,10 @@ def _find(inputs: str, out: Path) -> tuple[Path, list[Path]]:
     inside = out.resolve()
 
     def is_source(file: Path) -> bool:
-        hidden = any(part.startswith((".", "_")) for part in file.relative_to(base).parts)
-        # Of a directory with more than records; a pattern says what it means.
-        hidden |= path.is_dir() and file.suffix in (".parquet", ".json", ".yaml")
-        return not hidden and is_meant(file) and not file.resolve().is_relative_to(inside)
+        skipped = any(part.startswith((".", "_")) for part in file.relative_to(base).parts)
+        # A directory may hold more than records. A pattern is explicit.
+        skipped |= path.is_dir() and file.suffix in (".parquet", ".json", ".yaml")
+        return not skipped and is_meant(file) and not file.resolve().is_relative_to(inside)
 
     return base, sorted(filter(is_source, matches))
 
@@ -182,33 +214,33 @@ def _output_name(path: Path) -> Path:
 def _size(source: Path) -> int:
     try:
         return source.stat().st_size
-    except OSError:  # told when it is its turn
+    except OSError:  # reported when the file is converted
         return 0
 
 
-def _opened(source: Path) -> IO[bytes]:
+def _open(source: Path) -> IO[bytes]:
     try:
         return source.open("rb", buffering=_READ_AHEAD)
     except OSError as error:
-        raise RecordError(f"can't be read: {error.strerror}") from error
+        raise RecordError(f"cannot read this file: {error.strerror}") from error
 
 
-def _stamp(source: Path, layout: Layout) -> dict[str, str | int]:
-    """What an output is made from, and how. The last bytes of a gzip file are a checksum of what is before."""
+def _stamp(source: Path, output_format: OutputFormat) -> dict[str, str | int]:
+    """Return the stamp of an output: its source, as it is now, and its format."""
     try:
-        with _opened(source) as file:
+        with _open(source) as file:
             changed = os.fstat(file.fileno()).st_mtime_ns
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 16))
-            tail = file.read().hex()
+            tail = file.read().hex()  # in a gzip file it includes a checksum of the contents
         path = str(source.resolve())
-        return {"source": path, "size": size, "changed_ns": changed, "tail": tail, "layout": layout.digest}
+        return {"source": path, "size": size, "changed_ns": changed, "tail": tail, "layout": output_format.digest}
     except OSError as error:
-        raise RecordError(f"can't be read: {error.strerror}") from error
+        raise RecordError(f"cannot read this file: {error.strerror}") from error
 
 
 def _read_stamp(output: Path) -> dict[str, Any] | None:
-    """Of a Parquet file that was made here; None of any other file."""
+    """Read the stamp of a Parquet file; None if this command did not write the file."""
     try:
         stamp: dict[str, Any] = json.loads((pq.read_metadata(output).metadata or {})[_STAMP.encode()])
     except (OSError, pa.ArrowException, KeyError):
@@ -216,20 +248,20 @@ def _read_stamp(output: Path) -> dict[str, Any] | None:
     return stamp
 
 
-def _is_finished(source: Path, output: Path, layout: Layout) -> bool:
-    """Whether `output` was made from `source` as it is now.
+def _is_finished(source: Path, output: Path, output_format: OutputFormat) -> bool:
+    """Return True if `output` was converted from the current state of `source`.
 
     Raises:
-      UserError: it was made from another file, in another way, or by something else.
+      UserError: `output` comes from another source, has another format, or was not written by this command.
     """
-    advice = "give another --out, or remove it"
-    if (found := _read_stamp(output)) is None:
-        raise UserError(f"{output}: is there, but was not made by this command; {advice}")
-    if found["source"] != str(source.resolve()):
-        raise UserError(f"{output}: was made from {found['source']}, not from {source}; {advice}")
-    if found["layout"] != layout.digest:
-        raise UserError(f"{output}: was made with {OTHER_LAYOUT}; {advice}")
+    advice = "give another --out, or remove the file"
+    if (stamp := _read_stamp(output)) is None:
+        raise UserError(f"{output} exists but was not written by this command; {advice}")
+    if stamp["source"] != str(source.resolve()):
+        raise UserError(f"{output} was converted from {stamp['source']}, not from {source}; {advice}")
+    if stamp["layout"] != output_format.digest:
+        raise UserError(f"{output} was converted with {DIFFERENT_FORMAT}; {advice}")
     try:
-        return bool(found == _stamp(source, layout))
-    except RecordError:  # told when it is its turn
+        return bool(stamp == _stamp(source, output_format))
+    except RecordError:  # reported when the file is converted
         return False

@@ -8,22 +8,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UserError
+from common.files.table_writer import Column
 from projects.home.recap.data.dataset import RecapDataset
 from projects.home.recap.data.parquet import write_schema_json
-from projects.home.recap.tools.conversion.conversion import Job, Layout, convert_file, plan_jobs
-from projects.home.recap.tools.conversion.plan import features_of_schema
+from projects.home.recap.tools.conversion.columns import features_of_schema
+from projects.home.recap.tools.conversion.examples import ExampleFeature
+from projects.home.recap.tools.conversion.files import FileConversion, OutputFormat, convert_file, plan_conversion
 from projects.home.recap.tools.conversion.tfrecords import RecordError
+from tests.projects.home.recap.tools.conversion.test_columns import config, features
 from tests.projects.home.recap.tools.conversion.test_examples import PARTS, SCHEMA, bit_equal, read_by_tensorflow
-from tests.projects.home.recap.tools.conversion.test_plan import config, features
 from tests.projects.home.recap.tools.conversion.test_tfrecords import WRITTEN_BY_TENSORFLOW, boundaries
 
-LAYOUT = Layout(features_of_schema(str(SCHEMA)), "list")
+FORMAT = OutputFormat(features_of_schema(str(SCHEMA)), "list")
 SMALL, LARGE = "part-00002.tfrecords", "part-00000.gz"
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Two hours of files."""
+    """A directory tree with one file in each of two hours."""
     root = tmp_path / "in"
     for hour, name in (("2023/02/01/00", LARGE), ("2023/02/01/01", SMALL)):
         (root / hour).mkdir(parents=True)
@@ -31,27 +33,27 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def convert(source: Path, output: Path, layout: Layout = LAYOUT) -> list[tuple[int, int]]:
-    """Returns the progress that was told."""
-    told: list[tuple[int, int]] = []
-    convert_file(source, output, layout, lambda read, rows: told.append((read, rows)))
-    return told
+def convert(source: Path, output: Path, output_format: OutputFormat = FORMAT) -> list[tuple[int, int]]:
+    """Convert a file and return the reported progress."""
+    reported: list[tuple[int, int]] = []
+    convert_file(source, output, output_format, lambda read, rows: reported.append((read, rows)))
+    return reported
 
 
-def outputs_of(jobs: list[Job], out: Path) -> list[str]:
-    return [str(job.output.relative_to(out)) for job in jobs]
+def outputs_of(conversions: list[FileConversion], out: Path) -> list[str]:
+    return [str(conversion.output.relative_to(out)) for conversion in conversions]
 
 
 def column(path: Path, name: str) -> np.ndarray:
     return np.asarray(pq.read_table(path)[name].to_pylist())
 
 
-# --- Converting a file. ---
+# --- Converting a file ---
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_the_table_is_what_tensorflow_reads(name, tmp_path):
-    told = convert(WRITTEN_BY_TENSORFLOW / name, tmp_path / "out.parquet")
+def test_the_output_equals_what_tensorflow_reads(name, tmp_path):
+    reported = convert(WRITTEN_BY_TENSORFLOW / name, tmp_path / "out.parquet")
     table = pq.read_table(tmp_path / "out.parquet")
     expected = read_by_tensorflow(name)
     assert set(table.column_names) == set(expected)
@@ -59,18 +61,18 @@ def test_the_table_is_what_tensorflow_reads(name, tmp_path):
         found = table[feature].combine_chunks()
         flat = found.flatten() if values.shape[1] > 1 else found
         assert bit_equal(flat.to_numpy(zero_copy_only=False).reshape(values.shape), values), feature
-    assert sum(read for read, _ in told) == (WRITTEN_BY_TENSORFLOW / name).stat().st_size
-    assert sum(rows for _, rows in told) == table.num_rows == len(values)
+    assert sum(read for read, _ in reported) == (WRITTEN_BY_TENSORFLOW / name).stat().st_size
+    assert sum(rows for _, rows in reported) == table.num_rows == len(values)
 
 
-def test_a_file_without_records_becomes_one_without_rows(tmp_path):
+def test_a_file_without_records_is_converted_to_a_file_without_rows(tmp_path):
     convert(WRITTEN_BY_TENSORFLOW / "part-00004.gz", tmp_path / "out.parquet")
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.num_rows == 0
     assert len(table.column_names) == 11
 
 
-def test_no_damage_ends_in_a_wrong_row_or_a_part_of_a_file(tmp_path):
+def test_a_damaged_file_never_leaves_an_output(tmp_path):
     whole = (WRITTEN_BY_TENSORFLOW / SMALL).read_bytes()
     expected = read_by_tensorflow(SMALL)["home.cont"]
     zipped = (WRITTEN_BY_TENSORFLOW / LARGE).read_bytes()
@@ -92,28 +94,28 @@ def test_no_damage_ends_in_a_wrong_row_or_a_part_of_a_file(tmp_path):
     assert bit_equal(column(output, "home.cont").astype(np.float32), expected)
 
 
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(RecordError, match=r"^can't be read: No such file"):
+def test_a_missing_source_is_an_error(tmp_path):
+    with pytest.raises(RecordError, match="No such file"):
         convert(tmp_path / "gone", tmp_path / "out.parquet")
 
 
-def test_an_output_that_can_t_be_written(tmp_path):
+def test_an_unwritable_output_is_an_error(tmp_path):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(UserError, match=r"out/x\.parquet: can't be written: "):
+    with pytest.raises(UserError, match=r"out/x\.parquet: .*File exists"):
         convert(WRITTEN_BY_TENSORFLOW / SMALL, tmp_path / "out" / "x.parquet")
 
 
-def test_what_progress_raises_ends_it_without_an_output(tmp_path):
+def test_an_exception_from_progress_ends_the_conversion_without_an_output(tmp_path):
     def stop(*_: int) -> None:
         raise EOFError
 
     with pytest.raises(EOFError):
-        convert_file(WRITTEN_BY_TENSORFLOW / SMALL, tmp_path / "out.parquet", LAYOUT, stop)
+        convert_file(WRITTEN_BY_TENSORFLOW / SMALL, tmp_path / "out.parquet", FORMAT, stop)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_vectors_as_binary(tmp_path):
-    convert(WRITTEN_BY_TENSORFLOW / LARGE, tmp_path / "out.parquet", LAYOUT._replace(vectors="binary"))
+def test_vectors_are_stored_as_binary(tmp_path):
+    convert(WRITTEN_BY_TENSORFLOW / LARGE, tmp_path / "out.parquet", FORMAT._replace(vectors="binary"))
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.schema.field("home.cont").type == pa.binary(4 * 7)
     stored = b"".join(table["home.cont"].to_pylist())
@@ -122,13 +124,13 @@ def test_vectors_as_binary(tmp_path):
 
 @pytest.mark.parametrize("vectors", ["binary", "list"])
 @pytest.mark.parametrize("float16", [False, True])
-def test_a_data_set_reads_it_in_every_layout(vectors, float16, tmp_path):
-    """Cut by a mask; the data set reads what TensorFlow read, rounded where it is stored so."""
+def test_a_data_set_reads_every_output_format(vectors, float16, tmp_path):
+    """A data set reads the same values as TensorFlow, cut by a mask and rounded to the stored type."""
     np.save(tmp_path / "mask.npy", np.array([0, 1, 1, 0, 0, 1, 0], dtype=bool))
     slices = {"continuous_feature_mask_path": str(tmp_path / "mask.npy")}
-    layout = Layout(list(features(config({"truncate_and_slice": slices}), float16).values()), vectors)
-    convert(WRITTEN_BY_TENSORFLOW / LARGE, tmp_path / "out.parquet", layout)
-    write_schema_json(tmp_path / "schema.json", [feature.column for feature in layout.features])
+    output_format = OutputFormat(list(features(config({"truncate_and_slice": slices}), float16).values()), vectors)
+    convert(WRITTEN_BY_TENSORFLOW / LARGE, tmp_path / "out.parquet", output_format)
+    write_schema_json(tmp_path / "schema.json", [feature.column for feature in output_format.features])
     changes = {"inputs": str(tmp_path), "global_batch_size": 120, "lanes": 1}
     as_stored = config(schema_path=str(tmp_path / "schema.json"), renamed_features={}).model_copy(update=changes)
     dataset = RecapDataset.open(as_stored, ["like"], "train_data", evaluation=True)
@@ -144,23 +146,22 @@ def test_a_data_set_reads_it_in_every_layout(vectors, float16, tmp_path):
         np.testing.assert_array_equal(np.asarray(found), theirs.astype(np.float32))
 
 
-def test_what_float16_can_t_hold_is_told(tmp_path):
-    layout = Layout(list(features(config(), float16=True).values()))
-    told = r"^record 40 .*'home\.cont': 3\.39.*e\+38 found, numbers that float16 holds \(up to 65504\) expected$"
-    with pytest.raises(RecordError, match=told):
-        convert(WRITTEN_BY_TENSORFLOW / "part-00001.tfrecord.gz", tmp_path / "out.parquet", layout)
+def test_a_value_that_float16_cannot_hold_is_an_error(tmp_path):
+    output_format = OutputFormat(list(features(config(), float16=True).values()))
+    with pytest.raises(RecordError, match=r"^record 40 .*'home\.cont'.* 3\.39.*e\+38, .*float16.*65504"):
+        convert(WRITTEN_BY_TENSORFLOW / "part-00001.tfrecord.gz", tmp_path / "out.parquet", output_format)
 
 
-# --- Which files become which. ---
+# --- Planning ---
 
 
-def test_a_directory_keeps_its_shape(tree, tmp_path):
-    plan = plan_jobs(str(tree), tmp_path / "out", LAYOUT)
-    assert outputs_of(plan.jobs, tmp_path / "out") == [
+def test_outputs_keep_the_directory_structure(tree, tmp_path):
+    plan = plan_conversion(str(tree), tmp_path / "out", FORMAT)
+    assert outputs_of(plan.conversions, tmp_path / "out") == [
         "2023/02/01/00/part-00000.parquet",
         "2023/02/01/01/part-00002.parquet",
     ]
-    assert [job.source.stat().st_size for job in plan.jobs] == [job.size for job in plan.jobs]
+    assert [one.source.stat().st_size for one in plan.conversions] == [one.size for one in plan.conversions]
     assert not (tmp_path / "out").exists()
 
 
@@ -173,9 +174,9 @@ def test_a_directory_keeps_its_shape(tree, tmp_path):
         ("2023/02/01/00/part-00000.gz", ["part-00000.parquet"]),
     ],
 )
-def test_a_pattern_keeps_what_it_leaves_open(pattern, outputs, tree, tmp_path):
-    plan = plan_jobs(str(tree / pattern), tmp_path / "out", LAYOUT)
-    assert outputs_of(plan.jobs, tmp_path / "out") == outputs
+def test_outputs_keep_the_path_below_the_first_wildcard(pattern, outputs, tree, tmp_path):
+    plan = plan_conversion(str(tree / pattern), tmp_path / "out", FORMAT)
+    assert outputs_of(plan.conversions, tmp_path / "out") == outputs
 
 
 @pytest.mark.parametrize(
@@ -189,14 +190,14 @@ def test_a_pattern_keeps_what_it_leaves_open(pattern, outputs, tree, tmp_path):
         ("gz", "gz.parquet"),
     ],
 )
-def test_names(name, output, tmp_path):
+def test_the_endings_of_record_files_are_dropped(name, output, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / name).touch()
-    plan = plan_jobs(str(tmp_path / "in"), tmp_path / "out", LAYOUT)
-    assert outputs_of(plan.jobs, tmp_path / "out") == [output]
+    plan = plan_conversion(str(tmp_path / "in"), tmp_path / "out", FORMAT)
+    assert outputs_of(plan.conversions, tmp_path / "out") == [output]
 
 
-def test_a_relative_path_and_what_is_hidden(tree, monkeypatch):
+def test_hidden_files_and_outputs_below_a_relative_path_are_skipped(tree, monkeypatch):
     (tree / "_SUCCESS").touch()
     (tree / "2023" / ".part.crc").touch()
     (tree / "2023" / "_temporary").mkdir()
@@ -204,112 +205,123 @@ def test_a_relative_path_and_what_is_hidden(tree, monkeypatch):
     (tree / "2023" / "out").mkdir()
     (tree / "2023" / "out" / "part.parquet").touch()
     monkeypatch.chdir(tree)
-    plan = plan_jobs("2023", Path("2023/out"), LAYOUT)
-    assert outputs_of(plan.jobs, Path("2023/out")) == ["02/01/00/part-00000.parquet", "02/01/01/part-00002.parquet"]
+    plan = plan_conversion("2023", Path("2023/out"), FORMAT)
+    assert outputs_of(plan.conversions, Path("2023/out")) == [
+        "02/01/00/part-00000.parquet",
+        "02/01/01/part-00002.parquet",
+    ]
 
 
-def test_two_that_would_become_one(tree, tmp_path):
+def test_two_sources_of_one_output_are_an_error(tree, tmp_path):
     (tree / "2023/02/01/00/part-00000.tfrecord").touch()
-    with pytest.raises(
-        UserError, match=r"part-00000\.gz and .*part-00000\.tfrecord would both become .*00000\.parquet"
-    ):
-        plan_jobs(str(tree), tmp_path / "out", LAYOUT)
+    with pytest.raises(UserError, match=r"part-00000\.gz .*part-00000\.tfrecord .*part-00000\.parquet"):
+        plan_conversion(str(tree), tmp_path / "out", FORMAT)
 
 
 @pytest.mark.parametrize("inputs", ["nothing", "nothing/*.gz", ".", "["])
-def test_nothing_there(inputs, tmp_path, monkeypatch):
+def test_inputs_without_files_are_an_error(inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"--inputs {'.' if inputs == '.' else ''}.*no file matches"):
-        plan_jobs(inputs, tmp_path / "out", LAYOUT)
+        plan_conversion(inputs, tmp_path / "out", FORMAT)
 
 
 @pytest.mark.parametrize("inputs", ["", "a" * 300, "~no such user/in"])
-def test_inputs_that_can_be_none(inputs, tmp_path):
-    with pytest.raises(UserError, match=r"nothing given|File name too long|no user of this name"):
-        plan_jobs(inputs, tmp_path / "out", LAYOUT)
+def test_impossible_inputs_are_an_error(inputs, tmp_path):
+    with pytest.raises(UserError, match=r"^--inputs is empty|^--inputs a{300}: .*File name too long|~no such user/in"):
+        plan_conversion(inputs, tmp_path / "out", FORMAT)
 
 
-def test_a_link_that_leads_nowhere_is_told_when_its_turn_comes_and_one_that_leads_up_is_not_followed(tree, tmp_path):
-    expected = [job.source for job in plan_jobs(str(tree), tmp_path / "out", LAYOUT).jobs]
+def test_a_dangling_link_fails_when_it_is_converted_and_a_link_to_a_parent_is_not_followed(tree, tmp_path):
+    expected = [conversion.source for conversion in plan_conversion(str(tree), tmp_path / "out", FORMAT).conversions]
     dangling = tree / "z.gz"
     dangling.symlink_to("nowhere")
     (tree / "2023" / "loop").symlink_to("..")
-    jobs = plan_jobs(str(tree), tmp_path / "out", LAYOUT).jobs
-    assert [job.source for job in jobs] == [*expected, dangling]
-    with pytest.raises(RecordError, match="can't be read: No such file"):
+    conversions = plan_conversion(str(tree), tmp_path / "out", FORMAT).conversions
+    assert [conversion.source for conversion in conversions] == [*expected, dangling]
+    with pytest.raises(RecordError, match="No such file"):
         convert(dangling, tmp_path / "out" / "z.parquet")
 
 
-# --- What is done is not done again. ---
+# --- Finished files are not converted again ---
 
 
 @pytest.fixture
 def half_done(tree: Path, tmp_path: Path) -> Path:
-    """Where the first of two files is converted."""
+    """An output directory with the first of two files converted."""
     out = tmp_path / "out"
-    job = plan_jobs(str(tree), out, LAYOUT).jobs[0]
-    convert(job.source, job.output)
+    first = plan_conversion(str(tree), out, FORMAT).conversions[0]
+    convert(first.source, first.output)
     return out
 
 
-def test_a_finished_file_is_left_alone(tree, half_done):
-    plan = plan_jobs(str(tree), half_done, LAYOUT)
+def test_a_finished_file_is_not_planned_again(tree, half_done):
+    plan = plan_conversion(str(tree), half_done, FORMAT)
     assert [path.name for path in plan.finished] == ["part-00000.parquet"]
-    assert outputs_of(plan.jobs, half_done) == ["2023/02/01/01/part-00002.parquet"]
+    assert outputs_of(plan.conversions, half_done) == ["2023/02/01/01/part-00002.parquet"]
 
 
-def test_by_whatever_path_it_is_given(tree, half_done, monkeypatch):
+def test_a_finished_file_is_recognized_by_a_relative_path(tree, half_done, monkeypatch):
     monkeypatch.chdir(tree.parent)
-    assert len(plan_jobs("in", Path(half_done.name), LAYOUT).finished) == 1
+    assert len(plan_conversion("in", Path(half_done.name), FORMAT).finished) == 1
 
 
 @pytest.mark.parametrize("same_size", [True, False])
-def test_a_source_that_changed_is_converted_again(same_size, tree, half_done):
+def test_a_changed_source_is_converted_again(same_size, tree, half_done):
     source = tree / "2023/02/01/00/part-00000.gz"
     data = source.read_bytes()
     source.write_bytes(data[:-8] + b"\0" * 8 if same_size else data * 2)
-    plan = plan_jobs(str(tree), half_done, LAYOUT)
-    assert (len(plan.finished), len(plan.jobs)) == (0, 2)
+    plan = plan_conversion(str(tree), half_done, FORMAT)
+    assert (len(plan.finished), len(plan.conversions)) == (0, 2)
 
 
-def test_a_record_that_changed_in_the_middle_is_seen(tmp_path):
-    """Of a file that isn't compressed the last bytes are a checksum of its last record alone."""
+def test_a_change_in_the_middle_of_an_uncompressed_file_is_detected(tmp_path):
+    """The last bytes of an uncompressed file are a checksum of its last record only."""
     source, out = tmp_path / "a.tfrecords", tmp_path / "out"
     shutil.copy(WRITTEN_BY_TENSORFLOW / "part-00002.tfrecords", source)
     convert(source, out / "a.parquet")
-    assert len(plan_jobs(str(source), out, LAYOUT).finished) == 1
+    assert len(plan_conversion(str(source), out, FORMAT).finished) == 1
     data = bytearray(source.read_bytes())
     data[20] ^= 1
     source.write_bytes(data)
-    assert len(plan_jobs(str(source), out, LAYOUT).jobs) == 1
+    assert len(plan_conversion(str(source), out, FORMAT).conversions) == 1
 
 
-def test_a_source_that_can_t_be_read_any_more_is_told_when_its_turn_comes(tree, half_done):
+def test_a_source_that_became_unreadable_is_planned_again(tree, half_done):
     source = tree / "2023/02/01/00/part-00000.gz"
     source.unlink()
     source.mkdir()
-    assert plan_jobs(str(tree), half_done, LAYOUT).finished == []
+    assert plan_conversion(str(tree), half_done, FORMAT).finished == []
 
 
-@pytest.mark.parametrize("layout", [LAYOUT._replace(vectors="binary"), LAYOUT._replace(features=LAYOUT.features[1:])])
-def test_another_layout_is_a_mistake(layout, tree, half_done):
-    with pytest.raises(UserError, match=r"part-00000\.parquet: was made with another schema, .*; give another --out"):
-        plan_jobs(str(tree), half_done, layout)
+@pytest.mark.parametrize("other", [FORMAT._replace(vectors="binary"), FORMAT._replace(features=FORMAT.features[1:])])
+def test_outputs_of_another_format_are_an_error(other, tree, half_done):
+    with pytest.raises(UserError, match=r"part-00000\.parquet .*schema.*--lists or --float16.*another --out"):
+        plan_conversion(str(tree), half_done, other)
 
 
-def test_another_source_is_a_mistake(tree, half_done, tmp_path):
+def test_the_digest_of_a_format_never_changes():
+    """Existing outputs carry the digest. Another digest would make them unusable for a later conversion."""
+    features = [
+        ExampleFeature("home.cont", "float_list", 7, Column("continuous", "float32", 3), (1, 3, 4)),
+        ExampleFeature("like", "int64_list", 1, Column("like", "int8"), largest=1),
+    ]
+    assert OutputFormat(features).digest == "1423a45f57c23d8aa2e0e67614933747"
+    assert OutputFormat([]).digest == "f162da2f14330b2e357ed9ac9e6fd64d"
+
+
+def test_outputs_of_another_source_are_an_error(tree, half_done, tmp_path):
     shutil.copytree(tree, tmp_path / "other")
-    with pytest.raises(UserError, match=r"was made from .*/in/2023.*, not from .*/other/2023.*; give another --out"):
-        plan_jobs(str(tmp_path / "other"), half_done, LAYOUT)
+    with pytest.raises(UserError, match=r"from .*/in/2023.*, not from .*/other/2023.*another --out"):
+        plan_conversion(str(tmp_path / "other"), half_done, FORMAT)
 
 
 @pytest.mark.parametrize("content", ["text", "parquet"])
-def test_a_file_of_somebody_else_is_not_overwritten(content, tree, half_done):
+def test_a_file_from_elsewhere_is_not_overwritten(content, tree, half_done):
     output = half_done / "2023/02/01/01/part-00002.parquet"
     output.parent.mkdir()
     if content == "text":
         output.write_text("mine")
     else:
         pq.write_table(pa.table({"mine": [1]}), output)
-    with pytest.raises(UserError, match=r"part-00002\.parquet: is there, but was not made by this command; "):
-        plan_jobs(str(tree), half_done, LAYOUT)
+    with pytest.raises(UserError, match=r"part-00002\.parquet .*not written by this command"):
+        plan_conversion(str(tree), half_done, FORMAT)

@@ -153,7 +153,7 @@ class _Line(NamedTuple):
         """Return an integer from 0 to 2**53 - 1. The suffix ".0" is allowed."""
         text = self.text(column).removesuffix(".0")
         if not (text.isascii() and text.isdecimal()) or int(text) >= 2**53:
-            raise self.error(column, "an integer >= 0")
+            raise self.error(column, f"an integer from 0 to {2**53 - 1}")
         return int(text)
 
     def one_of(self, column: str, allowed: tuple[str, ...]) -> int:

@@ -52,7 +52,6 @@ from projects.home.recap.tools.conversion.tfrecords import RecordError
 logger = logging.getLogger(__name__)
 
 PROGRAM = "python -m projects.home.recap.tools.convert"
-AFTER_INTERRUPT = "converts the remaining files"
 
 _POLL_IN_S = 0.2
 
@@ -335,4 +334,4 @@ if __name__ == "__main__":
     from common.process.program import run
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    run(main, AFTER_INTERRUPT)
+    run(main, "converts the remaining files")

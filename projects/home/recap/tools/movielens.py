@@ -30,8 +30,9 @@ TASKS = ("rating_at_least_4", "rating_is_5", "rating_at_most_2")
 SPLITS = ("train", "validation", "test")
 
 CONTINUOUS = ("film_age", "age", *HISTORY)
-"""The years from the film's release to LAST_YEAR (NaN if unknown), the user's age in years, and the history. Here and in
-BINARY, the features that a model can do without come last, so that `truncate_and_slice` can drop them."""
+"""The years from the film's release to LAST_YEAR (NaN if unknown), the user's age in years, and the history.
+
+Here and in BINARY, the features that a model can do without come last, so that `truncate_and_slice` can drop them."""
 
 LAST_YEAR = 1998
 """Year of the last ratings of MovieLens 100K. The age of a film counts back from it, because the model takes logarithms

@@ -122,10 +122,7 @@ def report(
         speed = f"{seconds:.1f} s, {rows / seconds:,.0f} records/s"
         lines.append(f"converted      {len(good)} file(s), {rows:,} records, {size} of Parquet in {speed}")
         missing = _missing(good).most_common()
-        lines += [
-            f"  {name} is missing in {count / rows:.1%} of the records (0 is written instead)"
-            for name, count in missing
-        ]
+        lines += [f"  {name} is missing in {count / rows:.1%} of the records (0 is written)" for name, count in missing]
     if plan.finished:
         lines.append(f"up to date     {len(plan.finished)} file(s)")
     if bad:

@@ -188,7 +188,7 @@ def test_training_reads_what_tensorflow_read(converted):
     overrides = [*(f"train_data.{key}" for key in keys), "train_data.preprocess=null"]
     config = load_config_from_yaml(RecapConfig, converted.folder / "run.yaml", overrides)
     dataset = RecapDataset.open(config.train_data, ["like", "reply"], "train_data", evaluation=True)
-    batches = [placed.batch for placed in dataset.reader(0, 1).evaluate()]
+    batches = [positioned.batch for positioned in dataset.reader(0, 1).evaluate()]
     expected = [read_by_tensorflow(name) for name in PARTS.values()]
     truth = {name: np.concatenate([arrays[name] for arrays in expected]) for name in expected[0]}
     num_rows = 164

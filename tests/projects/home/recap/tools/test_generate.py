@@ -54,7 +54,7 @@ def default_data(tmp_path_factory):
     return out, tallies
 
 
-def test_the_files_and_columns(tmp_path):
+def test_generate_writes_the_files_and_columns_of_the_preset(tmp_path):
     generate(tmp_path / "data", SMALL, seed=0, num_examples=(300, 100))
     files = contents(tmp_path / "data")
     assert sorted(files) == [
@@ -202,7 +202,7 @@ def run(*arguments: object, threads: int = 1) -> subprocess.CompletedProcess[str
     )
 
 
-def test_the_command_line(tmp_path):
+def test_the_command_writes_the_same_bytes_with_any_number_of_threads(tmp_path):
     sizes = ("--num_train_examples", 500, "--num_validation_examples", 200)
     first = run("--out", tmp_path / "a", *sizes, threads=1)
     assert first.returncode == 0, first.stderr

@@ -191,7 +191,7 @@ def test_a_null_id_is_an_error(tmp_path, sources):
         join_embeddings(data, tmp_path / "out", {"user_embedding": sources["user_embedding"]})
 
 
-def test_the_command_line(tmp_path, sources, monkeypatch, capsys):
+def test_the_command_reports_row_counts_and_user_errors(tmp_path, sources, monkeypatch, capsys):
     data, user = write_table(tmp_path / "data"), sources["user_embedding"].path
 
     def start(*arguments: str) -> int:

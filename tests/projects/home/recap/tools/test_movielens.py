@@ -125,7 +125,7 @@ def test_labels_follow_the_stars(table):
     np.testing.assert_array_equal(table["rating_at_most_2"], stars <= 2)
 
 
-def test_features_of_the_user_and_the_film(table):
+def test_columns_describe_the_user_and_the_film(table):
     users, items = {user[0]: user for user in USERS}, {item[0]: item for item in ITEMS}
     age_groups = {24: 1, 53: 5, 17: 0, 56: 6, 30: 2}
     for row, (user_id, item_id, _, _) in enumerate(EXPECTED):
@@ -318,7 +318,7 @@ def test_an_existing_directory_is_refused_and_unchanged(tmp_path, capsys):
 
 
 @layout
-def test_the_command_line(tmp_path, write):
+def test_the_command_converts_or_reports_a_user_error(tmp_path, write):
     def run(directory: Path) -> "subprocess.CompletedProcess[str]":
         arguments = ["--input", str(directory), "--out", str(tmp_path / "out")]
         command = [sys.executable, "-m", "projects.home.recap.tools.movielens", *arguments]

@@ -134,14 +134,14 @@ def test_a_data_set_reads_every_output_format(vectors, float16, tmp_path):
     changes = {"inputs": str(tmp_path), "global_batch_size": 120, "lanes": 1}
     as_stored = config(schema_path=str(tmp_path / "schema.json"), renamed_features={}).model_copy(update=changes)
     dataset = RecapDataset.open(as_stored, ["like"], "train_data", evaluation=True)
-    [placed] = dataset.reader(0, 1).evaluate()
+    [positioned] = dataset.reader(0, 1).evaluate()
     expected = read_by_tensorflow(LARGE)
     stored = np.float16 if float16 else np.float32
     for found, theirs in (
-        (placed.batch.continuous, expected["home.cont"][:, [1, 2, 5]].astype(stored)),
-        (placed.batch.user_embedding, expected["user.twhin"].astype(stored)),
-        (placed.batch.binary, expected["home.binary"]),
-        (placed.batch.labels, expected["like"]),
+        (positioned.batch.continuous, expected["home.cont"][:, [1, 2, 5]].astype(stored)),
+        (positioned.batch.user_embedding, expected["user.twhin"].astype(stored)),
+        (positioned.batch.binary, expected["home.binary"]),
+        (positioned.batch.labels, expected["like"]),
     ):
         np.testing.assert_array_equal(np.asarray(found), theirs.astype(np.float32))
 

@@ -1,8 +1,10 @@
-"""TFRecord files of tf.Examples to Parquet: `python -m projects.home.recap.tools.convert --config YAML --out DIR`.
+"""Converts TFRecord files of tf.Examples to Parquet.
 
-Owns the command line and the processes. Which features become which columns is decided in conversion_plan.py, how a
-file is converted in conversion.py, what is shown in conversion_report.py. Every process that converts imports this
-module anew, so what imports torch is imported within functions.
+    python -m projects.home.recap.tools.convert --config YAML --out DIR
+
+Owns the command line, the output directory and the worker processes. In the folder conversion/, columns.py chooses the
+columns, files.py plans and converts files, and report.py shows progress and results. Every worker imports this module,
+so modules that import torch are imported inside functions.
 """
 
 import argparse
@@ -30,39 +32,50 @@ from common.process.paths import user_path
 from common.reader.dated_folders import DAY, HOUR, Period
 from common.reader.vectors import Storage
 from projects.home.recap.data.parquet import write_schema_json
-from projects.home.recap.tools.conversion.conversion import OTHER_LAYOUT, Job, Layout, Plan, convert_file, plan_jobs
 from projects.home.recap.tools.conversion.examples import Absences
-from projects.home.recap.tools.conversion.report import Outcome, Progress, report, warn_of_absent_features
+from projects.home.recap.tools.conversion.files import (
+    DIFFERENT_FORMAT,
+    ConversionPlan,
+    FileConversion,
+    OutputFormat,
+    convert_file,
+    plan_conversion,
+)
+from projects.home.recap.tools.conversion.report import (
+    ConversionProgress,
+    FileOutcome,
+    report,
+    warn_of_absent_features,
+)
 from projects.home.recap.tools.conversion.tfrecords import RecordError
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = "python -m projects.home.recap.tools.convert"
-AFTER_INTERRUPT = "continues with the files that are left"
 
 _POLL_IN_S = 0.2
 
 
 def main() -> int:
-    """Reads the command line, converts, and tells what was made.
+    """Run the command line: convert the files and print the report.
 
     Returns:
-      the exit status: 0, or 1 where a file could not be converted.
+      the exit status: 0, or 1 if a file could not be converted.
     """
     setup_logging(rank=0)
     args = _parse_args()
     out = user_path(args.out)
-    inputs, layout, dated = _what_to_convert(args)
-    plan = plan_jobs(inputs, out, layout)
+    inputs, output_format, dated = _inputs_and_format(args)
+    plan = plan_conversion(inputs, out, output_format)
     if dated is not None:
         _check_dated(plan, out, inputs, dated)
-    with _claimed(out, layout):
-        _write_schema(out, layout)
+    with _claimed(out, output_format):
+        _write_schema(out, output_format)
         start = time.perf_counter()
-        outcomes = _convert_all(plan, layout, args.processes)
+        outcomes = _convert_all(plan, output_format, args.processes)
         seconds = time.perf_counter() - start
     warn_of_absent_features(outcomes)
-    sys.stdout.write(report(out, plan, layout, outcomes, seconds, dated.key if dated is not None else None))
+    sys.stdout.write(report(out, plan, output_format, outcomes, seconds, dated.key if dated is not None else None))
     return 1 if any(outcome.problem for outcome in outcomes) else 0
 
 
@@ -70,56 +83,64 @@ def _parse_args() -> argparse.Namespace:
     from common.process.program import ArgumentParser
 
     parser = ArgumentParser(
-        prog=PROGRAM, description="Converts TFRecord files of tf.Examples, gzip'd or not, to Parquet (docs/convert.md)."
+        prog=PROGRAM,
+        description="Converts TFRecord files of tf.Examples, gzip'd or uncompressed, to Parquet (docs/convert.md).",
     )
-    layout = parser.add_mutually_exclusive_group(required=True)
-    layout.add_argument("--config", metavar="YAML", help="the configuration of a run, which says what the records hold")
-    layout.add_argument("--schema", metavar="JSON", help="segdense.json: convert all of it, by its own names")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", metavar="YAML", help="configuration of a run, which describes the records")
+    source.add_argument(
+        "--schema", metavar="JSON", help="segdense.json: convert all of its features under their own names"
+    )
     parser.add_argument(
-        "--set", action="append", metavar="KEY=VALUE", help="with --config: override a key; may be given several times"
+        "--set", action="append", metavar="KEY=VALUE", help="with --config: override a key; can be repeated"
     )
     parser.add_argument("--data_set", help="with --config: train_data (the default) or validation_data.NAME")
     parser.add_argument(
-        "--inputs", help="glob pattern, file, or directory of TFRecord files; left out: those of the data set"
+        "--inputs", help="glob pattern, file, or directory of TFRecord files (default: those of the data set)"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory for the Parquet files")
     parser.add_argument(
-        "--processes", type=at_least_1, default=len(os.sched_getaffinity(0)), help="one per core if left out"
+        "--processes",
+        type=at_least_1,
+        default=len(os.sched_getaffinity(0)),
+        help="number of worker processes (default: one per core)",
     )
     parser.add_argument(
-        "--lists", action="store_true", help="vectors as lists, which any tool reads; left out: as binary, read faster"
+        "--lists",
+        action="store_true",
+        help="store vectors as lists, which any tool reads (default: as binary, which is faster to read)",
     )
     parser.add_argument(
         "--float16",
         action="store_true",
-        help="continuous and embeddings as float16: half the bytes, 11 bits, up to 65504",
+        help="store continuous and the embeddings as float16: half the size, 11 bits of precision, values up to 65504",
     )
     args = parser.parse_args()
     if args.schema is not None:
         if args.set is not None or args.data_set is not None:
-            parser.error("--set and --data_set go with --config, not with --schema")
+            parser.error("--set and --data_set need --config; they cannot be combined with --schema")
         if args.inputs is None:
             parser.error("--schema needs --inputs")
     return args
 
 
-class _Dated(NamedTuple):
-    """How a data set looks for files by date."""
+class _DatedInputs(NamedTuple):
+    """A data set's selection of files by date."""
 
     key: str
-    """Of the configuration."""
+    """Configuration key that selects the files."""
     period: Period
 
 
-def _what_to_convert(args: argparse.Namespace) -> tuple[str, Layout, _Dated | None]:
-    """The files, as --inputs names them, what becomes of their records, and how these are looked for if by date."""
+def _inputs_and_format(args: argparse.Namespace) -> tuple[str, OutputFormat, _DatedInputs | None]:
+    """Return the inputs, the format of the outputs, and how the data set selects files by date, if it does."""
     from core.config import load_config_from_yaml
     from projects.home.recap.config import RecapConfig
-    from projects.home.recap.tools.conversion.plan import features_of_config, features_of_schema
+    from projects.home.recap.tools.conversion.columns import features_of_config, features_of_schema
 
     vectors: Storage = "list" if args.lists else "binary"
     if args.schema is not None:
-        return args.inputs, Layout(features_of_schema(args.schema, args.float16), vectors), None
+        return args.inputs, OutputFormat(features_of_schema(args.schema, args.float16), vectors), None
     config = load_config_from_yaml(RecapConfig, args.config, args.set or ())
     data_sets = config.data_sets()
     path = args.data_set or "train_data"
@@ -128,96 +149,103 @@ def _what_to_convert(args: argparse.Namespace) -> tuple[str, Layout, _Dated | No
     data_set = data_sets[path]
     dated, inputs = None, data_set.inputs
     if (days := data_set.explicit_date_inputs) is not None:
-        dated, inputs = _Dated("explicit_date_inputs", DAY), days.data_root
+        dated, inputs = _DatedInputs("explicit_date_inputs", DAY), days.data_root
     if (hours := data_set.explicit_datetime_inputs) is not None:
-        dated, inputs = _Dated("explicit_datetime_inputs", HOUR), hours.data_root
-    assert inputs is not None  # one of the three is
-    return args.inputs or inputs, Layout(features_of_config(data_set, path, args.float16), vectors), dated
+        dated, inputs = _DatedInputs("explicit_datetime_inputs", HOUR), hours.data_root
+    assert inputs is not None  # the configuration requires one of the three
+    return args.inputs or inputs, OutputFormat(features_of_config(data_set, path, args.float16), vectors), dated
 
 
-def _check_dated(plan: Plan, out: Path, inputs: str, dated: _Dated) -> None:
-    """Raises UserError where no output would be in a folder that a data set by date looks into."""
-    outputs = [job.output for job in plan.jobs] + plan.finished
+def _check_dated(plan: ConversionPlan, out: Path, inputs: str, dated: _DatedInputs) -> None:
+    """Raise UserError if no output would be in a folder that the data set selects by date."""
+    outputs = [conversion.output for conversion in plan.conversions] + plan.finished
     if not any(dated.period.is_folder(output.relative_to(out).parent) for output in outputs):
         raise UserError(
-            f"--inputs {inputs}: {dated.key} looks into folders {dated.period.example} below its data_root, but the "
-            f"first file would become {outputs[0]}; let --inputs be the directory that the years are in"
+            f"--inputs {inputs}: {dated.key} reads the folders {dated.period.example} below its data_root, but the "
+            f"first file would be converted to {outputs[0]}; set --inputs to the directory that contains the years"
         )
 
 
 @contextlib.contextmanager
-def _claimed(out: Path, layout: Layout) -> Iterator[None]:
-    """Keeps others from writing to `out` meanwhile, and what was made with other options from being mixed with it."""
+def _claimed(out: Path, output_format: OutputFormat) -> Iterator[None]:
+    """Lock `out` against other conversions.
+
+    Raises:
+      UserError: `out` cannot be written, another conversion holds the lock, or `out` has files of another format.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".conversion").open("a+")
     except OSError as error:
-        raise UserError(f"--out {out}: can't be written: {error.strerror}") from error
+        raise UserError(f"--out {out}: cannot write to this directory: {error.strerror}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"--out {out}: another conversion is writing there; wait, or give another --out") from None
+            raise UserError(
+                f"--out {out}: another conversion is writing to this directory; wait for it, or give another --out"
+            ) from None
         lock.seek(0)
-        if (found := lock.read()) not in ("", layout.digest):
+        if (digest := lock.read()) not in ("", output_format.digest):
             if any(out.rglob("*.parquet")):
-                raise UserError(f"--out {out}: what is there was made with {OTHER_LAYOUT}; give another --out")
-            (out / "schema.json").unlink(missing_ok=True)  # of a conversion that made nothing else
-        if found != layout.digest:
+                raise UserError(f"--out {out}: its files were converted with {DIFFERENT_FORMAT}; give another --out")
+            (out / "schema.json").unlink(missing_ok=True)  # from a conversion that wrote nothing else
+        if digest != output_format.digest:
             try:
                 lock.truncate(0)
-                lock.write(layout.digest)
+                lock.write(output_format.digest)
                 lock.flush()
             except OSError as error:
-                raise UserError(f"--out {out}: can't be written: {error.strerror}") from error
+                raise UserError(f"--out {out}: cannot write to this directory: {error.strerror}") from error
         yield
 
 
-def _write_schema(out: Path, layout: Layout) -> None:
-    path, aside = out / "schema.json", out / ".schema.json.partial"
+def _write_schema(out: Path, output_format: OutputFormat) -> None:
+    path, partial = out / "schema.json", out / ".schema.json.partial"
     try:
-        write_schema_json(aside, [feature.column for feature in layout.features])
-        if path.exists() and path.read_bytes() != aside.read_bytes():
-            aside.unlink()
-            raise UserError(f"{path}: is there, with something else than what is converted; give another --out")
-        aside.replace(path)
+        write_schema_json(partial, [feature.column for feature in output_format.features])
+        if path.exists() and path.read_bytes() != partial.read_bytes():
+            partial.unlink()
+            raise UserError(f"{path} exists and does not match the columns of this conversion; give another --out")
+        partial.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: can't be written: {error.strerror}") from error
+        raise UserError(f"{path}: cannot write this file: {error.strerror}") from error
 
 
-class _Shared(NamedTuple):
-    """What every process that converts gets once."""
+class _SharedState(NamedTuple):
+    """The state that the main process shares with its workers."""
 
-    layout: Layout
+    output_format: OutputFormat
     stop: ctypes.c_bool
-    """Without a lock: a process may be killed at any moment, and would keep it."""
+    """Set to stop the workers. Has no lock, because a worker that is killed would never release it."""
     read: "Synchronized[int]"
-    """Bytes of all sources that were read, or need not be, so far."""
+    """Bytes of all sources that the workers have read or skipped so far."""
     rows: "Synchronized[int]"
+    """Rows written so far."""
 
 
-def _convert_all(plan: Plan, layout: Layout, processes: int) -> list[Outcome]:
-    """Converts the files, each in one of so many processes.
+def _convert_all(plan: ConversionPlan, output_format: OutputFormat, processes: int) -> list[FileOutcome]:
+    """Convert the planned files in at most `processes` worker processes.
 
     Raises:
-      UserError: an output can't be written, or a process was killed.
+      UserError: an output cannot be written, or a worker was killed.
     """
-    if not plan.jobs:
+    if not plan.conversions:
         return []
     spawn = multiprocessing.get_context("spawn")
-    shared = _Shared(layout, spawn.RawValue(ctypes.c_bool), spawn.Value("q"), spawn.Value("q"))
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy would start a thread per core in each of the processes
-    pool = ProcessPoolExecutor(min(processes, len(plan.jobs)), spawn, _begin, (shared,))
-    outcomes: list[Outcome] = []
-    jobs, pending = iter(plan.jobs), set[Future[Outcome]]()
-    # Not by the values' locks, for the same reason as with stop.
-    progress = Progress(plan, lambda: (shared.read.get_obj().value, shared.rows.get_obj().value))
+    shared = _SharedState(output_format, spawn.RawValue(ctypes.c_bool), spawn.Value("q"), spawn.Value("q"))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy would start a thread per core in every worker
+    pool = ProcessPoolExecutor(min(processes, len(plan.conversions)), spawn, _start_worker, (shared,))
+    outcomes: list[FileOutcome] = []
+    conversions, pending = iter(plan.conversions), set[Future[FileOutcome]]()
+    # Reads without the values' locks: a worker that is killed would never release them.
+    progress = ConversionProgress(plan, lambda: (shared.read.get_obj().value, shared.rows.get_obj().value))
     try:
         while True:
-            # Not all at once: looking at them takes time for each.
-            while len(pending) < 2 * processes and (job := next(jobs, None)) is not None:
+            # Submits a few at a time, because wait() looks at every pending future.
+            while len(pending) < 2 * processes and (conversion := next(conversions, None)) is not None:
                 with _interrupt_blocked():
-                    pending.add(pool.submit(_convert, job))
+                    pending.add(pool.submit(_convert, conversion))
             if not pending:
                 return outcomes
             done, pending = wait(pending, _POLL_IN_S, FIRST_COMPLETED)
@@ -228,8 +256,8 @@ def _convert_all(plan: Plan, layout: Layout, processes: int) -> list[Outcome]:
             progress.show(len(outcomes))
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that converted was killed, perhaps because memory ran out (then give fewer --processes); the "
-            f"same command {AFTER_INTERRUPT}"
+            "a worker process was killed, possibly because memory ran out (if so, lower --processes). Run the same "
+            "command again to convert the remaining files"
         ) from error
     finally:
         shared.stop.value = True
@@ -239,7 +267,7 @@ def _convert_all(plan: Plan, layout: Layout, processes: int) -> list[Outcome]:
 
 @contextlib.contextmanager
 def _interrupt_blocked() -> Iterator[None]:
-    """Processes started meanwhile never see a Ctrl-C, which the terminal sends to all; this one does afterwards."""
+    """Block SIGINT in this thread, so that workers started inside never see Ctrl-C; deliver it here afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -248,28 +276,28 @@ def _interrupt_blocked() -> Iterator[None]:
 
 
 class _StoppedError(Exception):
-    """The process that started this one ends; nobody waits for the file any more."""
+    """Raised in a worker when the main process stops, to abandon the current file."""
 
 
-_shared: _Shared
+_shared: _SharedState
 
 
-def _begin(shared: _Shared) -> None:
-    """Makes a process ready to convert; it ends with the one that has started it, however that ends."""
+def _start_worker(shared: _SharedState) -> None:
+    """Prepare a worker process to convert. It exits when the main process exits, for whatever reason."""
     global _shared
     _shared = shared
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
 
 
-def _convert(job: Job) -> Outcome:
-    """Converts a file in a process that _begin() has made ready."""
+def _convert(conversion: FileConversion) -> FileOutcome:
+    """Convert a file in a worker that _start_worker() has prepared."""
     read = rows = 0
 
     def progress(more_read: int, more_rows: int) -> None:
@@ -281,20 +309,20 @@ def _convert(job: Job) -> Outcome:
         _add(_shared.rows, more_rows)
 
     try:
-        absences = convert_file(job.source, job.output, _shared.layout, progress)
-        return Outcome(rows, job.output.stat().st_size, absences)
+        absences = convert_file(conversion.source, conversion.output, _shared.output_format, progress)
+        return FileOutcome(rows, conversion.output.stat().st_size, absences)
     except UnicodeEncodeError:
-        return _bad(job, "pyarrow writes no file whose name is not UTF-8; rename it")
+        return _failed(conversion, "the name is not UTF-8 and pyarrow cannot write such a file; rename it")
     except RecordError as error:
-        return _bad(job, str(error))
+        return _failed(conversion, str(error))
     finally:
-        _add(_shared.read, job.size - read)
+        _add(_shared.read, conversion.size - read)
 
 
-def _bad(job: Job, problem: str) -> Outcome:
-    older = f" ({job.output}, made from it before, stays)" if job.output.exists() else ""
-    shown = f"{job.source}: {problem}{older}".encode("utf-8", "replace").decode()
-    return Outcome(0, 0, Absences(), shown)
+def _failed(conversion: FileConversion, problem: str) -> FileOutcome:
+    kept = f" ({conversion.output} from an earlier conversion is kept)" if conversion.output.exists() else ""
+    shown = f"{conversion.source}: {problem}{kept}".encode("utf-8", "replace").decode()
+    return FileOutcome(0, 0, Absences(), shown)
 
 
 def _add(counter: "Synchronized[int]", count: int) -> None:
@@ -306,4 +334,4 @@ if __name__ == "__main__":
     from common.process.program import run
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    run(main, AFTER_INTERRUPT)
+    run(main, "converts the remaining files")

@@ -1,7 +1,7 @@
-"""Makes the default data: `python -m projects.home.recap.tools.generate --out DIR`.
+"""Generates the default data: `python -m projects.home.recap.tools.generate --out DIR`.
 
-Owns the command line, how many rows and files there are, how labels are drawn, and the report. Features come
-from population.py, label probabilities from teacher.py, the files' layout from parquet.py.
+Owns the command line, the number of rows and files, the drawing of labels, and the report. Features come from
+synthetic/population.py, label probabilities from synthetic/teacher.py, and the columns from data/parquet.py.
 """
 
 import argparse
@@ -24,15 +24,16 @@ from projects.home.recap.data.parquet import TASKS, TEACHER_PREFIX, Widths, reca
 from projects.home.recap.tools.synthetic.population import Population, draw_impressions, make_population
 from projects.home.recap.tools.synthetic.teacher import teacher_probabilities
 
-DESCRIPTION = "Make the default data of the Heavy Ranker: synthetic impressions with ten labels each."
+DESCRIPTION = "Generate the default data of the Heavy Ranker: synthetic impressions with ten labels each."
 SPLITS = ("train", "validation")
 
 
 class Preset(NamedTuple):
-    """Widths, default numbers of rows, and how rows are cut into row groups and files."""
+    """The widths of the features, the default numbers of rows, and the sizes of row groups and files."""
 
     widths: Widths
     num_examples: tuple[int, int]
+    """Rows of the train and validation splits."""
     row_group_size: int
     rows_per_file: int
 
@@ -44,13 +45,14 @@ PRESETS = {
 
 
 class Tally(NamedTuple):
-    """Sums over rows, per task [tasks]: labels, and the teacher's cross entropy in nats."""
+    """Sums over rows: per task [tasks], the positive labels and the teacher's cross entropy in nats."""
 
     num_rows: int
     positives: NDArray[np.int64]
     cross_entropy: NDArray[np.float64]
 
     def plus(self, other: "Tally") -> "Tally":
+        """Return the sums over the rows of both."""
         return Tally(
             self.num_rows + other.num_rows,
             self.positives + other.positives,
@@ -58,7 +60,7 @@ class Tally(NamedTuple):
         )
 
     def teacher_rce(self) -> NDArray[np.float64]:
-        """100 * (1 - CE(teacher) / CE(constant base rate)) [tasks]; nan where all labels are equal."""
+        """Return 100 * (1 - CE(teacher) / CE(constant base rate)) [tasks]; NaN if all labels of a task are equal."""
         rate = self.positives / self.num_rows
         with np.errstate(divide="ignore", invalid="ignore"):
             constant = -(rate * np.log(rate) + (1.0 - rate) * np.log1p(-rate))
@@ -66,11 +68,22 @@ class Tally(NamedTuple):
 
 
 def generate(out: Path, preset: Preset, seed: int, num_examples: Sequence[int]) -> dict[str, Tally]:
-    """Write `num_examples` (train, validation) rows and schema.json to `out`, which appears when complete.
+    """Write the train and validation splits and schema.json to `out`, which appears when it is complete.
 
-    The bytes depend on the arguments alone. A file is drawn from (seed, split, file's index), a row group at
-    a time; a file of fewer rows holds the first of the same rows. Raises UserError where `out` can't be
-    written, or exists and is not an empty directory.
+    The bytes depend only on the arguments. Each file is drawn from (seed, split, index of the file), one row group at a
+    time, so a smaller `num_examples` yields a prefix of the same rows.
+
+    Args:
+      out: directory to create.
+      preset: widths and sizes.
+      seed: seed of users, authors, rows and labels.
+      num_examples: number of train rows and of validation rows.
+
+    Returns:
+      the sums over the rows of each split.
+
+    Raises:
+      UserError: `out` cannot be written, or exists and is not an empty directory.
     """
     with atomic_directory(out) as partial:
         return _write_splits(partial, preset, seed, num_examples)
@@ -102,7 +115,7 @@ def _write_splits(out: Path, preset: Preset, seed: int, num_examples: Sequence[i
 def _draw_file(
     people: Population, preset: Preset, seed: int, split: str, file_index: int, num_rows: int
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """The file's columns by name, a row group at a time."""
+    """Yield the columns of a file by name, one row group at a time."""
     split_index = SPLITS.index(split)
     rng = np.random.default_rng([seed, 1 + split_index, file_index])
     first_id = (1 + split_index) * 10**12 + file_index * preset.rows_per_file
@@ -126,7 +139,7 @@ def _tally(rows: dict[str, NDArray[Any]]) -> Tally:
 
 
 def report(out: Path, tallies: dict[str, Tally]) -> str:
-    """What was made, and per task the base rates and how much the teacher knows."""
+    """Return a table of base rates and the teacher's RCE for each task, and the size of the data."""
     train, validation = tallies["train"], tallies["validation"]
     columns = zip(
         TASKS,
@@ -149,17 +162,23 @@ def report(out: Path, tallies: dict[str, Tally]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; the exit status: 0, or 2 after a user's mistake."""
+    """Run the command line and return the exit status: 0, or 2 after a user error."""
     parser = argparse.ArgumentParser(prog="python -m projects.home.recap.tools.generate", description=DESCRIPTION)
-    parser.add_argument("--out", type=Path, required=True, help="directory to make; must not exist, or be empty")
+    parser.add_argument("--out", type=Path, required=True, help="directory to create; must be empty if it exists")
     parser.add_argument("--seed", type=seed_number, default=0, help="seed of users, authors, rows and labels")
-    parser.add_argument("--preset", choices=PRESETS, default="default", help="widths: %(choices)s (%(default)s)")
-    parser.add_argument("--num_train_examples", type=at_least_1, help="the preset's number if left out")
-    parser.add_argument("--num_validation_examples", type=at_least_1, help="the preset's number if left out")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="default", help="widths: %(choices)s (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num_train_examples", type=at_least_1, help="number of train rows (default: set by the preset)"
+    )
+    parser.add_argument(
+        "--num_validation_examples", type=at_least_1, help="number of validation rows (default: set by the preset)"
+    )
     options = parser.parse_args(arguments)
     preset = PRESETS[options.preset]
-    asked = (options.num_train_examples, options.num_validation_examples)
-    num_examples = [given or usual for given, usual in zip(asked, preset.num_examples, strict=True)]
+    requested = (options.num_train_examples, options.num_validation_examples)
+    num_examples = [given or default for given, default in zip(requested, preset.num_examples, strict=True)]
     try:
         tallies = generate(options.out, preset, options.seed, num_examples)
     except UserError as error:

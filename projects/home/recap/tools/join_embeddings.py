@@ -1,7 +1,7 @@
-"""Embeddings for a Heavy Ranker's table, by ids: `python -m projects.home.recap.tools.join_embeddings`.
+"""Joins embeddings into a Heavy Ranker's table: `python -m projects.home.recap.tools.join_embeddings`.
 
-Each of the embedding columns is looked up by the ids of another column in a file of embeddings
-(common/files/embedding_files.py), such as an export of graph embeddings. Memory: the embeddings and a row group.
+Looks up the values of each embedding column in a file of embeddings (common/files/embedding_files.py), such as an
+export of graph embeddings, by the ids in another column. Holds the embeddings and one row group in memory.
 """
 
 import argparse
@@ -37,34 +37,34 @@ logger = logging.getLogger(__name__)
 _SCHEMA = "schema.json"
 
 
-class Source(NamedTuple):
-    """Where the values of a column come from."""
+class EmbeddingSource(NamedTuple):
+    """The ids and the embeddings of a column."""
 
     id_column: str
-    """Of the table: strings or integers."""
+    """Name of the table's column of ids, strings or integers."""
     path: str
-    """File of embeddings."""
+    """Path of the file of embeddings."""
 
 
 @dataclass
-class Joined:
-    """What became of a column."""
+class JoinedColumn:
+    """A column that was joined, and its row counts."""
 
-    source: Source
+    source: EmbeddingSource
     dim: int
     num_rows: int = 0
     num_missing: int = 0
-    """Rows whose id has no embedding; they have zeros."""
+    """Number of rows whose id has no embedding. They are filled with zeros."""
 
 
 class _Embeddings:
-    """All embeddings of a file, by id."""
+    """The embeddings of a file, which are looked up by id."""
 
     def __init__(self, path: str) -> None:
         self._file = EmbeddingFile(Path(path))
         self.dim = self._file.dim
         self.values = np.empty((self._file.num_rows + 1, self.dim), np.float32)
-        """[entities + 1, dim]; the last row is zeros."""
+        """Embeddings, float32 [entities + 1, dim]. The last row is zeros."""
         for block in self._file.blocks():
             self.values[block.start : block.start + len(block.indices)] = block.values
         self.values[-1] = 0
@@ -72,7 +72,7 @@ class _Embeddings:
         self._sorted: dict[bool, tuple[NDArray[Any], NDArray[np.int64]]] = {}
 
     def positions(self, ids: pa.ChunkedArray) -> NDArray[np.int64]:
-        """Of the embeddings of ids, [rows]; that of the zeros for an id that has none."""
+        """Return the position in `values` of each id's embedding, [rows]; the last row for an id without one."""
         integers = pa.types.is_integer(ids.type)
         if integers not in self._sorted:
             self._sorted[integers] = self._sort(integers)
@@ -82,7 +82,11 @@ class _Embeddings:
         return np.where(keys[nearest] == wanted, positions[nearest], len(self.values) - 1)
 
     def _sort(self, integers: bool) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """The entities as integers or as text, ascending, and their positions."""
+        """Return the entities as ascending integers or strings, and their positions.
+
+        Raises:
+          UserError: `integers` is set, but no entity is an integer.
+        """
         entities, positions = self._entities, np.arange(len(self._entities))
         if integers and not pa.types.is_integer(entities.type):
             numeric = pc.match_substring_regex(entities, r"^-?(0|[1-9]\d{0,17})$")
@@ -90,8 +94,8 @@ class _Embeddings:
             entities = entities.filter(numeric).cast(pa.int64())
         if not len(entities):
             raise UserError(
-                f"{self._file.path}: no entity is an integer, as the ids that are to be found are; both must name "
-                "users and authors alike"
+                f"{self._file.path}: no entity is an integer, but the ids to look up are; the table and the embeddings "
+                "must use the same ids for users and authors"
             )
         keys = entities.to_numpy(zero_copy_only=False)
         keys = keys if integers else keys.astype(str)
@@ -99,46 +103,47 @@ class _Embeddings:
         return keys[order], positions[order]
 
 
-def join_embeddings(data: Path, out: Path, sources: Mapping[str, Source]) -> dict[str, Joined]:
-    """Copies a table with embedding columns added or replaced; the rows and row groups stay as they are.
+def join_embeddings(data: Path, out: Path, sources: Mapping[str, EmbeddingSource]) -> dict[str, JoinedColumn]:
+    """Copy a table and add or replace embedding columns. Rows and row groups stay the same.
 
     Args:
       data: directory with schema.json and, at any depth, *.parquet files.
-      out: directory to make; it has the same files and appears when it is complete.
-      sources: by column, of projects.home.recap.data.parquet.EMBEDDINGS.
+      out: directory to create. It gets the same files and appears when it is complete.
+      sources: source of each column to join, by its name in projects.home.recap.data.parquet.EMBEDDINGS.
 
     Returns:
-      by column.
+      the joined columns by name.
 
     Raises:
-      UserError: a file can't be read, lacks an id column or has it in another type or with nulls, no id of a column
-        has an embedding, or `out` can't be written.
+      UserError: a file is unreadable; an id column is missing, of a wrong type, or has nulls; no id of a column has an
+        embedding; or `out` cannot be written.
     """
     if not data.is_dir():
-        found = "a file" if data.exists() else f"no such directory (looked from {Path.cwd()})"
-        raise UserError(f"--data {data}: {found}; give the directory of a table, with {_SCHEMA} and *.parquet files")
+        problem = "is a file" if data.exists() else f"no such directory (current directory: {Path.cwd()})"
+        raise UserError(f"--data {data}: {problem}; give the directory of a table, with {_SCHEMA} and *.parquet files")
     schema = read_schema(str(data / _SCHEMA), "--data")
     try:
         files = [path for path in files_below(data) if path.suffix == ".parquet"]
     except OSError as error:
-        raise UserError(f"--data {data}: can't be read: {error.strerror}: {error.filename}") from error
+        raise UserError(f"--data {data}: cannot read {error.filename}: {error.strerror}") from error
     if not files:
-        raise UserError(f"--data {data}: no *.parquet file in this directory or below it")
+        raise UserError(f"--data {data}: no *.parquet files in this directory or below it")
     if out.resolve().is_relative_to(data.resolve()):
-        raise UserError(f"--out {out}: is within --data {data}; give a directory outside of it")
+        raise UserError(f"--out {out} is inside --data {data}; give a directory outside of it")
     embeddings = {path: _Embeddings(path) for path in {source.path for source in sources.values()}}
-    joined = {column: Joined(source, embeddings[source.path].dim) for column, source in sources.items()}
+    joined = {column: JoinedColumn(source, embeddings[source.path].dim) for column, source in sources.items()}
     with atomic_directory(out) as partial:
         for path in files:
             output = partial / path.relative_to(data)
             output.parent.mkdir(parents=True, exist_ok=True)
             _join_file(path, output, embeddings, joined)
-            logger.info("%s", out / path.relative_to(data))
+            logger.info("joined %s", out / path.relative_to(data))
         for column, result in joined.items():
             if result.num_missing == result.num_rows:
                 raise UserError(
-                    f"--{column} {result.source.id_column}={result.source.path}: none of the {result.num_rows} "
-                    "rows has an id that is among its entities; both must name users and authors alike"
+                    f"--{column} {result.source.id_column}={result.source.path}: none of the ids in the "
+                    f"{result.num_rows} rows has an embedding; the table and the embeddings must use the same ids for "
+                    "users and authors"
                 )
         widths = {name: (entry.dtype, entry.length) for name, entry in schema.items()}
         widths |= {column: ("float_list", result.dim) for column, result in joined.items()}
@@ -146,15 +151,18 @@ def join_embeddings(data: Path, out: Path, sources: Mapping[str, Source]) -> dic
     return joined
 
 
-def _join_file(path: Path, output: Path, embeddings: Mapping[str, _Embeddings], joined: Mapping[str, Joined]) -> None:
+def _join_file(
+    path: Path, output: Path, embeddings: Mapping[str, _Embeddings], joined: Mapping[str, JoinedColumn]
+) -> None:
+    """Copy the file `path` to `output` with the joined columns, and update the row counts of `joined`."""
     try:
         with pq.ParquetFile(path) as file:
             fields = [field for field in file.schema_arrow if field.name not in joined]
             added = [vector_field(column, "float32", result.dim, "binary") for column, result in joined.items()]
             kept = pa.schema(fields)
-            # What a resumed run compares: embeddings of the same size leave no other trace in the footer.
+            # A resumed run compares this digest: embeddings of the same size leave no other trace in the footer.
             digest = hashlib.blake2b((file.metadata.metadata or {}).get(b"values", b""), digest_size=16)
-            options = _stored_as(file.metadata, joined)
+            options = _writer_options(file.metadata, joined)
             with pq.ParquetWriter(output, pa.schema([*fields, *added]), **options) as writer:
                 for group in range(file.metadata.num_row_groups):
                     table = file.read_row_group(group, columns=kept.names, use_threads=False)
@@ -174,12 +182,14 @@ def _join_file(path: Path, output: Path, embeddings: Mapping[str, _Embeddings], 
                     )
                 writer.add_key_value_metadata({"values": digest.hexdigest()})
     except UNREADABLE as error:
-        raise DataError(f"{path}: can't be read, or {output.name} not written: {error}") from error
+        raise DataError(f"{path}: cannot read this file or write {output.name}: {error}") from error
 
 
-def _stored_as(metadata: pq.FileMetaData, joined: Mapping[str, Joined]) -> dict[str, Any]:
-    """How the writer is to store columns: the table's own as they are, embeddings plainly, as zstd makes little of
-    them."""
+def _writer_options(metadata: pq.FileMetaData, joined: Mapping[str, JoinedColumn]) -> dict[str, Any]:
+    """Return the options that keep the storage of the table's columns and store embeddings uncompressed.
+
+    zstd hardly compresses embeddings.
+    """
     compression: dict[str, str] = dict.fromkeys(joined, "none")
     dictionaries, statistics = [], []
     if metadata.num_row_groups:
@@ -196,16 +206,23 @@ def _stored_as(metadata: pq.FileMetaData, joined: Mapping[str, Joined]) -> dict[
     return {"compression": compression, "use_dictionary": dictionaries, "write_statistics": statistics}
 
 
-def _ids(table: pa.Table, name: str, place: str) -> pa.ChunkedArray:
+def _ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
+    """Return the column of ids.
+
+    Raises:
+      DataError: the column is missing, is neither integer nor string, or has nulls.
+    """
     if name not in table.column_names:
-        found = ", ".join(sorted(table.column_names))
-        raise DataError(f"{place}: no column '{name}' to take ids from; give one of its columns: {found}")
+        columns = ", ".join(sorted(table.column_names))
+        raise DataError(f"{where}: no id column '{name}'; give one of the columns {columns}")
     ids = table.column(name)
     if not (pa.types.is_integer(ids.type) or pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
-        raise DataError(f"{place}: column '{name}': {ids.type} found, ids are integers or strings; give another column")
+        raise DataError(
+            f"{where}: column '{name}' has type {ids.type}, but ids must be integers or strings; give another column"
+        )
     if ids.null_count:
         row = pc.index(ids.is_null(), True).as_py()
-        raise DataError(f"{place}, row {row} (both counted from 0): column '{name}': null found, every row needs an id")
+        raise DataError(f"{where}, row {row} (both counted from 0): column '{name}' is null, but every row needs an id")
     return ids
 
 
@@ -214,8 +231,8 @@ def _write_schema(path: Path, widths: Mapping[str, tuple[object, int]]) -> None:
     path.write_text(json.dumps({"schema": entries}, indent=2) + "\n")
 
 
-def report(out: Path, joined: Mapping[str, Joined]) -> str:
-    """What was made."""
+def report(out: Path, joined: Mapping[str, JoinedColumn]) -> str:
+    """Return a table of the joined columns and their row counts."""
     rows = [
         [
             column,
@@ -227,46 +244,52 @@ def report(out: Path, joined: Mapping[str, Joined]) -> str:
         ]
         for column, result in joined.items()
     ]
-    headers = ["column", "width", "by", "of", "rows", "zeros, as the id has none"]
+    headers = ["column", "width", "id column", "embeddings", "rows", "rows without embedding (zeros)"]
     table = tabulate(rows, headers=headers, disable_numparse=True)
-    return f"{table}\n{out}: the table with these columns, and {_SCHEMA}\n"
+    return f"{table}\n{out}: wrote the table with these columns, and {_SCHEMA}\n"
 
 
 def main() -> int:
-    """Reads the command line, joins, and tells what was made."""
+    """Run the command line: join the columns, print the report, and return the exit status 0."""
     setup_logging(rank=0)
     parser = ArgumentParser(
         prog="python -m projects.home.recap.tools.join_embeddings",
-        description="Adds embeddings to a Heavy Ranker's table, by ids (docs/embeddings.md).",
+        description="Joins embeddings into a Heavy Ranker's table by id (docs/embeddings.md).",
     )
     parser.add_argument(
-        "--data", required=True, type=user_path, metavar="DIR", help="the table: schema.json and Parquet files below"
+        "--data",
+        required=True,
+        type=user_path,
+        metavar="DIR",
+        help="directory of the table: schema.json and Parquet files at any depth",
     )
     parser.add_argument(
-        "--out", required=True, type=user_path, metavar="DIR", help="directory to make; must not exist, or be empty"
+        "--out", required=True, type=user_path, metavar="DIR", help="directory to create; must be empty if it exists"
     )
     for column in EMBEDDINGS:
         parser.add_argument(
             f"--{column}",
             type=_source,
             metavar="ID_COLUMN=FILE",
-            help="fill this column with the embeddings of FILE, by the ids in ID_COLUMN",
+            help="fill this column with the embeddings in FILE, looked up by the ids in ID_COLUMN",
         )
     args = parser.parse_args()
     sources = {column: source for column in EMBEDDINGS if (source := getattr(args, column)) is not None}
     if not sources:
-        parser.error(f"nothing to join; give one or more of {', '.join(f'--{column}' for column in EMBEDDINGS)}")
+        parser.error(f"nothing to join; give at least one of {', '.join(f'--{column}' for column in EMBEDDINGS)}")
     joined = join_embeddings(args.data, args.out, sources)
     sys.stdout.write(report(args.out, joined))
     return 0
 
 
-def _source(text: str) -> Source:
+def _source(text: str) -> EmbeddingSource:
     id_column, equals, path = text.partition("=")
     if not (id_column and equals and path):
-        raise argparse.ArgumentTypeError(f"{text!r} is not ID_COLUMN=FILE, such as meta__user_id=export/user.parquet")
-    return Source(id_column, path)
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not of the form ID_COLUMN=FILE, such as meta__user_id=export/user.parquet"
+        )
+    return EmbeddingSource(id_column, path)
 
 
 if __name__ == "__main__":
-    run(main, "begins anew")
+    run(main, "starts over")

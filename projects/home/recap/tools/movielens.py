@@ -2,8 +2,8 @@
 
     python -m projects.home.recap.tools.movielens --input DIR --out DIR
 
-Owns the command line, the columns, the split by time and the report. The files are read by movielens_files.py, what
-was known of a user and a film when a rating was given comes from movielens_history.py, the layout from parquet.py.
+Owns the command line, the choice of columns, the split by time and the report. movielens_tables/files.py reads the
+files, movielens_tables/history.py computes features from earlier ratings, and data/parquet.py writes the schema.
 """
 
 import argparse
@@ -24,34 +24,39 @@ from projects.home.recap.data.parquet import Widths, recap_columns, write_schema
 from projects.home.recap.tools.movielens_tables.files import GENRES, OCCUPATIONS, MovieLens, read_movielens
 from projects.home.recap.tools.movielens_tables.history import HISTORY, history_features
 
-DESCRIPTION = "Make a table for the Heavy Ranker from MovieLens 100K."
+DESCRIPTION = "Convert MovieLens 100K to a table for the Heavy Ranker."
 
 TASKS = ("rating_at_least_4", "rating_is_5", "rating_at_most_2")
 SPLITS = ("train", "validation", "test")
 
 CONTINUOUS = ("film_age", "age", *HISTORY)
-"""Years of the film in LAST_YEAR (NaN: unknown), and of the user. What a model may do without comes last, here as in
-BINARY, so that `truncate_and_slice` can leave it out."""
+"""The years from the film's release to LAST_YEAR (NaN if unknown), the user's age in years, and the history.
+
+Here and in BINARY, the features that a model can do without come last, so that `truncate_and_slice` can drop them."""
 
 LAST_YEAR = 1998
-"""In which the ratings of MovieLens 100K end. Years of release are counted back from it: the model takes logarithms, in
-which 1950 and 1995 would be almost the same."""
+"""Year of the last ratings of MovieLens 100K. The age of a film counts back from it, because the model takes logarithms
+and the logarithms of 1950 and 1995 are almost equal."""
 
 AGES = (18, 25, 35, 45, 50, 56)
-"""Where age groups begin, those of GroupLens's later data sets; the first group is all below."""
+"""Lower bounds of the age groups of GroupLens's later data sets. The first group is everybody below the first bound."""
 
 BINARY = (*GENRES, "is_male", *(f"age_group_{group}" for group in range(len(AGES) + 1)), *OCCUPATIONS)
 
 DISCRETE = ("user", "item", "gender", "age_group", "occupation", "year")
-"""From 0 on: user and film in the order of their ids, whether male, the age group, the position in OCCUPATIONS, and the
-years from FIRST_YEAR to the film's release, 0 where these are unknown."""
+"""Integers from 0: user and film in the order of their ids, 1 for a male user, the age group, the position in
+OCCUPATIONS, and the years from FIRST_YEAR to the film's release (0 if unknown)."""
 
 FIRST_YEAR = 1900
 
 
 def movielens_table(data: MovieLens) -> dict[str, NDArray[Any]]:
-    """All ratings as columns of recap_columns(), in the order of `data`: `continuous` float32 [ratings, CONTINUOUS],
-    `binary` uint8 [ratings, BINARY], `discrete` int64 [ratings, DISCRETE] and the TASKS int8 [ratings]."""
+    """Return the ratings, in the order of `data`, as the columns that recap_columns() defines.
+
+    Returns:
+      by name, `continuous` float32 [ratings, CONTINUOUS], `binary` uint8 [ratings, BINARY], `discrete` int64
+      [ratings, DISCRETE], and each of TASKS int8 [ratings].
+    """
     user, item, rating = data.user, data.item, data.rating
     age_group = np.searchsorted(AGES, data.age, side="right")
     year = np.nan_to_num(np.maximum(data.year - FIRST_YEAR, 0), nan=0).astype(np.int64)
@@ -74,7 +79,7 @@ def movielens_table(data: MovieLens) -> dict[str, NDArray[Any]]:
 
 
 def split_by_time(table: dict[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
-    """The first 80%, the next 10% and the last 10% of the rows, by SPLITS."""
+    """Split the rows into the first 80%, the next 10% and the last 10%, named by SPLITS."""
     num_rows = len(table["discrete"])
     bounds = [0, num_rows * 8 // 10, num_rows * 9 // 10, num_rows]
     return {
@@ -84,18 +89,23 @@ def split_by_time(table: dict[str, NDArray[Any]]) -> dict[str, dict[str, NDArray
 
 
 def prepare(directory: Path, out: Path) -> dict[str, dict[str, NDArray[Any]]]:
-    """Writes the MovieLens in `directory` to `out`, which appears when complete; returns the columns of each split.
+    """Convert the MovieLens files in `directory` and write the table to `out`, which appears when it is complete.
 
-    The bytes depend on the ratings, users and films alone, not on their order in the files, nor on the layout.
+    The bytes depend only on the ratings, users and films, not on their order in the files or on the layout.
+
+    Returns:
+      the columns of each split.
 
     Raises:
-      UserError: the files are not as they should be (read_movielens), are of fewer than 10 ratings, or `out` can't be
-        written, or exists and is not an empty directory.
+      UserError: the files are invalid (see read_movielens) or have fewer than 10 ratings; or `out` cannot be written,
+        or exists and is not an empty directory.
     """
     with atomic_directory(out) as partial:
         data = read_movielens(directory)
         if len(data.rating) < 10:
-            raise UserError(f"--input {directory}: {len(data.rating)} rating(s), too few for a split of 80/10/10")
+            raise UserError(
+                f"--input {directory}: {len(data.rating)} rating(s) found, but the 80/10/10 split needs at least 10"
+            )
         splits = split_by_time(movielens_table(data))
         columns = recap_columns(Widths(len(CONTINUOUS), len(BINARY), len(DISCRETE)), TASKS)
         for split, rows in splits.items():
@@ -107,24 +117,24 @@ def prepare(directory: Path, out: Path) -> dict[str, dict[str, NDArray[Any]]]:
 
 
 def report(out: Path, splits: dict[str, dict[str, NDArray[Any]]]) -> str:
-    """What was made: rows and base rates of the splits, and what the models of the discrete features need to know."""
+    """Return the base rates and row counts of the splits, and the numbers of users and films."""
     shares = [[task, *(rows[task].mean() for rows in splits.values())] for task in TASKS]
-    table = tabulate(shares, headers=["task", *(f"{split}" for split in SPLITS)], floatfmt=".4f")
+    table = tabulate(shares, headers=["task", *SPLITS], floatfmt=".4f")
     counts = ", ".join(f"{len(rows['discrete'])} {split}" for split, rows in splits.items())
     users, items = (max(int(rows["discrete"][:, index].max()) for rows in splits.values()) + 1 for index in (0, 1))
     return f"base rates\n{table}\n{out}: {counts} rows of {users} users and {items} films"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; the exit status: 0, or 2 after a user's mistake."""
+    """Run the command line and return the exit status: 0, or 2 after a user error."""
     parser = argparse.ArgumentParser(prog="python -m projects.home.recap.tools.movielens", description=DESCRIPTION)
     parser.add_argument(
         "--input",
         type=Path,
         required=True,
-        help="directory of u.data, u.user, u.item, or of ml-100k.inter, .user, .item",
+        help="directory with u.data, u.user and u.item, or with ml-100k.inter, .user and .item",
     )
-    parser.add_argument("--out", type=Path, required=True, help="directory to make; must not exist, or be empty")
+    parser.add_argument("--out", type=Path, required=True, help="directory to create; must be empty if it exists")
     options = parser.parse_args(arguments)
     try:
         splits = prepare(options.input, options.out)

@@ -1,7 +1,7 @@
-"""Serialized tf.Examples as the columns of a table, a block of rows at a time.
+"""Decodes serialized tf.Examples into columns, one block of rows at a time.
 
-Absent values, other lengths and other kinds are taken as TensorFlow's parse_example takes them with a FixedLenFeature
-of default 0. Which features become which columns is not decided here (conversion_plan.py).
+Missing values, other lengths and other kinds are handled as by TensorFlow's parse_example with a FixedLenFeature whose
+default is 0. Does not decide which features become which columns (columns.py).
 """
 
 import dataclasses
@@ -26,44 +26,44 @@ _DTYPES: dict[Kind, type[np.generic]] = {"float_list": np.float32, "int64_list":
 
 
 class ExampleFeature(NamedTuple):
-    """A feature of the examples, and the column that it becomes."""
+    """A feature of the examples and the column that it is converted to."""
 
     name: str
     kind: Kind
     length: int
-    """Values that an example has of it."""
+    """Number of values in an example."""
     column: Column
     positions: tuple[int, ...] | None = None
-    """Of the values that go to the column, ascending, as many as it is wide; None: the first."""
+    """Ascending positions of the values to keep, one per value of the column. None keeps the first values."""
     largest: int | None = None
-    """A value must be a whole number from 0 to this; None: any."""
+    """Values must be integers from 0 to this limit. None allows any value."""
 
 
 @dataclasses.dataclass
 class Absences:
-    """Features that records were without, and what they have instead."""
+    """Features that records lack, and features that they have but the schema does not."""
 
     missing: Counter[str] = dataclasses.field(default_factory=Counter)
-    """By name of the feature, how many records are without it."""
+    """Number of records that lack a feature, by its name."""
     unread: set[str] = dataclasses.field(default_factory=set)
-    """Names of the features of a file's first record that are not read."""
+    """Names of the features in a file's first record that are not converted."""
 
 
 def read_blocks(
     records: Iterable[bytes], features: Sequence[ExampleFeature], absences: Absences
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """The rows of some hundred records at a time, by column: [rows] or [rows, width] of the column's dtype.
+    """Yield blocks of up to 256 rows: arrays by column name, [rows] or [rows, width], in the column's dtype.
 
-    An example without a feature has zeros there.
+    A feature that an example lacks becomes zeros.
 
     Args:
-      records: the examples.
-      features: those to read.
-      absences: is told what examples were without.
+      records: serialized examples.
+      features: features to read.
+      absences: updated with the features that the examples lack.
 
     Raises:
-      RecordError: a record is no tf.Example, or has a feature of another length or kind, or a value that the column
-        may not hold.
+      RecordError: a record is not a tf.Example, has a feature of another length or kind, or has a value that the column
+        does not allow.
     """
     names = {feature.name for feature in features}
     blocks = [np.zeros((_ROWS_PER_BLOCK, feature.length), _DTYPES[feature.kind]) for feature in features]
@@ -84,64 +84,66 @@ def read_blocks(
 def _names(record: bytes) -> set[str]:
     try:
         return set(Example.FromString(record).features.feature)
-    except DecodeError:  # told when it is parsed
+    except DecodeError:  # reported when the record is parsed
         return set()
 
 
 def _parse(
     record: bytes, features: Sequence[ExampleFeature], rows: Sequence[NDArray[Any]], number: int, missing: Counter[str]
 ) -> None:
-    """Fills a row of each feature's block."""
+    """Write the values of a record to its row of each feature's block."""
     try:
-        found = Example.FromString(record).features.feature
+        values = Example.FromString(record).features.feature
     except DecodeError as error:
         raise RecordError(f"record {number} (counted from 0): not a tf.Example: {error}") from error
     for feature, row in zip(features, rows, strict=True):
-        value = found[feature.name]  # one without a kind where there is none
+        value = values[feature.name]  # a missing feature yields a message without a kind
         numbers = value.float_list.value if feature.kind == "float_list" else value.int64_list.value
         if len(numbers) == feature.length:
-            row[:] = np.asarray(numbers) if feature.length > 1 else numbers[0]  # the same, but some times faster
+            row[:] = np.asarray(numbers) if feature.length > 1 else numbers[0]  # numbers[0] is several times faster
         elif value.WhichOneof("kind") is None:
             row[:] = 0
             missing[feature.name] += 1
         else:
             raise RecordError(
-                f"record {number} (counted from 0): feature '{feature.name}': {_describe(value)} found, "
-                f"{feature.kind} of {feature.length} expected"
+                f"record {number} (counted from 0): feature '{feature.name}': expected {feature.kind} of length "
+                f"{feature.length}, found {_describe(value)}"
             )
 
 
 def _describe(value: Feature) -> str:
+    """Return the kind and length of a feature that has a kind."""
     kind = value.WhichOneof("kind")
+    assert kind is not None
     lengths = {
         "bytes_list": len(value.bytes_list.value),
         "float_list": len(value.float_list.value),
         "int64_list": len(value.int64_list.value),
     }
-    return "nothing" if kind is None else f"{kind} of {lengths[kind]}"
+    return f"{kind} of length {lengths[kind]}"
 
 
 def _column(block: NDArray[Any], feature: ExampleFeature, first: int) -> NDArray[Any]:
-    """The block [rows, length] as the column has it."""
+    """Select and convert the values of a block [rows, length] to those of the column."""
     if feature.column.width is None:
         kept = block[:, 0]
     elif feature.positions is None:
         kept = block[:, : feature.column.width]
     else:
         kept = np.take(block, feature.positions, axis=1)
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN as an integer, too much for float16: are seen below
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN as an integer, overflow in float16: checked below
         values = kept.astype(feature.column.dtype)
     if feature.largest is not None:
         good = (values == kept) & (values >= 0) & (values <= feature.largest)
-        allowed = f"whole numbers from 0 to {feature.largest}"
+        allowed = f"an integer from 0 to {feature.largest}"
     elif values.dtype == np.float16:
-        good, allowed = np.isfinite(values) | ~np.isfinite(kept), "numbers that float16 holds (up to 65504)"
+        good, allowed = np.isfinite(values) | ~np.isfinite(kept), "a number that float16 can hold (up to 65504)"
     else:
         return values
     if not good.all():
         row = int(np.nonzero(~good)[0][0])
-        found = kept[~good][0]
         raise RecordError(
-            f"record {first + row} (counted from 0): feature '{feature.name}': {found} found, {allowed} expected"
+            f"record {first + row} (counted from 0): feature '{feature.name}' has the value {kept[~good][0]}, expected "
+            f"{allowed}"
         )
     return values

@@ -1,4 +1,4 @@
-"""What a person sees of a conversion: how far it is, and at the end what was made and how to read it."""
+"""Reports the progress of a conversion, and at its end the results and how to configure a run that reads them."""
 
 import glob
 import json
@@ -14,36 +14,42 @@ from typing import NamedTuple, Never
 import yaml
 from tqdm import tqdm
 
-from projects.home.recap.tools.conversion.conversion import Layout, Plan
 from projects.home.recap.tools.conversion.examples import Absences
+from projects.home.recap.tools.conversion.files import ConversionPlan, OutputFormat
 
 logger = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 10.0
 
-# Names that a message lists.
-_LISTED = 10
+# A message lists at most this number of names.
+_MAX_LISTED = 10
 
 
-class Outcome(NamedTuple):
-    """What became of a file."""
+class FileOutcome(NamedTuple):
+    """The result of converting one file."""
 
     rows: int
     output_size: int
+    """Size of the output in bytes."""
     absences: Absences
-    """Of the records that were converted."""
+    """Features that the converted records lack."""
     problem: str | None = None
-    """Why there is no output, None where there is one."""
+    """Why the conversion failed, or None if it succeeded."""
 
 
-class Progress:
-    """A bar over the bytes of the sources on a terminal, lines in the log elsewhere."""
+class ConversionProgress:
+    """Shows a bar over the bytes of the sources on a terminal, and log lines otherwise."""
 
-    def __init__(self, plan: Plan, counts: Callable[[], tuple[int, int]]) -> None:
-        """counts: the bytes of the sources that were read so far, and the rows."""
+    def __init__(self, plan: ConversionPlan, counts: Callable[[], tuple[int, int]]) -> None:
+        """Start at zero.
+
+        Args:
+          plan: files to convert.
+          counts: returns the bytes of the sources and the rows read so far.
+        """
         self._counts = counts
-        self._num_files = len(plan.jobs)
-        self._size = sum(job.size for job in plan.jobs)
+        self._num_files = len(plan.conversions)
+        self._size = sum(conversion.size for conversion in plan.conversions)
         self._start = self._logged = time.monotonic()
         self._bar: tqdm[Never] | None = None
         if sys.stderr.isatty():
@@ -52,7 +58,7 @@ class Progress:
             logger.info("converting %d file(s), %s", self._num_files, _size_text(self._size))
 
     def show(self, num_done: int) -> None:
-        """Shows how far it is, with so many files done."""
+        """Show the progress when `num_done` files are done."""
         read, rows = self._counts()
         if self._bar is not None:
             self._bar.set_postfix_str(f"{num_done}/{self._num_files} files, {rows:,} records", refresh=False)
@@ -71,36 +77,41 @@ class Progress:
             )
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Stop updating the bar and leave it on the terminal."""
         if self._bar is not None:
             self._bar.close()
 
 
-def warn_of_absent_features(outcomes: Sequence[Outcome]) -> None:
-    """Warns of features that no record has: the schema's name of it may be wrong."""
+def warn_of_absent_features(outcomes: Sequence[FileOutcome]) -> None:
+    """Warn about features that no record has, because their names in the schema may be wrong."""
     rows = sum(outcome.rows for outcome in outcomes)
     absent = sorted(name for name, count in _missing(outcomes).items() if count == rows)
     if absent:
         unread = sorted(set[str]().union(*(outcome.absences.unread for outcome in outcomes)))
         logger.warning(
-            "no record has %s: zeros are there. Is that its name in the records? Others that they have: %s",
+            "no record has %s, so zeros are written. Check the names in the schema. Other features in the records: %s",
             _listed(absent),
             _listed(unread) or "none",
         )
 
 
 def report(
-    out: Path, plan: Plan, layout: Layout, outcomes: Sequence[Outcome], seconds: float, dated_key: str | None
+    out: Path,
+    plan: ConversionPlan,
+    output_format: OutputFormat,
+    outcomes: Sequence[FileOutcome],
+    seconds: float,
+    dated_key: str | None,
 ) -> str:
-    """What was made, what could not be, and how to read it.
+    """Return the report: converted files, failed files, and the configuration that reads the outputs.
 
     Args:
       out: directory of the outputs.
-      plan: what was to be done.
-      layout: of the outputs.
-      outcomes: of plan.jobs.
-      seconds: that it took.
-      dated_key: the key by which the data set looks for files by date; None: `inputs`.
+      plan: plan of the conversion.
+      output_format: format of the outputs.
+      outcomes: outcomes of plan.conversions.
+      seconds: duration of the conversion.
+      dated_key: configuration key that selects files by date. None if the data set uses `inputs`.
     """
     good = [outcome for outcome in outcomes if outcome.problem is None]
     bad = [outcome.problem for outcome in outcomes if outcome.problem is not None]
@@ -111,49 +122,53 @@ def report(
         speed = f"{seconds:.1f} s, {rows / seconds:,.0f} records/s"
         lines.append(f"converted      {len(good)} file(s), {rows:,} records, {size} of Parquet in {speed}")
         missing = _missing(good).most_common()
-        lines += [f"  {name} missing in {count / rows:.1%} of them, 0 there" for name, count in missing]
+        lines += [f"  {name} is missing in {count / rows:.1%} of the records (0 is written)" for name, count in missing]
     if plan.finished:
-        lines.append(f"done before    {len(plan.finished)} file(s)")
+        lines.append(f"up to date     {len(plan.finished)} file(s)")
     if bad:
         lines += [f"not converted  {len(bad)} file(s)", *(f"  {problem}" for problem in sorted(bad))]
-    if plan.others:
-        lines.append(
-            f"also there     {len(plan.others)} file(s) of sources that are not among --inputs: {plan.others[0]}, ..."
-        )
+    if plan.unrelated:
+        count, example = len(plan.unrelated), plan.unrelated[0]
+        lines.append(f"also in --out  {count} file(s) whose sources are not among --inputs: {example}, ...")
     if good or plan.finished:
-        lines += ["", *_configuration(out, plan, layout, dated_key)]
+        lines += ["", *_configuration(out, plan, output_format, dated_key)]
     return "\n".join(lines) + "\n"
 
 
-def _configuration(out: Path, plan: Plan, layout: Layout, dated_key: str | None) -> list[str]:
-    """What changes in the data set's configuration for what was made."""
-    nested = any(output.parent != out for output in (*plan.finished, *(job.output for job in plan.jobs)))
+def _configuration(out: Path, plan: ConversionPlan, output_format: OutputFormat, dated_key: str | None) -> list[str]:
+    """Return the lines that a data set needs in its configuration to read the outputs."""
+    outputs = (*plan.finished, *(conversion.output for conversion in plan.conversions))
+    nested = any(output.parent != out for output in outputs)
     applied = {
-        "renamed_features": any(feature.name != feature.column.name for feature in layout.features),
-        "truncate_and_slice": any(feature.length != (feature.column.width or 1) for feature in layout.features),
+        "renamed_features": any(feature.name != feature.column.name for feature in output_format.features),
+        "truncate_and_slice": any(feature.length != (feature.column.width or 1) for feature in output_format.features),
     }
-    done = " and ".join(name for name, was_applied in applied.items() if was_applied)
+    obsolete = " and ".join(name for name, was_applied in applied.items() if was_applied)
     files = f"inputs: {_yaml(f'{glob.escape(str(out))}/**/*.parquet' if nested else str(out))}"
     return [
-        f"Of the data set's configuration these two lines change{f'; leave {done} out' if done else ''}:",
+        f"Change these two lines of the data set's configuration{f', and remove {obsolete}' if obsolete else ''}:",
         f"  {files}" if dated_key is None else f"  {dated_key}: {{data_root: {_yaml(str(out))}, ...}}",
         f"  seg_dense_schema: {{schema_path: {_yaml(str(out / 'schema.json'))}}}",
     ]
 
 
-def _missing(outcomes: Sequence[Outcome]) -> Counter[str]:
-    """By name of a feature, how many records were without it."""
+def _missing(outcomes: Sequence[FileOutcome]) -> Counter[str]:
+    """Count the records that lack a feature, by its name."""
     return sum((outcome.absences.missing for outcome in outcomes), Counter())
 
 
 def _yaml(text: str) -> str:
-    """In quotes where YAML, or the substitution of variables, could take it for something else, such as 2023 or no."""
+    """Return `text` as a YAML string, quoted if YAML would read it as another type, such as 2023 or no.
+
+    Dollar signs are doubled, because the configuration substitutes variables.
+    """
     is_plain = re.fullmatch(r"[A-Za-z_./][\w./*-]*", text) and yaml.safe_load(text) == text
     return text if is_plain else json.dumps(text.replace("$", "$$"), ensure_ascii=False)
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
 
 
 def _size_text(size: int) -> str:

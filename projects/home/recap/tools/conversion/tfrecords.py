@@ -1,9 +1,9 @@
-"""TFRecord files: the records in them, with every checksum checked. What the bytes of a record mean is not known here.
+"""Reads the records of a TFRecord file and verifies every checksum. Does not decode the records.
 
 A file is a sequence of records: the length as uint64, its checksum as uint32, the bytes, their checksum as uint32, all
 little-endian (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details). A gzip'd file holds
-the same, and gzip's own checksum of all of it. Where it is not compressed, a file that was cut exactly between two
-records can't be told from a whole one.
+the same bytes and adds gzip's own checksum. An uncompressed file that is truncated exactly between two records is
+indistinguishable from a complete one.
 """
 
 import gzip
@@ -20,21 +20,21 @@ _Stream = IO[bytes] | gzip.GzipFile
 _GZIP_MAGIC = b"\x1f\x8b"
 
 _MAX_LENGTH = 2**31
-"""No protobuf message is as long."""
+"""Protobuf messages are shorter than this."""
 
 
 class RecordError(Exception):
-    """A file that is not whole, or a record that is not as it should be: the message names the record, not the file."""
+    """Raised if a file is incomplete or a record is invalid. The message names the record, but not the file."""
 
 
 def read_records(file: IO[bytes]) -> Iterator[bytes]:
-    """The records of a file, gzip'd or not, in one gzip member or several.
+    """Yield the records of a file, uncompressed or gzip'd in one or more members.
 
     Args:
-      file: at its beginning, buffered: how far it was read is how far the records were.
+      file: buffered file, positioned at its start. Its position advances with the records.
 
     Raises:
-      RecordError: the file is empty, truncated or corrupt, or can't be read. All records before were as written.
+      RecordError: the file is empty, truncated, corrupt or unreadable. All records yielded before are intact.
     """
     number = 0
     try:
@@ -45,7 +45,7 @@ def read_records(file: IO[bytes]) -> Iterator[bytes]:
     except (EOFError, zlib.error, gzip.BadGzipFile, _FramingError) as error:
         raise RecordError(f"record {number} (counted from 0): truncated or corrupt: {error}") from error
     except OSError as error:
-        raise RecordError(f"can't be read: {error.strerror or error}") from error
+        raise RecordError(f"cannot read this file: {error.strerror or error}") from error
 
 
 class _FramingError(Exception):
@@ -57,12 +57,12 @@ def _uncompressed(file: IO[bytes]) -> _Stream:
     file.seek(0)
     if not start:
         raise _FramingError("the file is empty")
-    # The length of an uncompressed file's first record may look like gzip's magic number, but not with its checksum.
+    # The length of an uncompressed record can look like gzip's magic number, but then its checksum does not match.
     if _is_header(start):
         return file
     if start.startswith(_GZIP_MAGIC):
         return gzip.GzipFile(fileobj=file)
-    raise _FramingError("it begins neither as TFRecords nor as gzip; is it a file of records?")
+    raise _FramingError("the file starts neither with a TFRecord nor with a gzip header; check that it holds records")
 
 
 def _is_header(header: bytes) -> bool:
@@ -73,20 +73,20 @@ def _read_record(header: bytes, stream: _Stream) -> bytes:
     if len(header) < _HEADER.size:
         raise _FramingError("the file ends within the length of the record")
     if not _is_header(header):
-        raise _FramingError("the checksum of the length is wrong")
+        raise _FramingError("the checksum of the length does not match")
     length = _HEADER.unpack(header)[0]
     if length >= _MAX_LENGTH:
-        raise _FramingError(f"{length} bytes long, more than a tf.Example can be")
+        raise _FramingError(f"the record is {length} bytes long, more than a tf.Example can be")
     record = stream.read(length)
     checksum = stream.read(_CHECKSUM.size)
     if len(record) < length or len(checksum) < _CHECKSUM.size:
         raise _FramingError(f"the file ends within the record of {length} bytes")
     if _CHECKSUM.unpack(checksum)[0] != masked_crc32c(record):
-        raise _FramingError(f"the checksum of the record's {length} bytes is wrong")
+        raise _FramingError(f"the checksum of the record's {length} bytes does not match")
     return record
 
 
 def masked_crc32c(data: bytes) -> int:
-    """CRC-32C, rotated right by 15 bits and plus a constant, as TFRecord files store it."""
+    """Return the masked CRC-32C that TFRecord files store: the checksum rotated right by 15 bits plus a constant."""
     crc: int = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF

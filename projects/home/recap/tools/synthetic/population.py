@@ -1,6 +1,6 @@
-"""Synthetic users, authors and impressions: every feature column of the default data.
+"""Draws synthetic users, authors and impressions: all feature columns of the default data.
 
-Owns the distributions that features are drawn from. Knows neither labels (teacher.py) nor files.
+Owns the distributions of the features. Draws no labels (teacher.py) and writes no files (tools/generate.py).
 """
 
 from typing import Any, NamedTuple
@@ -17,12 +17,16 @@ Floats = NDArray[np.float64]
 NUM_USERS = 20_000
 NUM_AUTHORS = 5_000
 NUM_ECHOES = 24
-"""Continuous columns after the named ones: counts over other windows, that is named ones with noise."""
+"""Number of continuous columns after the named ones: noisy copies that imitate counts over other time windows."""
 NUM_LANGUAGES, NUM_TOPICS, NUM_CLIENTS = 40, 64, 6
 
 
 class Population(NamedTuple):
-    """Users and authors as latent standard normals; tastes [people, embedding width], ready to be stored."""
+    """The users and authors.
+
+    Tastes and habits are [people, embedding width], rounded as they are stored. Languages are indices [people]. All
+    other traits are standard normals [people].
+    """
 
     user_taste: Array
     user_habit: Array
@@ -40,7 +44,7 @@ class Population(NamedTuple):
 
 
 def make_population(seed: int, widths: Widths) -> Population:
-    """The people of `seed`; the same for every file."""
+    """Draw the users and authors from `seed`. All files share them."""
     rng = np.random.default_rng([seed, 0])
     taste = _tastes(rng, NUM_USERS)
     return Population(
@@ -61,7 +65,7 @@ def make_population(seed: int, widths: Widths) -> Population:
 
 
 def draw_impressions(rng: np.random.Generator, people: Population, widths: Widths, num_rows: int) -> dict[str, Array]:
-    """`num_rows` impressions: the feature columns by name, and meta__user_id, meta__author_id."""
+    """Draw `num_rows` impressions: the feature columns, meta__user_id and meta__author_id, by name."""
     user = _heavy_index(rng, NUM_USERS, num_rows, 1.5)
     author = _heavy_index(rng, NUM_AUTHORS, num_rows, 2.0)
     taste, author_taste = people.user_taste[user], people.author_taste[author]
@@ -111,7 +115,7 @@ def _draw_logs(
     affinity: Floats,
     flags: dict[str, Array],
 ) -> dict[str, Floats]:
-    """The named continuous columns, as log(1 + x) before rounding."""
+    """Draw log(1 + x) of the named continuous columns, before rounding."""
 
     def noise(scale: float) -> Floats:
         return scale * rng.standard_normal(len(user))
@@ -180,32 +184,32 @@ def _discrete(rng: np.random.Generator, people: Population, user: Array, author:
 
 
 def _padded(rng: np.random.Generator, named: Array, width: int) -> Array:
-    """`named` followed by mostly zero columns, [rows, width], as wide production records are."""
+    """Extend `named` with mostly zero columns to [rows, width], as in wide production records."""
     num_rows, num_named = named.shape
     padded = np.zeros((num_rows, width), named.dtype)
     padded[:, :num_named] = named
     num_filled = num_rows * (width - num_named) // 50
     if num_filled:
-        rows, places = rng.integers(0, num_rows, num_filled), rng.integers(num_named, width, num_filled)
-        padded[rows, places] = np.rint(np.exp(rng.exponential(1.5, num_filled)))
+        rows, positions = rng.integers(0, num_rows, num_filled), rng.integers(num_named, width, num_filled)
+        padded[rows, positions] = np.rint(np.exp(rng.exponential(1.5, num_filled)))
     return padded
 
 
 def _heavy_index(rng: np.random.Generator, count: int, num_draws: int, power: float) -> Array:
-    """Indices in [0, count) whose popularity falls as index ** (1 / power - 1)."""
+    """Draw indices in [0, count) whose popularity falls as index ** (1 / power - 1)."""
     return (count * rng.random(num_draws) ** power).astype(np.int64)
 
 
 def _tastes(rng: np.random.Generator, num_people: int) -> Floats:
-    """Tastes [people, TASTE_DIMS]: a few broad interests matter more than many narrow ones."""
+    """Draw tastes [people, TASTE_DIMS] in which a few broad interests matter more than many narrow ones."""
     spectrum = 1.0 / (1.0 + np.arange(TASTE_DIMS) / 3.0)
     return np.asarray(spectrum * rng.standard_normal((num_people, TASTE_DIMS)))
 
 
 def _stored_taste(rng: np.random.Generator, taste: Floats, width: int) -> Array:
-    """Float32 [people, width]: centred, of norm sqrt(TASTE_DIMS), then faint noise to the full width.
+    """Return tastes as float32 [people, width]: centered, with norm sqrt(TASTE_DIMS), padded with faint noise.
 
-    A layer norm leaves such vectors as they are. Rounded to 1/64, a third of the bytes.
+    A layer norm leaves such vectors unchanged. Rounding to 1/64 cuts the size of the files to a third.
     """
     taste = taste - taste.mean(axis=1, keepdims=True)
     taste *= np.sqrt(TASTE_DIMS / np.square(taste).sum(axis=1, keepdims=True))

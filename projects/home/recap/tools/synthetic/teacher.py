@@ -1,8 +1,8 @@
-"""The hidden teacher of the default data: every label's probability, a function of the stored columns alone.
+"""The hidden teacher of the default data: computes the probability of every label from the stored columns alone.
 
-Owns which columns mean something, and how they act. Does not draw anything (population.py does): whoever has
-the Parquet files can compute the probabilities again. Reads only the first columns of each vector, so that a
-truncation to 2117 continuous and 59 binary columns, as in production, leaves it whole.
+Owns the meaning of the columns and their effect on the labels. Draws nothing (population.py), so the probabilities can
+be recomputed from the Parquet files. Reads only the first columns of each vector, so the probabilities survive
+production's truncation to 2117 continuous and 59 binary columns.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ CONTINUOUS = (
     "pair_favs_90d",
     "pair_profile_visits_90d",
 )
-"""Names of the first continuous columns, in order; the others are noise and echoes of these."""
+"""Names of the first continuous columns, in order. The others are noise and noisy copies of these."""
 
 BINARY = (
     "has_image",
@@ -52,10 +52,10 @@ BINARY = (
     "author_is_verified",
     "user_is_mobile",
 )
-"""Names of the first binary columns, in order; the others are noise."""
+"""Names of the first binary columns, in order. The others are noise."""
 
 TASTE_DIMS = 16
-"""Coordinates of the embeddings that hold tastes; the others are noise."""
+"""Number of coordinates of the embeddings that hold tastes. The others are noise."""
 
 FACTORS = {
     # Tasks: favorited, good click (engaged), good click, negative feedback,
@@ -75,17 +75,19 @@ FACTORS = {
     "thread": (0.25, 0.70, 0.80, 0.20, 0.10, 0.50, 0.40, 0.30, 0.05, -0.20),
     "annoyance": (-0.30, -0.20, -0.10, 0.90, -0.10, 0.00, -0.10, 1.00, -0.20, -0.10),
 }
-"""How much each factor adds to the log-odds of each task, in the order of parquet.TASKS."""
+"""Weight of each factor in the log-odds of each task, in the order of parquet.TASKS."""
 
 INTERCEPTS = (-4.71, -6.51, -5.35, -6.98, -6.04, -6.41, -8.0, -10.56, -6.67, -4.22)
-"""Log-odds where all factors are 0, per task; they set the base rates, from 10% down to 0.01%."""
+"""Log-odds of each task when all factors are 0. They set the base rates, from 10% down to 0.01%."""
 
 
 def teacher_probabilities(columns: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """The probability of every task's label, [rows, tasks] in the order of parquet.TASKS.
+    """Return the probability of every label, [rows, tasks] in the order of parquet.TASKS.
 
-    `columns` holds `continuous`, `binary` and the three embeddings as stored, [rows, width] each. Computed in
-    float64, each row for itself and without BLAS: the number of threads does not change a bit of it.
+    Computes in float64, row by row and without BLAS, so the result does not depend on the number of threads.
+
+    Args:
+      columns: `continuous`, `binary` and the three embeddings as stored, each [rows, width].
     """
     factors = teacher_factors(columns)
     log_odds = np.tile(np.array(INTERCEPTS), (len(columns["continuous"]), 1))
@@ -96,7 +98,7 @@ def teacher_probabilities(columns: dict[str, NDArray[Any]]) -> NDArray[np.float3
 
 
 def teacher_factors(columns: dict[str, NDArray[Any]]) -> dict[str, Floats]:
-    """What the log-odds are made of: a [rows] array per name in FACTORS."""
+    """Return the factors of the log-odds: an array [rows] for each name in FACTORS."""
     counts = columns["continuous"][:, : len(CONTINUOUS)].astype(np.float64)
     log = dict(zip(CONTINUOUS, np.log1p(counts).T, strict=True))
     flag = dict(zip(BINARY, columns["binary"][:, : len(BINARY)].T.astype(np.float64), strict=True))
@@ -121,11 +123,11 @@ def teacher_factors(columns: dict[str, NDArray[Any]]) -> dict[str, Floats]:
 
 
 def _match(left: NDArray[Any], right: NDArray[Any]) -> Floats:
-    """Dot product of two tastes, [rows], scaled to a variance of about 1."""
+    """Return the dot product of two tastes, [rows], scaled to a variance of about 1."""
     products: Floats = left[:, :TASTE_DIMS].astype(np.float64) * right[:, :TASTE_DIMS].astype(np.float64)
     return np.asarray(products.sum(axis=1) / 6.0)
 
 
 def _bump(x: Floats) -> Floats:
-    """1 at 0, falling to 0 on both sides."""
+    """Return a bell curve that is 1 at 0 and falls to 0 on both sides."""
     return np.exp(-0.5 * x * x)

@@ -1,8 +1,9 @@
-"""The command, run as a user does. What it makes of a file is looked at in test_conversion.py."""
+"""Runs the command as a user does. conversion/test_files.py tests the conversion of a single file."""
 
 import contextlib
 import fcntl
 import os
+import re
 import select
 import shutil
 import signal
@@ -27,7 +28,7 @@ from tests.support.programs import TIMEOUT_IN_S, wait_for_line
 from tests.support.root import ROOT
 
 PARTS = {"2023/02/01/00": "part-00000.gz", "2023/02/01/01": "part-00001.tfrecord.gz"}
-CUT, REFUSED = "2023/02/01/02/part-00002.gz", "2023/02/01/03/part-00003.gz"
+TRUNCATED, REFUSED = "2023/02/01/02/part-00002.gz", "2023/02/01/03/part-00003.gz"
 CONTINUOUS, BINARY = 3, 4
 
 YAML = """
@@ -57,7 +58,9 @@ optimizer: {{adam: {{}}, single_task_learning_rate: {{constant: 0.001}}}}
 """
 
 
-class Ended(NamedTuple):
+class FinishedProcess(NamedTuple):
+    """Exit status and output of the command."""
+
     status: int
     stdout: str
     stderr: str
@@ -65,7 +68,7 @@ class Ended(NamedTuple):
 
 @contextlib.contextmanager
 def started(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """The command, running in a session of its own; whatever is left of it is killed."""
+    """Start the command in its own session, and kill the remaining processes at the end."""
     command = [sys.executable, "-m", "projects.home.recap.tools.convert", *arguments]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -78,16 +81,16 @@ def started(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
         process.communicate(timeout=TIMEOUT_IN_S)
 
 
-def run(*arguments: str) -> Ended:
+def run(*arguments: str) -> FinishedProcess:
     with started(*arguments) as process:
         stdout, stderr = process.communicate(timeout=TIMEOUT_IN_S)
-    return Ended(process.returncode, stdout, stderr)
+    return FinishedProcess(process.returncode, stdout, stderr)
 
 
 def files(folder: Path) -> list[str]:
-    """All that is visible."""
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(str(path) for path in found if not path.name.startswith("."))
+    """Return the paths of all visible files."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path) for path in paths if not path.name.startswith("."))
 
 
 def hidden(folder: Path) -> list[str]:
@@ -95,11 +98,11 @@ def hidden(folder: Path) -> list[str]:
 
 
 class Converted(NamedTuple):
-    """Files of four hours, of which two are bad, and a run of the command."""
+    """A run of the command on files of four hours, two of which are invalid."""
 
     folder: Path
     arguments: list[str]
-    ended: Ended
+    result: FinishedProcess
 
     @property
     def out(self) -> Path:
@@ -113,7 +116,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
         (folder / "in" / hour).mkdir(parents=True)
         shutil.copy(WRITTEN_BY_TENSORFLOW / name, folder / "in" / hour)
     for name, data in (
-        (CUT, (WRITTEN_BY_TENSORFLOW / "part-00000.gz").read_bytes()[:-100]),
+        (TRUNCATED, (WRITTEN_BY_TENSORFLOW / "part-00000.gz").read_bytes()[:-100]),
         (REFUSED, (WRITTEN_BY_TENSORFLOW / "refused-short.tfrecord").read_bytes()),
     ):
         (folder / "in" / name).parent.mkdir()
@@ -125,11 +128,12 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
 
 
 def num_missing(feature: str) -> int:
+    """Return the number of valid records that lack a feature."""
     return sum(int((read_by_tensorflow(name)[feature] == 0).all(axis=1).sum()) for name in PARTS.values())
 
 
-def test_bad_files_are_named_and_the_others_converted(converted):
-    status, stdout, stderr = converted.ended
+def test_invalid_files_are_reported_and_the_others_converted(converted):
+    status, stdout, stderr = converted.result
     assert status == 1
     assert files(converted.out) == [
         "2023/02/01/00/part-00000.parquet",
@@ -139,38 +143,37 @@ def test_bad_files_are_named_and_the_others_converted(converted):
     assert hidden(converted.out) == []
     lines = stdout.splitlines()
     assert lines[0].startswith("converted      2 file(s), 164 records, ")
-    missing = [line for line in lines if line.endswith(" of them, 0 there")]
+    missing = [line for line in lines if " is missing in " in line]
     assert len(missing) == 11
-    assert f"  user.twhin missing in {num_missing('user.twhin') / 164:.1%} of them, 0 there" in missing
+    assert any(f" user.twhin is missing in {num_missing('user.twhin') / 164:.1%} " in line for line in missing)
     lines = [line for line in lines if line not in missing]
     assert lines[1] == "not converted  2 file(s)"
-    cut, refused = (converted.folder / "in" / name for name in (CUT, REFUSED))
-    assert lines[2].startswith(f"  {cut}: record ")
+    truncated, refused = (converted.folder / "in" / name for name in (TRUNCATED, REFUSED))
+    assert lines[2].startswith(f"  {truncated}: record ")
     assert "truncated or corrupt" in lines[2]
-    assert lines[3] == (
-        f"  {refused}: record 1 (counted from 0): feature 'home.cont': float_list of 6 found, float_list of 7 expected"
-    )
+    assert lines[3].startswith(f"  {refused}: record 1 (counted from 0): feature 'home.cont': ")
+    assert {"float_list of length 6", "float_list of length 7"} <= set(re.findall(r"float_list of length \d", lines[3]))
     assert stderr.count("WARNING not converted: ") == 2
     assert "Traceback" not in stderr
 
 
-def test_the_same_command_converts_what_is_missing(converted, tmp_path):
-    """In a copy of what was made: the sources' paths stay."""
+def test_the_same_command_converts_the_remaining_files(converted, tmp_path):
+    """Continues in a copy of the output directory. The paths of the sources stay the same."""
     out = tmp_path / "out"
     shutil.copytree(converted.out, out)
     before = {name: (out / name).stat().st_mtime_ns for name in files(out)}
-    cut = converted.folder / "in" / CUT
-    damaged = cut.read_bytes()
-    cut.write_bytes((WRITTEN_BY_TENSORFLOW / "part-00000.gz").read_bytes())
+    truncated = converted.folder / "in" / TRUNCATED
+    damaged = truncated.read_bytes()
+    truncated.write_bytes((WRITTEN_BY_TENSORFLOW / "part-00000.gz").read_bytes())
     refused = (converted.folder / "in" / REFUSED).rename(tmp_path / "refused")
     try:
         status, stdout, stderr = run(*converted.arguments, "--out", str(out))
     finally:
-        cut.write_bytes(damaged)
+        truncated.write_bytes(damaged)
         refused.rename(converted.folder / "in" / REFUSED)
     assert status == 0, stderr
     assert stdout.startswith("converted      1 file(s), 120 records, ")
-    assert "\ndone before    2 file(s)\n" in stdout
+    assert "\nup to date     2 file(s)\n" in stdout
     assert "not converted" not in stdout
     assert set(files(out)) - set(before) == {"2023/02/01/02/part-00002.parquet"}
     parquet = [name for name in before if name != "schema.json"]
@@ -178,13 +181,14 @@ def test_the_same_command_converts_what_is_missing(converted, tmp_path):
 
 
 def test_training_reads_what_tensorflow_read(converted):
-    """By the two lines that the report gives."""
-    assert converted.ended.stdout.splitlines()[-3].endswith("; leave renamed_features and truncate_and_slice out:")
-    keys = [line.strip().replace(": ", "=", 1) for line in converted.ended.stdout.splitlines()[-2:]]
+    """Uses the two configuration lines that the report gives."""
+    *_, advice, inputs, schema = converted.result.stdout.splitlines()
+    assert "remove renamed_features and truncate_and_slice" in advice
+    keys = [line.strip().replace(": ", "=", 1) for line in (inputs, schema)]
     overrides = [*(f"train_data.{key}" for key in keys), "train_data.preprocess=null"]
     config = load_config_from_yaml(RecapConfig, converted.folder / "run.yaml", overrides)
     dataset = RecapDataset.open(config.train_data, ["like", "reply"], "train_data", evaluation=True)
-    batches = [placed.batch for placed in dataset.reader(0, 1).evaluate()]
+    batches = [positioned.batch for positioned in dataset.reader(0, 1).evaluate()]
     expected = [read_by_tensorflow(name) for name in PARTS.values()]
     truth = {name: np.concatenate([arrays[name] for arrays in expected]) for name in expected[0]}
     num_rows = 164
@@ -205,24 +209,24 @@ def test_training_reads_what_tensorflow_read(converted):
         torch.testing.assert_close(read(name), torch.from_numpy(theirs), rtol=0, atol=0, equal_nan=True)
 
 
-# --- What ends it. ---
+# --- Signals and killed processes ---
 
 
 @pytest.fixture
 def long_conversion(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """The command at a file of which it has for long; one before it is bad, whose line tells that work goes on."""
+    """Start the command on an invalid file, which it reports, and then on a file that takes long."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "0.gz").write_bytes(b"")
     data = (WRITTEN_BY_TENSORFLOW / "part-00000.gz").read_bytes()
     (tmp_path / "in" / "1.gz").write_bytes(data * 3000)
     arguments = ["--schema", str(SCHEMA), "--inputs", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
     with started(*arguments, "--processes", "1") as process:
-        wait_for_line(process, "not converted: .*0.gz: .* the file is empty")
+        wait_for_line(process, "not converted: .*0.gz: ")
         yield process
 
 
 def workers(process: "subprocess.Popen[str]") -> list[int]:
-    """The processes that convert."""
+    """Return the ids of the worker processes."""
     pids = [
         int(pid)
         for children in Path(f"/proc/{process.pid}/task").glob("*/children")
@@ -232,49 +236,49 @@ def workers(process: "subprocess.Popen[str]") -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "told"),
-    [
-        (signal.SIGINT, 130, "interrupted; the same command continues with the files that are left\n"),
-        (signal.SIGTERM, 143, ""),
-    ],
+    ("number", "status", "message"),
+    [(signal.SIGINT, 130, r"interrupted.* converts the remaining files\.?\n"), (signal.SIGTERM, 143, "")],
 )
-def test_a_signal_ends_it_and_leaves_nothing_half_made(number, status, told, long_conversion, tmp_path):
-    """Sent to all its processes, as a terminal does with Ctrl-C."""
+def test_a_signal_ends_the_command_and_leaves_no_partial_file(number, status, message, long_conversion, tmp_path):
+    """SIGINT goes to all processes, as Ctrl-C in a terminal does."""
     if number == signal.SIGINT:
         os.killpg(long_conversion.pid, number)
     else:
         long_conversion.send_signal(number)
     stdout, stderr = long_conversion.communicate(timeout=TIMEOUT_IN_S)
-    assert (long_conversion.returncode, stdout, stderr) == (status, "", told)
+    assert (long_conversion.returncode, stdout) == (status, "")
+    assert re.fullmatch(message, stderr)
     assert files(tmp_path / "out") == ["schema.json"]
     assert hidden(tmp_path / "out") == []
 
 
-def test_a_worker_that_is_killed_is_told(long_conversion, tmp_path):
+def test_a_killed_worker_is_reported(long_conversion, tmp_path):
     (worker,) = workers(long_conversion)
     os.kill(worker, signal.SIGKILL)
     stdout, stderr = long_conversion.communicate(timeout=TIMEOUT_IN_S)
     assert (long_conversion.returncode, stdout) == (2, "")
-    assert stderr.startswith("error: a process that converted was killed, perhaps because memory ran out")
+    assert stderr.startswith("error: a worker process was killed")
+    assert "--processes" in stderr
     assert "Traceback" not in stderr
     assert files(tmp_path / "out") == ["schema.json"]
 
 
-def test_its_processes_end_with_it_however_it_ends(long_conversion, tmp_path):
+def test_workers_exit_when_the_main_process_is_killed(long_conversion, tmp_path):
     (worker,) = workers(long_conversion)
     descriptor = os.pidfd_open(worker)
     try:
         long_conversion.kill()
-        assert select.select([descriptor], [], [], TIMEOUT_IN_S)[0], "the worker goes on"
+        assert select.select([descriptor], [], [], TIMEOUT_IN_S)[0], "the worker is still running"
     finally:
         os.close(descriptor)
     assert files(tmp_path / "out") == ["schema.json"]
 
 
-# --- Mistakes: in this process, which then starts no other. ---
+# --- User errors, found before any worker starts ---
 
 
-def mistake(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+def user_error(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """Run the command in this process and return the message of its UserError."""
     monkeypatch.setattr(sys, "argv", ["convert", *arguments])
     with pytest.raises(UserError) as caught:
         convert.main()
@@ -287,29 +291,30 @@ def mistake(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
         ([], "one of the arguments --config --schema is required"),
         (["--config", "a.yaml", "--schema", "b.json"], "--schema: not allowed with argument --config"),
         (["--schema", "b.json"], "--schema needs --inputs"),
-        (["--schema", "b.json", "--inputs", "x", "--set", "a=b"], "--set and --data_set go with --config"),
-        (["--schema", "b.json", "--inputs", "x", "--data_set", "train_data"], "--set and --data_set go with --config"),
-        (["--config", "a.yaml", "--processes", "0"], "'0' is not a whole number >= 1"),
-        (["--schema", "nowhere.json", "--inputs", "x"], "--schema: nowhere.json can't be read: No such file"),
+        (["--schema", "b.json", "--inputs", "x", "--set", "a=b"], "--set and --data_set need --config"),
+        (["--schema", "b.json", "--inputs", "x", "--data_set", "train_data"], "--set and --data_set need --config"),
+        (["--config", "a.yaml", "--processes", "0"], "--processes: '0'"),
+        (["--schema", "nowhere.json", "--inputs", "x"], "nowhere.json"),
     ],
 )
-def test_mistakes_of_the_command_line(arguments, message, tmp_path, monkeypatch):
-    assert message in mistake(monkeypatch, *arguments, "--out", str(tmp_path / "out"))
+def test_an_invalid_command_line_is_an_error(arguments, message, tmp_path, monkeypatch):
+    assert message in user_error(monkeypatch, *arguments, "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_data_set_that_is_not_there(converted, monkeypatch):
-    message = mistake(monkeypatch, *converted.arguments, "--data_set", "validation_data.test")
+def test_an_unknown_data_set_is_an_error(converted, monkeypatch):
+    message = user_error(monkeypatch, *converted.arguments, "--data_set", "validation_data.test")
     assert message.startswith("--data_set validation_data.test: not in ")
     assert message.endswith("which has train_data, validation_data.validation")
 
 
 def by_date(data_root: Path) -> list[str]:
+    """Return overrides that make the data set select files by date."""
     dated = f"train_data.explicit_date_inputs={{data_root: {data_root}, end_date: 2023-02-01, days: 1}}"
     return ["--set", "train_data.inputs=null", "--set", dated]
 
 
-def test_files_by_date_keep_their_folders_and_a_bad_file_its_older_output(converted, tmp_path):
+def test_files_by_date_keep_their_folders_and_an_invalid_file_keeps_its_earlier_output(converted, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(converted.out, out)
     source, output = (folder / "2023/02/01/00/part-00000" for folder in (converted.folder / "in", out))
@@ -320,35 +325,38 @@ def test_files_by_date_keep_their_folders_and_a_bad_file_its_older_output(conver
     finally:
         source.with_suffix(".gz").write_bytes(whole)
     assert status == 1
-    assert f"({output}.parquet, made from it before, stays)" in stdout
+    assert f"({output}.parquet from an earlier conversion is kept)" in stdout
     assert f"\n  explicit_date_inputs: {{data_root: {out}, ...}}\n" in stdout
     assert files(out) == files(converted.out)
 
 
-def test_files_by_date_that_would_not_be_found(converted, tmp_path, monkeypatch):
+def test_outputs_that_a_data_set_by_date_would_not_find_are_an_error(converted, tmp_path, monkeypatch):
     inputs = ["--inputs", str(converted.folder / "in/2023"), "--out", str(tmp_path / "out")]
-    message = mistake(monkeypatch, *converted.arguments, *by_date(tmp_path), *inputs)
-    assert "explicit_date_inputs looks into folders YYYY/MM/DD below its data_root, but the first file would" in message
-    assert message.endswith("02/01/00/part-00000.parquet; let --inputs be the directory that the years are in")
+    message = user_error(monkeypatch, *converted.arguments, *by_date(tmp_path), *inputs)
+    assert message.startswith(f"--inputs {converted.folder}/in/2023: explicit_date_inputs ")
+    assert " YYYY/MM/DD " in message
+    assert f" {tmp_path}/out/02/01/00/part-00000.parquet;" in message
 
 
-def test_a_record_is_not_converted_to_two_places(converted, monkeypatch):
-    message = mistake(monkeypatch, *converted.arguments, "--inputs", str(converted.folder / "in/2023"))
-    made = converted.out / "2023/02/01/00/part-00000.parquet"
-    assert message.startswith(f"{made}: was made from {converted.folder}/in/2023/02/01/00/part-00000.gz, which would ")
-    assert message.endswith("as --inputs begins elsewhere; give --inputs as before, or another --out")
+def test_a_file_is_not_converted_to_two_outputs(converted, monkeypatch):
+    message = user_error(monkeypatch, *converted.arguments, "--inputs", str(converted.folder / "in/2023"))
+    output = converted.out / "2023/02/01/00/part-00000.parquet"
+    assert message.startswith(f"{output} was converted from {converted.folder}/in/2023/02/01/00/part-00000.gz, ")
+    assert f" {converted.out}/02/01/00/part-00000.parquet " in message
+    assert message.endswith("give the earlier --inputs, or another --out")
 
 
-def test_another_layout_in_the_same_directory(converted, monkeypatch):
-    """Also where no output is there yet that could tell."""
+def test_another_format_in_the_same_directory_is_an_error(converted, monkeypatch):
+    """The inputs have no output yet, so the format of the directory is compared."""
     inputs = ["--inputs", str(WRITTEN_BY_TENSORFLOW / "part-00002.tfrecords")]
     for other in (["--float16"], ["--lists"], ["--set", "train_data.preprocess=null"]):
-        message = mistake(monkeypatch, *converted.arguments, *inputs, *other)
-        assert message.startswith(f"--out {converted.out}: what is there was made with another schema, ")
+        message = user_error(monkeypatch, *converted.arguments, *inputs, *other)
+        assert message.startswith(f"--out {converted.out}: ")
+        assert "a different schema, " in message
 
 
-def test_what_made_nothing_leaves_the_directory_to_another_layout(converted, tmp_path):
-    """Such as a conversion by a wrong schema; and a name that can't be written is told as a bad file's."""
+def test_a_directory_without_outputs_accepts_another_format(converted, tmp_path):
+    """Covers a first conversion with a wrong schema, and a file whose name cannot be written."""
     source = tmp_path / "in"
     source.mkdir()
     shutil.copy(WRITTEN_BY_TENSORFLOW / "refused-short.tfrecord", source)
@@ -356,29 +364,30 @@ def test_what_made_nothing_leaves_the_directory_to_another_layout(converted, tmp
     arguments = ["--inputs", str(source), "--out", str(tmp_path / "out")]
     status, stdout, stderr = run(*converted.arguments, *arguments)
     assert status == 1, stderr
-    assert "b?: pyarrow writes no file whose name is not UTF-8; rename it" in stdout
+    assert re.search(r"/b\?: .*not UTF-8", stdout)
     shutil.copy(WRITTEN_BY_TENSORFLOW / "part-00002.tfrecords", source)
     status, stdout, stderr = run(*converted.arguments, *arguments, "--lists")
     assert status == 1, stderr
     assert stdout.startswith("converted      1 file(s)")
 
 
-def test_two_conversions_at_once(converted, monkeypatch):
+def test_a_second_conversion_to_the_same_directory_is_an_error(converted, monkeypatch):
     inputs = ["--inputs", str(WRITTEN_BY_TENSORFLOW / "part-00002.tfrecords")]
     with (converted.out / ".conversion").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        message = mistake(monkeypatch, *converted.arguments, *inputs)
-    assert message == f"--out {converted.out}: another conversion is writing there; wait, or give another --out"
+        message = user_error(monkeypatch, *converted.arguments, *inputs)
+    assert message.startswith(f"--out {converted.out}: another conversion is writing ")
 
 
-def test_a_schema_of_somebody_else_is_not_overwritten(converted, tmp_path, monkeypatch):
+def test_a_schema_from_elsewhere_is_not_overwritten(converted, tmp_path, monkeypatch):
     (tmp_path / "schema.json").write_text("mine")
-    message = mistake(monkeypatch, *converted.arguments, "--out", str(tmp_path))
-    assert message.startswith(f"{tmp_path}/schema.json: is there, with something else ")
+    message = user_error(monkeypatch, *converted.arguments, "--out", str(tmp_path))
+    assert message.startswith(f"{tmp_path}/schema.json exists ")
     assert (tmp_path / "schema.json").read_text() == "mine"
 
 
-def test_an_out_that_is_a_file(converted, tmp_path, monkeypatch):
+def test_an_output_directory_that_is_a_file_is_an_error(converted, tmp_path, monkeypatch):
     (tmp_path / "out").touch()
-    message = mistake(monkeypatch, *converted.arguments, "--out", str(tmp_path / "out"))
-    assert message == f"--out {tmp_path}/out: can't be written: File exists"
+    message = user_error(monkeypatch, *converted.arguments, "--out", str(tmp_path / "out"))
+    assert message.startswith(f"--out {tmp_path}/out: ")
+    assert message.endswith("File exists")

@@ -22,7 +22,7 @@ SMALL = Preset(Widths(48, 16, 4, 16), (300, 100), row_group_size=64, rows_per_fi
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file's or directory's columns by name, vectors as [rows, width]."""
+    """Read the columns of a file or directory by name, vectors as [rows, width]."""
     table = with_lists(pq.read_table(path)).combine_chunks()
     arrays = {}
     for name in table.column_names:
@@ -33,11 +33,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
+    """Return the bytes of all files by relative path."""
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def rce(labels: Any, probabilities: Any) -> float:
-    """Relative cross entropy of float64 probabilities against the constant base rate, in percent."""
+    """Return the relative cross entropy of float64 probabilities against the constant base rate, in percent."""
 
     def cross_entropy(p: Any) -> Any:
         return -np.mean(np.where(labels == 1, np.log(p), np.log(1.0 - p)))
@@ -53,7 +54,7 @@ def default_data(tmp_path_factory):
     return out, tallies
 
 
-def test_the_layout(tmp_path):
+def test_generate_writes_the_files_and_columns_of_the_preset(tmp_path):
     generate(tmp_path / "data", SMALL, seed=0, num_examples=(300, 100))
     files = contents(tmp_path / "data")
     assert sorted(files) == [
@@ -78,7 +79,7 @@ def test_the_layout(tmp_path):
     assert [metadata.row_group(index).num_rows for index in range(2)] == [64, 64]
 
 
-def test_same_seed_same_bytes_another_seed_others(tmp_path):
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_bytes(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         generate(tmp_path / name, SMALL, seed, num_examples=(300, 100))
     first, same, other = (contents(tmp_path / name) for name in "abc")
@@ -86,7 +87,7 @@ def test_same_seed_same_bytes_another_seed_others(tmp_path):
     assert all(first[name] != other[name] for name in first if name != "schema.json")
 
 
-def test_fewer_rows_are_the_first_of_the_same_rows(tmp_path):
+def test_fewer_rows_are_a_prefix_of_the_same_rows(tmp_path):
     generate(tmp_path / "many", SMALL, seed=0, num_examples=(300, 100))
     generate(tmp_path / "few", SMALL, seed=0, num_examples=(200, 7))
     many, few = read(tmp_path / "many" / "train"), read(tmp_path / "few" / "train")
@@ -110,7 +111,7 @@ def test_the_teacher_is_a_function_of_the_stored_columns(default_data, split):
     np.testing.assert_array_equal(teacher_probabilities(features), stored)
 
 
-def test_the_teacher_survives_the_truncation_of_production_widths(tmp_path):
+def test_the_probabilities_survive_the_truncation_of_production(tmp_path):
     generate(tmp_path / "data", PRESETS["production"], seed=0, num_examples=(300, 100))
     arrays = read(tmp_path / "data" / "train")
     assert [arrays[name].shape[1] for name in ("continuous", "binary", "discrete")] == [6000, 512, 320]
@@ -122,7 +123,7 @@ def test_the_teacher_survives_the_truncation_of_production_widths(tmp_path):
     assert np.count_nonzero(arrays["continuous"][:, 48:]) < 0.05 * arrays["continuous"].size
 
 
-def test_labels_are_draws_from_the_teachers_probabilities(default_data):
+def test_labels_are_drawn_from_the_teachers_probabilities(default_data):
     arrays = read(default_data[0] / "train")
     for task, base_rate in zip(TASKS, BASE_RATES, strict=True):
         probabilities = arrays[f"teacher.{task}"].astype(np.float64)
@@ -131,7 +132,7 @@ def test_labels_are_draws_from_the_teachers_probabilities(default_data):
         assert probabilities.mean() == pytest.approx(base_rate, rel=0.2)
 
 
-def test_counts_are_heavy_tailed_and_authors_of_unequal_popularity(default_data):
+def test_counts_are_heavy_tailed_and_some_authors_are_much_more_popular(default_data):
     arrays = read(default_data[0] / "train")
     followers = arrays["continuous"][:, 0]
     assert np.mean(followers) > 3.0 * np.median(followers)
@@ -139,7 +140,7 @@ def test_counts_are_heavy_tailed_and_authors_of_unequal_popularity(default_data)
     assert views[: len(views) // 10].sum() > 0.25 * views.sum()
 
 
-def test_the_reported_figures_are_those_of_the_files(default_data):
+def test_the_reported_figures_match_the_files(default_data):
     out, tallies = default_data
     for split, num_rows in (("train", 60_000), ("validation", 20_000)):
         arrays = read(out / split)
@@ -167,17 +168,17 @@ def test_logistic_regression_reaches_at_most_60_percent_of_the_teacher(default_d
     assert 0.2 < share <= 0.6
 
 
-def test_an_existing_directory_is_refused_and_left_alone(tmp_path):
+def test_an_existing_directory_is_refused_and_unchanged(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match=r"^--out .*/data\b.*exists"):
         generate(tmp_path / "data", SMALL, seed=0, num_examples=(10, 10))
     assert contents(tmp_path) == {"data/mine.txt": b"mine"}
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match=r"^--out .*/data/mine\.txt\b.*exists"):
         generate(tmp_path / "data" / "mine.txt", SMALL, seed=0, num_examples=(10, 10))
 
 
-def test_an_empty_directory_is_filled_and_parents_are_made(tmp_path):
+def test_an_empty_directory_is_filled_and_parents_are_created(tmp_path):
     (tmp_path / "empty").mkdir()
     for out in (tmp_path / "empty", tmp_path / "new" / "data"):
         generate(out, SMALL, seed=0, num_examples=(10, 10))
@@ -185,7 +186,7 @@ def test_an_empty_directory_is_filled_and_parents_are_made(tmp_path):
         assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_failure_midway_leaves_nothing(tmp_path):
+def test_a_failure_leaves_no_files(tmp_path):
     impossible = SMALL._replace(widths=Widths(48, 16, 4, 3))
     with pytest.raises(ValueError, match="negative"):
         generate(tmp_path / "data", impossible, seed=0, num_examples=(10, 10))
@@ -201,7 +202,7 @@ def run(*arguments: object, threads: int = 1) -> subprocess.CompletedProcess[str
     )
 
 
-def test_the_command_line(tmp_path):
+def test_the_command_writes_the_same_bytes_with_any_number_of_threads(tmp_path):
     sizes = ("--num_train_examples", 500, "--num_validation_examples", 200)
     first = run("--out", tmp_path / "a", *sizes, threads=1)
     assert first.returncode == 0, first.stderr
@@ -210,14 +211,15 @@ def test_the_command_line(tmp_path):
     assert run("--out", tmp_path / "b", *sizes, threads=2).returncode == 0
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
-    again = run("--out", tmp_path / "a", *sizes)
-    assert again.returncode == 2
-    assert "exists already" in again.stderr
-    assert "Traceback" not in again.stderr
+    repeated = run("--out", tmp_path / "a", *sizes)
+    assert repeated.returncode == 2
+    assert f"--out {tmp_path}/a" in repeated.stderr
+    assert "exists" in repeated.stderr
+    assert "Traceback" not in repeated.stderr
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_out_that_cannot_be_made_is_a_message(tmp_path, capsys):
+def test_an_output_directory_that_cannot_be_created_is_a_user_error(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["--out", str(tmp_path / "file" / "data"), "--num_train_examples", "1"]) == 2
     assert "File exists" in capsys.readouterr().err
@@ -234,7 +236,7 @@ def test_out_that_cannot_be_made_is_a_message(tmp_path, capsys):
         ["--out", "x", "--num_validation_examples", "many"],
     ],
 )
-def test_bad_arguments_end_with_status_2(arguments, capsys):
+def test_invalid_arguments_exit_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2

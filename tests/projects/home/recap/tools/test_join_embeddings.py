@@ -18,7 +18,7 @@ from common.reader.vectors import with_lists
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.dataset import RecapDataset
 from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json
-from projects.home.recap.tools.join_embeddings import Source, join_embeddings, main
+from projects.home.recap.tools.join_embeddings import EmbeddingSource, join_embeddings, main
 
 USERS = {3: [0.5, -1.0, 2.0], 2**60 + 1: [4.0, 0.0, 0.25], 10: [-3.0, 1.0, 1.0]}
 AUTHORS = {"10": [7.0, 8.0], "eve": [9.0, 9.0], "-4": [0.5, 0.5], "010": [1.0, 1.0]}
@@ -27,7 +27,7 @@ AUTHOR_IDS = [-4, 10, 10, 5, 0, -4, 10]
 
 
 def write_table(folder: Path, embedding: int = 0) -> Path:
-    """Of two files with two row groups each, and one column that the project doesn't know."""
+    """Write a table of two files, with ids and a label."""
     columns = recap_columns(Widths(2, 1, embedding=embedding), ["clicked"], ids=True)
     rng = np.random.default_rng(0)
     for split, rows in (("train", slice(0, 4)), ("validation", slice(4, 7))):
@@ -50,13 +50,13 @@ def write_table(folder: Path, embedding: int = 0) -> Path:
 
 
 @pytest.fixture
-def sources(tmp_path: Path) -> dict[str, Source]:
+def sources(tmp_path: Path) -> dict[str, EmbeddingSource]:
     for name, embeddings in (("user", USERS), ("author", AUTHORS)):
         entities = pa.array(list(embeddings))
         write_embeddings(tmp_path / f"{name}.parquet", entities, np.array(list(embeddings.values()), np.float32))
     return {
-        "user_embedding": Source("meta__user_id", str(tmp_path / "user.parquet")),
-        "author_embedding": Source("meta__author_id", str(tmp_path / "author.parquet")),
+        "user_embedding": EmbeddingSource("meta__user_id", str(tmp_path / "user.parquet")),
+        "author_embedding": EmbeddingSource("meta__author_id", str(tmp_path / "author.parquet")),
     }
 
 
@@ -70,7 +70,7 @@ def lengths(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("embedding", [0, 5])
-def test_columns_are_looked_up_by_ids_and_the_rest_stays(tmp_path, sources, embedding):
+def test_embeddings_are_looked_up_by_id_and_other_columns_stay(tmp_path, sources, embedding):
     data = write_table(tmp_path / "data", embedding)
     joined = join_embeddings(data, out := tmp_path / "out", sources)
     expected_users = [USERS.get(one, [0.0] * 3) for one in USER_IDS]
@@ -91,7 +91,7 @@ def test_columns_are_looked_up_by_ids_and_the_rest_stays(tmp_path, sources, embe
     assert lengths(out) == lengths(data) | {"user_embedding": 3, "author_embedding": 2}
 
 
-def test_the_heavy_ranker_reads_it(tmp_path, sources):
+def test_the_heavy_ranker_reads_the_joined_table(tmp_path, sources):
     join_embeddings(write_table(tmp_path / "data"), out := tmp_path / "out", sources)
     schema = {"schema_path": str(out / "schema.json")}
     values = {
@@ -102,90 +102,96 @@ def test_the_heavy_ranker_reads_it(tmp_path, sources):
         "tasks": {"clicked": {}},
     }
     dataset = RecapDataset.open(RecapDataConfig.model_validate(values), ["clicked"], "train_data", evaluation=True)
-    (placed,) = dataset.reader(0, 1).evaluate()
-    batch = placed.batch
+    (positioned,) = dataset.reader(0, 1).evaluate()
+    batch = positioned.batch
     assert batch.user_embedding is not None
     assert batch.author_embedding is not None
     assert batch.user_embedding.tolist() == [USERS.get(one, [0.0] * 3) for one in USER_IDS]
     assert batch.author_embedding.tolist() == [AUTHORS.get(str(one), [0.0] * 2) for one in AUTHOR_IDS]
 
 
-def test_ids_that_are_text(tmp_path, sources):
+def test_ids_can_be_text(tmp_path, sources):
     (data := tmp_path / "data").mkdir()
     table = pa.table({"meta__user_id": ["3", "x", str(2**60 + 1)], "meta__author_id": ["eve", "010", "10"]})
     pq.write_table(table, data / "a.parquet")
     write_schema_json(data / "schema.json", recap_columns(Widths(2, 1)))
     join_embeddings(data, tmp_path / "out", sources)
-    found = read(tmp_path / "out" / "a.parquet")
-    assert found["user_embedding"] == [USERS[3], [0.0] * 3, USERS[2**60 + 1]]
-    assert found["author_embedding"] == [AUTHORS["eve"], AUTHORS["010"], AUTHORS["10"]]
+    columns = read(tmp_path / "out" / "a.parquet")
+    assert columns["user_embedding"] == [USERS[3], [0.0] * 3, USERS[2**60 + 1]]
+    assert columns["author_embedding"] == [AUTHORS["eve"], AUTHORS["010"], AUTHORS["10"]]
 
 
-def test_other_embeddings_of_the_same_size_are_other_data(tmp_path, sources):
-    """A resumed run is to see it."""
+def test_other_embeddings_of_the_same_size_change_the_fingerprint(tmp_path, sources):
+    """A resumed run must detect the change."""
     data = write_table(tmp_path / "data")
 
     def fingerprint(out: Path) -> str:
         join_embeddings(data, out, sources)
         return ParquetTable(matching_files(f"{out}/*/*.parquet"), {}).fingerprint
 
-    before, again = fingerprint(tmp_path / "1"), fingerprint(tmp_path / "2")
+    first, second = fingerprint(tmp_path / "1"), fingerprint(tmp_path / "2")
     write_embeddings(tmp_path / "user.parquet", pa.array(list(USERS)), np.ones((3, 3), np.float32))
-    assert before == again != fingerprint(tmp_path / "3")
+    assert first == second != fingerprint(tmp_path / "3")
 
 
-def test_mistakes_leave_nothing(tmp_path, sources):
+def test_user_errors_leave_no_output(tmp_path, sources):
     data = write_table(tmp_path / "data")
     user = sources["user_embedding"].path
 
-    def refused(data: Path = data, out: Path = tmp_path / "out", **changes: Source) -> str:
+    def message(data: Path = data, out: Path = tmp_path / "out", **changes: EmbeddingSource) -> str:
         with pytest.raises(UserError) as caught:
             join_embeddings(data, out, changes or sources)
         assert not out.exists()
         assert sorted(path.name for path in data.parent.iterdir() if path.name.startswith(".")) == []
         return str(caught.value)
 
-    place = f"{data}/train/part-00000.parquet: row group 0"
-    assert refused(user_embedding=Source("meta__user", user)).startswith(
-        f"{place}: no column 'meta__user' to take ids from; give one of its columns: binary, clicked, "
+    where = f"{data}/train/part-00000.parquet: row group 0"
+    no_column = message(user_embedding=EmbeddingSource("meta__user", user))
+    assert no_column.startswith(f"{where}: no id column 'meta__user'")
+    assert " binary, clicked, " in no_column
+    assert message(user_embedding=EmbeddingSource("continuous", user)).startswith(
+        f"{where}: column 'continuous' has type fixed_size_"
     )
-    assert refused(user_embedding=Source("continuous", user)).startswith(f"{place}: column 'continuous': fixed_size_")
-    assert refused(user_embedding=Source("meta__tweet_id", user + "x")).startswith(f"{user}x: no such file (looked")
+    assert message(user_embedding=EmbeddingSource("meta__tweet_id", user + "x")).startswith(f"{user}x: no such file")
     (empty := tmp_path / "empty").mkdir()
     for folder, files in ((Path(user).parent, "author.parquet, user.parquet"), (empty, "none")):
-        assert refused(user_embedding=Source("meta__user_id", str(folder))) == (
-            f"{folder}: a directory; give a file of embeddings; *.parquet files in it: {files}"
-        )
-    assert refused(data=data / "schema.json").startswith(f"--data {data}/schema.json: a file; give the directory of a")
-    assert refused(data=data / "no").startswith(f"--data {data}/no: no such directory (looked from ")
-    assert refused(data=empty).startswith(f"--data: {empty}/schema.json can't be read: No such file or directory")
+        is_directory = message(user_embedding=EmbeddingSource("meta__user_id", str(folder)))
+        assert is_directory.startswith(f"{folder}: ")
+        assert is_directory.endswith(files)
+    is_file = message(data=data / "schema.json")
+    assert is_file.startswith(f"--data {data}/schema.json: is a file")
+    assert "schema.json and *.parquet files" in is_file
+    assert message(data=data / "no").startswith(f"--data {data}/no: no such directory (current directory: ")
+    no_schema = message(data=empty)
+    assert f"{empty}/schema.json" in no_schema
+    assert "No such file or directory" in no_schema
     write_embeddings(tmp_path / "names.parquet", pa.array(["ann", "bob"]), np.ones((2, 3), np.float32))
-    assert "no entity is an integer" in refused(user_embedding=Source("meta__user_id", str(tmp_path / "names.parquet")))
+    no_integer = message(user_embedding=EmbeddingSource("meta__user_id", str(tmp_path / "names.parquet")))
+    assert no_integer.startswith(f"{tmp_path}/names.parquet: no entity is an integer")
     write_embeddings(tmp_path / "far.parquet", pa.array([77]), np.ones((1, 3), np.float32))
-    assert refused(user_embedding=Source("meta__user_id", str(tmp_path / "far.parquet"))) == (
-        f"--user_embedding meta__user_id={tmp_path}/far.parquet: none of the 7 rows has an id that is among its "
-        "entities; both must name users and authors alike"
-    )
-    assert refused(out=data / "joined").startswith(f"--out {data}/joined: is within --data {data}")
+    none_matches = message(user_embedding=EmbeddingSource("meta__user_id", str(tmp_path / "far.parquet")))
+    assert none_matches.startswith(f"--user_embedding meta__user_id={tmp_path}/far.parquet: none of the ids ")
+    assert " 7 rows " in none_matches
+    assert message(out=data / "joined").startswith(f"--out {data}/joined is inside --data {data}")
     damaged = data / "validation" / "part-00000.parquet"
     damaged.write_text("x")
-    assert refused().startswith(f"{damaged}: can't be read")
+    assert message().startswith(f"{damaged}: cannot read ")
     shutil.rmtree(data / "train")
     damaged.unlink()
-    assert refused() == f"--data {data}: no *.parquet file in this directory or below it"
+    assert message().startswith(f"--data {data}: no *.parquet files ")
     (data / "schema.json").unlink()
-    assert refused().startswith(f"--data: {data}/schema.json can't be read")
+    assert f"{data}/schema.json" in message()
 
 
-def test_a_null_among_the_ids(tmp_path, sources):
+def test_a_null_id_is_an_error(tmp_path, sources):
     (data := tmp_path / "data").mkdir()
     pq.write_table(pa.table({"meta__user_id": [3, None]}), data / "a.parquet")
     write_schema_json(data / "schema.json", recap_columns(Widths(2, 1)))
-    with pytest.raises(UserError, match=r"a.parquet: row group 0, row 1 .*'meta__user_id': null found"):
+    with pytest.raises(UserError, match=r"a.parquet: row group 0, row 1 .*'meta__user_id' is null"):
         join_embeddings(data, tmp_path / "out", {"user_embedding": sources["user_embedding"]})
 
 
-def test_the_program(tmp_path, sources, monkeypatch, capsys):
+def test_the_command_reports_row_counts_and_user_errors(tmp_path, sources, monkeypatch, capsys):
     data, user = write_table(tmp_path / "data"), sources["user_embedding"].path
 
     def start(*arguments: str) -> int:
@@ -197,9 +203,9 @@ def test_the_program(tmp_path, sources, monkeypatch, capsys):
     assert lines[2] == ["user_embedding", "3", "meta__user_id", user, "7", "2", "(28.6%)"]
     assert lines[3] == ["user_eng_embedding", "3", "meta__author_id", user, "7", "4", "(57.1%)"]
     for arguments, message in [
-        ((), "nothing to join; give one or more of --user_embedding, --user_eng_embedding, --author_embedding"),
-        (("--user_embedding", "meta__user_id"), "'meta__user_id' is not ID_COLUMN=FILE"),
-        (("--user_embedding", f"meta__user_id={user}"), f"--out {tmp_path}/out: exists already"),
+        ((), "--user_embedding, --user_eng_embedding, --author_embedding"),
+        (("--user_embedding", "meta__user_id"), "'meta__user_id' is not of the form ID_COLUMN=FILE"),
+        (("--user_embedding", f"meta__user_id={user}"), f"--out {tmp_path}/out"),
     ]:
         with pytest.raises(UserError) as caught:
             start(*arguments)

@@ -7,65 +7,67 @@ import pytest
 
 from common.reader.files import matching_files
 from core.config import BaseConfig, load_config_from_yaml
-from projects.home.recap.tools.conversion.conversion import Layout, Plan
 from projects.home.recap.tools.conversion.examples import Absences
-from projects.home.recap.tools.conversion.report import Outcome, report, warn_of_absent_features
+from projects.home.recap.tools.conversion.files import ConversionPlan, OutputFormat
+from projects.home.recap.tools.conversion.report import FileOutcome, report, warn_of_absent_features
 
 
-class Lines(BaseConfig):
+class ReportedConfig(BaseConfig):
+    """The part of a data set's configuration that the report gives."""
+
     inputs: str = pydantic.Field(description="-")
     seg_dense_schema: dict[str, str] = pydantic.Field(description="-")
 
 
-def test_features_that_no_record_has_are_warned_of_with_what_there_is(caplog):
+def test_a_warning_names_features_that_no_record_has_and_unread_ones(caplog):
     outcomes = [
-        Outcome(10, 1, Absences(Counter({"absent": 10, "rare": 10}), {"other", "third"})),
-        Outcome(5, 1, Absences(Counter({"absent": 5, "rare": 1}), {"fourth"})),
-        Outcome(0, 0, Absences(), "a bad file"),
+        FileOutcome(10, 1, Absences(Counter({"absent": 10, "rare": 10}), {"other", "third"})),
+        FileOutcome(5, 1, Absences(Counter({"absent": 5, "rare": 1}), {"fourth"})),
+        FileOutcome(0, 0, Absences(), "a bad file"),
     ]
     with caplog.at_level(logging.WARNING):
         warn_of_absent_features(outcomes)
-    assert caplog.messages == [
-        "no record has absent: zeros are there. Is that its name in the records? Others that they have: "
-        "fourth, other, third"
-    ]
+    [message] = caplog.messages
+    assert "no record has absent, " in message
+    assert message.endswith(": fourth, other, third")
     caplog.clear()
-    warn_of_absent_features([Outcome(10, 1, Absences(Counter({"rare": 9}), {"other"})), outcomes[2]])
+    warn_of_absent_features([FileOutcome(10, 1, Absences(Counter({"rare": 9}), {"other"})), outcomes[2]])
     warn_of_absent_features([outcomes[2]])
     assert caplog.messages == []
 
 
-def test_what_lies_there_beside_is_told():
-    plan = Plan([], [Path("out/a.parquet")], [Path("out/b.parquet"), Path("out/c.parquet")])
-    lines = report(Path("out"), plan, Layout([]), [], 1.0, None).splitlines()
-    assert lines[:2] == [
-        "done before    1 file(s)",
-        "also there     2 file(s) of sources that are not among --inputs: out/b.parquet, ...",
-    ]
+def test_outputs_of_other_sources_are_counted():
+    plan = ConversionPlan([], [Path("out/a.parquet")], [Path("out/b.parquet"), Path("out/c.parquet")])
+    lines = report(Path("out"), plan, OutputFormat([]), [], 1.0, None).splitlines()
+    assert lines[0].endswith(" 1 file(s)")
+    assert " 2 file(s) " in lines[1]
+    assert "--inputs: out/b.parquet" in lines[1]
     assert lines[-2:] == ["  inputs: out", "  seg_dense_schema: {schema_path: out/schema.json}"]
 
 
 @pytest.mark.parametrize("name", ["plain/out-1", "w[1]", "a: b", "out {1}, #2", "cost$", "ü", "*"])
-def test_the_lines_for_the_configuration_name_the_files_whatever_the_directory_is_called(name, tmp_path):
+def test_the_reported_configuration_finds_the_files_whatever_the_name_of_the_directory(name, tmp_path):
     out = tmp_path / name
     (out / "deep").mkdir(parents=True)
     (out / "deep" / "a.parquet").touch()
-    text = report(out, Plan([], [out / "deep" / "a.parquet"], []), Layout([]), [], 1.0, None)
+    text = report(out, ConversionPlan([], [out / "deep" / "a.parquet"], []), OutputFormat([]), [], 1.0, None)
     path = tmp_path / "lines.yaml"
     path.write_text("\n".join(text.splitlines()[-2:]))
-    config = load_config_from_yaml(Lines, path)
+    config = load_config_from_yaml(ReportedConfig, path)
     assert matching_files(config.inputs).paths == (out / "deep" / "a.parquet",)
     assert config.seg_dense_schema == {"schema_path": str(out / "schema.json")}
 
 
 @pytest.mark.parametrize("name", ["out", "2023", "2023/01", ".5", "no", "null", "*", "-", "a b"])
-def test_they_are_yaml_of_a_string(name, tmp_path):
-    text = report(Path(name), Plan([], [Path(name) / "a.parquet"], []), Layout([]), [], 1.0, None)
+def test_the_reported_path_is_a_yaml_string(name, tmp_path):
+    text = report(Path(name), ConversionPlan([], [Path(name) / "a.parquet"], []), OutputFormat([]), [], 1.0, None)
     path = tmp_path / "lines.yaml"
     path.write_text("\n".join(text.splitlines()[-2:]))
-    assert load_config_from_yaml(Lines, path).inputs == name
+    assert load_config_from_yaml(ReportedConfig, path).inputs == name
 
 
-def test_where_nothing_was_made_there_is_nothing_to_configure():
-    lines = report(Path("out"), Plan([], [], []), Layout([]), [Outcome(0, 0, Absences(), "x: bad")], 1.0, None)
+def test_a_conversion_without_outputs_reports_no_configuration():
+    lines = report(
+        Path("out"), ConversionPlan([], [], []), OutputFormat([]), [FileOutcome(0, 0, Absences(), "x: bad")], 1.0, None
+    )
     assert lines == "not converted  1 file(s)\n  x: bad\n"

@@ -1,9 +1,9 @@
-"""Makes the files beside it with TensorFlow: TFRecords, and what TensorFlow itself reads from them (*.npz).
+"""Writes the files in this folder with TensorFlow: TFRecords, and the arrays that TensorFlow reads from them (*.npz).
 
-TensorFlow belongs in an environment of its own:
+Install TensorFlow in a separate environment:
 
     python3 -m venv /tmp/tensorflow && /tmp/tensorflow/bin/pip install tensorflow
-    /tmp/tensorflow/bin/python tests/projects/home/recap/data/tfrecords/make.py
+    /tmp/tensorflow/bin/python tests/projects/home/recap/tools/conversion/tfrecords/make.py
 """
 
 import json
@@ -33,7 +33,7 @@ def integers(values: Values) -> Any:
 
 
 def features() -> dict[str, Any]:
-    """Those of one example."""
+    """Return the features of one example."""
     return {
         "home.cont": floats(rng.lognormal(size=7)),
         "home.binary": integers(rng.integers(0, 2, 5)),
@@ -52,14 +52,14 @@ def features() -> dict[str, Any]:
 
 
 def example(**changed: Any) -> bytes:
-    """A serialized example; None leaves a feature out."""
+    """Return a serialized example. None omits a feature."""
     given = {name: value for name, value in (features() | changed).items() if value is not None}
     message = tf.train.Example(features=tf.train.Features(feature=given))
     return bytes(message.SerializeToString(deterministic=True))
 
 
 def part_with_missing(num: int) -> Iterator[bytes]:
-    """Examples that lack features, or have them without a kind, and values at the ends of their types."""
+    """Yield examples with missing features, features without a kind, and values at the limits of their types."""
     names = list(SCHEMA)
     for _ in range(num):
         changed = {name: (None, tf.train.Feature())[rng.integers(2)] for name in rng.choice(names, 4, replace=False)}
@@ -71,18 +71,18 @@ def part_with_missing(num: int) -> Iterator[bytes]:
 
 
 def message(number: int, data: bytes) -> bytes:
-    """A length-delimited field of a protobuf message, data of less than 128 bytes."""
+    """Return a length-delimited field of a protobuf message. `data` has fewer than 128 bytes."""
     return bytes([number << 3 | 2, len(data)]) + data
 
 
 def with_feature(name: str, feature: bytes) -> bytes:
-    """An example in which the bytes `feature` follow, as the feature `name`."""
+    """Return an example followed by the bytes `feature` as the feature `name`."""
     entry = message(1, name.encode()) + message(2, feature)
     return example(**{name: None}) + message(1, message(1, entry))
 
 
-def part_encoded_otherwise() -> Iterator[bytes]:
-    """Lists whose numbers are written one by one, each with a tag, and a feature that is there twice."""
+def part_with_other_encodings() -> Iterator[bytes]:
+    """Yield examples with unpacked lists, in which every number has a tag, and one with a feature that occurs twice."""
     one_by_one = b"".join(b"\x0d" + struct.pack("<f", value) for value in (1.5, -2.5, 3.25, 1e9))
     yield with_feature("user.twhin", message(2, one_by_one))
     yield with_feature("home.binary", message(3, b"\x08\x01\x08\x00\x08\x01\x08\x01\x08\xff\x01"))
@@ -92,7 +92,7 @@ def part_encoded_otherwise() -> Iterator[bytes]:
 
 
 def refused() -> dict[str, bytes]:
-    """What TensorFlow refuses to read, by the name of its file."""
+    """Return records that TensorFlow refuses to read, by file name."""
     return {
         "short": example(**{"home.cont": floats([1.0] * 6)}),
         "long": example(**{"home.binary": integers([1] * 6)}),
@@ -113,7 +113,7 @@ def write(name: str, records: Iterable[bytes], compression: str = "") -> None:
 
 
 def parse(name: str, compression: str = "") -> dict[str, NDArray[Any]]:
-    """As the original did: features that are missing are 0."""
+    """Parse a file as the original did: missing features are 0."""
     dtypes = {"float_list": tf.float32, "int64_list": tf.int64}
     spec = {
         name: tf.io.FixedLenFeature([entry["length"]], dtypes[entry["dtype"]], [0] * entry["length"])
@@ -129,7 +129,7 @@ def main() -> None:
         "part-00000.gz": ("GZIP", [example() for _ in range(120)]),
         "part-00001.tfrecord.gz": ("GZIP", list(part_with_missing(40))),
         "part-00002.tfrecords": ("", [example() for _ in range(3)]),
-        "part-00003": ("", list(part_encoded_otherwise())),
+        "part-00003": ("", list(part_with_other_encodings())),
         "part-00004.gz": ("GZIP", []),
     }
     for name, (compression, records) in parts.items():
@@ -142,7 +142,7 @@ def main() -> None:
         write(name, [example(), record])
         try:
             parse(name)
-        except (tf.errors.InvalidArgumentError, UnicodeDecodeError):  # the message may quote the record's bytes
+        except (tf.errors.InvalidArgumentError, UnicodeDecodeError):  # the message can quote the bytes of the record
             continue
         raise AssertionError(f"{name} was read")
 

@@ -70,7 +70,7 @@ def cut(rows: Mapping[str, NDArray[Any]]) -> Rows:
 
 
 def write_parquet(folder: Path, parts: list[Rows], vectors: Any, half: bool = False) -> None:
-    from common.files.table_writer import Column, TableWriter
+    from common.files.table_writer import TableColumn, TableWriter
     from projects.home.recap.data.parquet import write_schema_json
 
     def stored(values: NDArray[Any]) -> NDArray[Any]:
@@ -80,7 +80,7 @@ def write_parquet(folder: Path, parts: list[Rows], vectors: Any, half: bool = Fa
     folder.mkdir()
     for index, rows in enumerate(parts):
         rows = {name: stored(values) for name, values in cut(rows).items()}
-        columns = [Column(n, v.dtype.name, v.shape[1] if v.ndim == 2 else None) for n, v in rows.items()]
+        columns = [TableColumn(n, v.dtype.name, v.shape[1] if v.ndim == 2 else None) for n, v in rows.items()]
         with TableWriter(folder / f"part-{index}.parquet", columns, vectors=vectors) as writer:
             writer.write(rows)
     write_schema_json(folder / "schema.json", columns)

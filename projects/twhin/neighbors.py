@@ -153,7 +153,7 @@ def vectors_of(file: EmbeddingFile, positions: NDArray[np.int64]) -> NDArray[np.
       DataError: the file can't be read.
     """
     vectors = np.empty((len(positions), file.dim), np.float32)
-    for block in file.blocks(holding=positions):
+    for block in file.blocks(containing=positions):
         here = (positions >= block.start) & (positions < block.start + len(block.indices))
         vectors[here] = block.values[positions[here] - block.start]
     return vectors

@@ -84,7 +84,7 @@ class EdgeDataset:
             lanes=self._config.num_lanes(world_size),
             rank=rank,
             world_size=world_size,
-            reading=PrefetchOptions(
+            prefetch=PrefetchOptions(
                 self._config.prefetch_batches, self._config.decode_threads, self._config.shuffle_window or 1
             ),
         )

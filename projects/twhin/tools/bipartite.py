@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.errors import UserError
-from common.reader.files import UNREADABLE, DataError
+from common.reader.files import READ_ERRORS, DataError
 from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.tools.graph_files import SPLITS, EdgeWriter, vocabulary_path
 from projects.twhin.tools.ready_config import Graph, RelationOf
@@ -180,7 +180,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[_Edges]:
                         raise DataError(f"{place(row)}: column '{name}': null found, every row needs a value")
                 yield _Edges(tuple(batch.column(name).cast(pa.int64()).to_numpy() for name in columns), place)
                 first += batch.num_rows
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: can't be read: {error}") from error
 
 

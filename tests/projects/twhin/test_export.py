@@ -137,7 +137,7 @@ def test_mistakes_leave_nothing(run, copied, tmp_path):
 def test_a_directory_that_is_there_is_left_alone(run, tmp_path):
     with atomic_directory(tmp_path / "out") as partial:
         (partial / "mine").write_text("x")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         export(run[0] / "checkpoints" / "5", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
@@ -156,4 +156,4 @@ def test_the_program_says_which_checkpoint_and_what_was_made(run, tmp_path, monk
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout) == (2, "")
     (message,) = again.stderr.splitlines()  # nothing is begun before the checks
-    assert message.startswith(f"error: --out {tmp_path}/out: exists already")
+    assert message.startswith(f"error: --out {tmp_path}/out already exists")

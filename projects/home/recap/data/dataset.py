@@ -106,7 +106,7 @@ class RecapDataset:
             lanes=self._config.lanes,
             rank=rank,
             world_size=world_size,
-            reading=PrefetchOptions(
+            prefetch=PrefetchOptions(
                 self._config.prefetch_batches, self._config.decode_threads, self._config.shuffle_window or 1
             ),
             sampling=self._sampling,

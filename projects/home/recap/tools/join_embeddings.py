@@ -27,7 +27,7 @@ from common.files.embedding_files import EmbeddingFile
 from common.process.logging import setup_logging
 from common.process.paths import user_path
 from common.process.program import ArgumentParser, run
-from common.reader.files import UNREADABLE, DataError, files_below
+from common.reader.files import READ_ERRORS, DataError, files_below
 from common.reader.vectors import vector_array, vector_field
 from projects.home.recap.data.parquet import EMBEDDINGS
 from projects.home.recap.data.schema import read_schema
@@ -173,7 +173,7 @@ def _join_file(path: Path, output: Path, embeddings: Mapping[str, _Embeddings], 
                         pa.Table.from_arrays(columns, schema=writer.schema), row_group_size=max(1, table.num_rows)
                     )
                 writer.add_key_value_metadata({"values": digest.hexdigest()})
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: can't be read, or {output.name} not written: {error}") from error
 
 

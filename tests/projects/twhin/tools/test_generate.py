@@ -118,7 +118,7 @@ def test_the_command_line_tells_what_a_configuration_needs(tmp_path, capsys):
 
     before = contents(tmp_path / "graph")
     assert main(["--out", str(tmp_path / "graph"), *arguments]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert contents(tmp_path / "graph") == before
 
 

@@ -67,7 +67,7 @@ def test_what_goes_wrong_leaves_nothing(files, monkeypatch):
         with pytest.raises(UserError, match=problem):
             call(monkeypatch, *arguments, "--out", files / "graph")
         assert sorted(files.rglob("*")) == before
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         call(monkeypatch, "triples", "--train", files / "triples.tsv", "--out", files)
     assert sorted(files.rglob("*")) == before
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 
 from common.errors import ConfigError
-from common.files.table_writer import Column
+from common.files.table_writer import TableColumn
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.parquet import EMBEDDINGS
 from projects.home.recap.data.schema import Feature, SchemaEntry, read_features, read_schema
@@ -107,7 +107,7 @@ def _log(left_out: list[str], schema_path: str) -> None:
 def _label(name: str, entry: SchemaEntry, at: str) -> ExampleFeature:
     if entry.length != 1:
         raise ConfigError(f"{at}: the label '{name}' has a length of {entry.length}; a label is one value")
-    return ExampleFeature(name, _kind(name, entry, at), 1, Column(name, "int8"), largest=1)
+    return ExampleFeature(name, _kind(name, entry, at), 1, TableColumn(name, "int8"), largest=1)
 
 
 def _feature(
@@ -123,7 +123,7 @@ def _feature(
     else:
         dtype = "uint8" if is_bytes else "float32" if kind == "float_list" else "int64"
     width = entry.length if cut is None else cut.keep
-    column = Column(name, dtype, width if name in _VECTORS or entry.length > 1 else None)
+    column = TableColumn(name, dtype, width if name in _VECTORS or entry.length > 1 else None)
     positions = None if cut is None else cut.positions
     return ExampleFeature(theirs, kind, entry.length, column, positions, largest=255 if is_bytes else None)
 

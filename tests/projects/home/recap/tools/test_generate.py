@@ -170,10 +170,10 @@ def test_logistic_regression_reaches_at_most_60_percent_of_the_teacher(default_d
 def test_an_existing_directory_is_refused_and_left_alone(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         generate(tmp_path / "data", SMALL, seed=0, num_examples=(10, 10))
     assert contents(tmp_path) == {"data/mine.txt": b"mine"}
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         generate(tmp_path / "data" / "mine.txt", SMALL, seed=0, num_examples=(10, 10))
 
 
@@ -212,7 +212,7 @@ def test_the_command_line(tmp_path):
 
     again = run("--out", tmp_path / "a", *sizes)
     assert again.returncode == 2
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
     assert "Traceback" not in again.stderr
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 

@@ -150,11 +150,11 @@ def test_mistakes_leave_nothing(tmp_path, sources):
         f"{place}: no column 'meta__user' to take ids from; give one of its columns: binary, clicked, "
     )
     assert refused(user_embedding=Source("continuous", user)).startswith(f"{place}: column 'continuous': fixed_size_")
-    assert refused(user_embedding=Source("meta__tweet_id", user + "x")).startswith(f"{user}x: no such file (looked")
+    assert refused(user_embedding=Source("meta__tweet_id", user + "x")).startswith(f"{user}x: no such file (")
     (empty := tmp_path / "empty").mkdir()
     for folder, files in ((Path(user).parent, "author.parquet, user.parquet"), (empty, "none")):
         assert refused(user_embedding=Source("meta__user_id", str(folder))) == (
-            f"{folder}: a directory; give a file of embeddings; *.parquet files in it: {files}"
+            f"{folder}: is a directory; give an embedding file; *.parquet files in it: {files}"
         )
     assert refused(data=data / "schema.json").startswith(f"--data {data}/schema.json: a file; give the directory of a")
     assert refused(data=data / "no").startswith(f"--data {data}/no: no such directory (looked from ")
@@ -199,7 +199,7 @@ def test_the_program(tmp_path, sources, monkeypatch, capsys):
     for arguments, message in [
         ((), "nothing to join; give one or more of --user_embedding, --user_eng_embedding, --author_embedding"),
         (("--user_embedding", "meta__user_id"), "'meta__user_id' is not ID_COLUMN=FILE"),
-        (("--user_embedding", f"meta__user_id={user}"), f"--out {tmp_path}/out: exists already"),
+        (("--user_embedding", f"meta__user_id={user}"), f"--out {tmp_path}/out already exists"),
     ]:
         with pytest.raises(UserError) as caught:
             start(*arguments)

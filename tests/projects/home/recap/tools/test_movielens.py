@@ -302,7 +302,7 @@ def test_an_existing_directory_is_refused_and_left_alone(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     assert main(["--input", str(tmp_path / "input"), "--out", str(tmp_path / "out")]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert contents(tmp_path / "out") == {"mine.txt": b"mine"}
 
 

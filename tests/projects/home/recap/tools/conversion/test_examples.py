@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.files.table_writer import Column
+from common.files.table_writer import TableColumn
 from projects.home.recap.tools.conversion.example_pb2 import Example
 from projects.home.recap.tools.conversion.examples import Absences, ExampleFeature, read_blocks
 from projects.home.recap.tools.conversion.plan import features_of_schema
@@ -80,7 +80,7 @@ def test_many_rows_come_in_blocks():
 
 
 def test_nothing_stays_from_a_row_of_the_block_before():
-    feature = ExampleFeature("x", "float_list", 1, Column("x", "float32"))
+    feature = ExampleFeature("x", "float_list", 1, TableColumn("x", "float32"))
     records = [example(x=[1.0])] * 256 + [b""]
     assert columns(records, [feature])["x"].tolist() == [1.0] * 256 + [0.0]
 
@@ -93,13 +93,13 @@ def test_no_records():
     ("positions", "width"), [(None, 7), (None, 3), ((0, 2, 5), 3), ((6,), 1)], ids=["all", "first", "mask", "last"]
 )
 def test_a_cut_feature(positions, width):
-    feature = ExampleFeature("home.cont", "float_list", 7, Column("continuous", "float32", width), positions)
+    feature = ExampleFeature("home.cont", "float_list", 7, TableColumn("continuous", "float32", width), positions)
     expected = read_by_tensorflow(PARTS[0])["home.cont"][:, list(positions or range(width))]
     assert bit_equal(columns(records_of(PARTS[0]), [feature])["continuous"], expected)
 
 
 def test_integers_as_floats():
-    feature = ExampleFeature("home.binary", "int64_list", 5, Column("continuous", "float32", 5))
+    feature = ExampleFeature("home.binary", "int64_list", 5, TableColumn("continuous", "float32", 5))
     expected = read_by_tensorflow(PARTS[1])["home.binary"].astype(np.float32)
     assert bit_equal(columns(records_of(PARTS[1]), [feature])["continuous"], expected)
 
@@ -130,7 +130,7 @@ def test_every_file_that_tensorflow_refused_is_looked_at():
 
 @pytest.mark.parametrize("value", [2.0, -1.0, 0.5, float("nan"), float("inf")])
 def test_a_label_is_0_or_1(value):
-    feature = ExampleFeature("like", "float_list", 1, Column("like", "int8"), largest=1)
+    feature = ExampleFeature("like", "float_list", 1, TableColumn("like", "int8"), largest=1)
     records = [example(like=[1.0])] * 300 + [example(like=[value])]
     with pytest.raises(RecordError) as caught:
         columns(records, [feature])
@@ -142,7 +142,7 @@ def test_a_label_is_0_or_1(value):
 def test_a_binary_value_fits_a_byte(value):
     message = Example()
     message.features.feature["binary"].int64_list.value.extend([0, 255, value])
-    feature = ExampleFeature("binary", "int64_list", 3, Column("binary", "uint8", 3), largest=255)
+    feature = ExampleFeature("binary", "int64_list", 3, TableColumn("binary", "uint8", 3), largest=255)
     with pytest.raises(
         RecordError, match=rf"^record 0 .*'binary': {value} found, whole numbers from 0 to 255 expected"
     ):
@@ -152,7 +152,7 @@ def test_a_binary_value_fits_a_byte(value):
 def test_a_binary_value_that_is_cut_off_may_be_anything():
     message = Example()
     message.features.feature["binary"].int64_list.value.extend([0, 255, 256])
-    feature = ExampleFeature("binary", "int64_list", 3, Column("binary", "uint8", 2), largest=255)
+    feature = ExampleFeature("binary", "int64_list", 3, TableColumn("binary", "uint8", 2), largest=255)
     assert columns([message.SerializeToString()], [feature])["binary"].tolist() == [[0, 255]]
 
 
@@ -163,7 +163,7 @@ def test_a_list_in_several_pieces_of_each_encoding():
     entry = b"\x0a\x01x\x12" + bytes([len(feature)]) + feature
     features = b"\x0a" + bytes([len(entry)]) + entry
     record = b"\x0a" + bytes([len(features)]) + features
-    x = ExampleFeature("x", "float_list", 3, Column("x", "float32", 3))
+    x = ExampleFeature("x", "float_list", 3, TableColumn("x", "float32", 3))
     assert columns([record], [x])["x"].tolist() == [[1.0, 2.0, 3.0]]
 
 

@@ -32,7 +32,7 @@ def report(inspection: Inspection) -> str:
     if inspection.warnings.count:
         parts.append(_findings("Warnings:", inspection.warnings))
     if inspection.errors.count:
-        parts.append(_findings("Errors, which stop a run that reads these files and columns:", inspection.errors))
+        parts.append(_findings("Errors for a run that reads these files and columns:", inspection.errors))
     else:
         parts.append("No errors found.")
     return "\n\n".join(parts) + "\n"

@@ -70,7 +70,7 @@ def test_first_errors_are_listed_and_the_others_counted(tmp_path):
     for index in range(MOST_FINDINGS + 5):
         (tmp_path / f"b{index:03}.parquet").touch()
     found = reported(tmp_path)
-    assert any(line.startswith("Errors, ") for line in found)
+    assert "Errors for a run that reads these files and columns:" in found
     assert "No errors found." not in found
     assert sum("cannot read this file as Parquet" in line for line in found) == MOST_FINDINGS
     assert "and 5 more" in found

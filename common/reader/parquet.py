@@ -69,8 +69,8 @@ class ParquetTable:
         Args:
           files: the files to read.
           columns: the columns to read, by the key under which they are delivered.
-          rows: maps the number of rows in all files to the range of rows of the table, which has step 1 and is not
-            empty. Row groups outside the range are not decoded. None reads all rows.
+          rows: maps the number of rows in all files to the range of rows that the table contains. The range has step 1
+            and is not empty. Row groups outside it are not decoded. None reads all rows.
           check: returns an invalid value that only a comparison of columns can find, or None. It gets all rows of a
             row group, each column [rows] or [rows, num_read], and must not modify them.
           prepare: maps the columns of a row group to those from which batches are built. It may add, replace and

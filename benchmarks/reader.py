@@ -1,16 +1,16 @@
-"""How fast examples are read on one core, beside tf.data; how cost and memory grow; how long a training step waits.
+"""Measures reading: speed on one core compared with tf.data, cost and memory by number of rows, and waiting for data.
 
     python benchmarks/reader.py [--only speed,scale,wait] [--tensorflow PYTHON] [--rounds 3] [--rows 8192]
 
---tensorflow: the interpreter of an environment where TensorFlow is installed (`pip install tensorflow`); without it
-tf.data is left out. Everything is measured in turns, in processes that are bound to one core; a figure is the median
-over the rounds, with the smallest and the largest. Records per second are per second of processor time: on a machine
-that does nothing else, and where no thread waits, the same as per second.
+--tensorflow is the interpreter of an environment with TensorFlow (`pip install tensorflow`). Without it, tf.data is not
+measured. The readers take turns, each in a process bound to one core. A figure is the median over the rounds, with the
+smallest and the largest. Records per second means per second of processor time; on an idle machine without waiting
+threads, this equals wall-clock time.
 
-The rows have the original's layout: 6,000 continuous features (70% zeros, the rest log-normal, every second rounded),
-512 binary, 320 discrete, three embeddings of 200 normal numbers, 13 labels. The original's files are gzip TFRecords
-of all of it; ours are written with the 2,117 + 59 features that its configuration uses and without the discrete ones,
-as a conversion may leave them.
+The rows have the layout of the original: 6,000 continuous features (70% zeros, the rest log-normal, every second one
+rounded), 512 binary features, 320 discrete features, three embeddings of 200 normal numbers, and 13 labels. The
+original's files are gzip TFRecords with all features. Our files contain only the 2,117 + 59 features that its
+configuration uses, without the discrete ones, as a conversion can write them.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +38,17 @@ WIDTHS = {"continuous": 6000, "binary": 512, "discrete": 320, "embedding": 200}
 CUT = {"continuous": 2117, "binary": 59}
 LABELS = 13
 SECONDS = 5.0
-"""How long one turn reads."""
+"""Duration of one measurement of a reader."""
 SIZES = (10**4, 10**5, 10**6, 10**7)
 
 Rows = dict[str, NDArray[Any]]
 
 
-# --- Data. ---
+# --- Data ---
 
 
 def make_rows(rng: np.random.Generator, count: int) -> Rows:
-    """Of the original's layout."""
+    """Return random rows with the layout of the original."""
     continuous = rng.lognormal(1.5, 2.0, (count, WIDTHS["continuous"])).astype(np.float32)
     continuous[:, ::2] = np.floor(continuous[:, ::2])
     continuous[rng.random(continuous.shape) < 0.7] = 0.0
@@ -63,14 +63,14 @@ def make_rows(rng: np.random.Generator, count: int) -> Rows:
 
 
 def cut(rows: Mapping[str, NDArray[Any]]) -> Rows:
-    """What the original's configuration uses."""
+    """Return only the features that the original's configuration uses."""
     return {
         name: values[:, : CUT[name]] if name in CUT else values for name, values in rows.items() if name != "discrete"
     }
 
 
 def write_parquet(folder: Path, parts: list[Rows], vectors: Any, half: bool = False) -> None:
-    from common.files.table_writer import Column, TableWriter
+    from common.files.table_writer import TableColumn, TableWriter
     from projects.home.recap.data.parquet import write_schema_json
 
     def stored(values: NDArray[Any]) -> NDArray[Any]:
@@ -80,14 +80,14 @@ def write_parquet(folder: Path, parts: list[Rows], vectors: Any, half: bool = Fa
     folder.mkdir()
     for index, rows in enumerate(parts):
         rows = {name: stored(values) for name, values in cut(rows).items()}
-        columns = [Column(n, v.dtype.name, v.shape[1] if v.ndim == 2 else None) for n, v in rows.items()]
+        columns = [TableColumn(n, v.dtype.name, v.shape[1] if v.ndim == 2 else None) for n, v in rows.items()]
         with TableWriter(folder / f"part-{index}.parquet", columns, vectors=vectors) as writer:
             writer.write(rows)
     write_schema_json(folder / "schema.json", columns)
 
 
 def write_tfrecords(folder: Path, source: Path, cut_rows: bool) -> None:
-    """Runs where TensorFlow is installed."""
+    """Convert .npz files to TFRecords; runs in the environment with TensorFlow."""
     import tensorflow as tf
 
     folder.mkdir()
@@ -108,11 +108,11 @@ def write_tfrecords(folder: Path, source: Path, cut_rows: bool) -> None:
                 writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
 
 
-# --- What is timed: a 0 when all is ready, then batches, each told by its number of rows. ---
+# --- Readers: each yields 0 when it is ready, and then the number of rows of every batch ---
 
 
 def tf_data(folder: Path) -> Iterator[int]:
-    """As the original reads: files, shuffle buffer, batches, parse_example, truncation."""
+    """Read like the original: files, shuffle buffer, batches, parse_example, truncation."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -141,7 +141,7 @@ def tf_data(folder: Path) -> Iterator[int]:
 
 
 def ours(folder: Path) -> Iterator[int]:
-    """As training reads: lanes, shuffled, decoded ahead."""
+    """Read like training: in lanes, shuffled, decoded ahead."""
     import torch
 
     from projects.home.recap.data.config import RecapDataConfig, SegDenseSchema, TaskData
@@ -155,19 +155,19 @@ def ours(folder: Path) -> Iterator[int]:
     )
     dataset = RecapDataset.open(config, list(tasks), "data", evaluation=False)
     yield 0
-    for placed in dataset.reader(0, 1).train(seed=0, num_epochs=None):
-        yield placed.batch.batch_size
+    for item in dataset.reader(0, 1).train(seed=0, num_epochs=None):
+        yield item.batch.batch_size
 
 
 def small_rows(folder: Path) -> Iterator[int]:
-    """One epoch."""
+    """Read one epoch of rows with four features and a label."""
     from common.batch import Batch
     from common.reader.column import Column
     from common.reader.files import matching_files
     from common.reader.parquet import ParquetTable
     from common.reader.reader import BatchReader
 
-    columns = {"x": Column("x", width=4), "label": Column("label")}
+    columns: dict[Hashable, Column] = {"x": Column("x", width=4), "label": Column("label")}
     reader = BatchReader(
         ParquetTable(matching_files(str(folder)), columns), lambda *_: Batch(), global_batch_size=1024, lanes=LANES
     )
@@ -180,13 +180,13 @@ READERS = {"tf.data": tf_data, "ours": ours, "small": small_rows}
 
 
 def worker(kind: str, folder: Path) -> None:
-    """Prints records per second of processor time, and the largest memory."""
+    """Print records per second of processor time, and peak memory."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     batches = READERS[kind](folder)
     next(batches)
     if kind != "small":
         started = time.perf_counter()
-        while time.perf_counter() - started < SECONDS / 3:  # caches get warm
+        while time.perf_counter() - started < SECONDS / 3:  # warm the caches
             next(batches)
     records, began, started = 0, time.process_time(), time.perf_counter()
     for rows in batches:
@@ -196,20 +196,20 @@ def worker(kind: str, folder: Path) -> None:
     seconds = time.process_time() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"records_per_s": records / seconds, "peak_mib": memory}), flush=True)  # noqa: T201
-    os._exit(0)  # the readers have no end
+    os._exit(0)  # does not wait for the readers, which never end
 
 
 def run(python: str, *arguments: str) -> dict[str, float]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     command = [python, __file__, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stderr}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
-    return found
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}\n{process.stderr}")
+    result: dict[str, float] = json.loads(process.stdout.splitlines()[-1]) if process.stdout else {}
+    return result
 
 
-# --- The three questions. ---
+# --- Measurements ---
 
 
 def spread(values: list[float], digits: int = 0) -> str:
@@ -235,19 +235,19 @@ def speed(scratch: Path, tensorflow: str | None, rounds: int, num_rows: int) -> 
         for name, records in (("the original's files", "tfrecords"), ("the same rows as ours", "tfrecords-cut")):
             run(tensorflow, "--write_tfrecords", str(scratch / records))
             readers[f"tf.data, {name}"] = (tensorflow, "tf.data", scratch / records)
-    found: dict[str, list[float]] = {name: [] for name in readers}
+    speeds: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(rounds):
         for name, (python, kind, folder) in readers.items():
-            found[name].append(run(python, "--worker", kind, str(folder))["records_per_s"])
+            speeds[name].append(run(python, "--worker", kind, str(folder))["records_per_s"])
     table = []
     for name, (_, _, folder) in readers.items():
         size = sum(path.stat().st_size for path in folder.iterdir()) / num_rows
         ratios = [
-            spread([a / b for a, b in zip(found[name], found[other], strict=True)], 1)
+            spread([a / b for a, b in zip(speeds[name], speeds[other], strict=True)], 1)
             for other in readers
             if other.startswith("tf.data")
         ]
-        table.append([name, f"{size:,.0f}", spread(found[name]), *ratios])
+        table.append([name, f"{size:,.0f}", spread(speeds[name]), *ratios])
     headers = ["reader", "bytes/record", "records/s of one core"]
     headers += [f"times {name}" for name in readers if name.startswith("tf.data")]
     return tabulate(table, headers, disable_numparse=True, colalign=["left"] + ["right"] * (len(headers) - 1))
@@ -283,7 +283,7 @@ def scale(scratch: Path, rounds: int) -> str:
 
 
 def wait(scratch: Path, processes: int) -> str:
-    """Trains the production configuration on its generated data."""
+    """Train the production configuration on its generated data."""
     data, run_dir = scratch / "production", scratch / f"run-{processes}"
     if not data.exists():
         generate = ["-m", "projects.home.recap.tools.generate", "--preset", "production", "--out", str(data)]
@@ -309,14 +309,14 @@ def wait(scratch: Path, processes: int) -> str:
     )
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     timing = [line["timing"] for line in lines if line["mode"] == "train"]
-    shares = ", ".join(f"{of['data_wait_share']:.2%}" for of in timing)
-    examples = statistics.median(of["examples_per_second"] for of in timing)
+    shares = ", ".join(f"{window['data_wait_share']:.2%}" for window in timing)
+    examples = statistics.median(window["examples_per_second"] for window in timing)
     return f"{processes} process(es), {examples:,.0f} examples/s: waiting {shares}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="speed,scale,wait", help="some of speed, scale, wait, with commas")
+    parser.add_argument("--only", default="speed,scale,wait", help="comma-separated list of speed, scale, wait")
     parser.add_argument("--tensorflow", metavar="PYTHON", help="interpreter of an environment with TensorFlow")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=8192)
@@ -328,13 +328,13 @@ def main() -> None:
     if args.write_tfrecords:
         write_tfrecords(args.write_tfrecords, args.write_tfrecords.parent, args.write_tfrecords.name == "tfrecords-cut")
         return
-    asked = args.only.split(",")
+    selected = args.only.split(",")
     with tempfile.TemporaryDirectory() as scratch:
-        if "speed" in asked:
+        if "speed" in selected:
             print(speed(Path(scratch), args.tensorflow, args.rounds, args.rows), "\n", sep="\n", flush=True)  # noqa: T201
-        if "scale" in asked:
+        if "scale" in selected:
             print(scale(Path(scratch), args.rounds), "\n", sep="\n", flush=True)  # noqa: T201
-        if "wait" in asked:
+        if "wait" in selected:
             for processes in (1, 2):
                 print(wait(Path(scratch), processes), flush=True)  # noqa: T201
 

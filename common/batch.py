@@ -1,4 +1,4 @@
-"""A batch: a dataclass of tensors that moves between devices as one thing."""
+"""The base class of batches: dataclasses of tensors that move between devices as one object."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -9,12 +9,15 @@ import torch
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Base of a project's batch. Its fields are tensors [batch, ...], mappings from names to such tensors, None, or
-    plain values that travel along."""
+    """Base class of a project's batches.
+
+    A field is a tensor [batch, ...], a mapping from names to such tensors, None, or a plain value. Plain values are
+    passed along unchanged.
+    """
 
     @property
     def batch_size(self) -> int:
-        """Rows of the first tensor.
+        """Number of rows of the first tensor.
 
         Raises:
           ValueError: the batch holds no tensor.
@@ -24,20 +27,20 @@ class Batch:
         raise ValueError(f"{type(self).__name__} holds no tensor")
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same batch with every tensor on `device`."""
+        """Return the batch with every tensor on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """The same batch in page-locked host memory, from where copies to CUDA run beside the host."""
+        """Return the batch in page-locked host memory, which allows asynchronous copies to CUDA."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Tells CUDA's allocator that `stream` uses the tensors, so that it doesn't give their memory away early."""
+        """Mark the tensors as used by `stream`, so that CUDA's allocator does not reuse their memory too early."""
         for _, tensor in self.named_tensors():
             tensor.record_stream(stream)
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors with the names of their fields; of a mapping, `<field>.<key>`."""
+        """Yield each tensor with the name of its field; a tensor in a mapping is named `<field>.<key>`."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, torch.Tensor):

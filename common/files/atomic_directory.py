@@ -1,4 +1,4 @@
-"""A directory that appears when it is complete. Does not know what is in it."""
+"""Creates a directory that appears only when it is complete. Knows nothing about its contents."""
 
 import contextlib
 import tempfile
@@ -10,23 +10,25 @@ from common.errors import UserError
 
 @contextlib.contextmanager
 def atomic_directory(out: Path) -> Iterator[Path]:
-    """A new directory to write to, which becomes `out` when the `with` block ends without an error.
+    """Yield a new directory to write to, and rename it to `out` when the `with` block ends without an error.
 
-    Until then it is hidden beside `out`; an error leaves nothing.
+    Until then it is a hidden directory next to `out`. After an error nothing is left of it.
 
     Raises:
-      UserError: `out` can't be written, or exists and is not an empty directory.
+      UserError: `out` cannot be written, or it exists and is not an empty directory.
     """
     out = out.resolve()
     try:
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            raise UserError(f"--out {out}: exists already; remove it, or give another directory")
+            raise UserError(f"--out {out} already exists; remove it or choose another directory")
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as aside:
-            partial = Path(aside) / out.name
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as hidden:
+            partial = Path(hidden) / out.name
             partial.mkdir()
             yield partial
             partial.rename(out)
     except OSError as error:
         where = "" if error.filename in (None, str(out)) else f": {error.filename}"
-        raise UserError(f"--out {out}: can't be written: {error.strerror}{where}; give another directory") from error
+        raise UserError(
+            f"--out {out}: cannot write this directory: {error.strerror}{where}; choose another directory"
+        ) from error

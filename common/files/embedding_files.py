@@ -1,7 +1,7 @@
-"""Files of embeddings: Parquet with a row for each entity, in the columns entity, index and embedding.
+"""Reads and writes embedding files: Parquet files with one row per entity, in the columns entity, index and embedding.
 
-`entity` is a string or an integer, `index` the row that it had in its table, `embedding` a list of float32. Whose
-embeddings they are, and what they are compared by, is not known here.
+`entity` is a string or an integer, `index` is the entity's row in its table, and `embedding` is a list of float32.
+This module knows neither what the entities are nor how their embeddings are compared.
 """
 
 from collections.abc import Iterator
@@ -17,22 +17,22 @@ from numpy.typing import NDArray
 
 from common.process.paths import user_path
 from common.reader.column import Column, checked_values, stored_dtype
-from common.reader.files import UNREADABLE, DataError
+from common.reader.files import READ_ERRORS, DataError
 from common.reader.vectors import vector_array, vector_field
 
 _ROW_GROUP_BYTES = 8 * 2**20
 
-# In a file's metadata: its entities are only the indices again.
+# Marks in a file's metadata that its entities are the indices.
 _UNNAMED = {b"entities": b"index"}
 
 _INDEX = Column("index", torch.int64)
 
 
 class EmbeddingBlock(NamedTuple):
-    """Some rows of a file.
+    """A block of consecutive rows of a file.
 
     Attributes:
-      start: position of the first of them in the file.
+      start: row of the file at which the block starts.
       indices: [rows], int64.
       values: [rows, dim], float32.
     """
@@ -43,13 +43,13 @@ class EmbeddingBlock(NamedTuple):
 
 
 def write_embeddings(path: Path, entities: pa.Array | None, values: NDArray[Any]) -> None:
-    """Writes the rows of a table in row groups of some 8 MiB.
+    """Write the rows of a table, in row groups of about 8 MiB.
 
     Args:
-      path: of the file.
-      entities: [rows], whose the rows are, strings or integers; None: they have no names, and their indices stand for
-        them.
-      values: [rows, dim], floats.
+      path: the file to write.
+      entities: names of the rows, [rows], strings or integers. None if the rows have no names; their indices are
+        written instead.
+      values: embeddings, [rows, dim], floats.
     """
     num_rows, dim = values.shape
     index = np.arange(num_rows)
@@ -68,7 +68,7 @@ def write_embeddings(path: Path, entities: pa.Array | None, values: NDArray[Any]
     with pq.ParquetWriter(
         path,
         schema,
-        # zstd makes little of floats that look random.
+        # zstd barely compresses floats that look random.
         compression={"entity": "zstd", "index": "zstd", "embedding.list.element": "none"},
         use_dictionary=False,
         write_statistics=plain,
@@ -80,9 +80,10 @@ def write_embeddings(path: Path, entities: pa.Array | None, values: NDArray[Any]
 
 
 def embedding_tables(path: Path) -> dict[str, Path]:
-    """The files of embeddings that a path stands for, by table: itself, or a directory's; {} where it is neither.
+    """Return the embedding files at a path, by table name.
 
-    A file is called <table>.parquet.
+    A file is named <table>.parquet. The path is such a file or a directory of them; if it is neither, the result is
+    empty.
     """
     if path.is_file():
         return {path.stem: path}
@@ -90,44 +91,48 @@ def embedding_tables(path: Path) -> dict[str, Path]:
 
 
 class EmbeddingFile:
-    """A file whose footer was checked. Rows are read a row group at a time.
+    """An embedding file with a valid footer, read one row group at a time.
 
     Attributes:
-      path: of the file.
-      num_rows: at least 1.
-      dim: numbers of an embedding.
-      is_named: whether entities have names, and are not only the indices again.
+      path: path of the file.
+      num_rows: number of rows, at least 1.
+      dim: length of an embedding.
+      is_named: whether the entities have names; otherwise they are the indices.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises DataError: the file can't be read, lacks a column or has it in another type, or has no rows."""
+        """Open the file and check its footer.
+
+        Raises:
+          DataError: the file cannot be read, lacks a column, has a column of the wrong type, or has no rows.
+        """
         self.path = user_path(path)
         if self.path.is_dir():
             files = ", ".join(file.name for file in embedding_tables(self.path).values())
-            raise DataError(f"{path}: a directory; give a file of embeddings; *.parquet files in it: {files or 'none'}")
+            raise DataError(f"{path}: is a directory; give an embedding file; *.parquet files in it: {files or 'none'}")
         if not self.path.exists():
-            raise DataError(f"{path}: no such file (looked from {Path.cwd()})")
+            raise DataError(f"{path}: no such file (current directory: {Path.cwd()})")
         try:
             with pq.ParquetFile(self.path) as file:
                 metadata, schema = file.metadata, file.schema_arrow
                 first = next(file.iter_batches(1, columns=["embedding"]), None)
-        except UNREADABLE as error:
-            raise DataError(f"{path}: can't be read as a file of embeddings: {error}") from error
+        except READ_ERRORS as error:
+            raise DataError(f"{path}: cannot read this file as an embedding file: {error}") from error
         for name in ("entity", "index", "embedding"):
             if schema.get_field_index(name) < 0:
                 found = ", ".join(schema.names) or "none"
                 raise DataError(
-                    f"{path}: no column '{name}'; a file of embeddings has the columns entity, index and embedding; "
-                    f"found: {found}"
+                    f"{path}: no column '{name}'; an embedding file has the columns entity, index and embedding. "
+                    f"Columns found: {found}"
                 )
         if first is None or not metadata.num_rows:
-            raise DataError(f"{path}: not one row; give a file with embeddings")
+            raise DataError(f"{path}: no rows; give a file with embeddings")
         self.num_rows: int = metadata.num_rows
         self.is_named = _UNNAMED.items() & (metadata.metadata or {}).items() == set()
         self._num_groups: int = metadata.num_row_groups
         kind = schema.field("entity").type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
-            raise DataError(f"{path}: column 'entity': {kind} found, strings or integers expected")
+            raise DataError(f"{path}: column 'entity': found {kind}, expected strings or integers")
         self.dim = self._dim(schema.field("embedding").type, first.column(0))
         self._embedding = Column("embedding", torch.float32, width=self.dim)
         for column in (_INDEX, self._embedding):
@@ -142,56 +147,59 @@ class EmbeddingFile:
         elif (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and first[0].is_valid:
             dim = len(first[0])
         else:
-            raise DataError(f"{self.path}: column 'embedding': {kind} found, lists of floats expected")
+            raise DataError(f"{self.path}: column 'embedding': found {kind}, expected lists of floats")
         if dim == 0:
-            raise DataError(f"{self.path}: column 'embedding': empty lists found")
+            raise DataError(f"{self.path}: column 'embedding': found empty lists, expected at least one float per row")
         return dim
 
     def entities(self) -> pa.Array:
-        """Of all rows, in the order of the file, [rows], int64 or large_string, each once.
+        """Return the entities of all rows in file order, [rows], int64 or large_string. They are unique.
 
         Raises:
-          DataError: the column can't be read, or an entity is missing or there several times.
+          DataError: the column cannot be read, or an entity is null or appears more than once.
         """
         try:
             with pq.ParquetFile(self.path) as file:
                 column = file.read(columns=["entity"]).column(0)
             column = column.cast(pa.int64() if pa.types.is_integer(column.type) else pa.large_string())
-        except UNREADABLE as error:
-            raise DataError(f"{self.path}: column 'entity' can't be read: {error}") from error
+        except READ_ERRORS as error:
+            raise DataError(f"{self.path}: cannot read column 'entity': {error}") from error
         entities = column.combine_chunks()
         if entities.null_count:
-            raise DataError(
-                f"{self.path}: row {pc.index(entities.is_null(), True).as_py()}: column 'entity': null found"
-            )
-        # Sorting takes a tenth of the memory of counting.
+            row = pc.index(entities.is_null(), True).as_py()
+            raise DataError(f"{self.path}: row {row} (counted from 0): column 'entity': found null")
+        # Sorting needs a tenth of the memory that counting values does.
         ordered = entities.take(pc.array_sort_indices(entities))
-        twice = pc.index(pc.equal(ordered[1:], ordered[:-1]), True).as_py()
-        if twice >= 0:
-            raise DataError(f"{self.path}: column 'entity': {ordered[twice].as_py()!r} is there several times")
+        duplicate = pc.index(pc.equal(ordered[1:], ordered[:-1]), True).as_py()
+        if duplicate >= 0:
+            raise DataError(f"{self.path}: column 'entity': {ordered[duplicate].as_py()!r} appears more than once")
         return entities
 
-    def blocks(self, holding: NDArray[np.int64] | None = None) -> Iterator[EmbeddingBlock]:
-        """The rows, a row group at a time; of `holding`, only row groups with one of these positions.
+    def blocks(self, containing: NDArray[np.int64] | None = None) -> Iterator[EmbeddingBlock]:
+        """Yield the rows one row group at a time.
+
+        Args:
+          containing: rows of the file, counted from 0; row groups that contain none of them are skipped. None reads
+            all row groups.
 
         Raises:
-          DataError: a row group can't be read, or holds a null or an embedding of another length.
+          DataError: a row group cannot be read, or holds a null or an embedding of another length.
         """
         start = 0
         try:
             with pq.ParquetFile(self.path) as file:
                 for group in range(self._num_groups):
                     end = start + file.metadata.row_group(group).num_rows
-                    if end > start and (holding is None or ((holding >= start) & (holding < end)).any()):
+                    if end > start and (containing is None or ((containing >= start) & (containing < end)).any()):
                         table = file.read_row_group(group, columns=["index", "embedding"], use_threads=False)
-                        place = f"{self.path}: row group {group}"
+                        location = f"{self.path}: row group {group}"
                         indices, values = (
-                            checked_values(table.column(column.name), table.schema.field(column.name), column, place)
+                            checked_values(table.column(column.name), table.schema.field(column.name), column, location)
                             for column in (_INDEX, self._embedding)
                         )
                         yield EmbeddingBlock(
                             start, indices.astype(np.int64, copy=False), values.astype(np.float32, copy=False)
                         )
                     start = end
-        except UNREADABLE as error:
-            raise DataError(f"{self.path}: can't be read: {error}") from error
+        except READ_ERRORS as error:
+            raise DataError(f"{self.path}: cannot read this file: {error}") from error

@@ -1,4 +1,4 @@
-"""Parquet files, written from numpy arrays: columns of numbers and of vectors. Does not know what is in them."""
+"""Writes Parquet files from numpy arrays: columns of numbers and of vectors. Knows nothing about their meaning."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,53 +15,67 @@ from common.reader.vectors import Storage, vector_array, vector_field
 
 
 class TableError(UserError):
-    """Arrays that do not fit the declared columns, or a file that cannot be written."""
+    """Raised if arrays do not fit the declared columns."""
 
 
-class Column(NamedTuple):
-    """One non-null column: numpy dtype by name, and its width (None: one number a row)."""
+class TableColumn(NamedTuple):
+    """A non-null column to write.
+
+    Attributes:
+      name: name of the column in the file.
+      dtype: numpy name of the dtype.
+      width: numbers per row of a column of vectors; None for one number per row.
+    """
 
     name: str
     dtype: str
     width: int | None = None
 
 
-# Row groups of about this size are decoded within some 10 ms, and those that all lanes hold take little memory.
+# A row group of this size is decoded in about 10 ms, and one for each lane takes little memory.
 _ROW_GROUP_BYTES = 8 * 2**20
 _MAX_ROW_GROUP_ROWS = 65_536
 
 
-def _rows_of(size: int, columns: Iterable[Column]) -> int:
-    """How many rows take `size` bytes."""
-    row = sum(np.dtype(column.dtype).itemsize * (column.width or 1) for column in columns)
-    return max(1, min(size // row, _MAX_ROW_GROUP_ROWS))
+def _rows_per_group(columns: Iterable[TableColumn]) -> int:
+    bytes_per_row = sum(np.dtype(column.dtype).itemsize * (column.width or 1) for column in columns)
+    return max(1, min(_ROW_GROUP_BYTES // bytes_per_row, _MAX_ROW_GROUP_ROWS))
 
 
 class TableWriter:
-    """Writes one Parquet file, zstd-compressed, in row groups of `row_group_size` rows (the last of fewer).
+    """Writes a Parquet file in row groups of `row_group_size` rows, compressed with zstd.
 
-    Vectors are binary (common/reader/vectors.py), which reads faster, or lists, which any tool reads. What of the
-    binary ones zstd hardly makes smaller, such as embeddings, is stored as it is.
+    Vectors are stored as binary (common/reader/vectors.py), which is faster to read, or as lists, which any tool can
+    read. Binary vectors that zstd barely compresses, such as embeddings, are stored uncompressed.
 
-    The file appears under its name, or replaces the one there, when the `with` block ends without an error;
-    until then it is a hidden file beside. Its bytes depend on the values, `columns` and `row_group_size`, not
-    on how the rows are cut into writes. Memory: one row group and one `write`.
+    The file appears under its name, or replaces the file of that name, when the `with` block ends without an error.
+    Until then it is a hidden file in the same directory. Its bytes depend on the values, `columns` and
+    `row_group_size`, but not on how the rows are split into calls of `write`. The writer holds one row group and the
+    rows of one `write` in memory.
     """
 
     def __init__(
         self,
         path: Path,
-        columns: Sequence[Column],
+        columns: Sequence[TableColumn],
         row_group_size: int | None = None,
         *,
         vectors: Storage = "binary",
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """row_group_size: None: as many rows as take 8 MiB. metadata: of the file, by key."""
+        """Declare the file; nothing is written yet.
+
+        Args:
+          path: the file to write.
+          columns: its columns, in order.
+          row_group_size: rows per row group; None for about 8 MiB.
+          vectors: how columns of vectors are stored.
+          metadata: key-value metadata of the file.
+        """
         self.path = path
         self.num_rows = 0
         self._columns = columns
-        self._row_group_size = row_group_size or _rows_of(_ROW_GROUP_BYTES, columns)
+        self._row_group_size = row_group_size or _rows_per_group(columns)
         self._pending: list[dict[str, np.ndarray[Any, Any]]] = []
         self._num_pending = 0
         self._partial = path.with_name(f".{path.name}.partial")
@@ -80,7 +94,7 @@ class TableWriter:
                 self._flush(at_least=1)
                 if self._writer is None:
                     self._writer = self._open(self._schema.empty_table())
-                # A run that is resumed sees by it whether the data are the same.
+                # It is part of the footer, and so of the fingerprint by which a resumed run recognizes its data.
                 self._writer.add_key_value_metadata({"values": self._digest.hexdigest()})
             if self._writer is not None:
                 self._writer.close()
@@ -90,9 +104,13 @@ class TableWriter:
             self._partial.unlink(missing_ok=True)
 
     def write(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Append rows: an array per column, [rows] or [rows, width], of exactly the declared dtype.
+        """Append rows.
 
-        Raises TableError where names, dtypes or shapes differ from `columns`; then no row was added.
+        Args:
+          arrays: one array per column, [rows] or [rows, width], of exactly the declared dtype.
+
+        Raises:
+          TableError: names, dtypes or shapes differ from `columns`. No row is added.
         """
         num_rows = self._check(arrays)
         self._pending.append({column.name: arrays[column.name].copy() for column in self._columns})
@@ -111,7 +129,7 @@ class TableWriter:
             shape = (num_rows,) if column.width is None else (num_rows, column.width)
             if array.dtype != column.dtype or array.shape != shape:
                 raise TableError(
-                    f"{self.path}: column {column.name} is {array.dtype}{list(array.shape)}, "
+                    f"{self.path}: column '{column.name}' is {array.dtype}{list(array.shape)}, "
                     f"expected {column.dtype}{list(shape)}"
                 )
         return num_rows
@@ -136,10 +154,10 @@ class TableWriter:
         self._pending = [rows]
 
     def _open(self, first: pa.Table) -> pq.ParquetWriter:
-        """The file, for row groups like the first."""
+        """Create the file; the first row group decides which columns are compressed."""
         paths = {name: f"{name}.list.element" if _is_list(first[name]) else name for name in self._schema.names}
         compressed = [path for name, path in paths.items() if not _is_binary(first[name]) or _shrinks(first[name])]
-        # Of whole vectors a dictionary saves nothing, and statistics would fill the footer.
+        # A dictionary of whole vectors saves nothing, and their statistics would fill the footer.
         plain = [column.name for column in self._columns if column.width is None]
         return pq.ParquetWriter(
             self._partial,
@@ -169,13 +187,13 @@ def _is_binary(column: pa.ChunkedArray) -> bool:
 
 
 def _shrinks(column: pa.ChunkedArray) -> bool:
-    """Whether zstd saves a tenth of a column of binary vectors."""
+    """Return whether zstd makes a column of binary vectors smaller by more than a tenth."""
     size = sum(chunk.buffers()[1].size for chunk in column.chunks)
     saved = size - sum(pa.Codec("zstd", 1).compress(chunk.buffers()[1]).size for chunk in column.chunks)
     return bool(saved > size / 10)
 
 
-def _arrow_field(column: Column, vectors: Storage) -> pa.Field:
+def _arrow_field(column: TableColumn, vectors: Storage) -> pa.Field:
     if column.width is None:
         return pa.field(column.name, pa.from_numpy_dtype(np.dtype(column.dtype)), nullable=False)
     return vector_field(column.name, column.dtype, column.width, vectors)

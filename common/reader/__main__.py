@@ -1,4 +1,4 @@
-"""Looks into Parquet files.
+"""Inspects Parquet files.
 
 python -m common.reader inspect data/recap/train
 """
@@ -26,50 +26,50 @@ _LOG_EVERY_S = 10.0
 
 
 def main() -> int:
-    """Prints a report on each set of files.
+    """Print a report on each set of files.
 
     Returns:
-      the exit status: 0, or 1 where a run would refuse something; 141 where nobody reads the reports any more.
+      The exit status: 0, 1 if the inspection found errors, or 141 if standard output is closed.
     """
     setup_logging(rank=0)
-    parser = ArgumentParser(prog="python -m common.reader", description="Looks into Parquet files.")
+    parser = ArgumentParser(prog="python -m common.reader", description="Inspects Parquet files.")
     commands = parser.add_subparsers(required=True, metavar="inspect")
     command = commands.add_parser(
         "inspect",
-        help="sizes, schema, statistics, label rates, and what a run would refuse",
-        description="Reads all columns of numbers, and prints sizes, schema, statistics, label rates, and what a run "
-        "would refuse. Ends with status 1 where it would refuse something, with 2 where no file matches.",
+        help="print sizes, schema, statistics, label rates, and errors that would stop a run",
+        description="Reads all numeric columns and prints sizes, schema, statistics, label rates, and errors that "
+        "would stop a run. Exits with status 1 if there are errors, and with 2 if no file matches.",
     )
     command.add_argument(
         "files",
         nargs="+",
         metavar="FILES",
-        help="a glob pattern, a directory, or a file; files that are given one by one make one set",
+        help="a glob pattern, a directory, or a file; all files given by name are reported as one set",
     )
     sets = _sets(parser.parse_args().files)
-    refused = 0
+    num_errors = 0
     with _Progress() as progress:
         for index, files in enumerate(sets):
             inspection = inspect(files, progress.update)
-            refused += inspection.refused.count
+            num_errors += inspection.errors.count
             try:
                 with tqdm.tqdm.external_write_mode():
                     sys.stdout.write(("\n" if index else "") + report(inspection))
                     sys.stdout.flush()
             except BrokenPipeError:
-                # What is left in the buffer would be written at the end, and fail again.
+                # The interpreter flushes the rest of the buffer at exit, which would fail again.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 128 + signal.SIGPIPE
-    return 1 if refused else 0
+    return 1 if num_errors else 0
 
 
 class _Progress:
-    """Rows and their rate: a bar on a terminal, lines in the log elsewhere."""
+    """Shows the number of rows read and their rate: a bar on a terminal, log lines elsewhere."""
 
     def __init__(self) -> None:
         self._start = self._logged = time.monotonic()
         self._rows = 0
-        # Some terminals (docker, script) don't tell their size; in none of it there would be no bar.
+        # Some terminals (docker, script) report a size of 0, which would hide the bar.
         self._bar: tqdm.tqdm[Never] | None = None
         if sys.stderr.isatty():
             self._bar = tqdm.tqdm(unit=" rows", unit_scale=True, ncols=80, nrows=20, leave=False)
@@ -82,7 +82,7 @@ class _Progress:
             self._bar.close()
 
     def update(self, rows: int) -> None:
-        """Shows that so many more were read."""
+        """Add `rows` to the number of rows read."""
         self._rows += rows
         if self._bar is not None:
             self._bar.update(rows)
@@ -94,7 +94,10 @@ class _Progress:
 
 
 def _sets(given: Sequence[str]) -> list[Files]:
-    """A set of each pattern and directory, and one of all files, which a shell may have made of a pattern."""
+    """Return one set for each pattern and directory, and one for all single files.
+
+    A shell may have expanded a pattern to the single files.
+    """
     found = [matching_files(name) for name in given]
     single = [files for files in found if files.paths == (user_path(files.description),)]
     sets = [files for files in found if files not in single]
@@ -105,4 +108,4 @@ def _sets(given: Sequence[str]) -> list[Files]:
 
 
 if __name__ == "__main__":
-    run(main, "looks at all files from the beginning")
+    run(main, "reads all files from the beginning")

@@ -1,7 +1,7 @@
-"""One column of Parquet files: what is read from it, and from arrow's memory to checked numpy arrays.
+"""Describes a column as the reader delivers it, and turns its Arrow data into checked numpy arrays.
 
-Nothing is converted here: rows are stored once and read in another order, so that it is cheaper to convert those of a
-batch (reader.py) than a row group as it is decoded.
+Values are not converted here. Converting the rows of a batch (reader.py) is cheaper than converting whole row groups
+when they are decoded.
 """
 
 from collections.abc import Mapping
@@ -15,26 +15,32 @@ from numpy.typing import NDArray
 
 from common.reader.files import DataError
 from common.reader.narrow import first_misfit
-from common.reader.vectors import binary_vectors, to_numpy
+from common.reader.vectors import to_numpy, vector_format
 
 Values = Literal["label", "weight", "probability"]
 
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """What is read from one column of the files.
+    """A column as the reader delivers it.
+
+    A plain column has one value per row and is [rows] in a batch. A column of vectors has `width` values per row and is
+    [rows, num_kept] in a batch.
 
     Attributes:
-      name: the column in the file; dots are part of the name.
-      dtype: in a batch; an integer type demands an integer column.
-      narrow: in a batch instead of dtype; a value that it can't hold (narrow.py) is a mistake. None: dtype.
-      width: values per row in the file, in a batch [rows, kept]; None: a plain column, in a batch [rows].
-      keep: the first so many of a row's values, or those at these positions, are in a batch; None: all.
-      position: of a row's values, read this one alone, as a plain column.
-      values: what a value must be: "label" 0 or 1, "weight" finite and >= 0, "probability" 0 <= p <= 1; None: any.
-      booleans: whether booleans are taken for 0 and 1, where integers are demanded.
-      num_ids: of a column of vectors, position -> n: the values there are ids, 0 <= id < n. None: no position holds
-        ids.
+      name: name of the column in the files; dots are part of the name.
+      dtype: dtype in a batch; an integer dtype requires a column of integers.
+      width: values per row in the files of a column of vectors; None for a plain column.
+      keep: number of leading values of each vector to keep in a batch, or the positions of the values to keep; None
+        keeps all.
+      position: position of the only value to read from each vector; the result is a plain column. None reads all.
+      narrow: narrower dtype in a batch, used instead of `dtype`; a value that it cannot represent (narrow.py) is an
+        error. None uses `dtype`.
+      values: kind of values, which are checked: a "label" is 0 or 1, a "weight" is finite and >= 0, a "probability" is
+        between 0 and 1. None allows any value.
+      booleans: whether booleans are accepted as the integers 0 and 1.
+      num_ids: positions of a vector that hold ids, each with a number n; ids must satisfy 0 <= id < n. None if no
+        position holds ids.
     """
 
     name: str
@@ -49,47 +55,47 @@ class Column:
 
     @property
     def num_read(self) -> int | None:
-        """Values per row that are read; None: a plain column."""
+        """Number of values read per row; None for one value per row."""
         return self.width if self.position is None else None
 
     @property
     def num_kept(self) -> int | None:
-        """Values per row in a batch; None: a plain column."""
+        """Number of values per row in a batch; None for one value per row."""
         if self.keep is None:
             return self.num_read
         return self.keep if isinstance(self.keep, int) else len(self.keep)
 
     @property
     def batch_dtype(self) -> torch.dtype:
-        """In a batch."""
+        """Dtype of the column in a batch."""
         return self.dtype if self.narrow is None else self.narrow
 
 
-# A larger weight would be infinite as a float32.
-_LARGEST = np.finfo(np.float32).max
+# A larger weight becomes infinite in float32.
+_MAX_WEIGHT = np.finfo(np.float32).max
 
 
 def stored_dtype(field: pa.Field, column: Column) -> np.dtype[Any]:
-    """The dtype of the numbers in a column of the files.
+    """Return the dtype of the numbers in a column of the files.
 
     Raises:
-      ValueError: the column can't be read as `column` says; the message says what was found and what is expected.
+      ValueError: the column cannot be delivered as `column`; the message says what was found and what is expected.
     """
     value_type, width = _value_type_and_width(field)
     if column.width is None and width is not None:
-        raise ValueError(f"{field.type} found, one value a row expected")
+        raise ValueError(f"found {field.type}, expected one value per row")
     if column.width is not None:
         if width is None:
-            raise ValueError(f"{field.type} found, lists of {column.width} values expected")
+            raise ValueError(f"found {field.type}, expected lists of {column.width} values")
         if width not in (_ANY_WIDTH, column.width):
             kind = "lists" if _is_list(field.type) else "binary vectors"
-            raise ValueError(f"{kind} of {width} values found, {column.width} expected")
+            raise ValueError(f"found {kind} of {width} values, expected {column.width}")
     if pa.types.is_integer(value_type) or (column.booleans and pa.types.is_boolean(value_type)):
         return _numpy_dtype_of(value_type)
     if not column.dtype.is_floating_point:
-        raise ValueError(f"{_told(field)} found, integers expected")
+        raise ValueError(f"found {_describe_type(field)}, expected integers")
     if not pa.types.is_floating(value_type):
-        raise ValueError(f"{field.type} found, numbers expected")
+        raise ValueError(f"found {field.type}, expected numbers")
     return _numpy_dtype_of(value_type)
 
 
@@ -102,10 +108,13 @@ def _numpy_dtype_of(kind: pa.DataType) -> np.dtype[Any]:
 
 
 def _value_type_and_width(field: pa.Field) -> tuple[pa.DataType, int | None]:
-    """Of a row's numbers; the width is None for a plain column, and 0 where each row may have its own."""
+    """Return the type of the numbers, and the numbers per row.
+
+    The width is None for a plain column, and _ANY_WIDTH if it may differ from row to row.
+    """
     kind = field.type
     if pa.types.is_fixed_size_binary(kind):
-        vectors = binary_vectors(field)
+        vectors = vector_format(field)
         return pa.from_numpy_dtype(vectors.dtype), vectors.width
     if pa.types.is_fixed_size_list(kind):
         return kind.value_type, kind.list_size
@@ -116,98 +125,100 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _told(field: pa.Field) -> str:
+def _describe_type(field: pa.Field) -> str:
     if not pa.types.is_fixed_size_binary(field.type):
         return str(field.type)
-    vectors = binary_vectors(field)
+    vectors = vector_format(field)
     return f"vectors of {vectors.width} {vectors.dtype.name}"
 
 
-def checked_values(chunks: pa.ChunkedArray, field: pa.Field, column: Column, place: str) -> NDArray[Any]:
-    """The column of one row group as it is stored, [rows] or [rows, num_read], read-only where that saves a copy.
+def checked_values(chunks: pa.ChunkedArray, field: pa.Field, column: Column, location: str) -> NDArray[Any]:
+    """Return the column of one row group with its stored dtype, [rows] or [rows, num_read].
+
+    The array is read-only if that saves a copy.
 
     Raises:
-      DataError: a null, a list of another width, or a value that the column may not hold; the message begins with
-        `place` and the row.
+      DataError: a value is null or not allowed in the column, or a list has another width; the message begins with
+        `location` and the row.
     """
     array = chunks.combine_chunks() if chunks.num_chunks != 1 else chunks.chunk(0)
     if array.null_count:
         row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise DataError(bad_value(place, column, row, "null found, every row needs a value"))
+        raise DataError(bad_value(location, column, row, "found null, every row needs a value"))
     if pa.types.is_fixed_size_binary(array.type):
-        numbers = to_numpy(array, binary_vectors(field))
+        numbers = to_numpy(array, vector_format(field))
     else:
-        numbers = _numbers(array, column, place)
+        numbers = _numbers(array, column, location)
     if column.position is not None:
         numbers = numbers[:, column.position]
-    _check_values(numbers, column, place)
-    _check_ids(numbers, column, place)
-    _check_narrow(numbers, column, place)
+    _check_values(numbers, column, location)
+    _check_ids(numbers, column, location)
+    _check_narrow(numbers, column, location)
     return numbers
 
 
-def _numbers(array: pa.Array, column: Column, place: str) -> NDArray[Any]:
+def _numbers(array: pa.Array, column: Column, location: str) -> NDArray[Any]:
     values = array
     if column.width is not None:
         if not pa.types.is_fixed_size_list(array.type):
             lengths = np.diff(array.offsets.to_numpy())
             if (lengths != column.width).any():
                 row = int(np.flatnonzero(lengths != column.width)[0])
-                problem = f"a list of {lengths[row]} values found, {column.width} expected"
-                raise DataError(bad_value(place, column, row, problem))
+                problem = f"found a list of {lengths[row]} values, expected {column.width}"
+                raise DataError(bad_value(location, column, row, problem))
         values = array.flatten()
     if values.null_count:
         row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]) // (column.width or 1)
-        raise DataError(bad_value(place, column, row, "a null among its values, every value is needed"))
+        raise DataError(bad_value(location, column, row, "found null in a list, every value is required"))
     numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False)
     return numbers if column.width is None else numbers.reshape(-1, column.width)
 
 
-def _check_values(numbers: NDArray[Any], column: Column, place: str) -> None:
+def _check_values(numbers: NDArray[Any], column: Column, location: str) -> None:
     if column.values == "label":
-        good, allowed = (numbers == 0) | (numbers == 1), "a label is 0 or 1"
+        good, allowed = (numbers == 0) | (numbers == 1), "a label must be 0 or 1"
     elif column.values == "weight":
-        good, allowed = (numbers >= 0) & (numbers <= _LARGEST), "a weight is not negative and, as a float32, finite"
+        good, allowed = (numbers >= 0) & (numbers <= _MAX_WEIGHT), "a weight must be at least 0 and finite in float32"
     elif column.values == "probability":
-        good, allowed = (numbers >= 0) & (numbers <= 1), "a probability lies between 0 and 1"
+        good, allowed = (numbers >= 0) & (numbers <= 1), "a probability must be between 0 and 1"
     elif not column.dtype.is_floating_point and not np.can_cast(numbers.dtype, numpy_dtype(column.dtype)):
         limits = torch.iinfo(column.dtype)
         good = (numbers >= limits.min) & (numbers <= limits.max)
-        allowed = f"numbers from {limits.min} to {limits.max} can be read"
+        allowed = f"values must be between {limits.min} and {limits.max}"
     else:
         return
     if not good.all():
         index = tuple(np.argwhere(~good)[0])
-        raise DataError(bad_value(place, column, int(index[0]), f"{numbers[index]} found, {allowed}"))
+        raise DataError(bad_value(location, column, int(index[0]), f"found {numbers[index]}, {allowed}"))
 
 
-def _check_ids(numbers: NDArray[Any], column: Column, place: str) -> None:
+def _check_ids(numbers: NDArray[Any], column: Column, location: str) -> None:
     for position, num_ids in (column.num_ids or {}).items():
         ids = numbers[:, position]
         good = (ids >= 0) & (ids < num_ids)
         if not good.all():
             row = int(np.flatnonzero(~good)[0])
-            problem = f"{ids[row]} found at position {position}, ids from 0 to {num_ids - 1} can be looked up"
-            raise DataError(bad_value(place, column, row, problem))
+            problem = f"found {ids[row]} at position {position}, ids must be between 0 and {num_ids - 1}"
+            raise DataError(bad_value(location, column, row, problem))
 
 
-def _check_narrow(numbers: NDArray[Any], column: Column, place: str) -> None:
+def _check_narrow(numbers: NDArray[Any], column: Column, location: str) -> None:
     if column.narrow is not None:
         kept = numbers
         if column.keep is not None:
             kept = numbers[:, : column.keep] if isinstance(column.keep, int) else numbers[:, column.keep]
         if (misfit := first_misfit(kept, column.narrow)) is not None:
             row, problem = misfit
-            raise DataError(bad_value(place, column, row, problem))
+            raise DataError(bad_value(location, column, row, problem))
 
 
-def bad_value(place: str, column: Column, row: int, problem: str) -> str:
-    """The message about a value in a row of a row group, which `place` tells."""
+def bad_value(location: str, column: Column, row: int, problem: str) -> str:
+    """Return the message about a value in a row of the row group at `location`."""
     position = "" if column.position is None else f", position {column.position}"
-    return f"{place}, row {row} (both counted from 0): column '{column.name}'{position}: {problem}"
+    return f"{location}, row {row} (both counted from 0): column '{column.name}'{position}: {problem}"
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    """The numpy dtype that holds values of a torch dtype; numpy has no bfloat16, whose values a float32 holds."""
+    """Return the numpy dtype that holds the values of a torch dtype: float32 for bfloat16, which numpy lacks."""
     dtype = torch.float32 if dtype == torch.bfloat16 else dtype
     return np.dtype(torch.empty(0, dtype=dtype).numpy().dtype)

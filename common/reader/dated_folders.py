@@ -1,6 +1,6 @@
-"""Files in folders that are named by their time: root/YYYY/MM/DD for a day, root/YYYY/MM/DD/HH for an hour.
+"""Finds files in folders named by date: root/YYYY/MM/DD for a day, root/YYYY/MM/DD/HH for an hour.
 
-How many folders may be missing is not decided here.
+The caller decides how many folders may be missing.
 """
 
 import contextlib
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.process.paths import user_path
-from common.reader.files import DataError, Files, files_below, is_meant
+from common.reader.files import DataError, Files, files_below, is_file_or_broken_link
 
 
 @dataclass(frozen=True)
 class Period:
-    """A stretch of time that has a folder.
+    """A unit of time that has its own folder, such as a day.
 
     Attributes:
-      name: for messages.
-      length: of time.
-      folder: its folder below the root, as a format of strftime.
-      spellings: how a user may write one, as formats of strftime.
+      name: name of the unit, for messages.
+      length: length of the unit.
+      folder: path of its folder below the root, as a format of strftime.
+      spellings: ways to write a time in a configuration, as formats of strftime.
     """
 
     name: str
@@ -29,26 +29,26 @@ class Period:
     spellings: tuple[str, ...]
 
     def parse(self, text: str) -> datetime.datetime:
-        """Reads the beginning of a period.
+        """Return the time at which the period written as `text` begins.
 
         Raises:
-          ValueError: `text` is not in one of the spellings, or there is no such time.
+          ValueError: `text` has none of the spellings, or the time does not exist.
         """
         for spelling in self.spellings:
             with contextlib.suppress(ValueError):
                 time = datetime.datetime.strptime(text, spelling)
-                if time.strftime(spelling) == text:  # strptime takes 2023-1-5 as well
+                if time.strftime(spelling) == text:  # strptime also accepts 2023-1-5
                     return time
         examples = [datetime.datetime(2023, 1, 31, 5).strftime(spelling) for spelling in self.spellings]
         raise ValueError(f"not a valid {self.name}; write it as {', '.join(examples[:-1])} or {examples[-1]}")
 
     @property
     def example(self) -> str:
-        """Its folder below the root, for messages."""
+        """Pattern of its folders below the root, for messages."""
         return self.folder.replace("%Y", "YYYY").replace("%m", "MM").replace("%d", "DD").replace("%H", "HH")
 
     def is_folder(self, path: Path) -> bool:
-        """Whether a path below the root is that of a period's folder, or within one."""
+        """Return whether a path relative to the root is the folder of a period, or inside one."""
         depth = self.folder.count("/") + 1
         try:
             time = datetime.datetime.strptime("/".join(path.parts[:depth]), self.folder)
@@ -67,16 +67,16 @@ HOUR = Period(
 
 
 def dated_files(root: str, end: datetime.datetime, count: int, period: Period) -> tuple[Files, list[str]]:
-    """Finds the *.parquet files of `count` periods, the last of which begins at `end`.
+    """Find the *.parquet files of `count` periods, the last of which begins at `end`.
 
-    A file may lie at any depth below its period's folder. Names that begin with a dot are left out.
+    A file may be at any depth below the folder of its period. Names that begin with a dot are skipped.
 
     Returns:
-      the files, the oldest period's first and within a period sorted by their paths; and the folders, below `root`,
-      that don't exist or have no such file.
+      The files, ordered by period (the oldest first) and then by path; and the folders, relative to `root`, that do
+      not exist or contain no *.parquet file.
 
     Raises:
-      DataError: a folder, or `root`, can't be read.
+      DataError: `root` or a folder cannot be read.
     """
     paths: list[Path] = []
     missing: list[str] = []
@@ -89,15 +89,17 @@ def dated_files(root: str, end: datetime.datetime, count: int, period: Period) -
             paths += found
             missing += [] if found else [folder]
     except OSError as error:
-        raise DataError(f"{error.filename}: can't be read: {error.strerror} (looked from {Path.cwd()})") from error
+        raise DataError(
+            f"{error.filename}: cannot read this directory: {error.strerror} (current directory: {Path.cwd()})"
+        ) from error
     return Files(tuple(paths), f"{root} ({folders[0]} to {folders[-1]})"), missing
 
 
 def _parquet_files_below(folder: Path) -> list[Path]:
     try:
-        folder.stat()  # is_dir() would hide what else may be wrong with it
+        folder.stat()  # unlike is_dir(), raises every other error
     except (FileNotFoundError, NotADirectoryError):
         return []
     if not folder.is_dir():
         return []
-    return [file for file in files_below(folder) if file.suffix == ".parquet" and is_meant(file)]
+    return [file for file in files_below(folder) if file.suffix == ".parquet" and is_file_or_broken_link(file)]

@@ -1,4 +1,4 @@
-"""Which files a data set consists of. Does not open them (parquet.py)."""
+"""Finds the files of a data set. parquet.py opens them."""
 
 import glob
 import os
@@ -11,12 +11,15 @@ import pyarrow as pa
 from common.errors import UserError
 from common.process.paths import user_path
 
-UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
-"""What pyarrow raises where a file is no Parquet file, or damaged: the last of a column's name."""
+READ_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError)
+"""Exceptions that pyarrow raises for a damaged file, or one that is not Parquet.
+
+UnicodeDecodeError: a column name is damaged.
+"""
 
 
 class DataError(UserError):
-    """A mistake in the data: the message names the file and, where there is one, column, row group and row."""
+    """An error in the data. The message names the file and, if known, the column, row group and row."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,8 @@ class Files:
     """The files of a data set.
 
     Attributes:
-      paths: in the order in which they are read without shuffling.
-      description: what they were chosen by, for the start of a message about all of them.
+      paths: paths of the files, in stored order.
+      description: the pattern or directory that selected them, with which messages about all of them begin.
     """
 
     paths: tuple[Path, ...]
@@ -33,26 +36,30 @@ class Files:
 
 
 def matching_files(inputs: str) -> Files:
-    """Finds files, sorted by their paths; names that begin with a dot are left out where they are not given.
+    """Find files, sorted by path.
+
+    Names that begin with a dot are skipped unless they are given explicitly.
 
     Args:
-      inputs: a glob pattern, a file, or a directory whose *.parquet files are meant. What exists is no pattern.
+      inputs: a glob pattern, a file, or a directory, which stands for its *.parquet files. A path that exists is not
+        treated as a pattern.
 
     Raises:
-      DataError: nothing matches, or can't be looked at.
+      DataError: no file matches, or a directory cannot be read.
     """
     path = user_path(inputs)
     try:
         files = _glob(path)
     except OSError as error:
-        raise DataError(f"{inputs}: can't be read: {error.strerror}: {error.filename}") from error
+        raise DataError(f"{inputs}: cannot read {error.filename}: {error.strerror}") from error
     if not files:
         deeper = path.is_dir() and next(path.glob("**/*.parquet"), None) is not None
         raise DataError(
-            f"{inputs}: no *.parquet file directly in this directory; those below it are {path}/**/*.parquet"
+            f"{inputs}: no *.parquet file directly in this directory; to read those in its subdirectories, use "
+            f"{path}/**/*.parquet"
             if deeper
-            else f"{inputs}: no file matches (looked from {Path.cwd()}); give a glob pattern, a file, or a directory "
-            "with *.parquet files"
+            else f"{inputs}: no file matches (current directory: {Path.cwd()}); give a glob pattern, a file, or a "
+            "directory with *.parquet files"
         )
     return Files(files, inputs)
 
@@ -62,37 +69,39 @@ def _glob(path: Path) -> tuple[Path, ...]:
     if path.is_dir():
         pattern += "/*.parquet"
     matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-    return tuple(filter(is_meant, each_once(map(Path, matches))))
+    return tuple(filter(is_file_or_broken_link, unique_files(map(Path, matches))))
 
 
-def is_meant(path: Path) -> bool:
-    """Whether a path is that of a file, or of a link that leads nowhere: which is told when it is opened."""
+def is_file_or_broken_link(path: Path) -> bool:
+    """Return whether a path is a file or a broken link. A broken link is kept, so that opening it reports an error."""
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
-def each_once(paths: Iterable[Path]) -> list[Path]:
-    """The paths, sorted; of those that links make lead to the same file, the first."""
+def unique_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the sorted paths without duplicates; of several links to one file, the first is kept."""
     return sorted({path.resolve(): path for path in sorted(paths, reverse=True)}.values())
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files at any depth, sorted, those that links lead to once; names that begin with a dot are left out.
+    """Return all files below a folder at any depth, sorted and without duplicates.
+
+    Links are followed. Names that begin with a dot are skipped.
 
     Raises:
-      OSError: a directory can't be read.
+      OSError: a directory cannot be read.
     """
     files: list[Path] = []
     walked: set[Path] = set()
 
-    def refuse(error: OSError) -> None:
+    def fail(error: OSError) -> None:
         raise error
 
-    for directory, subdirectories, names in os.walk(folder, onerror=refuse, followlinks=True):
-        here = Path(directory)
+    for directory, subdirectories, names in os.walk(folder, onerror=fail, followlinks=True):
+        current = Path(directory)
         subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
-        if here.resolve() in walked:  # a link that leads up would be followed for ever
+        if current.resolve() in walked:  # a link to a parent directory would be followed forever
             subdirectories.clear()
             continue
-        walked.add(here.resolve())
-        files += [here / name for name in names if not name.startswith(".")]
-    return each_once(files)
+        walked.add(current.resolve())
+        files += [current / name for name in names if not name.startswith(".")]
+    return unique_files(files)

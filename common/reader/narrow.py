@@ -1,4 +1,4 @@
-"""Which values narrower types can hold."""
+"""Checks whether values fit a narrower dtype."""
 
 from typing import Any
 
@@ -8,25 +8,25 @@ from numpy.typing import NDArray
 
 
 def first_misfit(values: NDArray[Any], dtype: torch.dtype) -> tuple[int, str] | None:
-    """The row of the first value that a type can't hold, and what is wrong; None where all fit.
+    """Return the row and a description of the first value that does not fit a dtype, or None if all values fit.
 
-    uint8 holds whole numbers from 0 to 255; float16 what rounds to a finite number (values that are not finite stay
-    so). Other types hold everything: bool whether a value is not 0, and bfloat16 has the range of float32.
+    uint8 holds whole numbers from 0 to 255. float16 holds what rounds to a finite number; NaN and infinities are kept.
+    Every value fits the other dtypes: bool records whether a value is non-zero, and bfloat16 has the range of float32.
 
     Args:
       values: numbers, [rows] or [rows, width].
-      dtype: the type.
+      dtype: the narrower dtype.
     """
     if dtype == torch.uint8:
         good = (values >= 0) & (values <= np.iinfo(np.uint8).max) & (values == np.floor(values))
-        allowed = "whole numbers from 0 to 255 can be uint8"
+        allowed = "uint8 holds whole numbers from 0 to 255"
     elif dtype == torch.float16:
         with np.errstate(over="ignore"):
             good = np.isfinite(values.astype(np.float16)) | ~np.isfinite(values)
-        allowed = f"magnitudes up to {np.finfo(np.float16).max:,.0f} can be float16; bfloat16 has float32's range"
+        allowed = f"float16 holds magnitudes up to {np.finfo(np.float16).max:,.0f}; bfloat16 has the range of float32"
     else:
         return None
     if good.all():
         return None
     index = tuple(np.argwhere(~good)[0])
-    return int(index[0]), f"{values[index]} found, {allowed}"
+    return int(index[0]), f"found {values[index]}, but {allowed}"

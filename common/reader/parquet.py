@@ -1,15 +1,15 @@
-"""Parquet files as one table of row groups, each decoded into numpy arrays and checked.
+"""Reads Parquet files as one table of row groups, each decoded into numpy arrays and checked.
 
-What metadata can show (a missing column, a wrong type or width, no rows) is checked when a table is opened; the rest
-(a null, a list of another width, a value that a column may not hold) when its row group is decoded. In which order
-rows are read is not decided here (order.py), nor how they get into batches (reader.py).
+Opening a table checks what the metadata shows: a missing column, a wrong type or width, no rows. Decoding a row group
+checks its values: a null, a list of another width, a value that the column does not allow. order.py decides in which
+order rows are read, and reader.py builds the batches.
 """
 
 import bisect
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,26 +18,33 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.reader.column import Column, bad_value, checked_values, numpy_dtype, stored_dtype
-from common.reader.files import UNREADABLE, DataError, Files
+from common.reader.files import READ_ERRORS, DataError, Files
 
-RowGroup = dict[str, NDArray[Any]]
-"""Columns of a row group as they are stored, [rows] or [rows, width]."""
+RowGroup = dict[Hashable, NDArray[Any]]
+"""Columns of a row group with their stored dtypes, by key, each [rows] or [rows, width]."""
 
 
 class BadValue(NamedTuple):
-    """A mistake in the column that has this key, and what is wrong there."""
+    """An invalid value.
 
-    key: str
+    Attributes:
+      key: key of its column.
+      row: its row in the row group, counted from 0.
+      problem: what was found and what is allowed.
+    """
+
+    key: Hashable
     row: int
     problem: str
 
 
-# Footers that are kept: of a file with thousands of row groups it takes longer to read one than to decode a row group.
+# Number of footers kept in memory. Reading the footer of a file with thousands of row groups takes longer than decoding
+# one of them.
 _FOOTERS = 64
 
 
 class _Version(NamedTuple):
-    """What shows that a file is another than it was."""
+    """Attributes of a file that differ if it was changed or replaced."""
 
     inode: int
     size: int
@@ -45,36 +52,36 @@ class _Version(NamedTuple):
 
 
 class ParquetTable:
-    """The row groups of all files, in the order of the files. Threads may decode at the same time."""
+    """The row groups of all files, in file order. Several threads may decode at the same time."""
 
     def __init__(
         self,
         files: Files,
-        columns: Mapping[str, Column],
+        columns: Mapping[Hashable, Column],
         *,
         rows: Callable[[int], range] | None = None,
         check: Callable[[RowGroup], BadValue | None] | None = None,
         prepare: Callable[[RowGroup], RowGroup] | None = None,
         cache: bool = False,
     ) -> None:
-        """Opens every file's footer and checks it.
+        """Read and check the footer of every file.
 
         Args:
-          files: what to read.
-          columns: what to read, by the name that it gets.
-          rows: makes of the number of rows in all files the range of those that the table has, in steps of 1, at least
-            one; row groups outside are not decoded. None: all.
-          check: looks for a mistake that takes more than one column to see in the columns of a row group, all of its
-            rows, [rows] or [rows, num_read]; it may not change them.
-          prepare: makes of a row group's columns those that batches are made of; it may add, replace and remove, but
-            not change the arrays it is given.
-          cache: keep what was decoded in memory.
+          files: the files to read.
+          columns: the columns to read, by the key under which they are delivered.
+          rows: maps the number of rows in all files to the range of rows that the table contains. The range has step 1
+            and is not empty. Row groups outside it are not decoded. None reads all rows.
+          check: returns an invalid value that only a comparison of columns can find, or None. It gets all rows of a
+            row group, each column [rows] or [rows, num_read], and must not modify them.
+          prepare: maps the columns of a row group to those from which batches are built. It may add, replace and
+            remove columns, but must not modify the arrays.
+          cache: keep decoded row groups in memory.
 
         Raises:
-          DataError: a file can't be read, lacks a column, has it in another type or width, or there are no rows.
+          DataError: a file cannot be read, lacks a column or has it with another type or width, or there are no rows.
         """
         self.inputs = files.description
-        self.columns: Mapping[str, Column] = dict(columns)
+        self.columns: Mapping[Hashable, Column] = dict(columns)
         self._paths = files.paths
         self._check = check
         self._prepare = prepare
@@ -82,9 +89,9 @@ class ParquetTable:
         self._footer = functools.lru_cache(maxsize=_FOOTERS)(pq.read_metadata)
         self._versions: list[_Version] = []
         self._first_group: list[int] = []
-        self._dtypes: dict[str, np.dtype[Any]] = {}
+        self._dtypes: dict[Hashable, np.dtype[Any]] = {}
         self.column_names: set[str] = set()
-        """Of all columns of the files."""
+        """Names of all columns of the files."""
         in_files: list[int] = []
         digest = hashlib.blake2b(digest_size=16)
         folder = os.path.commonpath([path.parent for path in self._paths])
@@ -96,12 +103,12 @@ class ParquetTable:
             try:
                 digest.update(name + b"\n" + _footer_bytes(path))
             except OSError as error:
-                raise DataError(f"{path}: can't be read: {error}") from error
+                raise DataError(f"{path}: cannot read this file: {error}") from error
         ends = np.cumsum(np.asarray(in_files, dtype=np.int64))
         num_rows = int(ends[-1]) if len(ends) else 0
         if num_rows == 0:
-            raise DataError(f"{self.inputs}: {len(self._paths)} file(s), but not one row")
-        # Footers tell sizes, statistics, and of our own files a digest of their values.
+            raise DataError(f"{self.inputs}: {len(self._paths)} file(s) with no rows")
+        # A footer contains sizes and statistics and, in files of TableWriter, a digest of the values.
         self.fingerprint = f"{len(self._paths)} files, {num_rows} rows, {digest.hexdigest()}"
         chosen = range(num_rows) if rows is None else rows(num_rows)
         starts = ends - in_files
@@ -113,28 +120,28 @@ class ParquetTable:
         self.rows_per_group = (np.minimum(ends, chosen.stop) - np.maximum(starts, chosen.start))[first:last]
         self.num_rows = len(chosen)
         self._groups_before = first
-        # Of the first row group; that rows of the last are left out, their number tells.
+        # Rows of the first row group to skip. rows_per_group bounds the rows of the last one.
         self._rows_before = chosen.start - int(starts[first])
 
     @property
     def num_files(self) -> int:
-        """That the rows are in."""
+        """Number of files of the table."""
         return len(self._paths)
 
     @property
     def bytes_per_row(self) -> int:
-        """Of a decoded row, before `prepare`."""
+        """Bytes of a decoded row, before `prepare`."""
         return sum(self._dtypes[key].itemsize * (column.num_read or 1) for key, column in self.columns.items())
 
     def decode(self, group: int) -> RowGroup:
-        """Reads one row group.
+        """Decode one row group.
 
         Returns:
-          the columns that `prepare` returns; without it those of the table, each [rows] or [rows, num_read], in one
-          dtype in all row groups. They may be read-only.
+          The columns that `prepare` returns. Without `prepare`, the columns of the table, each [rows] or
+          [rows, num_read], with the same dtype in all row groups. The arrays may be read-only.
 
         Raises:
-          DataError: the row group can't be read, or holds a value that its column may not hold.
+          DataError: the row group cannot be read, or it has a value that its column does not allow.
         """
         if self._cache is not None and group in self._cache:
             return self._cache[group]
@@ -148,28 +155,30 @@ class ParquetTable:
         return stored
 
     def _decode(self, group: int) -> RowGroup:
-        """All rows of a row group of the files."""
+        """Decode and check all rows of a row group; `group` counts the row groups of all files."""
         file_index = bisect.bisect_right(self._first_group, group) - 1
         path = self._paths[file_index]
         group_in_file = group - self._first_group[file_index]
-        place = f"{path}: row group {group_in_file}"
+        location = f"{path}: row group {group_in_file}"
         names = list(dict.fromkeys(column.name for column in self.columns.values()))
         try:
-            # With another file's footer garbage would be read.
+            # The footer in memory would be wrong for a changed file, and reading with it would return garbage.
             if _version(path) != self._versions[file_index]:
-                raise DataError(f"{place}: the file has changed; leave files as they are while they are read")
+                raise DataError(
+                    f"{location}: the file has changed since it was opened; do not modify files while a run reads them"
+                )
             with pq.ParquetFile(path, metadata=self._footer(path)) as file:
                 table = file.read_row_group(group_in_file, columns=names, use_threads=False)
-        except UNREADABLE as error:
-            raise DataError(f"{place} can't be read: {error}") from error
+        except READ_ERRORS as error:
+            raise DataError(f"{location}: cannot read this row group: {error}") from error
         stored = {
-            key: checked_values(table.column(c.name), table.schema.field(c.name), c, place)
+            key: checked_values(table.column(c.name), table.schema.field(c.name), c, location)
             for key, c in self.columns.items()
         }
-        with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, which models treat as missing
+        with np.errstate(over="ignore"):  # doubles beyond float32 become infinite, which models treat as missing
             stored = {key: numbers.astype(self._dtypes[key], copy=False) for key, numbers in stored.items()}
         if self._check is not None and (bad := self._check(stored)) is not None:
-            raise DataError(bad_value(place, self.columns[bad.key], bad.row, bad.problem))
+            raise DataError(bad_value(location, self.columns[bad.key], bad.row, bad.problem))
         return stored
 
     def _open(self, path: Path) -> pq.FileMetaData:
@@ -177,25 +186,25 @@ class ParquetTable:
             self._versions.append(_version(path))
             metadata = self._footer(path)
             schema = metadata.schema.to_arrow_schema()
-        except UNREADABLE as error:
-            raise DataError(f"{path}: can't be read as Parquet: {error}") from error
+        except READ_ERRORS as error:
+            raise DataError(f"{path}: cannot read this file as Parquet: {error}") from error
         self.column_names.update(schema.names)
         for key, column in self.columns.items():
             if schema.get_field_index(column.name) < 0:
                 found = ", ".join(sorted(schema.names)) or "none"
-                raise DataError(f"{path}: no column '{column.name}' (or several); its columns: {found}")
+                raise DataError(f"{path}: no column '{column.name}', or more than one; columns found: {found}")
             try:
                 dtype = stored_dtype(schema.field(column.name), column)
             except ValueError as error:
                 raise DataError(f"{path}: column '{column.name}': {error}") from error
-            # Files that differ are brought together in what a batch holds anyway.
+            # If files store a column with different dtypes, all are converted to its dtype in batches.
             if self._dtypes.setdefault(key, dtype) != dtype:
                 self._dtypes[key] = numpy_dtype(column.dtype)
         return metadata
 
 
 def _footer_bytes(path: Path) -> bytes:
-    """All that stands behind the data."""
+    """Return the footer of a Parquet file: its length is stored in the four bytes before the final magic number."""
     with path.open("rb") as file:
         file.seek(-8, os.SEEK_END)
         length = int.from_bytes(file.read(4), "little")

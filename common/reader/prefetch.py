@@ -1,4 +1,4 @@
-"""An iterator that runs ahead of its consumer in a background thread."""
+"""Runs an iterator ahead of its consumer in a background thread."""
 
 import contextlib
 import queue
@@ -8,22 +8,30 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-# How long the thread waits for room before it looks whether it should stop, in seconds.
+# Seconds the thread waits for room in the queue before it checks whether it should stop.
 _POLL_IN_S = 0.1
 
 
 class _End:
-    """What the thread leaves behind its last item: the exception that ended it, if any."""
+    """Marks the end of the items, and holds the exception that ended them, if any."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
 class Prefetcher(Generic[T]):
-    """Yields what `source` yields, in its order; an exception of `source` is raised where its item would have been."""
+    """Yields the items of `source` in order, and computes them ahead of the consumer.
+
+    If `source` raises an exception, the consumer gets it in place of the next item.
+    """
 
     def __init__(self, source: Iterator[T], depth: int) -> None:
-        """Starts the thread, which keeps up to `depth` items ready (>= 1), and closes a generator at the end."""
+        """Start the thread.
+
+        Args:
+          source: the iterator to run; the thread closes it at the end if it is a generator.
+          depth: maximum number of items kept ready, at least 1.
+        """
         self._source = source
         self._ready: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
@@ -45,10 +53,10 @@ class Prefetcher(Generic[T]):
         return item
 
     def close(self) -> None:
-        """Stops the thread and waits until `source` has made the item at hand; what was ready is dropped."""
+        """Stop the thread, drop the items that are ready, and wait until `source` has finished its current item."""
         self._stopped.set()
         self._thread.join()
-        # A consumer in another thread may wait for an item that will not come. It doesn't where the queue is full.
+        # Wakes a consumer in another thread that is waiting for an item. If the queue is full, none is waiting.
         with contextlib.suppress(queue.Full):
             self._ready.put_nowait(_End(None))
 
@@ -76,8 +84,10 @@ class Prefetcher(Generic[T]):
 
 
 def next_or_error(items: Iterator[T]) -> T | Exception | None:
-    """The next item, the exception that is in its place, or None at the end: for loops that must tell other ranks
-    before they leave."""
+    """Return the next item, the exception raised in its place, or None at the end.
+
+    Used by loops that must inform other ranks before they stop.
+    """
     try:
         return next(items, None)
     except Exception as error:

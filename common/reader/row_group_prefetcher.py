@@ -1,4 +1,4 @@
-"""Row groups, decoded by threads before they are needed. Which are needed, order.py knows."""
+"""Decodes row groups in threads before they are needed. order.py decides which ones are needed."""
 
 import concurrent.futures
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from common.reader.parquet import ParquetTable, RowGroup
 
 
 class RowGroupPrefetcher:
-    """The row groups that are wanted now or soon; leaving the `with` block ends the threads."""
+    """Holds the row groups that are needed now or soon. Leaving the `with` block ends the threads."""
 
     def __init__(self, table: ParquetTable, threads: int) -> None:
         self._table = table
@@ -16,7 +16,7 @@ class RowGroupPrefetcher:
         self._groups: dict[int, concurrent.futures.Future[RowGroup]] = {}
 
     def want(self, groups: Iterable[int]) -> None:
-        """Begins to decode `groups`, in their order, and drops all others."""
+        """Start to decode `groups` in the given order, and drop all other row groups."""
         wanted = dict.fromkeys(groups)
         for group in self._groups.keys() - wanted:
             self._groups.pop(group).cancel()

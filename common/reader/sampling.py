@@ -1,5 +1,6 @@
-"""Leaving out rows that are read, such as most of the negatives: what a reader asks for."""
+"""The interface through which a reader samples rows, for example to drop most negatives."""
 
+from collections.abc import Hashable
 from typing import Protocol
 
 import numpy as np
@@ -9,26 +10,26 @@ from common.reader.parquet import RowGroup
 
 
 class Sampling(Protocol):
-    """Chooses among the rows that are read, before anything but a few columns of them is looked at."""
+    """Chooses rows by a few of their columns, before the other columns are gathered."""
 
     @property
     def rows_read_per_kept(self) -> int:
-        """Rows that are read for each that a batch has room for."""
+        """Number of rows read per row of a batch."""
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """What choose() looks at."""
+    def columns(self) -> tuple[Hashable, ...]:
+        """Keys of the columns that choose() needs."""
 
     def choose(
         self, stored: RowGroup, keep: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-        """Chooses among a lane's next rows.
+        """Choose among the next rows of a lane.
 
         Args:
-          stored: `columns`, [rows] or [rows, width].
-          keep: the most rows to choose.
-          rng: a function of seed, epoch, lane and position.
+          stored: the values of `columns`, each [rows] or [rows, width].
+          keep: maximum number of rows to choose.
+          rng: generator seeded by the seed, epoch, lane and cursor.
 
         Returns:
-          ascending positions of the chosen rows, and the weight of each.
+          Indices of the chosen rows in ascending order, and the weight of each.
         """

@@ -164,7 +164,7 @@ def read_vectors(file: EmbeddingFile, positions: NDArray[np.int64]) -> NDArray[n
       DataError: the file cannot be read.
     """
     vectors = np.empty((len(positions), file.dim), np.float32)
-    for block in file.blocks(holding=positions):
+    for block in file.blocks(containing=positions):
         in_block = (positions >= block.start) & (positions < block.start + len(block.indices))
         vectors[in_block] = block.values[positions[in_block] - block.start]
     return vectors

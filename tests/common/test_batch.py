@@ -25,7 +25,7 @@ def test_batch_size_is_that_of_the_first_tensor():
     assert some_batch().batch_size == 3
 
 
-def test_without_a_tensor_there_is_no_batch_size():
+def test_batch_without_a_tensor_has_no_batch_size():
     @dataclasses.dataclass(frozen=True)
     class Named(Batch):
         name: str
@@ -47,24 +47,24 @@ def test_to_moves_tensors_and_keeps_the_rest():
     }
 
 
-def test_to_where_it_is_already_copies_nothing():
+def test_to_the_same_device_copies_nothing():
     batch = some_batch()
     assert batch.to("cpu").features is batch.features
     assert batch.to("cpu").extras["age"] is batch.extras["age"]
 
 
-def test_to_leaves_the_original_alone():
+def test_to_does_not_change_the_original():
     batch = some_batch()
     batch.to("meta")
     assert batch.features.device.type == batch.extras["age"].device.type == "cpu"
 
 
-def test_the_stream_is_told_of_every_tensor():
+def test_record_stream_marks_every_tensor():
     class Recorded(torch.Tensor):
         def record_stream(self, s: torch.Stream) -> None:
-            told.append((self.shape, s))
+            marked.append((self.shape, s))
 
-    told: list[tuple[torch.Size, torch.Stream]] = []
+    marked: list[tuple[torch.Size, torch.Stream]] = []
     batch = some_batch()
     recorded = dataclasses.replace(
         batch,
@@ -74,4 +74,4 @@ def test_the_stream_is_told_of_every_tensor():
     )
     stream = torch.Stream("cpu")
     recorded.record_stream(stream)
-    assert told == [((3, 2), stream), ((3,), stream), ((3,), stream), ((3, 4), stream)]
+    assert marked == [((3, 2), stream), ((3,), stream), ((3,), stream), ((3, 4), stream)]

@@ -1,11 +1,11 @@
-"""Files of rows made by hand, and data sets that preprocess them."""
+"""Writes small files of numbered rows, and opens data sets that preprocess them."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.files.table_writer import Column, TableWriter
+from common.files.table_writer import TableColumn, TableWriter
 from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.dataset import RecapDataset
@@ -15,12 +15,12 @@ HOUR = 3_600_000
 SERVED = 1_700_000_000_000
 TASKS = ("like", "reply")
 COLUMNS = [
-    Column("continuous", "float32", 5),
-    Column("binary", "uint8", 3),
-    Column("discrete", "int64", 4),
-    Column("user_embedding", "float32", 2),
-    *(Column(name, "int8") for name in (*TASKS, "share")),
-    *(Column(f"{event}_ms", "int64") for event in ("served", "impressed", "liked", "replied")),
+    TableColumn("continuous", "float32", 5),
+    TableColumn("binary", "uint8", 3),
+    TableColumn("discrete", "int64", 4),
+    TableColumn("user_embedding", "float32", 2),
+    *(TableColumn(name, "int8") for name in (*TASKS, "share")),
+    *(TableColumn(f"{event}_ms", "int64") for event in ("served", "impressed", "liked", "replied")),
 ]
 
 RECTIFY = {
@@ -33,7 +33,7 @@ Rows = dict[str, np.ndarray[Any, Any]]
 
 
 def numbered_rows(num_rows: int) -> Rows:
-    """Rows that tell their number in continuous[0]."""
+    """Return rows whose number is stored in continuous[0]."""
     number = np.arange(num_rows)
     times = {f"{event}_ms": np.full(num_rows, SERVED) for event in ("served", "impressed", "liked", "replied")}
     return {
@@ -71,13 +71,13 @@ def opened(data: RecapDataConfig, *, evaluation: bool = True) -> RecapDataset:
 
 
 def in_stored_order(data: RecapDataConfig, num_rows: int) -> RecapBatch:
-    """The rows as one batch, as an evaluation over one lane reads them, without those that fill it up."""
-    [placed] = opened(data).reader(0, 1).evaluate()
-    return placed.batch._map(lambda tensor: tensor[:num_rows])
+    """Return the rows as one batch in stored order, without padding rows."""
+    [item] = opened(data).reader(0, 1).evaluate()
+    return item.batch._map(lambda tensor: tensor[:num_rows])
 
 
 def extract(*rows: tuple[str, str, int]) -> dict[str, Any]:
-    """(name, source_tensor, index) of each."""
+    """Return a `preprocess` section that extracts values; each row is (name, source_tensor, index)."""
     table = [{"name": name, "source_tensor": source, "index": index} for name, source, index in rows]
     return {"extract_features": {"extract_feature_table": table}}
 

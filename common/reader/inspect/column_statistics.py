@@ -1,4 +1,4 @@
-"""Statistics of a column's values, in one pass over blocks of them."""
+"""Computes statistics of a column's values in one pass over blocks."""
 
 import math
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Values that stay in a core's cache while they are looked at several times.
+# Number of values that stay in a core's cache while several passes read them.
 _BLOCK = 1 << 16
 
 
 class ColumnStatistics:
-    """Count, extremes, mean and spread of all values seen so far.
+    """Count, extremes, mean and standard deviation of all values added so far.
 
     Attributes:
-      count: of all values.
-      not_finite: of NaN and infinities among them; all that follows leaves them out.
-      zeros: of values that are 0.
-      minimum, maximum: None before the first finite value; exact, also of 64-bit integers.
-      mean: in float64; NaN before the first finite value.
+      count: number of values.
+      not_finite: number of NaN and infinite values; the other attributes ignore them.
+      zeros: number of values that are 0.
+      minimum, maximum: extremes, exact for 64-bit integers too; None before the first finite value.
+      mean: mean in float64; NaN before the first finite value.
     """
 
     def __init__(self) -> None:
@@ -33,23 +33,23 @@ class ColumnStatistics:
 
     @property
     def standard_deviation(self) -> float:
-        """Of the finite values, divided by their number; NaN before the first."""
+        """Population standard deviation of the finite values; NaN before the first of them."""
         finite = self.count - self.not_finite
         return math.sqrt(self._squares / finite) if finite else math.nan
 
     def add(self, values: NDArray[Any]) -> None:
-        """Looks at `values`, integers, booleans or floats of any shape."""
+        """Add values: integers, booleans or floats of any shape."""
         flat = values.reshape(-1)
         scratch = np.empty(min(flat.size, _BLOCK))
-        with np.errstate(over="ignore", invalid="ignore"):  # a sum with infinities, or of doubles near their largest
+        with np.errstate(over="ignore", invalid="ignore"):  # sums of infinities, or of doubles near their limit
             for begin in range(0, flat.size, _BLOCK):
                 self.merge(_of_block(flat[begin : begin + _BLOCK], scratch))
 
     def merge(self, other: "ColumnStatistics") -> None:
-        """Adds the values that `other` has seen.
+        """Add the values of `other`.
 
-        Means and squares by the pairwise update of Chan, Golub and LeVeque, "Algorithms for computing the sample
-        variance" (1983): no difference of large sums is taken.
+        Means and squares use the pairwise update of Chan, Golub and LeVeque, "Algorithms for computing the sample
+        variance" (1983), which never subtracts large sums.
         """
         finite, others = self.count - self.not_finite, other.count - other.not_finite
         self.count += other.count

@@ -1,4 +1,4 @@
-"""An inspection as text: tables, and what a run would refuse."""
+"""Formats an inspection as text: tables, errors and warnings."""
 
 import math
 import re
@@ -10,12 +10,12 @@ import tabulate
 from common.reader.inspect.column_statistics import ColumnStatistics
 from common.reader.inspect.inspection import Findings, InspectedColumn, Inspection
 
-# So many columns of one type and with names that begin alike are shown as one.
+# Minimum number of columns with the same type and prefix that share a line.
 _GROUP = 4
 
 
 def report(inspection: Inspection) -> str:
-    """What is printed of a set of files; ends with a newline."""
+    """Return the report on a set of files, which ends with a newline."""
     groups = _grouped(inspection.columns.values())
     numbers = [(name, columns) for name, columns in groups if columns[0].statistics.count and not _are_flags(columns)]
     flags = [column for _, columns in groups if _are_flags(columns) for column in columns]
@@ -29,20 +29,20 @@ def report(inspection: Inspection) -> str:
     if flags:
         headers = ["0 or 1 (labels)", "rows", "positives", "rate"]
         parts.append(_table(headers, [[column.name, *_rate(column)] for column in flags]))
-    if inspection.remarks.count:
-        parts.append(_findings("Worth a look:", inspection.remarks))
-    if inspection.refused.count:
-        parts.append(_findings("A run would refuse, where it reads them:", inspection.refused))
+    if inspection.warnings.count:
+        parts.append(_findings("Warnings:", inspection.warnings))
+    if inspection.errors.count:
+        parts.append(_findings("Errors for a run that reads these files and columns:", inspection.errors))
     else:
-        parts.append("Nothing that a run would refuse.")
+        parts.append("No errors found.")
     return "\n\n".join(parts) + "\n"
 
 
 def _sizes(inspection: Inspection) -> str:
-    of = len(inspection.files.paths)
-    files = f"{of:,} file" + ("s" if of != 1 else "")
+    num_files = len(inspection.files.paths)
+    files = f"{num_files:,} file" + ("s" if num_files != 1 else "")
     if inspection.unreadable:
-        files += f" ({inspection.unreadable:,} can't be read)"
+        files += f" ({inspection.unreadable:,} unreadable)"
     groups = inspection.row_groups
     head = f"{inspection.files.description}: {files}, {inspection.num_rows:,} rows"
     if inspection.compressions:
@@ -62,13 +62,16 @@ def _sizes(inspection: Inspection) -> str:
 
 
 def _grouped(columns: Iterable[InspectedColumn]) -> list[tuple[str, list[InspectedColumn]]]:
-    """Columns by what they are shown as: a name, or a pattern for many alike; in the order of the first."""
-    alike: dict[tuple[object, ...], list[InspectedColumn]] = {}
+    """Return the lines of a table: a label with its columns.
+
+    The label is a column's name, or a pattern for many similar columns. The order is that of the first column of each.
+    """
+    similar: dict[tuple[object, ...], list[InspectedColumn]] = {}
     for column in columns:
         key = (_prefix(column.name), column.type, column.width, column.is_flag)
-        alike.setdefault(key, []).append(column)
+        similar.setdefault(key, []).append(column)
     shown = []
-    for group in alike.values():
+    for group in similar.values():
         if len(group) >= _GROUP:
             shown.append((f"{_prefix(group[0].name)}* ({len(group)})", group))
         else:
@@ -90,12 +93,12 @@ def _width(columns: Sequence[InspectedColumn]) -> str:
 
 
 def _statistics(columns: Sequence[InspectedColumn]) -> list[str]:
-    of = ColumnStatistics()
+    merged = ColumnStatistics()
     for column in columns:
-        of.merge(column.statistics)
-    spread = [of.minimum, of.mean, of.maximum, of.standard_deviation]
-    shares = [_percent(of.zeros / of.count), _percent(of.not_finite / of.count)]
-    return [f"{of.count:,}", *map(_number, spread), *shares]
+        merged.merge(column.statistics)
+    spread = [merged.minimum, merged.mean, merged.maximum, merged.standard_deviation]
+    shares = [_percent(merged.zeros / merged.count), _percent(merged.not_finite / merged.count)]
+    return [f"{merged.count:,}", *map(_number, spread), *shares]
 
 
 def _rate(column: InspectedColumn) -> list[str]:
@@ -110,7 +113,7 @@ def _number(value: float | None) -> str:
 
 
 def _percent(share: float) -> str:
-    """0% is none and 100% all."""
+    """Format a share; 0% means none and 100% means all."""
     if share in (0.0, 1.0):
         return f"{share:.0%}"
     return "<0.1%" if share < 0.001 else ">99.9%" if share > 0.999 else f"{share:.1%}"
@@ -125,7 +128,7 @@ _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 
 
 def _table(headers: list[str], rows: list[list[str]], num_words: int = 1) -> str:
-    """The first `num_words` columns are aligned left, the others, numbers, right."""
+    """Format a table. The first `num_words` columns are left-aligned; the others, which hold numbers, right-aligned."""
     alignment = ["left" if index < num_words else "right" for index in range(len(headers))]
     return tabulate.tabulate(rows, headers=headers, disable_numparse=True, colalign=alignment)
 

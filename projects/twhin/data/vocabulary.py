@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.process.paths import user_path
-from common.reader.files import UNREADABLE, DataError
+from common.reader.files import READ_ERRORS, DataError
 
 
 def write_vocabulary(path: Path, entities: pa.Array) -> None:
@@ -28,7 +28,7 @@ def read_vocabulary(path: Path) -> pa.Array:
     try:
         with pq.ParquetFile(user_path(path)) as file:
             table = file.read(columns=["entity", "index"])
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: can't be read as a vocabulary: {error}") from error
     if missing := {"entity", "index"} - set(table.column_names):
         raise DataError(f"{path}: no column '{min(missing)}'; a vocabulary has the columns entity and index")

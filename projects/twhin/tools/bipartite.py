@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.errors import UserError
-from common.reader.files import UNREADABLE, DataError
+from common.reader.files import READ_ERRORS, DataError
 from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.tools.config_writer import PreparedGraph, PreparedRelation
 from projects.twhin.tools.graph_files import SPLITS, EdgeWriter, vocabulary_path
@@ -199,7 +199,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[_Edges]:
                         raise DataError(f"{location(row)}: column '{name}': found null, but every row needs a value")
                 yield _Edges(tuple(batch.column(name).cast(pa.int64()).to_numpy() for name in columns), location)
                 first += batch.num_rows
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: cannot read this file: {error}") from error
 
 

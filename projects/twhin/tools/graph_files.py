@@ -11,9 +11,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from common.files.table_writer import Column, TableWriter
+from common.files.table_writer import TableColumn, TableWriter
 
-EDGES = [Column("lhs", "int64"), Column("rel", "int64"), Column("rhs", "int64")]
+EDGES = [TableColumn("lhs", "int64"), TableColumn("rel", "int64"), TableColumn("rhs", "int64")]
 """Columns of an edge file: row of the left entity, id of the relation, row of the right entity."""
 
 SPLITS = ("train", "validation", "test")

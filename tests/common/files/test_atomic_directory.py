@@ -10,7 +10,7 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-def test_it_appears_when_it_is_complete(tmp_path):
+def test_directory_appears_when_complete(tmp_path):
     out = tmp_path / "new" / "out"
     with atomic_directory(out) as partial:
         (partial / "a").write_text("x")
@@ -19,33 +19,33 @@ def test_it_appears_when_it_is_complete(tmp_path):
     assert (out / "a").read_text() == "x"
 
 
-def test_an_error_leaves_nothing(tmp_path):
-    def make() -> None:
+def test_error_leaves_nothing_behind(tmp_path):
+    def fail() -> None:
         with atomic_directory(tmp_path / "out") as partial:
             (partial / "a").write_text("x")
-            raise UserError("a mistake")
+            raise UserError("bad data")
 
-    with pytest.raises(UserError, match="a mistake"):
-        make()
+    with pytest.raises(UserError, match="bad data"):
+        fail()
     assert not names(tmp_path)
 
 
-def test_what_is_there_is_left_alone(tmp_path):
+def test_existing_file_or_directory_is_refused_and_unchanged(tmp_path):
     (tmp_path / "file").write_text("x")
     for out in (tmp_path, tmp_path / "file"):
-        with pytest.raises(UserError, match="exists already"), atomic_directory(out):
+        with pytest.raises(UserError, match=f"^--out {out} already exists"), atomic_directory(out):
             raise AssertionError
     assert names(tmp_path) == ["file"]
 
 
-def test_an_empty_directory_may_be_there(tmp_path):
+def test_empty_directory_is_replaced(tmp_path):
     (tmp_path / "out").mkdir()
     with atomic_directory(tmp_path / "out") as partial:
         (partial / "a").write_text("x")
     assert names(tmp_path / "out") == ["a"]
 
 
-def test_what_the_operating_system_refuses(tmp_path):
+def test_operating_system_error_names_the_directory(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"^--out .*file/out: "), atomic_directory(tmp_path / "file" / "out"):
         raise AssertionError

@@ -20,7 +20,7 @@ def read(file: EmbeddingFile) -> tuple[list[int], np.ndarray[Any, Any]]:
 
 
 @pytest.mark.parametrize("entities", [["a", "ü", "c"], [7, -1, 2**62], None])
-def test_what_is_written_is_read(tmp_path, entities):
+def test_written_embeddings_are_read_back(tmp_path, entities):
     path = tmp_path / "user.parquet"
     write_embeddings(path, None if entities is None else pa.array(entities), stored := values(3))
     file = EmbeddingFile(path)
@@ -32,7 +32,7 @@ def test_what_is_written_is_read(tmp_path, entities):
     assert np.array_equal(found, stored)
 
 
-def test_other_tools_read_plain_columns(tmp_path):
+def test_other_tools_read_ordinary_columns(tmp_path):
     write_embeddings(path := tmp_path / "user.parquet", pa.array(["a", "b"]), stored := values(2))
     table = pq.read_table(path)
     assert table.column_names == ["entity", "index", "embedding"]
@@ -40,7 +40,7 @@ def test_other_tools_read_plain_columns(tmp_path):
     assert table.column("embedding").to_pylist() == stored.tolist()
 
 
-def test_row_groups_are_of_bounded_size_and_half_floats_become_floats(tmp_path):
+def test_row_groups_have_bounded_size_and_float16_becomes_float32(tmp_path):
     stored = values(5000, 1024).astype(np.float16)
     write_embeddings(path := tmp_path / "user.parquet", None, stored)
     metadata = pq.read_metadata(path)
@@ -48,12 +48,12 @@ def test_row_groups_are_of_bounded_size_and_half_floats_become_floats(tmp_path):
     indices, found = read(EmbeddingFile(path))
     assert indices == list(range(5000))
     assert np.array_equal(found, stored.astype(np.float32))
-    # Only the row groups that hold a position are read.
+    # Only the row groups that contain one of the rows are read.
     assert [block.start for block in EmbeddingFile(path).blocks(np.array([4999, 5, 4096]))] == [0, 4096]
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float64()), pa.large_list(pa.float32()), pa.list_(pa.float16(), 2)])
-def test_files_of_other_tools(tmp_path, kind):
+def test_files_from_other_tools_are_read(tmp_path, kind):
     embeddings = pa.array([[1.0, 2.5], [3.0, -4.0]]).cast(kind)
     indices = pa.array([1, 0], pa.int32())
     pq.write_table(pa.table({"embedding": embeddings, "index": indices, "entity": ["x", "y"]}), tmp_path / "a.parquet")
@@ -64,7 +64,7 @@ def test_files_of_other_tools(tmp_path, kind):
     assert rows.tolist() == [[1.0, 2.5], [3.0, -4.0]]
 
 
-def test_the_tables_of_a_directory(tmp_path):
+def test_embedding_tables_of_a_directory_and_of_a_file(tmp_path):
     for name in ("user", "tweet", ".hidden"):
         write_embeddings(tmp_path / f"{name}.parquet", None, values(2))
     assert embedding_tables(tmp_path) == {name: tmp_path / f"{name}.parquet" for name in ("tweet", "user")}
@@ -79,15 +79,15 @@ GOOD = {"entity": ["x", "y"], "index": [0, 1], "embedding": [[1.0, 2.0], [3.0, 4
     ("changes", "message"),
     [
         ({"embedding": None}, "no column 'embedding'"),
-        ({"index": [0.5, 1.0]}, "column 'index': double found, integers expected"),
-        ({"entity": [0.5, 1.0]}, "column 'entity': double found, strings or integers expected"),
-        ({"embedding": [1.0, 2.0]}, "column 'embedding': double found, lists of floats expected"),
-        ({"embedding": [[], []]}, "column 'embedding': empty lists found"),
-        ({"embedding": [["a"], ["b"]]}, "column 'embedding': list<element: string> found, numbers expected"),
-        ({"entity": [], "index": pa.array([], pa.int64()), "embedding": []}, "not one row"),
+        ({"index": [0.5, 1.0]}, "column 'index': found double, expected integers"),
+        ({"entity": [0.5, 1.0]}, "column 'entity': found double, expected strings or integers"),
+        ({"embedding": [1.0, 2.0]}, "column 'embedding': found double, expected lists of floats"),
+        ({"embedding": [[], []]}, "column 'embedding': found empty lists"),
+        ({"embedding": [["a"], ["b"]]}, "column 'embedding': found list<element: string>, expected numbers"),
+        ({"entity": [], "index": pa.array([], pa.int64()), "embedding": []}, "no rows"),
     ],
 )
-def test_what_a_footer_shows(tmp_path, changes, message):
+def test_invalid_footer_is_refused(tmp_path, changes, message):
     columns: dict[str, Any] = {name: column for name, column in (GOOD | changes).items() if column is not None}
     if columns["entity"] == []:
         columns |= {"entity": pa.array([], pa.string()), "embedding": pa.array([], pa.list_(pa.float32()))}
@@ -102,14 +102,14 @@ def test_what_a_footer_shows(tmp_path, changes, message):
     [
         (
             {"embedding": [[1.0, 2.0], [3.0]]},
-            "row group 0, row 1 (both counted from 0): column 'embedding': a list of 1",
+            "row group 0, row 1 (both counted from 0): column 'embedding': found a list of 1 values",
         ),
-        ({"index": [0, None]}, "row group 0, row 1 (both counted from 0): column 'index': null found"),
-        ({"entity": ["x", "x"]}, "column 'entity': 'x' is there several times"),
-        ({"entity": ["x", None]}, "row 1: column 'entity': null found"),
+        ({"index": [0, None]}, "row group 0, row 1 (both counted from 0): column 'index': found null"),
+        ({"entity": ["x", "x"]}, "column 'entity': 'x' appears more than once"),
+        ({"entity": ["x", None]}, "row 1 (counted from 0): column 'entity': found null"),
     ],
 )
-def test_what_rows_show(tmp_path, changes, message):
+def test_invalid_rows_are_refused(tmp_path, changes, message):
     pq.write_table(pa.table(GOOD | changes), path := tmp_path / "a.parquet")
 
     def read_all() -> None:
@@ -121,12 +121,12 @@ def test_what_rows_show(tmp_path, changes, message):
     assert message in str(caught.value)
 
 
-def test_a_file_that_is_none(tmp_path):
+def test_path_without_an_embedding_file_is_refused(tmp_path):
     (tmp_path / "a.parquet").write_text("x")
     for path, found in (
-        (tmp_path / "a.parquet", "can't be read as a file of embeddings: "),
-        (tmp_path / "missing.parquet", "no such file \\(looked from /"),
-        (tmp_path, r"a directory; give a file of embeddings; \*.parquet files in it: a.parquet$"),
+        (tmp_path / "a.parquet", "cannot read this file as an embedding file: "),
+        (tmp_path / "missing.parquet", r"no such file \(current directory: /"),
+        (tmp_path, r"is a directory; .*\*.parquet files in it: a.parquet$"),
     ):
         with pytest.raises(DataError, match=f"^{path}: {found}"):
             EmbeddingFile(path)

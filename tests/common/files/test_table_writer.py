@@ -1,3 +1,4 @@
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -5,13 +6,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.files.table_writer import Column, TableError, TableWriter
-from common.reader.column import Column as ReadColumn
+from common.files.table_writer import TableColumn, TableError, TableWriter
+from common.reader.column import Column
 from common.reader.files import matching_files
 from common.reader.parquet import ParquetTable
 from common.reader.vectors import with_lists
 
-COLUMNS = [Column("vector", "float32", 3), Column("flags", "uint8", 2), Column("label", "int8")]
+COLUMNS = [TableColumn("vector", "float32", 3), TableColumn("flags", "uint8", 2), TableColumn("label", "int8")]
 
 
 def rows(count: int) -> dict[str, Any]:
@@ -24,13 +25,13 @@ def rows(count: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("vectors", ["binary", "list"])
-def test_what_is_written_is_read_again(tmp_path, vectors):
+def test_written_rows_are_read_back(tmp_path, vectors):
     path, expected = tmp_path / "part.parquet", rows(25)
-    with TableWriter(path, COLUMNS, row_group_size=10, vectors=vectors, metadata={"made by": "a test"}) as writer:
+    with TableWriter(path, COLUMNS, row_group_size=10, vectors=vectors, metadata={"written by": "a test"}) as writer:
         writer.write(expected)
     stored = pq.read_table(path)
     assert pa.types.is_fixed_size_binary(stored.schema.field("vector").type) == (vectors == "binary")
-    assert stored.schema.metadata[b"made by"] == b"a test"
+    assert stored.schema.metadata[b"written by"] == b"a test"
     table = with_lists(stored)
     assert table.column("vector").to_pylist() == expected["vector"].tolist()
     assert table.column("flags").to_pylist() == expected["flags"].tolist()
@@ -45,8 +46,12 @@ def test_what_is_written_is_read_again(tmp_path, vectors):
     assert [metadata.row_group(index).num_rows for index in range(3)] == [10, 10, 5]
 
 
-def test_what_does_not_shrink_is_stored_as_it_is(tmp_path):
-    columns = [Column("zeros.of", "float32", 64), Column("noise", "float32", 64), Column("label", "int8")]
+def test_incompressible_vectors_are_stored_uncompressed(tmp_path):
+    columns = [
+        TableColumn("zeros.of", "float32", 64),
+        TableColumn("noise", "float32", 64),
+        TableColumn("label", "int8"),
+    ]
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {
         "zeros.of": np.zeros((500, 64), np.float32),
@@ -61,14 +66,14 @@ def test_what_does_not_shrink_is_stored_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("vectors", ["binary", "list"])
-def test_a_file_of_no_rows(tmp_path, vectors):
+def test_file_without_rows(tmp_path, vectors):
     with TableWriter(tmp_path / "part.parquet", COLUMNS, vectors=vectors):
         pass
     table = with_lists(pq.read_table(tmp_path / "part.parquet"))
     assert (table.num_rows, table.schema.names) == (0, [column.name for column in COLUMNS])
 
 
-def test_bytes_do_not_depend_on_how_rows_are_cut_into_writes(tmp_path):
+def test_bytes_do_not_depend_on_how_rows_are_split_into_writes(tmp_path):
     everything = rows(50)
     with TableWriter(tmp_path / "whole", COLUMNS, row_group_size=16) as writer:
         writer.write(everything)
@@ -79,7 +84,7 @@ def test_bytes_do_not_depend_on_how_rows_are_cut_into_writes(tmp_path):
     assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_arrays_may_be_used_again_after_a_write(tmp_path):
+def test_arrays_may_be_reused_after_a_write(tmp_path):
     arrays = rows(4)
     expected = arrays["vector"].tolist()
     with TableWriter(tmp_path / "part.parquet", COLUMNS) as writer:
@@ -88,7 +93,7 @@ def test_arrays_may_be_used_again_after_a_write(tmp_path):
     assert with_lists(pq.read_table(tmp_path / "part.parquet")).column("vector").to_pylist() == expected
 
 
-def test_an_error_leaves_no_file_and_an_older_one_as_it_was(tmp_path):
+def test_error_leaves_no_new_file_and_keeps_the_older_one(tmp_path):
     path = tmp_path / "part.parquet"
     path.write_text("older")
 
@@ -106,13 +111,13 @@ def test_an_error_leaves_no_file_and_an_older_one_as_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vector": np.zeros((4, 2), np.float32)}, r"vector is float32\[4, 2\], expected float32\[4, 3\]"),
-        ({"vector": np.zeros((4, 3))}, r"vector is float64\[4, 3\], expected float32\[4, 3\]"),
-        ({"label": np.zeros(3, np.int8)}, r"label is int8\[3\], expected int8\[4\]"),
+        ({"vector": np.zeros((4, 2), np.float32)}, r"'vector' is float32\[4, 2\], expected float32\[4, 3\]"),
+        ({"vector": np.zeros((4, 3))}, r"'vector' is float64\[4, 3\], expected float32\[4, 3\]"),
+        ({"label": np.zeros(3, np.int8)}, r"'label' is int8\[3\], expected int8\[4\]"),
         ({"lable": np.zeros(4, np.int8)}, r"missing columns \[\], unknown columns \['lable'\]"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(tmp_path, change, message):
+def test_arrays_that_do_not_fit_the_columns_are_refused(tmp_path, change, message):
     with (
         pytest.raises(TableError, match=message),
         TableWriter(tmp_path / "part.parquet", COLUMNS) as writer,
@@ -120,7 +125,7 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, change, message):
         writer.write({**rows(4), **change})
 
 
-def test_a_missing_column_is_refused(tmp_path):
+def test_missing_column_is_refused(tmp_path):
     arrays = rows(4)
     del arrays["label"]
     with (
@@ -130,15 +135,14 @@ def test_a_missing_column_is_refused(tmp_path):
         writer.write(arrays)
 
 
-@pytest.mark.parametrize("name", COLUMNS)
-def test_other_values_are_another_table_to_a_run_that_is_resumed(tmp_path, name):
-    """Of the same sizes and statistics: none of the vectors shrinks."""
-    columns = {"vector": ReadColumn("vector", width=3)}
+@pytest.mark.parametrize("changed", COLUMNS)
+def test_other_values_of_the_same_size_and_statistics_change_the_fingerprint(tmp_path, changed):
+    columns: dict[Hashable, Column] = {"vector": Column("vector", width=3)}
     arrays = rows(4)
-    found = set()
-    for change in (0, 0, 1):
-        arrays[name.name] = np.roll(arrays[name.name], change, axis=0)
+    fingerprints = set()
+    for shift in (0, 0, 1):
+        arrays[changed.name] = np.roll(arrays[changed.name], shift, axis=0)
         with TableWriter(tmp_path / "part.parquet", COLUMNS) as writer:
             writer.write(arrays)
-        found.add(ParquetTable(matching_files(str(tmp_path)), columns).fingerprint)
-    assert len(found) == 2
+        fingerprints.add(ParquetTable(matching_files(str(tmp_path)), columns).fingerprint)
+    assert len(fingerprints) == 2

@@ -34,7 +34,7 @@ def test_spellings_of_an_hour(text, minutes):
         *("2023-01-31T05", " 2023-01-31", "2023-01-31\n", "23-01-31", "0999-01-31"),
     ],
 )
-def test_no_day(text):
+def test_invalid_day(text):
     with pytest.raises(ValueError, match=r"^not a valid day; write it as 2023-01-31 or 2023/01/31$"):
         DAY.parse(text)
 
@@ -46,23 +46,23 @@ def test_no_day(text):
         *("2023-01-31T05:00:00", "2023-01-31T05Z", "2023-01-31/05"),
     ],
 )
-def test_no_hour(text):
+def test_invalid_hour(text):
     spellings = "2023-01-31T05, 2023-01-31T05:00, .*, 2023/01/31/05 or 2023/01/31/05:00"
     with pytest.raises(ValueError, match=f"^not a valid hour; write it as {spellings}$"):
         HOUR.parse(text)
 
 
-def test_days_up_to_the_last_one_in_order(tmp_path):
+def test_files_of_days_are_sorted_by_day_and_path(tmp_path):
     files = ["2022/12/31/23/a.parquet", "2023/01/01/a.parquet", "2023/01/01/04/b/c.parquet", "2023/01/02/00/a.parquet"]
     touch(tmp_path, *reversed(files), "2022/12/30/a.parquet", "2023/01/03/a.parquet", "2023/a.parquet", "a.parquet")
     found, missing = dated_files(str(tmp_path), datetime.datetime(2023, 1, 2), 3, DAY)
-    # Within a day by path: the folder "04" comes before the file "a.parquet".
+    # A day is sorted by path: the folder "04" comes before the file "a.parquet".
     assert [str(path.relative_to(tmp_path)) for path in found.paths] == [files[0], files[2], files[1], files[3]]
     assert missing == []
     assert found.description == f"{tmp_path} (2022/12/31 to 2023/01/02)"
 
 
-def test_hours_over_midnight_and_a_leap_day(tmp_path):
+def test_hours_across_midnight_and_a_leap_day(tmp_path):
     hours = ["2024/02/28/23", "2024/02/29/00", "2024/02/29/23", "2024/03/01/00"]
     touch(tmp_path, *(f"{hour}/a.parquet" for hour in hours), "2024/02/29/a.parquet")
     found, missing = dated_files(str(tmp_path), datetime.datetime(2024, 3, 1), 26, HOUR)
@@ -71,7 +71,7 @@ def test_hours_over_midnight_and_a_leap_day(tmp_path):
     assert found.description == f"{tmp_path} (2024/02/28/23 to 2024/03/01/00)"
 
 
-def test_a_folder_without_a_parquet_file_is_missing(tmp_path):
+def test_folder_without_a_parquet_file_is_missing(tmp_path):
     touch(tmp_path, "2023/01/31/02/_SUCCESS", "2023/01/31/03/.part.parquet", "2023/01/31/04/.tmp/part.parquet")
     (tmp_path / "2023/01/31/05/folder.parquet").mkdir(parents=True)
     touch(tmp_path, "2023/01/31/01")
@@ -89,7 +89,7 @@ def test_links_are_followed(tmp_path):
     assert missing == []
 
 
-def test_a_root_from_home_or_from_here(tmp_path, monkeypatch):
+def test_root_relative_to_home_or_the_current_directory(tmp_path, monkeypatch):
     touch(tmp_path, "data[1]/2023/01/31/a.parquet")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -99,14 +99,14 @@ def test_a_root_from_home_or_from_here(tmp_path, monkeypatch):
         assert found.description == f"{root} (2023/01/31 to 2023/01/31)"
 
 
-def test_a_root_that_does_not_exist(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: can't be read: No such file or directory \(looked from /"):
+def test_root_that_does_not_exist(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: .*: No such file or directory \(current directory: /"):
         dated_files(str(tmp_path / "nowhere"), FIVE, 1, DAY)
 
 
-def test_a_folder_that_cannot_be_read_is_not_missing(tmp_path):
+def test_unreadable_folder_is_an_error_and_not_missing(tmp_path):
     loop = tmp_path / "2023/01/31"
     loop.parent.mkdir(parents=True)
     loop.symlink_to(loop)
-    with pytest.raises(DataError, match=r"2023/01/31: can't be read: Too many levels of symbolic links"):
+    with pytest.raises(DataError, match=r"2023/01/31: .*: Too many levels of symbolic links"):
         dated_files(str(tmp_path), FIVE, 1, DAY)

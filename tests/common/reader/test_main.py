@@ -1,4 +1,4 @@
-"""python -m common.reader."""
+"""Tests of `python -m common.reader`."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return main()
 
 
-def started(*files: Path, stdout: int = subprocess.PIPE) -> "subprocess.Popen[str]":
+def start(*files: Path, stdout: int = subprocess.PIPE) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "common.reader", "inspect", *files],
         cwd=ROOT,
@@ -41,7 +41,7 @@ def started(*files: Path, stdout: int = subprocess.PIPE) -> "subprocess.Popen[st
     )
 
 
-def test_a_report_for_each_pattern_and_directory_and_one_for_all_files(folder, monkeypatch, capsys):
+def test_one_report_for_each_pattern_and_directory_and_one_for_all_single_files(folder, monkeypatch, capsys):
     files = [str(folder / f"train/{name}.parquet") for name in "ab"]
     given = [files[0], f"{folder}/validation", files[1], f"{folder}/*/a.parquet"]
     assert run(monkeypatch, "inspect", *given) == 0
@@ -53,61 +53,61 @@ def test_a_report_for_each_pattern_and_directory_and_one_for_all_files(folder, m
     ]
 
 
-def test_a_bad_file_among_good_ones_is_status_1(folder):
+def test_bad_file_among_good_ones_is_status_1(folder):
     bad = folder / "train/a.parquet"
     bad.write_bytes(bad.read_bytes()[:-10])
-    process = started(folder / "train", folder / "validation")
+    process = start(folder / "train", folder / "validation")
     stdout, stderr = process.communicate(timeout=120)
     assert (process.returncode, stderr) == (1, "")
-    assert f"  {bad}: can't be read as Parquet: " in stdout
+    assert f"  {bad}: cannot read this file as Parquet: " in stdout
     assert f"{folder}/validation: 1 file, 5 rows" in stdout
-    assert stdout.count("Nothing that a run would refuse.") == 1
+    assert stdout.count("No errors found.") == 1
 
 
-def test_a_codec_that_does_not_exist(tmp_path):
-    """pyarrow ends the process where it is asked for the codec's name."""
+def test_unknown_codec_is_reported(tmp_path):
+    """pyarrow ends the process if it is asked for the name of the codec."""
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["a", "b"], "x": [1, 2], "y": [3, 4]}), path)
     content = path.read_bytes()
     for name in (b"\x04text", b"\x01y"):
-        # Of the column's metadata in Thrift's compact encoding: its path, then field 4, the codec.
+        # The column's metadata in Thrift's compact encoding: its path, then field 4 (codec).
         assert content.count(name + b"\x15\x02") == 1
         content = content.replace(name + b"\x15\x02", name + b"\x15\x1e")
     path.write_bytes(content)
-    process = started(path)
+    process = start(path)
     stdout, stderr = process.communicate(timeout=120)
     assert (process.returncode, stderr) == (1, "")
     assert f"{path}: 1 file, 2 rows, compression SNAPPY\n" in stdout
-    assert f"{path}: row group 0: column 'y' can't be decoded: " in stdout
-    assert stdout.count("can't be decoded") == 1
+    assert f"{path}: row group 0: cannot decode column 'y': " in stdout
+    assert stdout.count("cannot decode") == 1
 
 
-def test_an_interrupt_is_told_without_a_word_of_checkpoints(folder, tmp_path):
-    """It comes while the second set is read, whose many row groups take long after the first set's report."""
+def test_interrupt_message_does_not_mention_checkpoints(folder, tmp_path):
+    """The interrupt arrives while the many row groups of the second set are read, after the report on the first."""
     many = tmp_path / "many"
     many.mkdir()
     pq.write_table(pa.table({"x": [0.5] * 200}), many / "0.parquet", row_group_size=1)
     for index in range(1, 1000):
         (many / f"{index}.parquet").hardlink_to(many / "0.parquet")
-    process = started(folder / "train", many)
+    process = start(folder / "train", many)
     assert process.stdout is not None
     assert process.stdout.readline().startswith(f"{folder}/train: 2 files")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
-    assert stderr == "interrupted; the same command looks at all files from the beginning\n"
+    assert stderr == "interrupted; the same command reads all files from the beginning\n"
     assert process.returncode == 130
 
 
-def test_nobody_reads_the_reports(folder):
+def test_closed_standard_output_ends_with_sigpipe_status(folder):
     reading, writing = os.pipe()
     os.close(reading)
-    process = started(folder / "train", folder / "validation", stdout=writing)
+    process = start(folder / "train", folder / "validation", stdout=writing)
     os.close(writing)
     _, stderr = process.communicate(timeout=120)
     assert (process.returncode, stderr) == (128 + signal.SIGPIPE, "")
 
 
-def test_progress_is_logged_where_there_is_no_terminal_once_it_takes_long(folder, monkeypatch, capsys):
+def test_progress_is_logged_without_a_terminal_if_reading_takes_long(folder, monkeypatch, capsys):
     run(monkeypatch, "inspect", f"{folder}/train")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(__main__, "_LOG_EVERY_S", 0.0)
@@ -125,7 +125,7 @@ def test_progress_is_logged_where_there_is_no_terminal_once_it_takes_long(folder
         (["inspect", "nowhere/*.parquet"], "nowhere/.*: no file matches"),
     ],
 )
-def test_a_wrong_command_line(folder, monkeypatch, capsys, arguments, message):
+def test_invalid_command_line(folder, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=message):
         run(monkeypatch, *arguments)

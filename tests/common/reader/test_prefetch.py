@@ -7,7 +7,7 @@ import pytest
 from common.errors import UserError
 from common.reader.prefetch import Prefetcher, next_or_error
 
-LONG_IN_S = 30  # a wait that only a failing test reaches
+LONG_IN_S = 30  # only a failing test waits this long
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,7 @@ def _no_thread_remains():
     assert set(threading.enumerate()) - before == set()
 
 
-def in_thread(function) -> threading.Thread:
+def start_thread(function) -> threading.Thread:
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
     return thread
@@ -29,11 +29,11 @@ def failing(after: int, error: BaseException) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 7, 100])
-def test_items_come_in_their_order(depth):
+def test_items_keep_their_order(depth):
     assert list(Prefetcher(iter(range(50)), depth)) == list(range(50))
 
 
-def test_end_stays_the_end():
+def test_nothing_follows_the_end():
     items = Prefetcher(iter([1]), 2)
     assert next(items) == 1
     assert [next(items, None), next(items, None)] == [None, None]
@@ -55,25 +55,25 @@ def test_exception_is_raised_where_its_item_would_have_been(after, depth):
     assert [next(items) for _ in range(after)] == list(range(after))
     with pytest.raises(UserError, match="bad row"):
         next(items)
-    assert next(items, None) is None, "then it has ended"
+    assert next(items, None) is None, "it has ended"
     items.close()
 
 
 def test_source_runs_ahead_by_depth_and_no_further():
-    made: list[int] = []
+    produced: list[int] = []
     enough = threading.Event()
 
     def source() -> Iterator[int]:
         for number in itertools.count():
-            made.append(number)
+            produced.append(number)
             if number == 3:
                 enough.set()
             yield number
 
     items = Prefetcher(source(), 3)
-    assert enough.wait(LONG_IN_S), "three are ready, the fourth waits for room"
+    assert enough.wait(LONG_IN_S), "three items are ready, and the fourth waits for room"
     items.close()
-    assert made == [0, 1, 2, 3]
+    assert produced == [0, 1, 2, 3]
 
 
 def test_close_while_full_joins_the_thread():
@@ -88,7 +88,7 @@ def test_close_while_full_joins_the_thread():
     assert full.wait(LONG_IN_S)
     items.close()
     assert not any(thread.name == "prefetch" for thread in threading.enumerate())
-    assert next(items, None) is None, "what was ready is dropped"
+    assert next(items, None) is None, "ready items are dropped"
 
 
 def test_close_twice_and_after_the_end():
@@ -101,48 +101,48 @@ def test_close_twice_and_after_the_end():
     ended.close()
 
 
-def test_close_waits_for_a_source_that_takes_long_and_no_longer():
-    entered, go_on = threading.Event(), threading.Event()
+def test_close_waits_until_the_source_has_finished_its_item():
+    entered, resume = threading.Event(), threading.Event()
 
     def source() -> Iterator[int]:
         entered.set()
-        assert go_on.wait(LONG_IN_S)
+        assert resume.wait(LONG_IN_S)
         yield from itertools.count()
 
     items = Prefetcher(source(), 1)
     assert entered.wait(LONG_IN_S)
-    closer = in_thread(items.close)
+    closer = start_thread(items.close)
     assert closer.is_alive()
-    go_on.set()
+    resume.set()
     closer.join(LONG_IN_S)
     assert not closer.is_alive()
 
 
 def test_close_does_not_leave_a_consumer_in_another_thread_hanging():
-    entered, go_on, waiting = threading.Event(), threading.Event(), threading.Event()
+    entered, resume, waiting = threading.Event(), threading.Event(), threading.Event()
 
     def source() -> Iterator[int]:
         entered.set()
-        assert go_on.wait(LONG_IN_S)
+        assert resume.wait(LONG_IN_S)
         yield 0
 
     items = Prefetcher(source(), 1)
     assert entered.wait(LONG_IN_S)
-    got: list[int] = []
+    received: list[int] = []
 
     def consume() -> None:
         waiting.set()
-        got.extend(items)
+        received.extend(items)
 
-    consumer = in_thread(consume)
+    consumer = start_thread(consume)
     assert waiting.wait(LONG_IN_S)
-    closer = in_thread(items.close)
-    assert items._stopped.wait(LONG_IN_S), "close() has told the thread to stop before the source goes on"
-    go_on.set()
+    closer = start_thread(items.close)
+    assert items._stopped.wait(LONG_IN_S), "close() has asked the thread to stop before the source resumes"
+    resume.set()
     closer.join(LONG_IN_S)
     consumer.join(LONG_IN_S)
     assert not consumer.is_alive()
-    assert got == []
+    assert received == []
 
 
 def test_next_or_error():
@@ -155,6 +155,6 @@ def test_next_or_error():
     items.close()
 
 
-def test_next_or_error_gives_other_exceptions_too():
+def test_next_or_error_returns_any_exception():
     error = ZeroDivisionError()
     assert next_or_error(failing(0, error)) is error

@@ -49,7 +49,7 @@ def test_bad_data_that_one_rank_finds_is_one_message(recap_data: Path, tmp_path:
 
     launcher, (main, other) = finish_apart(small_run(data, tmp_path / "run"), tmp_path / "logs")
     assert set(re.findall(r"exitcode +: (-?\d+)", launcher.stderr)) == {"2"}
-    found = f"{path}: row group 5, row 75 (both counted from 0): column '{label}': 2 found, a label is 0 or 1"
+    found = f"{path}: row group 5, row 75 (both counted from 0): column '{label}': found 2, a label must be 0 or 1"
     assert main.count(found) == 1, main
     assert "Traceback" not in main
     assert other == ""

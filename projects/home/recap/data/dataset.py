@@ -1,7 +1,7 @@
 """From the files of a data set to batches of the Heavy Ranker."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -80,8 +80,10 @@ class RecapDataset:
         num_ids = {"discrete": _num_ids(small_embeddings, feature_widths(features).discrete, path)}
         named = ColumnsByName(config, features, path)
         preparation = Preparation(config, tasks, named, reference=evaluation)
-        columns = {name: _column(feature, num_ids.get(name)) for name, feature in features.items()}
-        columns |= preparation.columns
+        columns: dict[Hashable, Column] = {
+            name: _column(feature, num_ids.get(name)) for name, feature in features.items()
+        }
+        columns.update(preparation.columns.items())
         downsample = config.preprocess.downsample_negatives if config.preprocess is not None else None
         sampling = None if downsample is None else NegativeSampling(downsample, len(config.tasks), path)
         data = {task: config.tasks[task] for task in tasks}
@@ -104,7 +106,7 @@ class RecapDataset:
             lanes=self._config.lanes,
             rank=rank,
             world_size=world_size,
-            reading=PrefetchOptions(
+            prefetch=PrefetchOptions(
                 self._config.prefetch_batches, self._config.decode_threads, self._config.shuffle_window or 1
             ),
             sampling=self._sampling,
@@ -209,6 +211,8 @@ class _MakeBatch:
             author_embedding=columns.get("author_embedding"),
             reference_probabilities=columns[REFERENCES].float() if REFERENCES in columns else None,
             extracted={
-                key.removeprefix(EXTRACTED): values for key, values in columns.items() if key.startswith(EXTRACTED)
+                str(key).removeprefix(EXTRACTED): values
+                for key, values in columns.items()
+                if str(key).startswith(EXTRACTED)
             },
         )

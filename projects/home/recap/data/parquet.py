@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.files.table_writer import Column
+from common.files.table_writer import TableColumn
 
 TASKS = tuple(
     f"recap.engagement.{label}"
@@ -52,7 +52,7 @@ class Widths(NamedTuple):
 
 def recap_columns(
     widths: Widths, tasks: Iterable[str] = TASKS, *, ids: bool = False, teacher: bool = False
-) -> list[Column]:
+) -> list[TableColumn]:
     """The columns of a Heavy Ranker table, in their order in the file.
 
     `continuous` float32, `binary` uint8 (0 or 1), `discrete` int64, the EMBEDDINGS float32, with `ids` the IDS int64, a
@@ -60,17 +60,17 @@ def recap_columns(
     """
     tasks = list(tasks)
     columns = [
-        Column("continuous", "float32", widths.continuous),
-        Column("binary", "uint8", widths.binary),
-        *(Column("discrete", "int64", width) for width in (widths.discrete,) if width),
-        *(Column(name, "float32", widths.embedding) for name in EMBEDDINGS if widths.embedding),
-        *(Column(name, "int64") for name in IDS if ids),
-        *(Column(task, "int8") for task in tasks),
+        TableColumn("continuous", "float32", widths.continuous),
+        TableColumn("binary", "uint8", widths.binary),
+        *(TableColumn("discrete", "int64", width) for width in (widths.discrete,) if width),
+        *(TableColumn(name, "float32", widths.embedding) for name in EMBEDDINGS if widths.embedding),
+        *(TableColumn(name, "int64") for name in IDS if ids),
+        *(TableColumn(task, "int8") for task in tasks),
     ]
-    return columns + [Column(TEACHER_PREFIX + task, "float32") for task in tasks if teacher]
+    return columns + [TableColumn(TEACHER_PREFIX + task, "float32") for task in tasks if teacher]
 
 
-def write_schema_json(path: Path, columns: Iterable[Column]) -> None:
+def write_schema_json(path: Path, columns: Iterable[TableColumn]) -> None:
     """Write `columns`, less the teacher's, as a segdense schema.
 
     `{"schema": [{"dtype": "float_list" | "int64_list", "feature_name": ..., "length": ...}, ...]}`

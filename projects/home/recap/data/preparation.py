@@ -111,7 +111,9 @@ class Preparation:
         """Makes of the columns of a row group those that batches are gathered from."""
         if self._rectify is not None:
             stored = stored | self._rectified(self._rectify, stored)
-        prepared = {key: values for key, values in stored.items() if not key.startswith((_LABEL, _REFERENCE, _TIME))}
+        prepared = {
+            key: values for key, values in stored.items() if not str(key).startswith((_LABEL, _REFERENCE, _TIME))
+        }
         prepared[LABELS] = np.stack([stored[_LABEL + task] for task in self._tasks], axis=1)
         if self._has_reference:
             prepared[REFERENCES] = np.stack([stored[_REFERENCE + task] for task in self._tasks], axis=1)

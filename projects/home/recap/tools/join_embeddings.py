@@ -27,7 +27,7 @@ from common.files.embedding_files import EmbeddingFile
 from common.process.logging import setup_logging
 from common.process.paths import user_path
 from common.process.program import ArgumentParser, run
-from common.reader.files import UNREADABLE, DataError, files_below
+from common.reader.files import READ_ERRORS, DataError, files_below
 from common.reader.vectors import vector_array, vector_field
 from projects.home.recap.data.parquet import EMBEDDINGS
 from projects.home.recap.data.schema import read_schema
@@ -181,7 +181,7 @@ def _join_file(
                         pa.Table.from_arrays(columns, schema=writer.schema), row_group_size=max(1, table.num_rows)
                     )
                 writer.add_key_value_metadata({"values": digest.hexdigest()})
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: cannot read this file or write {output.name}: {error}") from error
 
 

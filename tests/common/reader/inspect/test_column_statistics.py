@@ -25,7 +25,7 @@ VALUES: dict[str, NDArray[Any]] = {
 }
 
 
-def of(*parts: NDArray[Any]) -> ColumnStatistics:
+def statistics_of(*parts: NDArray[Any]) -> ColumnStatistics:
     found = ColumnStatistics()
     for part in parts:
         found.add(part)
@@ -34,13 +34,13 @@ def of(*parts: NDArray[Any]) -> ColumnStatistics:
 
 @pytest.mark.parametrize("block", [1, 7, 64, 1 << 16])
 @pytest.mark.parametrize("name", VALUES)
-def test_they_are_those_of_exact_arithmetic(monkeypatch, name, block):
+def test_statistics_agree_with_exact_arithmetic(monkeypatch, name, block):
     monkeypatch.setattr(column_statistics, "_BLOCK", block)
     values = VALUES[name]
     exact = [Fraction(value) for value in values.reshape(-1).tolist()]
     mean = sum(exact) / len(exact)
     variance = sum((value - mean) ** 2 for value in exact) / len(exact)
-    for found in (of(values), of(values[:1], values[1:1], values[1:])):
+    for found in (statistics_of(values), statistics_of(values[:1], values[1:1], values[1:])):
         assert found.count == len(exact)
         assert found.zeros == exact.count(Fraction(0))
         assert found.not_finite == 0
@@ -49,22 +49,22 @@ def test_they_are_those_of_exact_arithmetic(monkeypatch, name, block):
         assert found.standard_deviation == pytest.approx(math.sqrt(variance), rel=1e-7, abs=1e-12)
 
 
-def test_what_is_not_finite_is_counted_and_left_out():
+def test_nonfinite_values_are_counted_and_ignored():
     values = np.array([np.nan, 1.0, np.inf, 0.0, -np.inf, 5.0, np.nan], dtype=np.float32)
-    found = of(values, np.array([np.nan]), np.array([], dtype=np.float32))
+    found = statistics_of(values, np.array([np.nan]), np.array([], dtype=np.float32))
     assert (found.count, found.not_finite, found.zeros) == (8, 5, 1)
     assert (found.minimum, found.maximum, found.mean) == (0.0, 5.0, 2.0)
     assert found.standard_deviation == pytest.approx(statistics.pstdev([1.0, 0.0, 5.0]))
 
 
 @pytest.mark.parametrize("values", [np.array([]), np.array([np.nan, np.inf])])
-def test_without_a_finite_value_there_is_nothing_to_tell(values):
-    found = of(values)
+def test_without_a_finite_value_statistics_are_undefined(values):
+    found = statistics_of(values)
     assert (found.minimum, found.maximum) == (None, None)
     assert math.isnan(found.mean)
     assert math.isnan(found.standard_deviation)
 
 
-def test_the_largest_doubles_overflow_quietly():
-    found = of(np.array([1.7e308, 1.7e308, -1.7e308]))
+def test_largest_doubles_overflow_without_a_warning():
+    found = statistics_of(np.array([1.7e308, 1.7e308, -1.7e308]))
     assert (found.count, found.not_finite, found.maximum) == (3, 0, 1.7e308)

@@ -17,7 +17,7 @@ def write(path: Path, columns: dict[str, Any], row_group_size: int = 4) -> Path:
 
 
 def reported(path: Path) -> dict[str, list[str]]:
-    """The cells of each line by its first cell; cells are two blanks apart."""
+    """Return the cells of each line by its first cell; cells are separated by two or more blanks."""
     text = report(inspect(matching_files(str(path))))
     assert text.endswith("\n")
     assert max(map(len, text.splitlines())) < 200
@@ -40,10 +40,10 @@ def test_sizes_schema_statistics_and_rates(tmp_path):
     assert found["v"] == ["fixed_size_list of float", "2", *statistics]
     assert found["label"] == ["int64", "5", "1", "0.20000"]
     assert found["text"] == ["string"]
-    assert "Nothing that a run would refuse." in found
+    assert "No errors found." in found
 
 
-def test_many_columns_alike_are_shown_as_one_but_labels_each(tmp_path):
+def test_similar_columns_share_a_line_but_each_label_has_its_own(tmp_path):
     columns: dict[str, Any] = {f"p.{index}": [0.1 * index, 0.5] for index in range(6)}
     columns |= {f"f{index:02}": [index, 9] for index in range(12)}
     columns |= {f"is.{name}": [0, 1] for name in "abcd"}
@@ -57,31 +57,31 @@ def test_many_columns_alike_are_shown_as_one_but_labels_each(tmp_path):
     assert "p.1" not in found
 
 
-def test_almost_none_and_almost_all_are_not_none_and_all(tmp_path):
+def test_share_of_almost_none_or_almost_all_is_not_rounded(tmp_path):
     one, others = np.zeros(10_000), np.ones(10_000)
     one[5], others[7] = 1, 0
     found = reported(write(tmp_path / "a.parquet", {"one": one, "others": others, "none": np.ones(10_000)}, 10_000))
     assert [found[name][-2] for name in ("one", "others", "none")] == [">99.9%", "<0.1%", "0%"]
 
 
-def test_what_would_be_refused_is_listed_and_the_rest_counted(tmp_path):
+def test_first_errors_are_listed_and_the_others_counted(tmp_path):
     write(tmp_path / "a.parquet", {"x": [1, 2]})
-    assert "A run would refuse, where it reads them:" not in reported(tmp_path)
+    assert "No errors found." in reported(tmp_path)
     for index in range(MOST_FINDINGS + 5):
         (tmp_path / f"b{index:03}.parquet").touch()
     found = reported(tmp_path)
-    assert "A run would refuse, where it reads them:" in found
-    assert "Nothing that a run would refuse." not in found
-    assert sum("can't be read as Parquet" in line for line in found) == MOST_FINDINGS
+    assert "Errors for a run that reads these files and columns:" in found
+    assert "No errors found." not in found
+    assert sum("cannot read this file as Parquet" in line for line in found) == MOST_FINDINGS
     assert "and 5 more" in found
-    files = f"{MOST_FINDINGS + 6} files ({MOST_FINDINGS + 5} can't be read)"
+    files = f"{MOST_FINDINGS + 6} files ({MOST_FINDINGS + 5} unreadable)"
     assert f"{tmp_path}: {files}, 2 rows, compression SNAPPY" in found
 
 
-def test_nothing_that_can_be_read(tmp_path):
+def test_no_readable_file(tmp_path):
     (tmp_path / "a.parquet").touch()
     found = reported(tmp_path)
-    assert f"{tmp_path}: 1 file (1 can't be read), 0 rows" in found
+    assert f"{tmp_path}: 1 file (1 unreadable), 0 rows" in found
 
 
 def test_columns_without_a_finite_value(tmp_path):

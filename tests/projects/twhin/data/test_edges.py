@@ -175,17 +175,17 @@ def test_a_null_and_the_greatest_entities(tmp_path):
     good = {"lhs": [USERS - 1], "rel": pa.array([1], pa.int8()), "rhs": pa.array([USERS - 1], pa.uint16())}
     assert real(evaluated(opened(write(tmp_path / "a.parquet", good)))) == [(USERS - 1, 1, USERS - 1)]
     path = write(tmp_path / "b.parquet", good | {"rhs": pa.array([None], pa.int64())})
-    with pytest.raises(DataError, match=r"row 0 .* column 'rhs': null found"):
+    with pytest.raises(DataError, match=r"row 0 .* column 'rhs': found null"):
         evaluated(opened(path))
 
 
 @pytest.mark.parametrize(
     ("columns", "problem"),
     [
-        ({"lhs": [1], "rhs": [1]}, "no column 'rel' (or several); its columns: lhs, rhs"),
-        ({"lhs": [1], "rel": ["fav"], "rhs": [1]}, "column 'rel': string found, integers expected"),
-        ({"lhs": [1.0], "rel": [0], "rhs": [1]}, "column 'lhs': double found, integers expected"),
-        ({"lhs": [1], "rel": [True], "rhs": [1]}, "column 'rel': bool found, integers expected"),
+        ({"lhs": [1], "rhs": [1]}, "no column 'rel', or more than one; columns found: lhs, rhs"),
+        ({"lhs": [1], "rel": ["fav"], "rhs": [1]}, "column 'rel': found string, expected integers"),
+        ({"lhs": [1.0], "rel": [0], "rhs": [1]}, "column 'lhs': found double, expected integers"),
+        ({"lhs": [1], "rel": [True], "rhs": [1]}, "column 'rel': found bool, expected integers"),
     ],
 )
 def test_what_metadata_show_is_told_when_opened(tmp_path, columns, problem):
@@ -199,7 +199,7 @@ def test_no_file_and_no_edge(tmp_path):
     with pytest.raises(DataError, match="no file matches"):
         opened(tmp_path)
     write(tmp_path / "a.parquet", make_edges(0))
-    with pytest.raises(DataError, match=r"1 file\(s\), but not one row"):
+    with pytest.raises(DataError, match=r"1 file\(s\) with no rows"):
         opened(tmp_path)
 
 

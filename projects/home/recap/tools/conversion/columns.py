@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 
 from common.errors import ConfigError
-from common.files.table_writer import Column
+from common.files.table_writer import TableColumn
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.parquet import EMBEDDINGS
 from projects.home.recap.data.schema import Feature, SchemaEntry, read_features, read_schema
@@ -118,7 +118,7 @@ def _log_skipped(skipped: list[str], schema_path: str) -> None:
 def _label(name: str, entry: SchemaEntry, where: str) -> ExampleFeature:
     if entry.length != 1:
         raise ConfigError(f"{where}: the label '{name}' has length {entry.length}, but a label is a single value")
-    return ExampleFeature(name, _kind(name, entry, where), 1, Column(name, "int8"), largest=1)
+    return ExampleFeature(name, _kind(name, entry, where), 1, TableColumn(name, "int8"), largest=1)
 
 
 def _feature(
@@ -143,7 +143,7 @@ def _feature(
     else:
         dtype = "uint8" if is_bytes else "float32" if kind == "float_list" else "int64"
     width = entry.length if cut is None else cut.keep
-    column = Column(name, dtype, width if name in _VECTORS or entry.length > 1 else None)
+    column = TableColumn(name, dtype, width if name in _VECTORS or entry.length > 1 else None)
     positions = None if cut is None else cut.positions
     return ExampleFeature(original, kind, entry.length, column, positions, largest=255 if is_bytes else None)
 

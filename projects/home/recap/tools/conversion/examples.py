@@ -14,7 +14,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from common.files.table_writer import Column
+from common.files.table_writer import TableColumn
 from projects.home.recap.tools.conversion.example_pb2 import Example, Feature
 from projects.home.recap.tools.conversion.tfrecords import RecordError
 
@@ -32,7 +32,7 @@ class ExampleFeature(NamedTuple):
     kind: Kind
     length: int
     """Number of values in an example."""
-    column: Column
+    column: TableColumn
     positions: tuple[int, ...] | None = None
     """Ascending positions of the values to keep, one per value of the column. None keeps the first values."""
     largest: int | None = None

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from common.errors import UserError
 from common.files.table_writer import TableWriter
 from common.process.paths import user_path
-from common.reader.files import each_once, files_below, is_meant
+from common.reader.files import files_below, is_file_or_broken_link, unique_files
 from common.reader.vectors import Storage
 from projects.home.recap.tools.conversion.examples import Absences, ExampleFeature, read_blocks
 from projects.home.recap.tools.conversion.tfrecords import RecordError, read_records
@@ -192,14 +192,14 @@ def _find(inputs: str, out: Path) -> tuple[Path, list[Path]]:
                 break
             fixed.append(part)
         base = Path(*fixed)
-        matches = each_once(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        matches = unique_files(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
     inside = out.resolve()
 
     def is_source(file: Path) -> bool:
         skipped = any(part.startswith((".", "_")) for part in file.relative_to(base).parts)
         # A directory may hold more than records. A pattern is explicit.
         skipped |= path.is_dir() and file.suffix in (".parquet", ".json", ".yaml")
-        return not skipped and is_meant(file) and not file.resolve().is_relative_to(inside)
+        return not skipped and is_file_or_broken_link(file) and not file.resolve().is_relative_to(inside)
 
     return base, sorted(filter(is_source, matches))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.errors import ConfigError
-from common.files.table_writer import Column, TableWriter
+from common.files.table_writer import TableColumn, TableWriter
 from common.reader.files import DataError
 from common.reader.vectors import with_lists
 from projects.home.recap.data.batch import RecapBatch
@@ -23,8 +23,8 @@ NUM_ROWS = 50
 WIDTHS = Widths(continuous=6, binary=4, discrete=2, embedding=3)
 COLUMNS = [
     *recap_columns(WIDTHS, TASKS, ids=True),
-    Column("weight", "float64"),
-    *(Column(f"teacher.{task}", "float32") for task in TASKS),
+    TableColumn("weight", "float64"),
+    *(TableColumn(f"teacher.{task}", "float32") for task in TASKS),
 ]
 
 
@@ -269,7 +269,7 @@ def test_reference_probabilities_are_read_for_evaluation_alone(folder, rows):
     [
         ({"weight_column": "wait"}, "no column 'wait'"),
         ({"reference_probability_prefix": "student."}, f"no column 'student.{TASKS[0]}'"),
-        ({"weight_column": "continuous"}, "column 'continuous': .* found, one value a row expected"),
+        ({"weight_column": "continuous"}, "column 'continuous': found .*, expected one value per row"),
     ],
 )
 def test_columns_that_are_not_there(folder, changes, message):
@@ -284,7 +284,7 @@ def test_a_task_without_a_column(folder):
 
 
 def test_labels_must_be_integers(folder):
-    with pytest.raises(DataError, match="column 'weight': double found, integers expected"):
+    with pytest.raises(DataError, match="column 'weight': found double, expected integers"):
         opened(config(folder, tasks={"weight": {}}), ["weight"])
 
 
@@ -292,7 +292,7 @@ def test_width_of_the_schema_is_not_that_of_the_files(folder):
     path = folder / "schema.json"
     path.write_text(path.read_text().replace('"length": 6', '"length": 7'))
     with pytest.raises(
-        DataError, match=r"part-0\.parquet: column 'continuous': binary vectors of 6 values found, 7 expected"
+        DataError, match=r"part-0\.parquet: column 'continuous': found binary vectors of 6 values, expected 7"
     ):
         opened(config(folder))
 
@@ -300,9 +300,9 @@ def test_width_of_the_schema_is_not_that_of_the_files(folder):
 @pytest.mark.parametrize(
     ("column", "bad", "problem"),
     [
-        (TASKS[1], 2, "2 found, a label is 0 or 1"),
-        ("weight", -1.0, "-1.0 found, a weight is not negative"),
-        (f"teacher.{TASKS[2]}", 1.5, "1.5 found, a probability lies between 0 and 1"),
+        (TASKS[1], 2, "found 2, a label must be 0 or 1"),
+        ("weight", -1.0, "found -1.0, a weight must be at least 0"),
+        (f"teacher.{TASKS[2]}", 1.5, "found 1.5, a probability must be between 0 and 1"),
     ],
 )
 def test_bad_values_are_told_with_their_place(folder, rows, column, bad, problem):
@@ -353,7 +353,7 @@ def test_an_id_beyond_the_smallest_table_of_its_feature(folder, rows):
 
     read(largest + 1)
     with pytest.raises(
-        DataError, match=rf"column 'discrete': {largest} found at position 1, ids from 0 to {largest - 1} "
+        DataError, match=rf"column 'discrete': found {largest} at position 1, ids must be between 0 and {largest - 1}"
     ):
         read(largest)
 

@@ -99,7 +99,7 @@ def test_an_extracted_label_must_be_0_or_1(tmp_path):
     with pytest.raises(DataError) as caught:
         list(RecapDataset.open(data, ["kind"], "v", evaluation=True).reader(0, 1).evaluate())
     place = f"{tmp_path}/part-0.parquet: row group 0, row 2 (both counted from 0)"
-    assert str(caught.value) == f"{place}: column 'discrete', position 0: 2 found, a label is 0 or 1"
+    assert str(caught.value) == f"{place}: column 'discrete', position 0: found 2, a label must be 0 or 1"
 
 
 # --- rectify_labels ---
@@ -153,7 +153,7 @@ def test_times_may_be_extracted(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "message"),
-    [("seen_ms", "no column 'seen_ms'"), ("continuous", "column 'continuous': .* found, one value a row expected")],
+    [("seen_ms", "no column 'seen_ms'"), ("continuous", "column 'continuous': found .*, expected one value per row")],
 )
 def test_times_that_are_not_there(tmp_path, field, message):
     write(tmp_path, numbered_rows(20))
@@ -241,9 +241,9 @@ def test_floats_may_be_whole_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("feature", "dtype", "bad", "problem"),
     [
-        ("continuous", "uint8", 2.5, "2.5 found, whole numbers from 0 to 255 can be uint8"),
-        ("continuous", "float16", 1e5, "100000.0 found, magnitudes up to 65,504 can be float16"),
-        ("discrete", "uint8", 256, "256 found, whole numbers from 0 to 255 can be uint8"),
+        ("continuous", "uint8", 2.5, "found 2.5, but uint8 holds whole numbers from 0 to 255"),
+        ("continuous", "float16", 1e5, "found 100000.0, but float16 holds magnitudes up to 65,504"),
+        ("discrete", "uint8", 256, "found 256, but uint8 holds whole numbers from 0 to 255"),
     ],
 )
 def test_values_that_a_type_cannot_hold(tmp_path, feature, dtype, bad, problem):

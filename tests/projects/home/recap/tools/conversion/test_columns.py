@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import ConfigError
-from common.files.table_writer import Column
+from common.files.table_writer import TableColumn
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.tools.conversion.columns import features_of_config, features_of_schema
 from projects.home.recap.tools.conversion.examples import ExampleFeature
@@ -45,17 +45,17 @@ def schema(folder: Path, **entries: tuple[str, int]) -> str:
 
 def test_features_get_the_names_of_the_configuration():
     assert list(features(config()).values()) == [
-        ExampleFeature("home.cont", "float_list", 7, Column("continuous", "float32", 7)),
-        ExampleFeature("home.binary", "int64_list", 5, Column("binary", "uint8", 5), largest=255),
-        ExampleFeature("discrete", "int64_list", 3, Column("discrete", "int64", 3)),
-        ExampleFeature("user.twhin", "float_list", 4, Column("user_embedding", "float32", 4)),
-        ExampleFeature("author_embedding", "float_list", 4, Column("author_embedding", "float32", 4)),
-        ExampleFeature("like", "int64_list", 1, Column("like", "int8"), largest=1),
-        ExampleFeature("reply", "float_list", 1, Column("reply", "int8"), largest=1),
-        ExampleFeature("meta.user_id", "int64_list", 1, Column("meta__user_id", "int64")),
-        ExampleFeature("served_ms", "int64_list", 1, Column("served_ms", "int64")),
-        ExampleFeature("weight", "float_list", 1, Column("weight", "float32")),
-        ExampleFeature("languages", "int64_list", 2, Column("languages", "int64", 2)),
+        ExampleFeature("home.cont", "float_list", 7, TableColumn("continuous", "float32", 7)),
+        ExampleFeature("home.binary", "int64_list", 5, TableColumn("binary", "uint8", 5), largest=255),
+        ExampleFeature("discrete", "int64_list", 3, TableColumn("discrete", "int64", 3)),
+        ExampleFeature("user.twhin", "float_list", 4, TableColumn("user_embedding", "float32", 4)),
+        ExampleFeature("author_embedding", "float_list", 4, TableColumn("author_embedding", "float32", 4)),
+        ExampleFeature("like", "int64_list", 1, TableColumn("like", "int8"), largest=1),
+        ExampleFeature("reply", "float_list", 1, TableColumn("reply", "int8"), largest=1),
+        ExampleFeature("meta.user_id", "int64_list", 1, TableColumn("meta__user_id", "int64")),
+        ExampleFeature("served_ms", "int64_list", 1, TableColumn("served_ms", "int64")),
+        ExampleFeature("weight", "float_list", 1, TableColumn("weight", "float32")),
+        ExampleFeature("languages", "int64_list", 2, TableColumn("languages", "int64", 2)),
     ]
 
 
@@ -67,7 +67,7 @@ def test_lists_of_bytes_are_skipped_and_logged(caplog):
 
 
 def test_a_feature_that_is_not_a_task_is_not_a_label():
-    assert features(config(tasks=("like",)))["reply"].column == Column("reply", "float32")
+    assert features(config(tasks=("like",)))["reply"].column == TableColumn("reply", "float32")
 
 
 def test_listed_features_and_all_single_values_are_converted(caplog):
@@ -80,7 +80,7 @@ def test_listed_features_and_all_single_values_are_converted(caplog):
 def test_truncation_cuts_columns():
     slices = {"continuous_feature_truncation": 3, "binary_feature_truncation": 5}
     found = features(config({"truncate_and_slice": slices}))
-    assert found["continuous"] == ExampleFeature("home.cont", "float_list", 7, Column("continuous", "float32", 3))
+    assert found["continuous"] == ExampleFeature("home.cont", "float_list", 7, TableColumn("continuous", "float32", 3))
     assert found["binary"].column.width == 5
 
 
@@ -88,7 +88,7 @@ def test_masks_select_positions(tmp_path):
     np.save(tmp_path / "mask.npy", np.array([0, 1, 0, 1, 1], dtype=bool))
     slices = {"continuous_feature_truncation": 5, "continuous_feature_mask_path": str(tmp_path / "mask.npy")}
     assert features(config({"truncate_and_slice": slices}))["continuous"] == ExampleFeature(
-        "home.cont", "float_list", 7, Column("continuous", "float32", 3), (1, 3, 4)
+        "home.cont", "float_list", 7, TableColumn("continuous", "float32", 3), (1, 3, 4)
     )
 
 
@@ -132,8 +132,8 @@ def test_float16_applies_to_continuous_and_embeddings():
 def test_a_schema_alone_converts_everything_but_lists_of_bytes(caplog):
     found = features_of_schema(str(SCHEMA))
     assert [feature.column.name for feature in found] == [feature.name for feature in found]
-    assert found[0] == ExampleFeature("home.cont", "float_list", 7, Column("home.cont", "float32", 7))
-    assert found[5] == ExampleFeature("like", "int64_list", 1, Column("like", "int64"))
+    assert found[0] == ExampleFeature("home.cont", "float_list", 7, TableColumn("home.cont", "float32", 7))
+    assert found[5] == ExampleFeature("like", "int64_list", 1, TableColumn("like", "int64"))
     assert len(found) == 11
     assert "not converted: text" in caplog.text
 
@@ -141,13 +141,13 @@ def test_a_schema_alone_converts_everything_but_lists_of_bytes(caplog):
 def test_a_schema_with_the_projects_names_gets_their_types(tmp_path):
     path = schema(tmp_path, binary=("int64_list", 1), continuous=("float_list", 1))
     columns = [feature.column for feature in features_of_schema(path, float16=True)]
-    assert columns == [Column("binary", "uint8", 1), Column("continuous", "float16", 1)]
+    assert columns == [TableColumn("binary", "uint8", 1), TableColumn("continuous", "float16", 1)]
 
 
 def test_a_binary_feature_of_floats_stays_float(tmp_path):
     path = schema(tmp_path, binary=("float_list", 2))
     assert features_of_schema(path) == [
-        ExampleFeature("binary", "float_list", 2, Column("binary", "float32", 2)),
+        ExampleFeature("binary", "float_list", 2, TableColumn("binary", "float32", 2)),
     ]
 
 

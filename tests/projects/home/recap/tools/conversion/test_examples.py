@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.files.table_writer import Column
+from common.files.table_writer import TableColumn
 from projects.home.recap.tools.conversion.columns import features_of_schema
 from projects.home.recap.tools.conversion.example_pb2 import Example
 from projects.home.recap.tools.conversion.examples import Absences, ExampleFeature, read_blocks
@@ -80,7 +80,7 @@ def test_many_rows_are_read_in_blocks():
 
 
 def test_a_missing_feature_does_not_keep_the_value_of_the_previous_block():
-    feature = ExampleFeature("x", "float_list", 1, Column("x", "float32"))
+    feature = ExampleFeature("x", "float_list", 1, TableColumn("x", "float32"))
     records = [example(x=[1.0])] * 256 + [b""]
     assert columns(records, [feature])["x"].tolist() == [1.0] * 256 + [0.0]
 
@@ -93,13 +93,13 @@ def test_no_records_yield_no_blocks():
     ("positions", "width"), [(None, 7), (None, 3), ((0, 2, 5), 3), ((6,), 1)], ids=["all", "first", "mask", "last"]
 )
 def test_a_feature_is_cut_to_its_column(positions, width):
-    feature = ExampleFeature("home.cont", "float_list", 7, Column("continuous", "float32", width), positions)
+    feature = ExampleFeature("home.cont", "float_list", 7, TableColumn("continuous", "float32", width), positions)
     expected = read_by_tensorflow(PARTS[0])["home.cont"][:, list(positions or range(width))]
     assert bit_equal(columns(records_of(PARTS[0]), [feature])["continuous"], expected)
 
 
 def test_integers_are_converted_to_floats():
-    feature = ExampleFeature("home.binary", "int64_list", 5, Column("continuous", "float32", 5))
+    feature = ExampleFeature("home.binary", "int64_list", 5, TableColumn("continuous", "float32", 5))
     expected = read_by_tensorflow(PARTS[1])["home.binary"].astype(np.float32)
     assert bit_equal(columns(records_of(PARTS[1]), [feature])["continuous"], expected)
 
@@ -133,7 +133,7 @@ def test_every_refused_file_is_tested():
 
 @pytest.mark.parametrize("value", [2.0, -1.0, 0.5, float("nan"), float("inf")])
 def test_a_label_other_than_0_and_1_is_an_error(value):
-    feature = ExampleFeature("like", "float_list", 1, Column("like", "int8"), largest=1)
+    feature = ExampleFeature("like", "float_list", 1, TableColumn("like", "int8"), largest=1)
     records = [example(like=[1.0])] * 300 + [example(like=[value])]
     with pytest.raises(RecordError, match=rf"^record 300 .*'like'.* {value}, .*0 to 1$"):
         columns(records, [feature])
@@ -143,7 +143,7 @@ def test_a_label_other_than_0_and_1_is_an_error(value):
 def test_a_binary_value_that_does_not_fit_a_byte_is_an_error(value):
     message = Example()
     message.features.feature["binary"].int64_list.value.extend([0, 255, value])
-    feature = ExampleFeature("binary", "int64_list", 3, Column("binary", "uint8", 3), largest=255)
+    feature = ExampleFeature("binary", "int64_list", 3, TableColumn("binary", "uint8", 3), largest=255)
     with pytest.raises(RecordError, match=rf"^record 0 .*'binary'.* {value}, .*0 to 255$"):
         columns([message.SerializeToString()], [feature])
 
@@ -151,7 +151,7 @@ def test_a_binary_value_that_does_not_fit_a_byte_is_an_error(value):
 def test_a_binary_value_that_is_cut_off_is_not_checked():
     message = Example()
     message.features.feature["binary"].int64_list.value.extend([0, 255, 256])
-    feature = ExampleFeature("binary", "int64_list", 3, Column("binary", "uint8", 2), largest=255)
+    feature = ExampleFeature("binary", "int64_list", 3, TableColumn("binary", "uint8", 2), largest=255)
     assert columns([message.SerializeToString()], [feature])["binary"].tolist() == [[0, 255]]
 
 
@@ -162,7 +162,7 @@ def test_a_list_in_packed_and_unpacked_pieces_is_read():
     entry = b"\x0a\x01x\x12" + bytes([len(feature)]) + feature
     features = b"\x0a" + bytes([len(entry)]) + entry
     record = b"\x0a" + bytes([len(features)]) + features
-    x = ExampleFeature("x", "float_list", 3, Column("x", "float32", 3))
+    x = ExampleFeature("x", "float_list", 3, TableColumn("x", "float32", 3))
     assert columns([record], [x])["x"].tolist() == [[1.0, 2.0, 3.0]]
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UserError
-from common.files.table_writer import Column
+from common.files.table_writer import TableColumn
 from projects.home.recap.data.dataset import RecapDataset
 from projects.home.recap.data.parquet import write_schema_json
 from projects.home.recap.tools.conversion.columns import features_of_schema
@@ -302,8 +302,8 @@ def test_outputs_of_another_format_are_an_error(other, tree, half_done):
 def test_the_digest_of_a_format_never_changes():
     """Existing outputs carry the digest. Another digest would make them unusable for a later conversion."""
     features = [
-        ExampleFeature("home.cont", "float_list", 7, Column("continuous", "float32", 3), (1, 3, 4)),
-        ExampleFeature("like", "int64_list", 1, Column("like", "int8"), largest=1),
+        ExampleFeature("home.cont", "float_list", 7, TableColumn("continuous", "float32", 3), (1, 3, 4)),
+        ExampleFeature("like", "int64_list", 1, TableColumn("like", "int8"), largest=1),
     ]
     assert OutputFormat(features).digest == "1423a45f57c23d8aa2e0e67614933747"
     assert OutputFormat([]).digest == "f162da2f14330b2e357ed9ac9e6fd64d"

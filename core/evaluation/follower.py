@@ -23,9 +23,7 @@ from common.errors import UserError
 from common.process.stop_signals import StopSignals
 from common.reader.reader import BatchReader
 from common.tracking.measurement import Measurement, Tracker
-from common.tracking.metrics_file import read_metrics
-from common.tracking.trackers import Trackers
-from common.tracking.wandb import WandbTracker
+from common.tracking.trackers import Trackers, build_trackers
 from core.autocast import configured_autocast
 from core.config.training import JobConfig
 from core.evaluation.checkpoint_search import CheckpointSearch, FoundCheckpoint
@@ -120,10 +118,11 @@ def only_evaluate(
             """With the first checkpoint: only now it is known which run this is."""
             nonlocal run_trackers
             check_same_run(directory.path, state.identity, identity, EVALUATE, config.identity_hints)
-            run_trackers = Trackers()
+            is_main = world.is_rank_zero
+            run_trackers = _build_trackers(config, directory, state.tracker_run_id) if is_main else Trackers()
             stack.callback(run_trackers.finish)
-            if world.is_rank_zero:
-                _add_trackers(run_trackers, config, directory, state.tracker_run_id, trackers or {})
+            for name, build in (trackers or {}).items() if is_main else ():
+                run_trackers.add(name, build)
 
         def record(measurement: Measurement) -> None:
             assert run_trackers is not None
@@ -230,26 +229,7 @@ def _tell_time_up(config: JobConfig, directory: FollowerDirectory, marks: Comple
     )
 
 
-def _add_trackers(
-    trackers: Trackers,
-    config: JobConfig,
-    directory: FollowerDirectory,
-    group: str | None,
-    builders: Mapping[str, Callable[[], Tracker]],
-) -> None:
-    """W&B, in the group of the trainer's run, and the caller's own."""
-    if config.runtime.wandb is not None:
-        build = functools.partial(
-            WandbTracker,
-            config.runtime.wandb,
-            directory.path,
-            config.model_dump(mode="json"),
-            job_type="evaluate",
-            group=group,
-            # What an earlier evaluator has marked and was killed before it sent.
-            backlog=read_metrics(directory.metrics),
-            has_failed=lambda: trackers.run_has_failed,
-        )
-        trackers.add_wandb(build)
-    for name, build_tracker in builders.items():
-        trackers.add(name, build_tracker)
+def _build_trackers(config: JobConfig, directory: FollowerDirectory, group: str | None) -> Trackers:
+    """Return W&B, in the group of the trainer's run."""
+    values = config.model_dump(mode="json")
+    return build_trackers(directory.path, config.runtime.wandb, values, job_type="evaluate", group=group)

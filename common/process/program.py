@@ -1,5 +1,7 @@
-"""Runs a program's main() and defines its exit status. On any number of ranks, a
-UserError is one message and status 2."""
+"""Runs a program's main() and defines its exit status.
+
+A UserError is one message and status 2, on one rank or on many.
+"""
 
 import argparse
 import contextlib

@@ -60,8 +60,8 @@ class StopSignals:
     A second signal, at least half a second later, exits the process immediately with status 128 + signal number. If the
     grace period ends first, the process writes the stacks of all threads and exits with status 1.
 
-    In a program that called exit_on_signals(), the handlers stay in place after the context ends: only the end of the
-    program is left.
+    In a program that called exit_on_signals(), the handlers stay in place after the context, because the program is
+    about to end.
     """
 
     def __init__(

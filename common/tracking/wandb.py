@@ -149,7 +149,7 @@ class WandbTracker:
         try:
             # Set up the session first. Otherwise it prints a greeting before it has read that it must be silent.
             wandb.setup(settings=wandb.Settings(**settings))
-            why_offline = "set by its mode"
+            why_offline = "the mode is set to offline"
             if self._key is not None:
                 settings["api_key"] = self._key
             elif os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not wandb.login(

@@ -30,9 +30,8 @@ def test_after_both_are_killed_and_restarted_each_evaluation_is_recorded_once(re
     with started(follower) as following:
         with started(trainer) as training:
             wait_for_line(training, r"saved .*/checkpoints/4$")
-        wait_for_line(
-            following, "evaluated again at step 4"
-        )  # the kill may come before or after this evaluation is recorded
+        # The kill may come before or after this evaluation is recorded.
+        wait_for_line(following, "evaluated again at step 4")
     steps = complete_steps(run / "checkpoints")
     assert steps[0] == 4
     assert "validation" in evaluated(run / "metrics-evaluator.jsonl")[4]

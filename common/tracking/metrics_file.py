@@ -22,7 +22,7 @@ class MetricsFile:
     resume continues from its checkpoint. Missing directories are created.
 
     Raises:
-      UserError: a line before that is not a measurement. The file is left unchanged.
+      UserError: any other line is not a measurement. The file is left unchanged.
     """
 
     def __init__(self, path: Path, last_step: int | None = None) -> None:

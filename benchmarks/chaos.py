@@ -1,16 +1,20 @@
-"""Kills the trainer at random moments, starts it again as often as it takes, and compares with a run left in peace.
+"""Kills the trainer at random moments, restarts it until it finishes, and compares it with an undisturbed run.
 
     python benchmarks/chaos.py --kills 100 [--projects recap,twhin] [--processes 1,2] [--seed 0] [--keep DIR]
 
-For each project the kills are shared among the numbers of processes. A run of 30 steps on a little generated data saves
-every 3 steps, keeps two checkpoints, logs every 2 and evaluates every 4. It is killed by SIGKILL: a process, or with
-several also torchrun and all its processes at once; at a moment after its start, a step, the beginning of a save or a
-batch of an evaluation was seen, or, exactly, before a file operation of a save or a rotation
-(tests/support/trap.py). Now and then it gets a SIGTERM instead, which is no kill. With several processes half of
-the starts have --max-restarts 3. A run that has come to its end is compared: parameters, optimizer states, state.json,
-and metrics of every line of metrics.jsonl. Then the next one is begun, until there were enough kills.
+The kills of each project are divided among the numbers of processes. A run has 30 steps on a small generated data set.
+It saves every 3 steps, keeps two checkpoints, logs every 2 steps and evaluates every 4. Each kill is a SIGKILL:
 
-Status 1: a run differs, hangs, or ends with an error; its directory is kept, and named.
+- to one process or, with several processes, sometimes to torchrun and all its processes at once;
+- at a random time after a launch, a step, the beginning of a save or a batch of an evaluation, or exactly before a file
+  operation of a save or a rotation (tests/support/trap.py).
+
+Some runs receive a SIGTERM instead, which does not count as a kill. With several processes, half of the launches have
+--max-restarts 3. When a run has finished, its parameters, optimizer states, state.json and the metrics of every line of
+metrics.jsonl are compared with those of the undisturbed run. Further runs follow until the number of kills is reached.
+
+The script exits with status 1 if a run differs, hangs or ends with an error. It then keeps the directory and prints its
+name.
 """
 
 import argparse
@@ -55,7 +59,7 @@ OPTIONS = (
     "training.eval_log_every_n=1",
     "runtime.process_group_timeout_in_s=60",
 )
-# What has a past besides weights: dropout, momenta, clipping, and tables of both kinds of sharding.
+# State and randomness besides the weights: dropout, momenta, clipping, and tables of both kinds of sharding.
 RECAP_OPTIONS = (
     "training.max_grad_norm=1.0",
     "model.tasks[recap.engagement.is_replied].mlp_config="
@@ -68,21 +72,21 @@ TWHIN_OPTIONS = (
 )
 PHASES = ("start", "step", "save", "rotation", "evaluation", "end")
 MAX_RESTARTS = 3
-# Longest time without what must come, on a machine that others use, in seconds.
-PATIENCE_IN_S = 240.0
+# Longest wait for an expected event, in seconds. Long, because the machine may be busy.
+WAIT_LIMIT_IN_S = 240.0
 POLL_IN_S = 0.02
 # A save takes a few milliseconds.
 SAVE_POLL_IN_S = 0.001
 FILES = r"^(open|os\.\w+|shutil\.\w+) .*/checkpoints/"
 
 
-class FoundError(Exception):
-    """What must not be."""
+class ProblemError(Exception):
+    """Raised if a run hangs, fails or differs from the undisturbed run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is trained, and on how many processes."""
+    """A project and the number of processes to train it on."""
 
     project: str
     processes: int
@@ -100,24 +104,24 @@ class Case:
 
 @dataclasses.dataclass
 class Tally:
-    """What was done to the runs of a case."""
+    """Counts of what happened to the runs of a case."""
 
     kills: Counter[str] = dataclasses.field(default_factory=Counter)
-    """By the phase that they fell into."""
+    """Number of kills by phase."""
     stops: int = 0
     starts: int = 0
     runs: int = 0
     lost: list[int] = dataclasses.field(default_factory=list)
-    """Steps made again after each kill, as far as they were logged."""
+    """Steps repeated after each kill, as far as they were logged."""
     noticed: list[float] = dataclasses.field(default_factory=list)
-    """Seconds from a kill, or a SIGTERM, of one process of several to the end of the others."""
+    """Seconds from a kill or SIGTERM of one of several processes to the end of the others."""
 
 
-# --- The program, from outside. ---
+# --- The program, seen from outside. ---
 
 
 class Start:
-    """The program, started as a user does; ended with all its processes when the context is left."""
+    """Starts the program as a user does. Ends all its processes when the context ends."""
 
     def __init__(self, case: Case, save_dir: Path, log: Path, max_restarts: int, traps: Sequence[Trap]) -> None:
         module, arguments = case.module, case.arguments(save_dir)
@@ -144,50 +148,50 @@ class Start:
         self.kill_all()
 
     def next_attempt(self) -> None:
-        """What is seen from now on is of workers that were started now."""
+        """Begin a new attempt: text() and base refer to the workers that start now."""
         self._seen = self._log.stat().st_size
         self.began = time.monotonic()
         self.base = self.newest()
 
     @property
     def status(self) -> int | None:
-        """Of the program, or of torchrun; None: it runs."""
+        """Exit status of the program or torchrun; None if it is running."""
         return self._process.poll()
 
     def text(self) -> str:
-        """What this attempt has said."""
+        """Return the log of this attempt."""
         with self._log.open("rb") as file:
             file.seek(self._seen)
             return file.read().decode(errors="replace")
 
     def newest(self) -> int:
-        """The newest complete checkpoint's step, or 0."""
+        """Return the step of the newest complete checkpoint, or 0."""
         return (complete_steps(self.checkpoints) or [0])[-1]
 
-    def aside(self) -> list[str]:
-        """What saves and rotations have under way, or have left."""
+    def unfinished(self) -> list[str]:
+        """Return the names of the directories of unfinished saves and rotations."""
         with contextlib.suppress(FileNotFoundError):
             return [name for name in os.listdir(self.checkpoints) if not name.isdecimal()]  # noqa: PTH208
         return []
 
     def workers(self) -> dict[int, int]:
-        """Process ids by rank."""
+        """Return the process ids of the workers by rank."""
         if self._case.processes == 1:
             return {0: self._process.pid} if self.status is None else {}
-        found = marked_pids(f"CHAOS={self._marker}")
-        return {int(env["RANK"]): pid for pid, env in found.items() if "RANK" in env}
+        processes = marked_pids(f"CHAOS={self._marker}")
+        return {int(env["RANK"]): pid for pid, env in processes.items() if "RANK" in env}
 
     def signal(self, number: signal.Signals, rank: int | None) -> None:
-        """To a worker; None: to the program or torchrun."""
+        """Send a signal to a worker or, if `rank` is None, to the program or torchrun."""
         pid = self._process.pid if rank is None else self.workers().get(rank)
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     def kill_all(self) -> None:
-        """Until nothing is left, also of what is being started just now."""
-        while found := marked_pids(f"CHAOS={self._marker}"):
-            for pid in found:
+        """Kill all processes, including those that are just being started."""
+        while pids := marked_pids(f"CHAOS={self._marker}"):
+            for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self._process.poll()
@@ -195,21 +199,25 @@ class Start:
         self._process.wait()
 
     def wait(self, until: Callable[[], bool], what: str, poll_in_s: float = POLL_IN_S) -> bool:
-        """Whether it came to that before the program ended."""
-        limit = time.monotonic() + PATIENCE_IN_S
+        """Wait until a condition holds. Return False if the program ended first.
+
+        Raises:
+          ProblemError: the time limit has passed.
+        """
+        limit = time.monotonic() + WAIT_LIMIT_IN_S
         while not until():
             if self.status is not None:
                 return until()
             if time.monotonic() > limit:
-                raise FoundError(f"{what} did not come within {PATIENCE_IN_S:g} s:\n{self.text()[-3000:]}")
+                raise ProblemError(f"timed out after {WAIT_LIMIT_IN_S:g} s, waiting for {what}:\n{self.text()[-3000:]}")
             time.sleep(poll_in_s)
         return True
 
 
-def phase(text: str, aside: Sequence[str]) -> str:
-    """What an attempt was at when it was killed, by what it has said and left."""
+def phase(text: str, unfinished: Sequence[str]) -> str:
+    """Return the phase in which an attempt was killed, judged by its log and its unfinished directories."""
     hit = re.findall(r"^trap: (.*)$", text, re.MULTILINE)
-    left = hit[-1:] if hit and "/." in hit[-1] else list(aside)
+    left = hit[-1:] if hit and "/." in hit[-1] else list(unfinished)
     lines = re.findall(r"INFO (training|step|evaluating|evaluated|saved) (.*)$", text, re.MULTILINE)
     if not lines:
         return "start"
@@ -225,8 +233,8 @@ def phase(text: str, aside: Sequence[str]) -> str:
 # --- Kills. ---
 
 
-class Tormentor:
-    """Runs one case, and kills it."""
+class CaseRunner:
+    """Runs one case and kills it at random moments."""
 
     def __init__(self, case: Case, kills: int, rng: random.Random, scratch: Path) -> None:
         self._case, self._kills, self._rng, self._scratch = case, kills, rng, scratch
@@ -236,24 +244,24 @@ class Tormentor:
         self._title = f"{case.project}, {case.processes} process{'es' if case.processes > 1 else ''}"
 
     def run(self) -> tuple[Tally, float]:
-        """Kills and compares; what was done, and how many seconds that took."""
-        whole = self._scratch / "whole"
+        """Run, kill and compare until there were enough kills. Return the counts and the duration in seconds."""
+        undisturbed = self._scratch / "undisturbed"
         began = time.monotonic()
-        with Start(self._case, whole, self._scratch / "whole.log", 0, ()) as start:
+        with Start(self._case, undisturbed, undisturbed.with_suffix(".log"), 0, ()) as start:
             start.wait(lambda: "step 2 of" in start.text(), "the first step")
             self._seconds_to_step = time.monotonic() - start.began
-            start.wait(lambda: start.status is not None, "the end")
+            start.wait(lambda: start.status is not None, "the end of the run")
             if start.status != 0:
-                raise FoundError(f"{self._title}: the run in peace failed:\n{start.text()[-3000:]}")
-        tell(f"{self._title}: a run in peace took {time.monotonic() - began:.0f} s")
+                raise ProblemError(f"{self._title}: the undisturbed run failed:\n{start.text()[-3000:]}")
+        print_progress(f"{self._title}: the undisturbed run took {time.monotonic() - began:.0f} s")
         while self._killed < self._kills:
             self._tally.runs += 1
             run = self._scratch / f"run-{self._tally.runs}"
             self._until_the_end(run)
-            if found := differences(whole, run, STEPS):
-                listed = "\n  ".join(found[:20])
-                raise FoundError(f"{self._title}: {run} is not the run that was left in peace:\n  {listed}")
-            tell(f"{self._title}: run {self._tally.runs} came to its end, bit for bit as the one in peace")
+            if different := differences(undisturbed, run, STEPS):
+                listed = "\n  ".join(different[:20])
+                raise ProblemError(f"{self._title}: {run} differs from the undisturbed run:\n  {listed}")
+            print_progress(f"{self._title}: run {self._tally.runs} finished and equals the undisturbed run bit for bit")
             shutil.rmtree(run)
         return self._tally, time.monotonic() - began
 
@@ -268,25 +276,27 @@ class Tormentor:
             pass
 
     def _start(self, run: Path, log: Path) -> bool:
-        """Starts the program, and kills it unless there were enough kills; whether it has come to its end."""
+        """Start the program, and kill it unless there were enough kills. Return True if it has finished."""
         rng, several, left = self._rng, self._case.processes > 1, self._kills - self._killed
         max_restarts = rng.choice([0, MAX_RESTARTS]) if several else 0
         traps: list[Trap] = []
         if left > 0 and self._fruitless < 2 and rng.random() < 0.4:
             traps = [self._trap() for _ in range(min(left, max_restarts + 1))]
         with Start(self._case, run, log, max_restarts, traps) as start:
-            disturbed = False
+            is_disturbed = False
             while True:
                 self._tally.starts += 1
                 workers = self._disturb(start, bool(traps)) if self._killed < self._kills else None
                 if workers is None:
-                    start.wait(lambda: start.status is not None, "the end")
+                    start.wait(lambda: start.status is not None, "the end of the run")
                     if start.status != 0 or start.newest() != STEPS:
-                        if disturbed and start.newest() != STEPS:
+                        if is_disturbed and start.newest() != STEPS:
                             return False
-                        raise FoundError(f"{self._title}: ended with {start.status} by itself:\n{start.text()[-3000:]}")
+                        raise ProblemError(
+                            f"{self._title}: ended with status {start.status} without a kill:\n{start.text()[-3000:]}"
+                        )
                     return True
-                disturbed = True
+                is_disturbed = True
                 if start.status is None:
                     self._await_others(start, workers)
                 if start.status is not None:
@@ -294,7 +304,7 @@ class Tormentor:
                 start.next_attempt()
 
     def _await_others(self, start: Start, before: set[int]) -> None:
-        """Waits for the end, or for new workers in the place of those that there were."""
+        """Wait until the other workers have ended and torchrun has started new ones, or has ended."""
         began = time.monotonic()
         start.wait(lambda: not before & set(start.workers().values()), "the end of the other processes")
         if self._case.processes > 1:
@@ -302,7 +312,7 @@ class Tormentor:
         start.wait(lambda: bool(start.workers()), "torchrun's next workers")
 
     def _trap(self) -> Trap:
-        """Before a file operation of a save, a rotation, or a look at the checkpoints."""
+        """Return a random trap before a file operation of a save, a rotation or a scan of the checkpoints."""
         rng = self._rng
         if rng.random() < 0.5:
             return Trap("delet", rng.randint(1, 7))
@@ -311,13 +321,17 @@ class Tormentor:
         return Trap(FILES, rng.randint(5, 60))
 
     def _disturb(self, start: Start, is_trapped: bool) -> set[int] | None:
-        """Kills, or stops, at a moment; the process ids of the workers, None where the program ended before it."""
+        """Kill or stop the program at a random moment.
+
+        Returns:
+          the process ids of the workers; None if the program ended before the moment.
+        """
         rng, several = self._rng, self._case.processes > 1
         if is_trapped:
             if not start.wait(lambda: "trap: " in start.text(), "the trap"):
                 return None
             workers = set(start.workers().values())
-            self._killed_now(start, "trap")
+            self._record_kill(start, "trap")
             return workers
         if self._fruitless >= 2:
             if not start.wait(lambda: start.newest() > start.base, "a checkpoint"):
@@ -331,47 +345,47 @@ class Tormentor:
         if rng.random() < 0.1 and moment != "start":
             start.signal(signal.SIGTERM, rng.choice([None, *range(self._case.processes)]))
             self._tally.stops += 1
-            tell(f"{self._title}: SIGTERM in a {moment}")
+            print_progress(f"{self._title}: SIGTERM during {moment}")
             return workers
         victim = rng.choice([None, *range(self._case.processes)]) if several else None
         if victim is None:
             start.kill_all()
         else:
             start.signal(signal.SIGKILL, victim)
-        self._killed_now(start, "all" if victim is None else f"rank {victim}")
+        self._record_kill(start, "all" if victim is None else f"rank {victim}")
         return workers
 
     def _await(self, start: Start, moment: str) -> bool:
-        """Waits for a moment of a kind; False where the program has come to an end before it."""
+        """Wait for a random moment of a kind. Return False if the program ended before it."""
         rng = self._rng
         if moment == "start":
             delay = rng.uniform(0, self._seconds_to_step)
             return start.wait(lambda: time.monotonic() - start.began > delay, moment)
         if moment == "save":
-            left, count = set(start.aside()), rng.randint(1, 4)
+            leftovers, count = set(start.unfinished()), rng.randint(1, 4)
             seen: set[str] = set()
 
             def saves() -> bool:
-                seen.update(name for name in start.aside() if name not in left and "delet" not in name)
+                seen.update(name for name in start.unfinished() if name not in leftovers and "delet" not in name)
                 return len(seen) >= count
 
-            found = start.wait(saves, moment, SAVE_POLL_IN_S)
+            is_reached = start.wait(saves, moment, SAVE_POLL_IN_S)
         else:
             pattern = r"INFO step " if moment == "step" else r"INFO evaluating "
             count = rng.randint(1, 8)
-            found = start.wait(lambda: len(re.findall(pattern, start.text())) >= count, moment)
+            is_reached = start.wait(lambda: len(re.findall(pattern, start.text())) >= count, moment)
         time.sleep(rng.choice([0.0, rng.uniform(0, 0.2)]))
-        return found and start.status is None
+        return is_reached and start.status is None
 
-    def _killed_now(self, start: Start, who: str) -> None:
+    def _record_kill(self, start: Start, who: str) -> None:
         text, newest = start.text(), start.newest()
-        found = phase(text, start.aside())
+        killed_in = phase(text, start.unfinished())
         logged = max(map(int, re.findall(rf"INFO step (\d+) of {STEPS}", text)), default=start.base)
         self._fruitless = 0 if newest > start.base else self._fruitless + 1
-        self._tally.kills[found] += 1
+        self._tally.kills[killed_in] += 1
         self._tally.lost.append(max(0, logged - newest))
-        tell(
-            f"{self._title}: kill {self._killed} of {self._kills}: {who}, in {found}, "
+        print_progress(
+            f"{self._title}: kill {self._killed} of {self._kills}: {who}, during {killed_in}, "
             f"after step {logged}; continues after {newest}"
         )
 
@@ -379,12 +393,12 @@ class Tormentor:
 # --- The command line. ---
 
 
-def tell(text: str) -> None:
+def print_progress(text: str) -> None:
     sys.stdout.write(f"{time.strftime('%H:%M:%S')} {text}\n")
     sys.stdout.flush()
 
 
-def report(tallies: dict[Case, tuple[Tally, float]]) -> str:
+def results_table(tallies: dict[Case, tuple[Tally, float]]) -> str:
     rows = []
     for case, (tally, seconds) in tallies.items():
         noticed = f"{max(tally.noticed):.1f}" if tally.noticed else "-"
@@ -408,12 +422,12 @@ def report(tallies: dict[Case, tuple[Tally, float]]) -> str:
 
 @contextlib.contextmanager
 def scratch_directory(keep: Path | None) -> Iterator[Path]:
-    """Removed at the end, unless something was found."""
+    """Create a directory. Remove it at the end, unless a problem was found or the user keeps it."""
     directory = Path(tempfile.mkdtemp(prefix="chaos-", dir=keep))
     try:
         yield directory
-    except FoundError as found:
-        raise SystemExit(f"{found}\n{directory} is kept") from None
+    except ProblemError as problem:
+        raise SystemExit(f"{problem}\nLogs and runs are in {directory}") from None
     except BaseException:
         shutil.rmtree(directory)
         raise
@@ -423,13 +437,18 @@ def scratch_directory(keep: Path | None) -> Iterator[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="of each project (%(default)s)")
-    parser.add_argument("--projects", default="recap,twhin", help="separated by commas (%(default)s)")
-    parser.add_argument("--processes", default="1,2", help="numbers of them, separated by commas (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (%(default)s)")
-    parser.add_argument("--keep", type=Path, help="a directory to work in, where logs and the run in peace are left")
+    parser.add_argument("--kills", type=int, default=100, help="number of kills per project (default: %(default)s)")
+    parser.add_argument(
+        "--projects", default="recap,twhin", help="projects, separated by commas (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--processes", default="1,2", help="numbers of processes, separated by commas (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random choices (default: %(default)s)")
+    parser.add_argument("--keep", type=Path, help="directory for logs and the undisturbed run, which are kept there")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # all processes end, folders go
+    # Exits normally, so that processes and directories are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     numbers = [int(word) for word in args.processes.split(",")]
     tallies: dict[Case, tuple[Tally, float]] = {}
     with scratch_directory(args.keep) as scratch:
@@ -445,8 +464,8 @@ def main() -> None:
                 folder = scratch / f"{project}-{processes}"
                 folder.mkdir()
                 rng = random.Random(f"{args.seed} {project} {processes}")
-                tallies[case] = Tormentor(case, kills, rng, folder).run()
-    sys.stdout.write(f"\n{report(tallies)}\n")
+                tallies[case] = CaseRunner(case, kills, rng, folder).run()
+    sys.stdout.write(f"\n{results_table(tallies)}\n")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Trains over two "hosts" of one machine, loses one of them in several ways, brings it back, and compares.
+"""Trains on two simulated hosts, loses one of them in several ways, brings it back, and compares the results.
 
     sudo python benchmarks/two_hosts.py [--project recap] [--ways killed,cut,endpoint] [--keep DIR]
 
-Needs root and `ip` (iproute2); status 2 without. A host is a network namespace; a veth pair joins them, the file system
-is shared. On each runs torchrun --nnodes 2 with the c10d rendezvous, whose endpoint is host a, and one worker.
+This needs root and `ip` (iproute2), and exits with status 2 without them. The hosts are network namespaces of this
+machine that are connected by a veth pair and share the file system. Each host runs torchrun --nnodes 2 with one worker
+and the c10d rendezvous. The endpoint is host a.
 
-    killed    all processes of host b get SIGKILL at once
-    cut       host b's link goes down until both workers have ended: nobody is told, packets are lost
-    endpoint  all processes of host a get SIGKILL at once, and with it the rendezvous is gone
+    killed    all processes of host b receive SIGKILL at once
+    cut       the link of host b is down until both workers have ended; packets are lost without any error
+    endpoint  all processes of host a receive SIGKILL at once, which also ends the rendezvous
 
-Then torchrun is started again on every host where it has ended, and on none else. The run must end by itself, with the
-state and the measurements of a run that was left in peace: else the status is 1, and the directory is kept.
+The script then restarts torchrun only on the hosts where it has ended. The run must finish with the same state and
+measurements as an undisturbed run. Otherwise the script exits with status 1 and keeps its directory.
 """
 
 import argparse
@@ -52,11 +53,11 @@ OPTIONS = (
 )
 HOSTS = {"a": "10.231.7.1", "b": "10.231.7.2"}
 PORT = 29400
-PATIENCE_IN_S = 300.0
+WAIT_LIMIT_IN_S = 300.0
 
 
-class FoundError(Exception):
-    """What must not be."""
+class ProblemError(Exception):
+    """Raised if a run hangs, fails or differs from the undisturbed run."""
 
 
 # --- The hosts. ---
@@ -76,7 +77,7 @@ def link(host: str) -> str:
 
 @contextlib.contextmanager
 def network() -> Iterator[None]:
-    """Two namespaces joined by a cable; gone at the end."""
+    """Create two connected namespaces. Delete them at the end."""
     with contextlib.ExitStack() as stack:
         for host in HOSTS:
             ip("netns", "add", namespace(host))
@@ -93,7 +94,7 @@ def network() -> Iterator[None]:
 
 
 class Cluster:
-    """The trainer on both hosts; all its processes end when the context is left."""
+    """Runs the trainer on both hosts. All its processes end when the context ends."""
 
     def __init__(self, module: str, arguments: list[str], log: Path) -> None:
         self._module, self._arguments, self._log = module, arguments, log
@@ -110,16 +111,16 @@ class Cluster:
             self.kill(host)
 
     def start(self, host: str) -> None:
-        """Gives torchrun's command on a host."""
+        """Start torchrun on a host."""
         agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
         agent += ["--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{HOSTS['a']}:{PORT}"]
-        # Where the names of the hosts are known, torchrun finds both by itself.
+        # If the hosts had names that resolve, torchrun would find out both values itself.
         agent += ["--rdzv-conf", f"is_host={int(host == 'a')}", "--local-addr", HOSTS[host]]
         environment = {
             "OMP_NUM_THREADS": "1",
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else a host can't come back (docs/clusters.md)
-            "GLOO_SOCKET_IFNAME": link(host),  # the name of this machine is not its address here
-            "TWO_HOSTS": self._entry(host),
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # without it, a host cannot come back (docs/clusters.md)
+            "GLOO_SOCKET_IFNAME": link(host),  # the machine's name does not resolve to an address in its namespace
+            "TWO_HOSTS": self._marker(host),
         }
         with self.log(host).open("ab") as file:
             self._agents[host] = subprocess.Popen(
@@ -131,94 +132,98 @@ class Cluster:
                 start_new_session=True,
             )
 
-    def _entry(self, host: str) -> str:
+    def _marker(self, host: str) -> str:
         return f"{self._token}-{host}"
 
     def log(self, host: str) -> Path:
         return self._log.with_suffix(f".{host}.log")
 
     def status(self, host: str) -> int | None:
-        """Of torchrun; None: it runs."""
+        """Return the exit status of torchrun on a host, or None if it is running."""
         return self._agents[host].poll()
 
     def worker(self, host: str) -> int | None:
-        """Its process id; None: there is none."""
-        found = marked_pids(f"TWO_HOSTS={self._entry(host)}")
-        return next((pid for pid, environment in found.items() if "RANK" in environment), None)
+        """Return the process id of the worker on a host, or None if there is none."""
+        processes = marked_pids(f"TWO_HOSTS={self._marker(host)}")
+        return next((pid for pid, environment in processes.items() if "RANK" in environment), None)
 
     def kill(self, host: str) -> None:
-        """All processes of a host."""
-        while found := marked_pids(f"TWO_HOSTS={self._entry(host)}"):
-            for pid in found:
+        """Kill all processes of a host."""
+        while pids := marked_pids(f"TWO_HOSTS={self._marker(host)}"):
+            for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self._agents[host].poll()
         self._agents[host].wait()
 
     def wait(self, until: Callable[[], bool], what: str) -> float:
-        """The seconds that it took."""
+        """Wait until a condition holds, and return the seconds that it took.
+
+        Raises:
+          ProblemError: the program ended first, or the time limit has passed.
+        """
         began = time.monotonic()
         while not until():
-            over = all(self.status(host) is not None for host in HOSTS) and not until()
-            if over or time.monotonic() - began > PATIENCE_IN_S:
+            has_ended = all(self.status(host) is not None for host in HOSTS) and not until()
+            if has_ended or time.monotonic() - began > WAIT_LIMIT_IN_S:
                 logs = "\n".join(f"--- {host}\n{self.log(host).read_text()[-3000:]}" for host in HOSTS)
-                raise FoundError(f"{what} did not come after {time.monotonic() - began:.0f} s\n{logs}")
+                raise ProblemError(f"gave up after {time.monotonic() - began:.0f} s, waiting for {what}\n{logs}")
             time.sleep(0.05)
         return time.monotonic() - began
 
 
-# --- Losing one. ---
+# --- Losing a host. ---
 
 
 def lose(way: str, cluster: Cluster) -> list[str]:
-    """Loses a host in the middle of the run and brings it back; a row of the table."""
+    """Lose a host in the middle of the run and bring it back. Return a row of the table."""
     lost, survivor = ("a", "b") if way == "endpoint" else ("b", "a")
 
-    def said(pattern: str) -> list[str]:
-        """By rank 0, which is on host a."""
+    def logged(pattern: str) -> list[str]:
+        """Return the matches in the log of rank 0, which is on host a."""
         return re.findall(pattern, cluster.log("a").read_text(), re.MULTILINE)
 
-    cluster.wait(lambda: bool(said(r"saved \S+/8$")), "the checkpoint of step 8")
+    cluster.wait(lambda: bool(logged(r"saved \S+/8$")), "the checkpoint of step 8")
     workers = {host: cluster.worker(host) for host in HOSTS}
     if way == "cut":
         ip("-n", namespace(lost), "link", "set", link(lost), "down")
     else:
         cluster.kill(lost)
-    tell(f"{way}: host {lost} is gone")
-    noticed = cluster.wait(lambda: cluster.worker(survivor) != workers[survivor], "the end of the survivor's worker")
-    tell(f"{way}: the worker of host {survivor} has ended after {noticed:.1f} s")
+    print_progress(f"{way}: lost host {lost}")
+    noticed = cluster.wait(lambda: cluster.worker(survivor) != workers[survivor], "the end of the remaining worker")
+    print_progress(f"{way}: the worker on host {survivor} ended after {noticed:.1f} s")
     if way == "endpoint":
         cluster.wait(lambda: cluster.status(survivor) is not None, f"the end of torchrun on host {survivor}")
     elif way == "cut":
         cluster.wait(lambda: cluster.worker(lost) != workers[lost], "the end of the lost host's worker")
         ip("-n", namespace(lost), "link", "set", link(lost), "up")
-    again: Counter[str] = Counter()
+    restarts: Counter[str] = Counter()
 
     def is_back() -> bool:
         for host in HOSTS:
             if (status := cluster.status(host)) is not None:
-                tell(f"{way}: torchrun on host {host} has ended with {status}, and is started again")
-                again[host] += 1
+                print_progress(f"{way}: torchrun on host {host} ended with status {status}; restarting it")
+                restarts[host] += 1
                 cluster.start(host)
-        return bool(said("continuing after step"))
+        return bool(logged("continuing after step"))
 
-    back = cluster.wait(is_back, "the next start")
-    step = said(r"continuing after step (\d+) ")[-1]
-    tell(f"{way}: continues after step {step}, {back:.1f} s after host {lost} is back")
-    return [way, f"{noticed:.1f}", ", ".join(sorted(again)) or "none", f"{back:.1f}", step]
+    back = cluster.wait(is_back, "training to continue")
+    step = logged(r"continuing after step (\d+) ")[-1]
+    print_progress(f"{way}: training continues after step {step}, {back:.1f} s after host {lost} came back")
+    return [way, f"{noticed:.1f}", ", ".join(sorted(restarts)) or "none", f"{back:.1f}", step]
 
 
 def finish(cluster: Cluster) -> None:
-    cluster.wait(lambda: all(cluster.status(host) is not None for host in HOSTS), "the end")
+    cluster.wait(lambda: all(cluster.status(host) is not None for host in HOSTS), "the end of the run")
     if statuses := {host: status for host in HOSTS if (status := cluster.status(host)) != 0}:
         logs = "\n".join(cluster.log(host).read_text()[-3000:] for host in statuses)
-        raise FoundError(f"torchrun ended with {statuses} on its hosts\n{logs}")
+        raise ProblemError(f"torchrun ended with status {statuses}\n{logs}")
 
 
 # --- The command line. ---
 
 
-def tell(text: str) -> None:
+def print_progress(text: str) -> None:
     sys.stdout.write(f"{time.strftime('%H:%M:%S')} {text}\n")
     sys.stdout.flush()
 
@@ -235,38 +240,43 @@ def compare(project: str, ways: list[str], scratch: Path) -> str:
         module = RECAP if project == "recap" else TWHIN
         return Cluster(module, arguments(data, scratch / name, *OPTIONS), scratch / name)
 
-    with cluster("peace") as both:
+    with cluster("undisturbed") as both:
         finish(both)
-    tell(f"{project}: a run in peace has ended")
+    print_progress(f"{project}: the undisturbed run has finished")
     rows = []
     for way in ways:
         with cluster(way) as both:
             row = lose(way, both)
             finish(both)
-        if found := differences(scratch / "peace", scratch / way, STEPS):
-            raise FoundError(f"{way}: the run is not the one in peace:\n  " + "\n  ".join(found[:20]))
-        tell(f"{way}: the run came to its end, bit for bit as the one in peace")
+        if different := differences(scratch / "undisturbed", scratch / way, STEPS):
+            raise ProblemError(f"{way}: the run differs from the undisturbed run:\n  " + "\n  ".join(different[:20]))
+        print_progress(f"{way}: the run finished and equals the undisturbed run bit for bit")
         rows.append([*row, "yes"])
-    headers = ["way", "noticed after, s", "torchrun started again on", "goes on after, s", "after step", "equal"]
+    headers = ["way", "noticed after, s", "torchrun restarted on", "continues after, s", "after step", "equal"]
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--project", choices=["recap", "twhin"], default="recap", help="(%(default)s)")
-    parser.add_argument("--ways", default="killed,cut,endpoint", help="separated by commas (%(default)s)")
-    parser.add_argument("--keep", type=Path, help="a directory to work in, where logs and runs are left")
+    parser.add_argument(
+        "--project", choices=["recap", "twhin"], default="recap", help="what to train (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ways", default="killed,cut,endpoint", help="ways to lose a host, separated by commas (default: %(default)s)"
+    )
+    parser.add_argument("--keep", type=Path, help="directory for logs and runs, which are kept there")
     args = parser.parse_args()
     if os.geteuid() != 0 or shutil.which("ip") is None:
-        sys.stderr.write("error: network namespaces need root, and `ip` (Debian: apt-get install iproute2)\n")
+        sys.stderr.write("error: network namespaces need root and the program ip (Debian: apt-get install iproute2)\n")
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # namespaces and processes end
+    # Exits normally, so that namespaces and processes are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     scratch = Path(tempfile.mkdtemp(prefix="two-hosts-", dir=args.keep))
     try:
         with network():
             sys.stdout.write(f"\n{compare(args.project, args.ways.split(','), scratch)}\n")
-    except FoundError as found:
-        sys.stderr.write(f"{found}\n{scratch} is kept\n")
+    except ProblemError as problem:
+        sys.stderr.write(f"{problem}\nLogs and runs are in {scratch}\n")
         return 1
     except BaseException:
         shutil.rmtree(scratch)

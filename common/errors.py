@@ -1,8 +1,8 @@
-"""Errors that a program reports without a traceback. This module imports nothing of the project."""
+"""Errors that a program reports without a traceback. This module imports nothing from the project."""
 
 
 class UserError(Exception):
-    """A user's mistake in configuration, data, environment or command line.
+    """An error that the user can fix: in the configuration, the data, the environment or the command line.
 
     Programs print the message and exit with status 2.
     """
@@ -13,7 +13,7 @@ class ConfigError(UserError):
 
 
 class RankFailedError(Exception):
-    """Another rank failed with an unexpected exception.
+    """Raised on the other ranks when one rank fails with an unexpected exception.
 
-    The message names the rank and the exception. The output of that rank has the traceback.
+    The message names the failed rank and its exception. The output of that rank has the traceback.
     """

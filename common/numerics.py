@@ -1,4 +1,4 @@
-"""How the device computes: float32 precision, bfloat16 support, deterministic operations and seeds."""
+"""Numerics of the device: float32 precision, bfloat16 support, deterministic operations and seeds."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,9 @@ import torch
 
 
 def set_precision(enable_tensorfloat32: bool) -> None:
-    """Chooses TF32 or IEEE float32 for CUDA's matrix products, convolutions and recurrences.
+    """Select TF32 or IEEE float32 for matrix products, convolutions and recurrent layers on CUDA.
 
-    Only the fp32_precision settings: torch refuses to mix them with the older allow_tf32 flags.
+    This uses only the fp32_precision settings, because torch refuses to mix them with the older allow_tf32 flags.
     """
     precision = "tf32" if enable_tensorfloat32 else "ieee"
     torch.backends.cuda.matmul.fp32_precision = precision
@@ -18,7 +18,7 @@ def set_precision(enable_tensorfloat32: bool) -> None:
 
 
 def emulates_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes bfloat16 products in software: slower than float32. False where that isn't known."""
+    """Return True if the device is known to compute bfloat16 products in software, which is slower than float32."""
     if device.type != "cpu":
         return False
     try:
@@ -29,25 +29,26 @@ def emulates_bfloat16(device: torch.device) -> bool:
 
 
 def set_deterministic(deterministic: bool) -> None:
-    """Makes torch refuse operations that have no deterministic implementation (or stop refusing them)."""
+    """Make torch raise an error for operations without a deterministic implementation, or allow them again."""
     if deterministic:
-        # cuBLAS reads this when its first handle is made; without it torch refuses its matrix products.
+        # cuBLAS reads this when it creates its first handle. Without it, torch refuses matrix products on CUDA.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = False
 
 
 def seed_initial_weights(seed: int) -> None:
-    """Seeds every generator alike on all ranks, for the initial weights."""
+    """Give all ranks the same seed for the initial weights."""
     torch.manual_seed(seed)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seeds the generators for one training step, so that its randomness is a function of (seed, step, rank).
+    """Seed the generators for one training step, so that its randomness is a function of (seed, step, rank).
 
-    No generator needs saving then, and neither evaluation nor prefetching changes what training draws.
+    Checkpoints therefore need no generator state, and neither evaluation nor prefetching changes the random numbers of
+    training.
     """
-    # The finaliser of splitmix64: neighbouring (step, rank) pairs give unrelated seeds.
+    # This is the finalizer of splitmix64. It gives neighboring (step, rank) pairs unrelated seeds.
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**64
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64

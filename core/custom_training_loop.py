@@ -4,6 +4,7 @@ Each step of the story is a class of its own: core/run/session.py guards a run, 
 core/loop/trainer.py trains, core/evaluation/follower.py evaluates what another process trains.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, Unpack
 
@@ -15,6 +16,7 @@ from common.errors import UserError
 from common.optimizers.learning_rate import LearningRateSchedule
 from common.reader.reader import BatchReader
 from common.tracking.measurement import Tracker
+from common.tracking.trackers import build_trackers
 from core.checkpoints.retention import configured_retention
 from core.config.training import JobConfig
 from core.evaluation.follower import Follower, FollowerOutcome
@@ -26,7 +28,6 @@ from core.run.components import Components, TrainingComponents
 from core.run.directory import FollowerDirectory, RunDirectory
 from core.run.session import Session
 from core.run.start import find_start
-from core.run.tracking import build_run_trackers
 
 __all__ = ["FollowOptions", "FollowerOutcome", "Outcome", "TrainOptions", "only_evaluate", "train"]
 
@@ -104,7 +105,15 @@ def train(
             lambda: directory.begin(resolved, is_resumed=start.is_resumed, overwrite=components.overwrite_save_dir)
         )
         components.model.replicate()
-        session.open_trackers(lambda: build_run_trackers(components, directory, state), components.trackers)
+        build = functools.partial(
+            build_trackers,
+            directory.path,
+            config.runtime.wandb,
+            config.model_dump(mode="json"),
+            last_step=state.step,
+            run_id=state.tracker_run_id,
+        )
+        session.open_trackers(build, components.trackers)
         state.tracker_run_id = session.trackers.run_id
         return Trainer(components, session, directory, retention, state).fit()
 

@@ -1,7 +1,8 @@
-"""How the processes of a start find each other: all of them, and none that is dead.
+"""Lets the ranks of one launch find each other, without confusing them with ranks of an earlier launch.
 
-torchrun gives workers that it starts again (--max-restarts, a host that came back) the store of those before them, with
-all that they have left in it. gloo would take the addresses of the dead for those of the living, and wait for them.
+When torchrun restarts workers (--max-restarts, or a machine that came back), it gives them the store of the workers
+before them, with everything that those left in it. gloo would connect to the addresses of dead processes and wait for
+them. So each launch gets a store of its own.
 """
 
 import datetime
@@ -17,53 +18,58 @@ _POLL_IN_S = 0.01
 
 
 def meet(rank: int, size: int, timeout: datetime.timedelta) -> dist.Store:
-    """A store that this start alone uses, on every rank, once all ranks are there. Collective.
+    """Wait for all ranks of this launch and return a store that only they use. Collective.
 
-    Rank 0 draws a name for the start. It tells it to every rank under a name that the rank has drawn itself, so that
-    nothing which an earlier start has left is taken for an answer.
+    Rank 0 draws a name for the launch. It sends the name to each other rank under a key that this rank has drawn, so
+    that no rank can mistake a value of an earlier launch for the answer.
 
     Args:
-      rank: of this process.
+      rank: rank of this process.
       size: number of processes (>= 2).
-      timeout: longest wait for the others.
+      timeout: longest time to wait for the other ranks.
 
     Raises:
-      UserError: a rank did not come in time; it says which.
+      UserError: a rank did not join in time. The message names it.
     """
-    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         store: dist.Store = next(dist.rendezvous("env://", rank, size, timeout=timeout))[0]
         if rank == 0:
-            started = _PrefixedStart(store, secrets.token_hex(8))
-            missing = started.gather(size, time.monotonic() + timeout.total_seconds())
+            launch = _Launch(store, secrets.token_hex(8))
+            missing = launch.gather(size, time.monotonic() + timeout.total_seconds())
         else:
-            own = secrets.token_hex(8)
-            store.set(f"here/{rank}", own)
-            started = _PrefixedStart(store, store.get(f"start/{own}").decode())
-            missing = started.join(rank)
+            answer_key = secrets.token_hex(8)
+            store.set(f"here/{rank}", answer_key)
+            launch = _Launch(store, store.get(f"start/{answer_key}").decode())
+            missing = launch.join(rank)
     except dist.DistError as error:
-        who = f"rank 0 of {size} did not come" if rank > 0 else f"not all of {size} ranks came"
-        raise _absent(f"{who} to {place}", timeout, str(error).splitlines()[0].rstrip(".")) from error
+        who = f"rank 0 of {size} did not join" if rank > 0 else f"not all of {size} ranks joined"
+        raise _missing_ranks(f"{who} at {address}", timeout, str(error).splitlines()[0].rstrip(".")) from error
     if missing:
-        raise _absent(f"rank(s) {missing} of {size} did not come to {place}", timeout)
-    return started.store
+        raise _missing_ranks(f"rank(s) {missing} of {size} did not join at {address}", timeout)
+    return launch.store
 
 
-class _PrefixedStart:
-    """What ranks say under the name of a start."""
+class _Launch:
+    """The keys of one launch in the store that all launches share."""
 
-    def __init__(self, store: dist.Store, name: str) -> None:
-        self._shared = store
+    def __init__(self, shared_store: dist.Store, name: str) -> None:
+        self._shared_store = shared_store
         self._name = name
-        self.store = dist.PrefixStore(name, store)
+        self.store = dist.PrefixStore(name, shared_store)
 
     def gather(self, size: int, deadline: float) -> str:
-        """On rank 0: tells all others the name; those that did not come until the deadline, "" where all did."""
+        """Send the launch's name to the other ranks, on rank 0.
+
+        Returns:
+          the ranks that did not join before the deadline, separated by commas; "" if all joined.
+        """
         absent = list(range(1, size))
         while absent and time.monotonic() < deadline:
             for rank in absent:
-                if self._shared.check([f"here/{rank}"]):
-                    self._shared.set(f"start/{self._shared.get(f'here/{rank}').decode()}", self._name)
+                if self._shared_store.check([f"here/{rank}"]):
+                    answer_key = self._shared_store.get(f"here/{rank}").decode()
+                    self._shared_store.set(f"start/{answer_key}", self._name)
             time.sleep(_POLL_IN_S)
             absent = [rank for rank in absent if not self.store.check([f"here/{rank}"])]
         missing = ", ".join(map(str, absent))
@@ -71,15 +77,15 @@ class _PrefixedStart:
         return missing
 
     def join(self, rank: int) -> str:
-        """On the others: what gather() gives on rank 0."""
+        """Join the launch on a rank other than 0, and return what gather() returned on rank 0."""
         self.store.set(f"here/{rank}", "")
         return self.store.get("missing").decode()
 
 
-def _absent(what: str, timeout: datetime.timedelta, told: str = "") -> UserError:
-    cause = f": {told}" if told else ""
+def _missing_ranks(what_happened: str, timeout: datetime.timedelta, detail: str = "") -> UserError:
+    cause = f": {detail}" if detail else ""
     return UserError(
-        f"{what} within runtime.process_group_timeout_in_s ({timeout.total_seconds():g} s){cause}. What they print may "
-        "tell why: are they still opening data, did they fail or hang? On several machines: do all run torchrun, with "
-        "the same --nnodes and --rdzv-endpoint, and can they reach each other?"
+        f"{what_happened} within runtime.process_group_timeout_in_s ({timeout.total_seconds():g} s){cause}. Check the "
+        "output of the missing ranks: are they still opening data, or did they fail or hang? With several machines, "
+        "check that all of them run torchrun with the same --nnodes and --rdzv-endpoint and can reach each other."
     )

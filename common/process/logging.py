@@ -1,4 +1,4 @@
-"""Rank-aware logging: rank 0 speaks, the others are silent."""
+"""Logging by rank: rank 0 logs to standard error, the other ranks are silent."""
 
 import logging
 import sys
@@ -7,8 +7,8 @@ import warnings
 import tqdm
 
 
-class _BesideProgressBar(logging.Handler):
-    """Writes to standard error without tearing a progress bar that stands there."""
+class _ProgressBarSafeHandler(logging.Handler):
+    """Writes records to standard error without breaking a progress bar that is displayed there."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -18,17 +18,17 @@ class _BesideProgressBar(logging.Handler):
 
 
 def setup_logging(rank: int) -> None:
-    """Sends the log of rank 0 to standard error, a line a record with its time, and silences the other ranks.
+    """Send the log of rank 0 to standard error, one timestamped line per record, and silence the other ranks.
 
-    What ends a process unexpectedly (a traceback) is printed on every rank all the same.
+    A traceback that ends a process is still printed on every rank.
     """
     root = logging.getLogger()
     if rank > 0:
-        root.addHandler(logging.NullHandler())  # without any handler, logging prints warnings itself
+        root.addHandler(logging.NullHandler())  # without a handler, logging prints warnings on its own
         warnings.simplefilter("ignore")
         return
-    if not any(isinstance(handler, _BesideProgressBar) for handler in root.handlers):
-        handler = _BesideProgressBar()
+    if not any(isinstance(handler, _ProgressBarSafeHandler) for handler in root.handlers):
+        handler = _ProgressBarSafeHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
         root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Paths that a user gives."""
+"""Paths given by the user."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ from common.errors import UserError
 
 
 def user_path(text: str | Path) -> Path:
-    """The path, `~` expanded.
+    """Return the path with `~` expanded.
 
     Raises:
-      UserError: there is no such user, or it can't be a path.
+      UserError: the text is not a valid path, or `~name` names an unknown user.
     """
     if "\0" in str(text):
-        raise UserError(f"{str(text)!r}: a path can't hold the character NUL")
+        raise UserError(f"{str(text)!r}: a path cannot contain a NUL character")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{text}: no user of this name has a home directory here") from error
+        raise UserError(f"{text}: no user of this name has a home directory on this machine") from error

@@ -1,4 +1,7 @@
-"""How a program of this project ends: a user's mistake is one message and status 2, on one rank or on many."""
+"""Runs a program's main() and defines its exit status.
+
+A UserError is one message and status 2, on one rank or on many.
+"""
 
 import argparse
 import contextlib
@@ -13,61 +16,70 @@ from typing import NoReturn
 
 from common.errors import RankFailedError, UserError
 from common.process.environment import rank_from_env, world_size_from_env
-from common.process.standard_streams import make_forgiving
+from common.process.standard_streams import protect_standard_streams
 
 USER_ERROR_STATUS = 2
 
-# Bounds how long the other ranks wait for rank 0's message, in seconds.
-_PATIENCE_IN_S = 20.0
+# Longest time that the other ranks wait until rank 0 has printed its message.
+_REPORT_TIMEOUT_IN_S = 20.0
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are UserErrors, so that under torchrun one rank alone prints them."""
+    """Raises command-line errors as UserErrors, so that only one rank prints them under torchrun."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}\n{self.format_usage().rstrip()}")
 
 
 def run(main: Callable[[], int], after_interrupt: str = "continues from the newest checkpoint") -> NoReturn:
-    """Runs `main` and exits with its status; a UserError is printed by rank 0, and every rank exits with 2.
+    """Run `main` and exit with the status that it returns.
 
-    torchrun ends the other workers as soon as one has failed, so the others wait (bounded) until rank 0 has printed. A
-    rank prints by itself what rank 0 hasn't met (a directory that one machine lacks). An interrupt ends it with 130. An
-    unexpected exception keeps its traceback and ends it with 1; so does, with one message, that of another rank.
+    Exceptions become exit statuses:
+
+    - UserError: 2. Rank 0 prints the message. torchrun terminates all workers as soon as one exits, so the other ranks
+      wait for rank 0's message first (for a bounded time). A rank prints its own message if rank 0 has no error, such
+      as when a directory is missing on only one machine.
+    - KeyboardInterrupt: 130, with one message.
+    - RankFailedError: 1, with one message.
+    - Any other exception: 1, with its traceback.
 
     Args:
       main: the program; returns its exit status.
-      after_interrupt: what the same command does after an interrupt, for the message.
+      after_interrupt: what the same command does if it is run again after an interrupt. Completes the sentence
+        "interrupted; the same command ...".
     """
-    make_forgiving()
+    protect_standard_streams()
     try:
         status = main()
     except UserError as error:
         rank = rank_from_env()
         if rank == 0:
             _print(f"error: {error}")
-        if world_size_from_env() > 1 and not _leave_together() and rank != 0:
+        if world_size_from_env() > 1 and not _wait_for_report() and rank != 0:
             _print(f"error on rank {rank}: {error}")
         status = USER_ERROR_STATUS
     except KeyboardInterrupt:
         if rank_from_env() == 0:
             _print(f"interrupted; the same command {after_interrupt}")
         status = 128 + signal.SIGINT
-        _end_at_once(status)
+        _exit_immediately(status)
     except RankFailedError as error:
         _print(f"error on rank {rank_from_env()}: {error}")
         status = 1
-        _end_at_once(status)
+        _exit_immediately(status)
     except Exception:
         traceback.print_exc()
         status = 1
-        _end_at_once(status)
+        _exit_immediately(status)
     sys.exit(status)
 
 
-def _end_at_once(status: int) -> None:
-    """Ends the process where the interpreter's own end could hang or abort: it waits for communication with ranks that
-    may be gone, and a thread within C++ code, such as a save, aborts it."""
+def _exit_immediately(status: int) -> None:
+    """Exit without the interpreter's shutdown if that could hang or abort.
+
+    The shutdown waits for communication with ranks that may be gone. A thread that is in C++ code, such as a save,
+    makes it abort.
+    """
     if world_size_from_env() > 1 or any(thread.daemon for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -79,22 +91,26 @@ def _print(message: str) -> None:
     sys.stderr.flush()
 
 
-def _leave_together() -> bool:
-    """Returns once rank 0 has printed and every rank knows it, or when patience ends; whether rank 0 has printed."""
+def _wait_for_report() -> bool:
+    """Wait until rank 0 has printed its error and all ranks know it, or until the timeout.
+
+    Returns:
+      True if rank 0 has printed its error.
+    """
     import torch.distributed as dist
 
-    # torchrun ends the others with SIGTERM as soon as one has left; each is to leave with its own status.
+    # torchrun sends SIGTERM to the other workers as soon as one exits. Each must exit with its own status.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    patience = datetime.timedelta(seconds=_PATIENCE_IN_S)
+    timeout = datetime.timedelta(seconds=_REPORT_TIMEOUT_IN_S)
     printed = False
-    # A rank that died or a store that is gone must not turn one clear message into a traceback.
+    # A dead rank or a missing store must not turn one clear message into a traceback.
     with contextlib.suppress(Exception):
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
         if rank == 0:
             store.set("user_error/printed", "yes")
-        store.wait(["user_error/printed"], patience)
+        store.wait(["user_error/printed"], timeout)
         printed = True
         store.set(f"user_error/seen/{rank}", "yes")
-        if rank == 0:  # may host the store: it leaves last
-            store.wait([f"user_error/seen/{other}" for other in range(world_size)], patience)
+        if rank == 0:  # may host the store, so it exits last
+            store.wait([f"user_error/seen/{other}" for other in range(world_size)], timeout)
     return printed

@@ -1,4 +1,4 @@
-"""Standard output and error of a program that must not end because nobody takes what it prints."""
+"""Keeps a program running when its standard output or standard error cannot be written."""
 
 import contextlib
 import io
@@ -11,11 +11,11 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 
-class _ForgivingFile(io.FileIO):
-    """Drops what can't be written: a reader that has left (`2>&1 | head`), a full disk, a terminal that was closed."""
+class _BestEffortFile(io.FileIO):
+    """Discards what cannot be written: a closed pipe (`2>&1 | head`), a full disk or a closed terminal."""
 
     def write(self, data: Any) -> int:
-        """All of it, in as many pieces as it takes."""
+        """Write all of `data`, in several system calls if necessary, and report it as written."""
         whole = memoryview(data)
         done = 0
         with contextlib.suppress(OSError):
@@ -24,31 +24,31 @@ class _ForgivingFile(io.FileIO):
         return whole.nbytes
 
 
-def make_forgiving() -> None:
-    """Standard error drops from now on what can't be written; a standard stream that was closed goes nowhere.
+def protect_standard_streams() -> None:
+    """Discard what cannot be written to standard error, and redirect closed standard streams to os.devnull.
 
-    Streams that somebody has put in the place of the process's own are left as they are.
+    Streams that replace the process's own, such as those of a test runner, are left unchanged.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:  # else the next file that is opened would get this number, and what is printed
+        except OSError:  # otherwise the next file opened would get this descriptor, and receive the output
             os.open(os.devnull, os.O_RDWR)
     if sys.stdout is None:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - stays open as long as the process
     if sys.stderr is None or sys.stderr is sys.__stderr__:
         encoding = sys.stderr.encoding if sys.stderr is not None else "utf-8"
-        file = _ForgivingFile(2, "w", closefd=False)
-        # As `python -u` has it. A buffer would write a line again that an interrupt met after it was written.
+        file = _BestEffortFile(2, "w", closefd=False)
+        # Unbuffered, like `python -u`. An interrupt after a buffered write would make the line appear twice.
         sys.stderr = io.TextIOWrapper(file, encoding, errors="backslashreplace", write_through=True)
 
 
 def print_report(text: str) -> None:
-    """Prints what a program has done. Where standard output can't be written, that is a warning."""
+    """Print a program's closing report. Log a warning if standard output cannot be written."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        logger.warning("standard output can't be written (%s); the report is lost", error.strerror)
-        # What is left in the buffer would be an error again when the process ends.
+        logger.warning("cannot write to standard output: %s. The report is lost.", error.strerror)
+        # Otherwise flushing the rest of the buffer at exit would raise the error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

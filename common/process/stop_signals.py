@@ -1,8 +1,10 @@
-"""SIGTERM and SIGINT: the first lets training end with a checkpoint, the second ends the process at once.
+"""Handles SIGTERM and SIGINT: the first one stops training with a checkpoint, the second one exits immediately.
 
-Python's own handlers wait while the main thread is within C++, as in a collective that another rank never joins. So a
-thread, which the handler below them wakes, does what must not wait. The standard library alone: programs begin with
-this, before imports that take seconds.
+Python runs signal handlers in the main thread, and only when that thread is not in C++ code. A collective that another
+rank never joins would therefore block them. The low-level handler wakes up a thread instead, which does everything that
+must not wait.
+
+This module imports only the standard library, because programs call it before imports that take seconds.
 """
 
 import contextlib
@@ -18,119 +20,126 @@ from typing import NoReturn
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-# A service manager that signals a whole control group reaches a worker twice: by itself, and through torchrun.
-_AS_ONE_IN_S = 0.5
+# A service manager that signals a whole control group reaches a worker twice: directly and through torchrun. Signals
+# within this time count as one.
+_SAME_SIGNAL_WITHIN_S = 0.5
 
 _STDERR = 2
 
 
-def end_at_signals() -> None:
-    """From now on SIGTERM and SIGINT end the process at once, with 128 + their number, a message and no traceback.
+def exit_on_signals() -> None:
+    """Make SIGTERM and SIGINT exit the process immediately, with status 128 + signal number and one message.
 
-    For a program, as its first statement. Holds until StopSignals takes over, or somebody else sets a handler.
+    Programs call this in their first statement. It applies until StopSignals takes over or another handler is set.
     """
-    wakeups = _Wakeups()
+    received = _SignalQueue()
     for number in _SIGNALS:
         signal.signal(number, _leave_to_thread)
 
     def react() -> None:
-        for number in wakeups:
+        for number in received:
             if number is not None and signal.getsignal(number) is _leave_to_thread:
-                _say(f"ended by {number.name} before training; the same command starts again", rank_0_only=True)
+                _write(
+                    f"received {number.name} before training started; exiting. Run the same command again to start.",
+                    rank_0_only=True,
+                )
                 os._exit(128 + number)
 
     threading.Thread(target=react, name="signals", daemon=True).start()
 
 
 def leave_signals_to_python() -> None:
-    """Takes end_at_signals() back: SIGINT raises KeyboardInterrupt, as debuggers have it."""
+    """Undo exit_on_signals(). SIGINT raises KeyboardInterrupt again, as debuggers expect."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT sets a flag; the second one, half a second later or more, ends the
-    process at once with 128 + its number. So does the end of the grace period, with 1, and the stacks of all threads.
+    """Context manager that turns the first SIGTERM or SIGINT into a flag.
 
-    In a program that began with end_at_signals() that stays so afterwards: what is left there is to end.
+    A second signal, at least half a second later, exits the process immediately with status 128 + signal number. If the
+    grace period ends first, the process writes the stacks of all threads and exits with status 1.
+
+    In a program that called exit_on_signals(), the handlers stay in place after the context, because the program is
+    about to end.
     """
 
     def __init__(
         self, grace_period_in_s: float | None = None, situation: Callable[[], str] = lambda: "unknown"
     ) -> None:
         """Args:
-        grace_period_in_s: longest time from the first signal to the end of the process; None: no limit.
-        situation: what the process is doing, for the message at the end of the grace period; called in a thread.
+        grace_period_in_s: longest time from the first signal to the exit of the process; None for no limit.
+        situation: returns what the process is doing, for the message when the grace period ends. Called in a thread.
         """
         self.received: signal.Signals | None = None
-        """The first one."""
+        """First signal received, or None."""
         self._grace_period_in_s = grace_period_in_s
         self._situation = situation
-        self._before: dict[signal.Signals, object] = {}
+        self._previous_handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopSignals":
-        self._wakeups = _Wakeups()
+        self._queue = _SignalQueue()
         for number in _SIGNALS:
-            self._before[number] = signal.signal(number, self._set_flag)
+            self._previous_handlers[number] = signal.signal(number, self._set_flag)
         threading.Thread(target=self._react, name="stop signals", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if _leave_to_thread in self._before.values():
+        if _leave_to_thread in self._previous_handlers.values():
             return
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-        self._wakeups.close()
+        self._queue.close()
 
     def _set_flag(self, number: int, _: types.FrameType | None) -> None:
         if self.received is None:
             self.received = signal.Signals(number)
 
     def _react(self) -> None:
-        """In the thread."""
+        """Handle the signals in a thread."""
         began: float | None = None
-        for number in self._wakeups:
+        for number in self._queue:
             if number is None:
-                self._end_of_grace()
-            if signal.getsignal(number) != self._set_flag:  # somebody else's now
+                self._end_of_grace_period()
+            if signal.getsignal(number) != self._set_flag:  # another handler has replaced ours
                 continue
             if began is None:
                 began = time.monotonic()
                 self._set_flag(number, None)
                 limit = ""
                 if self._grace_period_in_s is not None:
-                    self._wakeups.deadline = began + self._grace_period_in_s
+                    self._queue.deadline = began + self._grace_period_in_s
                     limit = f" within {self._grace_period_in_s:g} s"
-                _say(f"{number.name}: ends{limit}; a second signal ends at once", rank_0_only=True)
-            elif time.monotonic() - began >= _AS_ONE_IN_S:
-                _say(f"{number.name} again: ended at once; the same command continues")
+                _write(f"received {number.name}; stopping{limit}. A second signal exits immediately.", rank_0_only=True)
+            elif time.monotonic() - began >= _SAME_SIGNAL_WITHIN_S:
+                _write(f"received {number.name} again; exiting now. Run the same command again to continue.")
                 os._exit(128 + number)
 
-    def _end_of_grace(self) -> NoReturn:
+    def _end_of_grace_period(self) -> NoReturn:
         assert self.received is not None
-        _say(
-            f"not ended within runtime.grace_period_in_s ({self._grace_period_in_s:g} s) of {self.received.name}: "
-            f"{self._situation()}. Is another rank lost or hanging, or a save slow? The stacks of all threads:"
+        _write(
+            f"did not stop within runtime.grace_period_in_s ({self._grace_period_in_s:g} s) of {self.received.name}: "
+            f"{self._situation()}. Another rank may be lost or hanging, or a save may be slow. Stacks of all threads:"
         )
         faulthandler.dump_traceback(_STDERR)
-        _say("ended at once; the same command continues")
+        _write("exiting now. Run the same command again to continue.")
         os._exit(1)
 
 
-class _Wakeups:
-    """The signals of the process as they come, for a thread; None at the deadline, once there is one."""
+class _SignalQueue:
+    """Yields the signals of the process to a thread as they arrive, and None when the deadline has passed."""
 
     def __init__(self) -> None:
         self.deadline: float | None = None
-        """On time.monotonic()'s clock."""
+        """Time on the clock of time.monotonic(), or None."""
         self._receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)
-        self._before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        self._previous_wakeup_fd = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
 
     def __iter__(self) -> Iterator[signal.Signals | None]:
         while True:
-            left = None if self.deadline is None else max(self.deadline - time.monotonic(), 1e-3)
-            self._receiver.settimeout(left)
+            timeout = None if self.deadline is None else max(self.deadline - time.monotonic(), 1e-3)
+            self._receiver.settimeout(timeout)
             try:
                 numbers = self._receiver.recv(64)
             except TimeoutError:
@@ -142,18 +151,18 @@ class _Wakeups:
             yield from (signal.Signals(number) for number in numbers if number in _SIGNALS)
 
     def close(self) -> None:
-        signal.set_wakeup_fd(self._before)
+        signal.set_wakeup_fd(self._previous_wakeup_fd)
         self._sender.close()
 
 
 def _leave_to_thread(_number: int, _frame: types.FrameType | None) -> None:
-    pass
+    """Do nothing: the thread of exit_on_signals() handles the signal."""
 
 
-def _say(message: str, *, rank_0_only: bool = False) -> None:
+def _write(message: str, *, rank_0_only: bool = False) -> None:
     rank = os.environ.get("RANK", "0")
     if rank != "0" and rank_0_only:
         return
-    where = f"rank {rank}: " if "RANK" in os.environ else ""
-    with contextlib.suppress(OSError):  # nobody may take it; what is to be done is done all the same
-        os.write(_STDERR, f"{where}{message}\n".encode())
+    prefix = f"rank {rank}: " if "RANK" in os.environ else ""
+    with contextlib.suppress(OSError):  # a message that cannot be written must not stop the exit
+        os.write(_STDERR, f"{prefix}{message}\n".encode())

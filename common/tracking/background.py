@@ -1,4 +1,4 @@
-"""A sink that may block, fail or hang, in a thread of its own: whoever logs to it never waits for it."""
+"""Runs a tracker that may block, fail or hang in its own thread, so that training never waits for it."""
 
 import logging
 import queue
@@ -11,18 +11,19 @@ from common.tracking.measurement import Measurement, Tracker
 
 logger = logging.getLogger(__name__)
 
-# Measurements that may wait for a sink before it is given up.
-_MOST_WAITING = 10_000
+# Length of the queue at which a tracker is switched off.
+_MAX_QUEUED = 10_000
 
-# How long a sink that was given up has to end, in seconds.
-_LAST_WORD_IN_S = 2.0
+# Longest wait for the thread of a tracker that blocks or was aborted, in seconds.
+_LAST_WAIT_IN_S = 2.0
 
 
 class BackgroundTracker:
-    """Builds a sink, hands measurements to it and finishes it, all in one thread that ends with the process.
+    """Builds a tracker, passes measurements to it and finishes it, all in one daemon thread.
 
-    The first failure is the one that is told; then the sink gets nothing more but finish(). One that lets _MOST_WAITING
-    measurements wait is given up, too: what it takes of those after all is what came first, without a gap.
+    Only the first failure is logged. After it, the tracker receives no measurements, only finish(). A tracker that lets
+    the queue grow to _MAX_QUEUED measurements is switched off too. It still receives the queued measurements, so that
+    there are no gaps in what it has recorded.
     """
 
     def __init__(
@@ -30,70 +31,72 @@ class BackgroundTracker:
         name: str,
         build: Callable[[], Tracker],
         *,
-        patience_in_s: float = 0.0,
-        abandon: Callable[[], None] | None = None,
+        build_timeout_in_s: float = 0.0,
+        abort: Callable[[], None] | None = None,
     ) -> None:
         """Args:
-        name: of the sink, in warnings.
-        build: makes the sink; called in the thread.
-        patience_in_s: how long to wait until it is built.
-        abandon: lets go a sink that hangs, so that the process can end; None: nothing helps, or needs to.
+        name: name of the tracker in warnings.
+        build: returns the tracker; called in the thread.
+        build_timeout_in_s: longest time to wait until the tracker is built.
+        abort: called to stop a tracker that hangs so that the process can exit. None if there is nothing to stop.
 
         Raises:
-          UserError: `build` does, while waited for.
+          UserError: `build` raised it within build_timeout_in_s.
         """
         self._name = name
         self._build = build
-        self._abandon = abandon
+        self._abort = abort
         self._queue: queue.SimpleQueue[Measurement | None] = queue.SimpleQueue()
         self._is_off = False
         self._is_stuck = False
         self._is_built = threading.Event()
-        self._mistake: UserError | None = None
+        self._build_error: UserError | None = None
         self._thread = threading.Thread(target=self._run, name=f"tracker {name}", daemon=True)
         self._thread.start()
-        if patience_in_s > 0 and self._is_built.wait(patience_in_s) and self._mistake is not None:
-            raise self._mistake
+        if build_timeout_in_s > 0 and self._is_built.wait(build_timeout_in_s) and self._build_error is not None:
+            raise self._build_error
 
     def log(self, measurement: Measurement) -> None:
-        """Returns at once."""
-        if self._mistake is not None:  # found when nobody waited for it any more
-            self._give_up("could not be set up; going on without it", self._mistake)
+        """Queue one measurement and return immediately."""
+        if self._build_error is not None:  # raised after the wait in __init__
+            self._switch_off("could not be set up; continuing without it", self._build_error)
         if self._is_off:
             return
-        if self._queue.qsize() >= _MOST_WAITING:
+        if self._queue.qsize() >= _MAX_QUEUED:
             self._is_stuck = True
-            self._give_up(
-                f"takes no measurements ({_MOST_WAITING:,} are waiting) and is switched off at step {measurement.step}"
+            self._switch_off(
+                f"does not keep up ({_MAX_QUEUED:,} measurements are queued) and is switched off at step "
+                f"{measurement.step}"
             )
             return
         self._queue.put(measurement)
 
     def begin_finish(self) -> None:
-        """Asks the sink to end when it has taken what is waiting."""
+        """Ask the tracker to finish once it has recorded the queued measurements."""
         self._queue.put(None)
 
     def finish(self, deadline: float) -> None:
-        """Returns when the sink has ended, or is abandoned.
+        """Wait until the tracker has finished, or abort it at the deadline.
 
-        deadline: of time.monotonic().
+        Args:
+          deadline: time on the clock of time.monotonic().
         """
-        self._thread.join(_LAST_WORD_IN_S if self._is_stuck else max(0.0, deadline - time.monotonic()))
+        self._thread.join(_LAST_WAIT_IN_S if self._is_stuck else max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            self._give_up("did not end in time; what it was not handed is missing in it")
-            if self._abandon is not None:
-                self._abandon()
-                self._thread.join(_LAST_WORD_IN_S)
+            self._switch_off("did not finish in time; its last measurements are missing")
+            if self._abort is not None:
+                self._abort()
+                self._thread.join(_LAST_WAIT_IN_S)
 
     def _run(self) -> None:
-        """The thread."""
+        """Run the tracker in the thread."""
         try:
-            sink = self._build()
+            tracker = self._build()
         except UserError as error:
-            self._mistake = error
+            self._build_error = error
             return
         except BaseException as error:
-            self._give_up("could not be set up; going on without it", error)
+            self._switch_off("could not be set up; continuing without it", error)
             return
         finally:
             self._is_built.set()
@@ -102,17 +105,17 @@ class BackgroundTracker:
             if has_failed:
                 continue
             try:
-                sink.log(measurement)
+                tracker.log(measurement)
             except BaseException as error:
                 has_failed = True
-                self._give_up(f"failed at step {measurement.step} and is switched off", error)
+                self._switch_off(f"failed at step {measurement.step} and is switched off", error)
         try:
-            sink.finish()
+            tracker.finish()
         except BaseException as error:
-            self._give_up("failed to finish", error)
+            self._switch_off("failed to finish", error)
 
-    def _give_up(self, what_happened: str, error: BaseException | None = None) -> None:
-        """Tells the first failure."""
+    def _switch_off(self, what_happened: str, error: BaseException | None = None) -> None:
+        """Stop queuing measurements. Log a warning if this is the first failure."""
         if not self._is_off:
             self._is_off = True
             cause = "" if error is None else f": {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""What is measured, and the interface of a sink that takes it."""
+"""Measurements, and the interface of the trackers that record them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured after `step` steps.
+    """Values measured after `step` steps.
 
-    step: optimizer updates done so far.
-    mode: "train" (means since the last one) or "evaluate" (one pass over a partition).
-    partition: name of the evaluated data; None in training.
-    metrics: flat map, bit-reproducible by a repeated run; None where a metric is not available.
-    timing: flat map of all that depends on the clock or the machine.
+    step: number of optimizer updates done.
+    mode: "train" for means since the previous measurement, "evaluate" for one pass over a partition.
+    partition: name of the evaluation set; None for training.
+    metrics: flat map of the values that a repeated run reproduces bit for bit. None if a metric is not available.
+    timing: flat map of the values that depend on the clock or the machine.
     """
 
     step: int
@@ -24,10 +24,13 @@ class Measurement:
 
 
 class Tracker(Protocol):
-    """A sink of measurements. It may block, and raise: it is switched off then. All calls come from one thread."""
+    """Records measurements. All calls come from one thread.
+
+    A tracker may block. One that raises is switched off.
+    """
 
     def log(self, measurement: Measurement) -> None:
-        """Takes one measurement."""
+        """Record one measurement."""
 
     def finish(self) -> None:
-        """Releases what the sink holds. Called once, also after a failed log()."""
+        """Release the tracker's resources. Called once, even if log() has failed."""

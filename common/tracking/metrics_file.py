@@ -1,4 +1,4 @@
-"""The file `metrics.jsonl`: writing and reading its lines. What becomes of a failure is the caller's business."""
+"""Reads and writes the lines of `metrics.jsonl`. Callers decide what a failure means."""
 
 import contextlib
 import json
@@ -16,11 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsFile:
-    """Appends each measurement to `path` as one line of JSON, handed to the operating system at once.
+    """Appends each measurement to `path` as one line of JSON, and passes it to the operating system immediately.
 
-    Opening it cuts the lines after `last_step` (None: no limit) and a torn last line, so that a resume goes
-    on where its checkpoint is. The directory is made if need be. Raises UserError, and leaves the file as it
-    is, if another line is no measurement.
+    Opening the file removes the lines after `last_step` (None for no limit) and an incomplete last line, so that a
+    resume continues from its checkpoint. Missing directories are created.
+
+    Raises:
+      UserError: any other line is not a measurement. The file is left unchanged.
     """
 
     def __init__(self, path: Path, last_step: int | None = None) -> None:
@@ -33,13 +35,13 @@ class MetricsFile:
         self._open()
 
     def append(self, measurement: Measurement) -> None:
-        """Writes a line, or nothing of it. One that was moved, removed or cut is gone on with as it is now.
+        """Write a whole line, or nothing. If the file was moved, removed or cut, continue with its present state.
 
         Raises:
-          OSError: the line can't be written.
+          OSError: the line cannot be written.
         """
         line = _line(measurement)
-        if not self._is_as_left():
+        if not self._is_unchanged():
             self.close()
             self._open()
         try:
@@ -47,16 +49,16 @@ class MetricsFile:
             while written < len(line):
                 written += os.write(self._descriptor, line[written:])
         except OSError:
-            with contextlib.suppress(OSError):  # else the next append() does
+            with contextlib.suppress(OSError):  # if this fails, the next append() removes the incomplete line
                 os.ftruncate(self._descriptor, self._length)
             raise
         self._length += len(line)
 
     def sync(self) -> None:
-        """Returns when all that was appended survives a failure of the power. Any thread may call it.
+        """Wait until all appended lines would survive a power failure. Any thread may call this.
 
         Raises:
-          OSError: that is not sure.
+          OSError: the file or its directory cannot be synchronized.
         """
         for path in (self.path, self.path.parent):
             descriptor = os.open(path, os.O_RDONLY)
@@ -66,46 +68,49 @@ class MetricsFile:
                 os.close(descriptor)
 
     def close(self) -> None:
+        """Close the file. append() opens it again."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def _open(self) -> None:
-        """Opens what is under the name, less a torn last line."""
+        """Open the file that is at the path now, and remove an incomplete last line."""
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         content = self.path.read_bytes()
         self._length = content.rfind(b"\n") + 1
         if self._length < len(content):
             os.ftruncate(self._descriptor, self._length)
 
-    def _is_as_left(self) -> bool:
+    def _is_unchanged(self) -> bool:
+        """Return True if the open file is still at the path and has the length that this object has written."""
         if self._descriptor < 0:
             return False
         try:
-            found = self.path.stat()
+            at_path = self.path.stat()
         except FileNotFoundError:
-            found = None
-        own = os.fstat(self._descriptor)
-        if found is None or not os.path.samestat(found, own) or found.st_size < self._length:
+            at_path = None
+        opened = os.fstat(self._descriptor)
+        if at_path is None or not os.path.samestat(at_path, opened) or at_path.st_size < self._length:
             logger.warning(
-                "%s was removed, replaced or cut while it was written; going on with what is there now, in which "
-                "earlier measurements may be missing",
+                "%s was removed, replaced or cut while it was being written. Continuing with the present file; earlier "
+                "measurements may be missing from it.",
                 self.path,
             )
             return False
-        return found.st_size == self._length
+        return at_path.st_size == self._length
 
 
 def read_metrics(path: Path) -> list[Measurement]:
-    """The measurements in a `metrics.jsonl`, in order; [] if there is no file. A torn last line is ignored.
+    """Return the measurements in a `metrics.jsonl`, in order; [] if there is no file. Ignore an incomplete last line.
 
-    Raises UserError with file and line where another line is no measurement.
+    Raises:
+      UserError: another line is not a measurement. The message names the file and the line.
     """
     return [measurement for _, measurement in _scan(path)] if path.exists() else []
 
 
 class MetricsTail:
-    """Reads a `metrics.jsonl` that grows, each line once."""
+    """Reads a `metrics.jsonl` that another process appends to. Returns each line once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -114,31 +119,36 @@ class MetricsTail:
         self._num_lines = 0
 
     def read(self) -> tuple[list[Measurement], bool]:
-        """The measurements since the last call, and whether the file was cut or replaced since: then these are all.
+        """Return the measurements since the last call.
 
-        Raises UserError as read_metrics(); the next call then begins with the first line.
+        Returns:
+          the new measurements, and whether the file was cut or replaced since the last call. If it was, the
+          measurements are all those in the file.
+
+        Raises:
+          UserError: see read_metrics(). The next call then starts with the first line.
         """
         try:
             status = self._path.stat()
         except FileNotFoundError:
-            before, self._inode = self._inode, 0
-            return [], before != 0
-        is_another = status.st_ino != self._inode or status.st_size < self._end
-        if is_another:
+            previous_inode, self._inode = self._inode, 0
+            return [], previous_inode != 0
+        is_replaced = status.st_ino != self._inode or status.st_size < self._end
+        if is_replaced:
             self._inode, self._end, self._num_lines = status.st_ino, 0, 0
         try:
-            found = _scan(self._path, self._end, self._num_lines)
+            scanned = _scan(self._path, self._end, self._num_lines)
         except UserError:
             self._inode = 0
             raise
-        self._num_lines += len(found)
-        if found:
-            self._end = found[-1][0]
-        return [measurement for _, measurement in found], is_another
+        self._num_lines += len(scanned)
+        if scanned:
+            self._end = scanned[-1][0]
+        return [measurement for _, measurement in scanned], is_replaced
 
 
 def _length_to_keep(path: Path, last_step: int | None) -> int:
-    """Bytes before the first line to cut."""
+    """Return the number of bytes before the first line to remove."""
     length = 0
     for end, measurement in _scan(path):
         if last_step is not None and measurement.step > last_step:
@@ -148,30 +158,33 @@ def _length_to_keep(path: Path, last_step: int | None) -> int:
 
 
 def _scan(path: Path, begin: int = 0, num_lines: int = 0) -> list[tuple[int, Measurement]]:
-    """Each whole line's end, in bytes from the file's start, and its measurement.
+    """Return the end of each complete line, in bytes from the start of the file, and its measurement.
 
-    The first `begin` bytes, which are num_lines lines, are left out.
+    Args:
+      path: path of the file.
+      begin: number of bytes to skip.
+      num_lines: number of lines in these bytes.
     """
-    found = []
+    scanned = []
     end = begin
     try:
         with path.open("rb") as file:
             file.seek(begin)
             lines = file.read().splitlines(keepends=True)
     except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror}; mend it, or move it away") from error
+        raise UserError(f"{path}: cannot read this file: {error.strerror}. Fix it or move it away.") from error
     for number, line in enumerate(lines, start=num_lines + 1):
         end += len(line)
-        if not line.endswith(b"\n"):  # torn: a process was killed while it wrote
+        if not line.endswith(b"\n"):  # incomplete: a process was killed while writing it
             break
         try:
-            found.append((end, _parse(line)))
+            scanned.append((end, _parse(line)))
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"{path}, line {number}: not a measurement ({error}). The file was left as it is. "
-                "Mend or remove that line, or move the file away."
+                f"{path}, line {number}: not a measurement ({error}). The file was left unchanged. "
+                "Fix or remove this line, or move the file away."
             ) from error
-    return found
+    return scanned
 
 
 def _line(measurement: Measurement) -> bytes:
@@ -179,8 +192,8 @@ def _line(measurement: Measurement) -> bytes:
         "step": measurement.step,
         "mode": measurement.mode,
         "partition": measurement.partition,
-        "metrics": {name: _finite(value) for name, value in measurement.metrics.items()},
-        "timing": {name: _finite(value) for name, value in measurement.timing.items()},
+        "metrics": {name: _finite_or_none(value) for name, value in measurement.metrics.items()},
+        "timing": {name: _finite_or_none(value) for name, value in measurement.timing.items()},
     }
     return json.dumps(fields, allow_nan=False).encode() + b"\n"
 
@@ -193,6 +206,6 @@ def _parse(line: bytes) -> Measurement:
     return Measurement(**fields)
 
 
-def _finite(value: float | int | bool | None) -> float | int | bool | None:
-    """JSON has neither NaN nor infinity."""
+def _finite_or_none(value: float | int | bool | None) -> float | int | bool | None:
+    """Return None for NaN and infinity, which JSON cannot represent."""
     return value if value is None or math.isfinite(value) else None

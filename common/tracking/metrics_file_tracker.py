@@ -1,4 +1,4 @@
-"""The sink that writes `metrics.jsonl`, through outages of the disk."""
+"""Writes `metrics.jsonl` during training and keeps measurements in memory while the disk refuses them."""
 
 import collections
 import logging
@@ -10,76 +10,79 @@ from common.tracking.metrics_file import MetricsFile
 
 logger = logging.getLogger(__name__)
 
-# What is kept in memory while the disk refuses lines: megabytes, a few kB each.
-_MOST_WAITING = 10_000
+# Measurements kept in memory while the disk refuses lines: a few kB each, megabytes in all.
+_MAX_PENDING = 10_000
 
 
 class MetricsFileTracker:
-    """Appends each measurement at once. What the disk refuses waits in memory, and is tried again with each later one.
+    """Appends each measurement immediately. Keeps what the disk refuses and retries it with each later measurement.
 
-    Opening it raises what MetricsFile raises; nothing else raises an OSError. Each outage is one warning.
+    The constructor raises what MetricsFile raises. No other method raises OSError. Each outage is one warning.
     """
 
     def __init__(self, path: Path, last_step: int | None) -> None:
         """Args:
-        path: of the file.
-        last_step: the step that the run goes on from; later lines are cut. None: no limit.
+        path: path of the file.
+        last_step: step that the run resumes from; later lines are removed. None keeps all lines.
         """
         self._file = MetricsFile(path, last_step)
-        self._waiting: collections.deque[Measurement] = collections.deque()
-        self._lost = 0  # since the outage began
-        self._is_out = False
+        self._pending: collections.deque[Measurement] = collections.deque()
+        self._num_dropped = 0  # since the outage began
+        self._is_failing = False
         self._sync_failed = False
         self._lock = threading.Lock()
 
     def log(self, measurement: Measurement) -> None:
+        """Append a measurement, or keep it in memory if the disk refuses it."""
         with self._lock:
-            self._waiting.append(measurement)
-            if len(self._waiting) > _MOST_WAITING:
-                self._waiting.popleft()
-                self._lost += 1
+            self._pending.append(measurement)
+            if len(self._pending) > _MAX_PENDING:
+                self._pending.popleft()
+                self._num_dropped += 1
             self._write()
 
     def sync(self) -> None:
-        """Returns when all that was logged is durable, or a warning has said that it is not. Any thread may call it."""
+        """Make everything logged so far durable. Log a warning if that fails. Any thread may call this."""
         with self._lock:
             self._write()
-        try:  # without the lock: log() doesn't wait for the disk
+        try:  # without the lock, so that log() does not wait for the disk
             self._file.sync()
         except OSError as error:
             if not self._sync_failed:
-                logger.warning("%s can't be synchronised to disk: %s", self._file.path, error.strerror)
+                logger.warning("cannot synchronize %s to disk: %s", self._file.path, error.strerror)
             self._sync_failed = True
         else:
             self._sync_failed = False
 
     def finish(self) -> None:
+        """Write the pending measurements and close the file. Log a warning if any are lost."""
         with self._lock:
             self._write()
-            if missing := self._lost + len(self._waiting):
+            if missing := self._num_dropped + len(self._pending):
                 logger.warning("%s: %d measurement(s) could not be written and are missing", self._file.path, missing)
-            self._waiting.clear()
+            self._pending.clear()
             self._file.close()
 
     def _write(self) -> None:
         path = self._file.path
         try:
-            while self._waiting:
-                self._file.append(self._waiting[0])
-                self._waiting.popleft()
+            while self._pending:
+                self._file.append(self._pending[0])
+                self._pending.popleft()
         except OSError as error:
-            if not self._is_out:
+            if not self._is_failing:
                 logger.warning(
-                    "%s can't be written: %s; training goes on, up to %s measurements wait until it can",
+                    "cannot write %s: %s. Training continues; up to %s measurements stay in memory until the file can "
+                    "be written again.",
                     path,
                     error.strerror,
-                    f"{_MOST_WAITING:,}",
+                    f"{_MAX_PENDING:,}",
                 )
-            self._is_out = True
+            self._is_failing = True
             return
-        if self._is_out:
-            if self._lost:
-                logger.warning("%s is written again; %d measurement(s) are missing", path, self._lost)
+        if self._is_failing:
+            if self._num_dropped:
+                logger.warning("writing %s again; %d measurement(s) are missing", path, self._num_dropped)
             else:
-                logger.info("%s is written again, nothing is missing", path)
-            self._is_out, self._lost = False, 0
+                logger.info("writing %s again; no measurement is missing", path)
+            self._is_failing, self._num_dropped = False, 0

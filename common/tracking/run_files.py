@@ -1,7 +1,11 @@
-"""Names of the files in a run's directory."""
+"""Names of the files and directories in a save_dir that trackers write."""
 
 METRICS = "metrics.jsonl"
 FOLLOWER_METRICS = "metrics-evaluator.jsonl"
+
+# The W&B run id and the last step sent, one file for the trainer and one for the follower.
 WANDB = "wandb.json"
 FOLLOWER_WANDB = "wandb-evaluator.json"
+
+# W&B's own files.
 WANDB_DIRECTORY = "wandb"

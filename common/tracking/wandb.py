@@ -1,6 +1,6 @@
-"""The tracker that sends measurements to Weights & Biases.
+"""Sends measurements to Weights & Biases.
 
-The package wandb is imported only where a run is tracked with it. Its configuration is in `common.wandb`.
+The wandb package is imported only when a run uses it. `common.wandb` holds the configuration.
 """
 
 import contextlib
@@ -12,28 +12,34 @@ import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from common.tracking.measurement import Measurement
+from common.tracking.run_files import FOLLOWER_WANDB, WANDB, WANDB_DIRECTORY
 from common.wandb import WandbConfig, read_key
 
 logger = logging.getLogger(__name__)
 
-# In what wandb's process writes its file, in bytes.
+JobType = Literal["train", "evaluate"]
+
+# wandb's process writes its file in blocks of this size, in bytes.
 _BLOCK_SIZE = 32 * 1024
 
 STEP_KEY = "trainer/global_step"
 
-_RUN_FILES = {"train": "wandb.json", "evaluate": "wandb-evaluator.json"}
+_RUN_FILES = {"train": WANDB, "evaluate": FOLLOWER_WANDB}
 
 _INIT_TIMEOUT_IN_S = 30.0
-_FINISH_TIMEOUT_IN_S = 15.0  # less than common.tracking.trackers waits
+_FINISH_TIMEOUT_IN_S = 15.0  # less than the wait in common.tracking.trackers
 
 
 class _RunFile:
-    """One of _RUN_FILES in a run directory: the id of the W&B run, and the last step sent of each stream."""
+    """A file in the run directory with the id of the W&B run and, for each stream, the last step sent.
+
+    A stream is the measurements of one mode and partition.
+    """
 
     def __init__(self, path: Path, run_id: str | None) -> None:
         self._path = path
@@ -43,7 +49,7 @@ class _RunFile:
                 self.run_id = str(content["run_id"])
                 self._sent = {str(stream): int(step) for stream, step in content["sent"].items()}
             except (ValueError, LookupError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path} is damaged; remove it to start a new W&B run ({error!r})") from error
+                raise ValueError(f"{path} is damaged. Remove it to start a new W&B run. ({error!r})") from error
         else:
             self.run_id = run_id or secrets.token_hex(4)
             self._sent = {}
@@ -53,22 +59,22 @@ class _RunFile:
         return step <= self._sent.get(stream, -1)
 
     def mark_sent(self, stream: str, step: int) -> None:
-        """For this process; save() tells the next one."""
+        """Record in memory that a step was sent. save() writes it to the file."""
         self._sent[stream] = step
 
     def save(self) -> None:
-        aside = self._path.with_name(self._path.name + ".tmp")
-        aside.write_text(json.dumps({"run_id": self.run_id, "sent": self._sent}) + "\n", encoding="utf-8")
-        aside.replace(self._path)
+        temporary = self._path.with_name(self._path.name + ".tmp")
+        temporary.write_text(json.dumps({"run_id": self.run_id, "sent": self._sent}) + "\n", encoding="utf-8")
+        temporary.replace(self._path)
 
 
 def _settings(config: WandbConfig) -> dict[str, Any]:
-    """Settings of wandb under which it prints nothing and waits for nothing without a bound."""
+    """Return settings with which wandb prints nothing and every wait has a time limit."""
     settings: dict[str, Any] = {
         "silent": True,
         "console": "off",
         "save_code": False,
-        "reinit": "create_new",  # leaves the global wandb.run alone
+        "reinit": "create_new",  # does not change the global wandb.run
         "finish_timeout": _FINISH_TIMEOUT_IN_S,
         "finish_timeout_raises": True,
     }
@@ -80,19 +86,19 @@ def _settings(config: WandbConfig) -> dict[str, Any]:
 
 
 class WandbTracker:
-    """The sink that sends measurements to one W&B run, which every resume in the same directory continues.
+    """Sends measurements to one W&B run, which every resume in the same directory continues.
 
-    Keys are `train/<metric>`, `evaluate/<partition>/<metric>` and `.../timing/<name>`, drawn over
-    `trainer/global_step`. What a run sent before it was resumed is not sent again; offline, what a session recorded
-    counts as sent once the session has ended. The API key is handed over in memory: no file and no environment
-    variable gets it.
+    Keys are `train/<metric>`, `evaluate/<partition>/<metric>` and `.../timing/<name>`, plotted over
+    `trainer/global_step`. A resume does not send again what the run has already sent. Offline, the measurements of a
+    session count as sent once the session has ended. The API key stays in memory: it is written to no file and no
+    environment variable.
 
-    Trainer and evaluator have a W&B run each, with a file of its own (`wandb.json`, `wandb-evaluator.json`). One group,
-    named by the id of the trainer's, holds both.
+    A trainer and its follower have one W&B run each, with separate files (`wandb.json` and `wandb-evaluator.json`).
+    Both runs are in one group, named after the id of the trainer's run.
 
-    started(), log() and finish() may block, and belong into one thread: W&B is reached only there. started() raises
-    whatever hinders it: the package is missing, the server doesn't answer within 30 s (or WANDB_INIT_TIMEOUT), the key
-    is refused.
+    start(), log() and finish() may block and must be called in one thread. Only they communicate with W&B. start()
+    raises whatever prevents tracking: the package is missing, the server does not answer within 30 s (or
+    WANDB_INIT_TIMEOUT), or the key is refused.
     """
 
     def __init__(
@@ -101,29 +107,29 @@ class WandbTracker:
         run_dir: Path,
         resolved_config: Mapping[str, Any],
         *,
-        job_type: Literal["train", "evaluate"] = "train",
+        job_type: JobType = "train",
         run_id: str | None = None,
         group: str | None = None,
         backlog: Iterable[Measurement] = (),
-        has_failed: Callable[[], bool] = lambda: False,
     ) -> None:
         """Args:
-        config: the user's.
+        config: the user's settings.
         run_dir: save_dir of the run.
-        resolved_config: what W&B shows as the run's config; JSON values.
-        job_type: which of the two processes this is.
-        run_id: used if the file has none yet.
-        group: id of the trainer's run; None: this run's own.
-        backlog: measured earlier; sent now, where it was not.
-        has_failed: asked by finish(): whether the program has.
+        resolved_config: configuration that W&B displays; JSON values.
+        job_type: "train" for the trainer, "evaluate" for the follower.
+        run_id: id to use if the file has none yet.
+        group: id of the trainer's run; None for this run's own id.
+        backlog: earlier measurements; start() sends those that were not sent.
 
         Raises:
-          UserError: the key file can't serve.
-          OSError, ValueError: the file of the run's id can't be written, or is damaged.
+          UserError: the key file is not usable.
+          OSError, ValueError: the file of the run's id cannot be written, or is damaged.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run_file = _RunFile(run_dir / _RUN_FILES[job_type], run_id)
         self.run_id = self._run_file.run_id
+        self.run_has_failed = False
+        """Set this before finish() to mark the run as failed."""
         self._key = read_key(config.key_path) if config.key_path is not None else None
         self._config = config
         self._run_dir = run_dir
@@ -131,27 +137,27 @@ class WandbTracker:
         self._job_type = job_type
         self._group = group or self.run_id
         self._backlog = backlog
-        self._has_failed = has_failed
         self._is_complete = True
 
-    def started(self) -> Self:
-        """Starts wandb's process and the run there, and sends the backlog; returns itself."""
+    def start(self) -> Self:
+        """Start wandb's process and the run, send the backlog, and return this tracker."""
         import wandb
 
         self._wandb = wandb
-        self._hooks_before = (sys.exit, sys.excepthook)
+        self._original_hooks = (sys.exit, sys.excepthook)
         config, settings = self._config, _settings(self._config)
         try:
-            # First the session: it would greet the user before it knows that it is to be silent.
+            # Set up the session first. Otherwise it prints a greeting before it has read that it must be silent.
             wandb.setup(settings=wandb.Settings(**settings))
-            why_offline = "as its mode says"
+            why_offline = "the mode is set to offline"
             if self._key is not None:
                 settings["api_key"] = self._key
             elif os.environ.get("WANDB_MODE") not in ("offline", "disabled") and not wandb.login(
                 prompt=False, verify=False
             ):
-                settings["mode"] = "offline"  # else init() would ask for a key and wait,
-                wandb.setup(settings=wandb.Settings(**settings))  # and the session's telemetry seek the server
+                # Otherwise init() would ask for a key and wait, and the session's telemetry would contact the server.
+                settings["mode"] = "offline"
+                wandb.setup(settings=wandb.Settings(**settings))
                 why_offline = "no API key was found"
             self._run = wandb.init(
                 id=self.run_id,
@@ -175,7 +181,7 @@ class WandbTracker:
         if self._run.disabled:
             logger.info("Weights & Biases is switched off (mode disabled).")
         elif self._run.offline:
-            directory = self._run_dir / "wandb"
+            directory = self._run_dir / WANDB_DIRECTORY
             logger.info("Weights & Biases: offline (%s), run %s in %s", why_offline, self.run_id, directory)
         else:
             logger.info("Weights & Biases: online, run %s at %s", self.run_id, self._run.url)
@@ -184,6 +190,11 @@ class WandbTracker:
         return self
 
     def log(self, measurement: Measurement) -> None:
+        """Send one measurement, unless it was sent before.
+
+        Raises:
+          OSError: the disk has no room for another block.
+        """
         stream = "/".join(part for part in (measurement.mode, measurement.partition) if part is not None)
         if self._run.disabled or self._run_file.was_sent(stream, measurement.step):
             return
@@ -192,7 +203,7 @@ class WandbTracker:
         values |= {f"{stream}/timing/{name}": x for name, x in measurement.timing.items()}
         self._is_complete = False
         self._check_room()
-        # Never step=: W&B drops what comes with a lower step than it has seen, as after a resume.
+        # Never pass step=. W&B drops values with a lower step than it has seen, as after a resume.
         self._run.log(values)
         self._run_file.mark_sent(stream, measurement.step)
         self._is_complete = True
@@ -200,35 +211,36 @@ class WandbTracker:
             self._run_file.save()
 
     def finish(self) -> None:
-        """Ends the run and wandb's process."""
+        """End the run and wandb's process."""
         try:
-            self._run.finish(exit_code=1 if self._has_failed() else 0)
-            # Offline it is only now on disk: a kill would have taken the last blocks with it, and so does a full disk.
+            self._run.finish(exit_code=1 if self.run_has_failed else 0)
+            # Offline, all blocks are on disk only now. A kill or a full disk loses the last ones.
             if self._is_complete or not self._run.offline:
                 self._run_file.save()
         finally:
             self._end_service()
 
-    def _check_room(self) -> None:
-        """Raises OSError where the disk is full: wandb's process leaves out what it can't write, and tells nobody."""
-        with tempfile.TemporaryFile(dir=self._run_dir / "wandb", buffering=0) as file:
-            room = bytes(_BLOCK_SIZE)
-            if file.write(room) < len(room):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._run_dir / "wandb"))
-
-    def abandon(self) -> None:
-        """Kills wandb's process: where that hangs, whoever talks to it does, and so would the end of ours."""
+    def kill_service(self) -> None:
+        """Kill wandb's process. If it hangs, so does every call to it, and so would the exit of this process."""
         for children in Path("/proc/self/task").glob("*/children"):
             for pid in children.read_text().split():
                 with contextlib.suppress(OSError):
                     if Path(f"/proc/{pid}/comm").read_text().strip() == "wandb-core":
                         os.kill(int(pid), signal.SIGKILL)
 
+    def _check_room(self) -> None:
+        """Raise OSError if the disk is full, because wandb's process silently drops what it cannot write."""
+        directory = self._run_dir / WANDB_DIRECTORY
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            room = bytes(_BLOCK_SIZE)
+            if file.write(room) < len(room):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+
     def _end_service(self) -> None:
-        """Ends wandb's own process, which else lives until ours ends, and takes its hooks out."""
+        """End wandb's process, which would otherwise run until ours exits, and remove its hooks."""
         try:
             self._wandb.teardown()
-        except SystemExit as error:  # how it says that its process failed
+        except SystemExit as error:  # teardown() reports a failed process this way
             raise RuntimeError(f"the process of wandb ended with status {error.code}") from error
         finally:
-            sys.exit, sys.excepthook = self._hooks_before
+            sys.exit, sys.excepthook = self._original_hooks

@@ -14,6 +14,7 @@ from common.checkpointing.reader import CheckpointReader, open_on_all_ranks
 from common.distributed.consensus import RankFlag
 from common.errors import UserError
 from common.tracking.measurement import Measurement
+from common.tracking.trackers import build_trackers
 from core.evaluation.checkpoint_search import CheckpointSearch, FoundCheckpoint
 from core.evaluation.completed import CompletedEvaluations
 from core.evaluation.evaluator import Evaluator, StoppedError
@@ -24,7 +25,6 @@ from core.run.identity import ADVICE_TO_FOLLOWER, check_same_run
 from core.run.session import Session
 from core.run.state import TrainingState, find_last_step
 from core.run.tensors import load_model
-from core.run.tracking import build_follower_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,14 @@ class Follower:
                 config.identity_hints,
             )
         )
-        build = functools.partial(build_follower_trackers, self._components, self._directory, state)
+        build = functools.partial(
+            build_trackers,
+            self._directory.path,
+            config.runtime.wandb,
+            config.model_dump(mode="json"),
+            job_type="evaluate",
+            group=state.tracker_run_id,
+        )
         self._session.open_trackers(build, self._components.trackers)
         self._is_tracking = True
 

@@ -1,4 +1,4 @@
-"""Whether two runs are, bit for bit, the same."""
+"""Compares two runs bit for bit."""
 
 import json
 from pathlib import Path
@@ -11,22 +11,22 @@ from common.checkpointing.reader import read_state, read_tensors
 
 
 def logged(save_dir: Path) -> list[tuple[Any, ...]]:
-    """All that the metrics file holds, less what depends on the clock."""
+    """Return the measurements in the metrics file, without `timing`, which depends on the clock."""
     lines = [json.loads(line) for line in (save_dir / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line["mode"], line["partition"], line["metrics"]) for line in lines]
 
 
 def differences(one: Path, other: Path, step: int) -> list[str]:
-    """What differs between the measurements, and the states after `step`, of two runs; less what depends on the clock.
+    """Return the differences between the measurements and last checkpoints of two runs, ignoring `timing`.
 
     Args:
-      one: save_dir of a run.
-      other: save_dir of another.
-      step: their last.
+      one: save_dir of the first run.
+      other: save_dir of the second run.
+      step: last step of both runs.
     """
     found = []
     if (ends := [complete_steps(run / "checkpoints")[-1:] for run in (one, other)]) != [[step], [step]]:
-        return [f"the last checkpoints are {ends}, not of step {step}"]
+        return [f"the last checkpoints are of steps {ends}; expected {step}"]
     lines, others = logged(one), logged(other)
     if lines != others:
         number = next((n for n, pair in enumerate(zip(lines, others, strict=False)) if pair[0] != pair[1]), None)
@@ -38,9 +38,10 @@ def differences(one: Path, other: Path, step: int) -> list[str]:
     found += [f"state.json: {name}" for name in sorted(names) if states[0].get(name) != states[1].get(name)]
     tensors = [read_tensors(checkpoint) for checkpoint in checkpoints]
     if apart := sorted(tensors[0].keys() ^ tensors[1].keys()):
-        return [*found, f"{len(apart)} tensors in one of them alone: {', '.join(apart[:5])}"]
+        return [*found, f"{len(apart)} tensors in only one of the runs: {', '.join(apart[:5])}"]
     return found + [f"tensor {name}" for name, value in tensors[0].items() if not torch.equal(value, tensors[1][name])]
 
 
 def assert_equal_runs(one: Path, other: Path, step: int) -> None:
+    """Raise AssertionError with the differences, if there are any."""
     assert differences(one, other, step) == []

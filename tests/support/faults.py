@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def full_disk(limit: int) -> Iterator[None]:
-    """No file of this process may grow beyond `limit` bytes: writes fail as on a full disk."""
+    """Make writes fail as on a full disk: no file of this process can grow beyond `limit` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -21,7 +21,7 @@ def full_disk(limit: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def forbidden(path: Path, allowed: int = 0o555) -> Iterator[None]:
-    """Nothing but `allowed` may be done in the directory, not even by root: by this thread, and by those it starts."""
+    """Restrict the directory to the mode `allowed`, even for root, in this thread and the threads that it starts."""
     mode = path.stat().st_mode
     path.chmod(allowed)
     try:
@@ -33,7 +33,7 @@ def forbidden(path: Path, allowed: int = 0o555) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_override() -> Iterator[None]:
-    """Takes CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, by which root passes over permissions, from this thread."""
+    """Remove CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, with which root ignores permissions, from this thread."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = struct.pack("Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
     before = ctypes.create_string_buffer(24)
@@ -49,7 +49,7 @@ def _without_override() -> Iterator[None]:
 
 
 def flip_a_bit(file: Path) -> None:
-    """In the middle of it."""
+    """Flip one bit in the middle of the file."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)

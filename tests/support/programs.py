@@ -1,4 +1,4 @@
-"""Starts the trainer as a user does, in processes of its own, and never leaves one behind."""
+"""Starts the trainer in processes of its own, as a user does, and always ends them all."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ TIMEOUT_IN_S = 200
 
 
 def command(arguments: Sequence[str], processes: int, *options: str, module: str = RECAP) -> list[str]:
-    """The command that trains: plain python for one process, torchrun (with `options`) for more."""
+    """Return the command that trains: plain python for one process, torchrun with `options` for more."""
     if processes == 1:
         return [sys.executable, "-m", module, *arguments]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -27,7 +27,7 @@ def command(arguments: Sequence[str], processes: int, *options: str, module: str
 def started(
     arguments: Sequence[str], processes: int = 1, *options: str, module: str = RECAP
 ) -> Iterator["subprocess.Popen[str]"]:
-    """The trainer, running, its standard error to be read; killed with all its workers at the end."""
+    """Start the trainer and yield its process. Kill it and all its workers at the end."""
     process = subprocess.Popen(
         command(arguments, processes, *options, module=module),
         cwd=ROOT,
@@ -53,19 +53,19 @@ def started(
 def finish(
     arguments: Sequence[str], processes: int = 1, *options: str, module: str = RECAP
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs the trainer to its end."""
+    """Run the trainer until it ends."""
     with started(arguments, processes, *options, module=module) as process:
         stdout, stderr = process.communicate(timeout=TIMEOUT_IN_S)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-def finish_apart(
+def finish_with_rank_logs(
     arguments: Sequence[str], logs: Path, *, module: str = RECAP
 ) -> tuple["subprocess.CompletedProcess[str]", list[str]]:
-    """Runs the trainer under torchrun on two ranks to its end.
+    """Run the trainer under torchrun on two ranks until it ends.
 
     Returns:
-      what torchrun itself prints, and what each rank does.
+      the process of torchrun with its own output, and the output of each rank.
     """
     with started(arguments, 2, "--redirects", "3", "--log-dir", str(logs), module=module) as process:
         stdout, stderr = process.communicate(timeout=TIMEOUT_IN_S)
@@ -74,7 +74,7 @@ def finish_apart(
 
 
 def wait_for_line(process: "subprocess.Popen[str]", pattern: str) -> str:
-    """Reads standard error up to a line that matches; what was read."""
+    """Read standard error up to a line that matches, and return what was read."""
     assert process.stderr is not None
     read = []
     for line in process.stderr:
@@ -85,7 +85,7 @@ def wait_for_line(process: "subprocess.Popen[str]", pattern: str) -> str:
 
 
 def worker_pids(process: "subprocess.Popen[str]") -> list[int]:
-    """The processes that torchrun has started, by rank."""
+    """Return the ids of the processes that torchrun has started, in the order of their ranks."""
     pids = {}
     for children in Path(f"/proc/{process.pid}/task").glob("*/children"):
         for pid in children.read_text().split():
@@ -98,10 +98,10 @@ def worker_pids(process: "subprocess.Popen[str]") -> list[int]:
 
 
 def marked_pids(entry: str) -> dict[int, dict[str, str]]:
-    """The processes whose environment has `entry`, however they were started; their environments, by process id."""
+    """Return the environments of all processes whose environment contains `entry`, by process id."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # it has ended, or is another user's
+        with contextlib.suppress(OSError):  # the process has ended, or belongs to another user
             entries = path.read_bytes().decode(errors="replace").split("\0")
             if entry in entries:
                 found[int(path.parent.name)] = dict(line.split("=", 1) for line in entries if "=" in line)

@@ -1,4 +1,5 @@
-"""Starts ranks: real processes over gloo on the CPU, bounded in time and killed as a whole afterwards."""
+"""Starts ranks as real processes that communicate over gloo on the CPU. Launches have a time limit, and are always
+killed as a whole."""
 
 import concurrent.futures
 import contextlib
@@ -20,22 +21,22 @@ from tests.support.root import ROOT
 def run_ranks(
     worker: Callable[..., Any], *args: Any, world_size: int = 2, timeout_in_s: float = 120.0, joined: bool = True
 ) -> list[Any]:
-    """Runs `worker(world, *args)` on every rank of a joined world.
+    """Run `worker(world, *args)` on every rank of a joined world.
 
-    Each launch costs seconds of imports: let one worker do what several tests look at.
+    Each launch costs seconds of imports, so let one worker do the work that several tests examine.
 
     Args:
-      worker: a function of a test module; it is imported again in each process.
-      args: picklable.
+      worker: function of a test module, which each process imports again.
+      args: further arguments of the worker; must be picklable.
       world_size: number of processes.
       timeout_in_s: longest duration of the launch.
-      joined: else `worker(rank, *args)` joins worlds by itself.
+      joined: False to call `worker(rank, *args)`, which joins worlds itself.
 
     Returns:
-      what the workers returned, by rank.
+      the return values of the workers, by rank.
 
     Raises:
-      RuntimeError: a rank failed, or time is up; with what the ranks wrote to standard error.
+      RuntimeError: a rank failed, or the time limit has passed. The message has the standard error of each rank.
     """
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         folder = Path(directory)
@@ -57,15 +58,15 @@ def run_ranks(
         with concurrent.futures.ThreadPoolExecutor(world_size) as pool:
             waits = [pool.submit(_wait, process) for process in processes]
             done, _ = concurrent.futures.wait(waits, timeout_in_s, return_when=concurrent.futures.FIRST_EXCEPTION)
-            stack.close()  # the waits of the ranks that hang end, too
+            stack.close()  # kills the ranks that hang, so that their waits end too
         if len(done) < world_size or any(wait.exception() for wait in done):
-            told = [f"--- rank {rank}\n{(folder / f'stderr-{rank}').read_text()}" for rank in range(world_size)]
-            raise RuntimeError("\n".join([f"{worker.__qualname__}: a rank failed or took too long", *told]))
+            outputs = [f"--- rank {rank}\n{(folder / f'stderr-{rank}').read_text()}" for rank in range(world_size)]
+            raise RuntimeError("\n".join([f"{worker.__qualname__}: a rank failed or took too long", *outputs]))
         return [pickle.loads((folder / f"result-{rank}").read_bytes()) for rank in range(world_size)]
 
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """What torchrun tells a process about its place."""
+    """Return the environment variables that torchrun sets for a rank."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -77,7 +78,7 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """That nobody listens to just now."""
+    """Return a port on which no process is listening."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The repository's root."""
+"""The root directory of the repository."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Command-line arguments of small runs of both projects, on the data of the fixtures."""
+"""Command-line arguments for small runs of both projects, on the data of the fixtures."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ TWHIN_LOCAL_YAML = ROOT / "projects/twhin/configs/local.yaml"
 
 
 def small_run(data: Path, save_dir: Path, *overrides: str) -> list[str]:
-    """Arguments of projects.home.recap.main: local.yaml on `data`, 12 steps of 96 rows, log every 3, save every 4."""
+    """Return arguments for projects.home.recap.main: local.yaml, 12 steps of 96 rows, log every 3, save every 4."""
     settings = [
         f"training.save_dir={save_dir}",
         "training.num_train_steps=12",
@@ -27,7 +27,7 @@ def small_run(data: Path, save_dir: Path, *overrides: str) -> list[str]:
 
 
 def small_twhin_run(data: Path, save_dir: Path, *overrides: str) -> list[str]:
-    """Arguments of projects.twhin.main: local.yaml on `data`, 12 steps of 600 edges, log every 3, save every 4."""
+    """Return arguments for projects.twhin.main: local.yaml, 12 steps of 600 edges, log every 3, save every 4."""
     settings = [
         f"training.save_dir={save_dir}",
         "training.num_train_steps=12",

@@ -1,10 +1,10 @@
-"""Runs a program that kills itself, by SIGKILL, at an exact point of its work.
+"""Runs a program that kills itself with SIGKILL at an exact point of its work.
 
     python -m tests.support.trap TRAPS MODULE ARGUMENTS...
 
-TRAPS is JSON, a list of Trap: the first for the first start under torchrun, the next for its first restart, and so on;
-a start beyond them is undisturbed. What the program does is seen as lines: of files, from Python's audit events, before
-they happen ("os.rename A B", "open A"), and of its log ("log MESSAGE").
+TRAPS is a JSON list of Trap: the first one applies to the first launch under torchrun, the next one to its first
+restart, and so on. Later restarts run without a trap. The program's work appears as lines: one for each file operation,
+from Python's audit events, before it happens ("os.rename A B", "open A"), and one for each log record ("log MESSAGE").
 """
 
 import dataclasses
@@ -21,58 +21,58 @@ from pathlib import Path
 from typing import Any
 
 TRAP = "tests.support.trap"
-# Of which only the file system's are looked at.
+# Audit events of the file system. All others are ignored.
 _EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Trap:
-    """Kills `rank` at the `count`-th line that `pattern` is found in."""
+    """Kills the process of `rank` at the `count`-th line that matches `pattern`."""
 
     pattern: str
     count: int = 1
     rank: int = 0
 
     def arm(self) -> None:
-        """From now on, in this process, if it is the rank's."""
+        """Activate the trap if this process has its rank."""
         if int(os.environ.get("RANK", "0")) != self.rank:
             return
-        pattern, left, busy = re.compile(self.pattern), self.count, threading.local()
+        pattern, remaining, busy = re.compile(self.pattern), self.count, threading.local()
 
         def see(line: str) -> None:
-            nonlocal left
+            nonlocal remaining
             if pattern.search(line):
-                left -= 1
-                if left == 0:
+                remaining -= 1
+                if remaining == 0:
                     os.write(2, f"trap: {line}\n".encode())
                     os.kill(os.getpid(), signal.SIGKILL)
 
         def audit(event: str, arguments: tuple[Any, ...]) -> None:
             if event in _EVENTS and not getattr(busy, "now", False):
-                busy.now = True  # what is done here is no work of the program
+                busy.now = True  # ignore the file operations of this hook itself
                 see(" ".join([event, *_paths(event, arguments)]))
                 busy.now = False
 
-        make = logging.getLogRecordFactory()
+        create_record = logging.getLogRecordFactory()
 
-        def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
-            made = make(*args, **kwargs)
-            see(f"log {made.getMessage()}")
-            return made
+        def create_and_see(*args: Any, **kwargs: Any) -> logging.LogRecord:
+            record = create_record(*args, **kwargs)
+            see(f"log {record.getMessage()}")
+            return record
 
         sys.addaudithook(audit)
-        logging.setLogRecordFactory(record)
+        logging.setLogRecordFactory(create_and_see)
 
 
 def trapped(traps: Sequence[Trap], module: str, arguments: Sequence[str]) -> list[str]:
-    """Arguments of this program: `module` with its arguments, killed by one of `traps` at each start under torchrun."""
+    """Return the arguments with which this program runs `module`, with one of `traps` for each launch by torchrun."""
     return [json.dumps([dataclasses.asdict(trap) for trap in traps]), module, *arguments]
 
 
 def _paths(event: str, arguments: tuple[Any, ...]) -> list[str]:
     names = [os.fsdecode(name) for name in arguments if isinstance(name, str | bytes)]
     if event == "open":
-        return names[:1]  # the mode is another
+        return names[:1]  # the others are the mode and the flags
     directory = arguments[-1]
     if event in ("os.remove", "os.rmdir") and isinstance(directory, int) and directory >= 0:
         names[0] = f"{Path(f'/proc/self/fd/{directory}').readlink()}/{names[0]}"

@@ -4,9 +4,9 @@ torchrun --standalone --nproc-per-node 2 -m projects.home.recap.main --config pr
 """
 
 if __name__ == "__main__":  # before imports that take seconds
-    from common.process.stop_signals import end_at_signals
+    from common.process.stop_signals import exit_on_signals
 
-    end_at_signals()
+    exit_on_signals()
 
 import logging
 from collections.abc import Mapping

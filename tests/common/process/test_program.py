@@ -10,8 +10,8 @@ from common.process.program import ArgumentParser, run
 from tests.support.root import ROOT
 
 
-def ended(body: str) -> "subprocess.CompletedProcess[str]":
-    """A program whose main() has this body, run as a process."""
+def run_main(body: str) -> "subprocess.CompletedProcess[str]":
+    """Run a program in its own process. `body` is the body of its main()."""
     imports = "from common.errors import UserError\nfrom common.process.program import run\n"
     program = f"{imports}def main():\n    {body}\nrun(main)"
     return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -23,34 +23,34 @@ def status_of(main: Callable[[], int]) -> int | str | None:
     return raised.value.code
 
 
-def mistaken(message: str) -> Callable[[], int]:
+def raising_user_error(message: str) -> Callable[[], int]:
     def main() -> int:
         raise UserError(message)
 
     return main
 
 
-def test_a_users_mistake_is_one_message_and_status_2():
-    process = ended("raise UserError('train.yaml: no such file\\n  look there')")
+def test_a_user_error_is_one_message_and_status_2():
+    process = run_main("raise UserError('train.yaml: no such file\\n  look there')")
     assert process.returncode == 2
     assert process.stderr == "error: train.yaml: no such file\n  look there\n"
     assert process.stdout == ""
 
 
-def test_what_was_not_expected_keeps_its_traceback():
-    process = ended("raise KeyError('a bug')")
+def test_an_unexpected_exception_keeps_its_traceback():
+    process = run_main("raise KeyError('a bug')")
     assert process.returncode == 1
     assert process.stderr.startswith("Traceback")
     assert process.stderr.endswith("KeyError: 'a bug'\n")
 
 
 @pytest.mark.parametrize("status", [0, 1])
-def test_the_status_is_mains(status, capsys):
+def test_the_exit_status_is_the_one_that_main_returns(status, capsys):
     assert status_of(lambda: status) == status
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_mistake_on_the_command_line_is_the_users(capsys):
+def test_an_error_on_the_command_line_is_a_user_error(capsys):
     def main() -> int:
         ArgumentParser(prog="prog").parse_args(["--confg", "x"])
         return 0
@@ -60,12 +60,12 @@ def test_a_mistake_on_the_command_line_is_the_users(capsys):
 
 
 @pytest.mark.parametrize(
-    ("rank", "told"), [("0", "error: /data: not here\n"), ("1", "error on rank 1: /data: not here\n")]
+    ("rank", "message"), [("0", "error: /data: not here\n"), ("1", "error on rank 1: /data: not here\n")]
 )
-def test_a_mistake_that_no_other_rank_meets_is_told_by_the_rank_that_does(rank, told, monkeypatch, capsys):
-    """The other rank never comes."""
+def test_an_error_on_one_rank_only_is_printed_by_that_rank(rank, message, monkeypatch, capsys):
+    """The other rank never joins."""
     with monkeypatch.context() as patch:
-        patch.setattr(common.process.program, "_PATIENCE_IN_S", 0.5)
+        patch.setattr(common.process.program, "_REPORT_TIMEOUT_IN_S", 0.5)
         for name, value in {
             "RANK": rank,
             "WORLD_SIZE": "2",
@@ -73,23 +73,23 @@ def test_a_mistake_that_no_other_rank_meets_is_told_by_the_rank_that_does(rank, 
             "MASTER_PORT": "0" if rank == "0" else "9",
         }.items():
             patch.setenv(name, value)
-        assert status_of(mistaken("/data: not here")) == 2
-    assert capsys.readouterr().err == told
+        assert status_of(raising_user_error("/data: not here")) == 2
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
 @pytest.mark.parametrize("before", ["", "threading.Thread(target=time.sleep, args=(600,), daemon=True).start(); "])
-def test_an_interrupt_ends_at_once_with_130_and_rank_0_alone_tells(rank, lines, before, monkeypatch):
+def test_an_interrupt_exits_at_once_with_status_130_and_only_rank_0_prints(rank, lines, before, monkeypatch):
     monkeypatch.setenv("RANK", rank)
-    process = ended(f"import threading, time; {before}raise KeyboardInterrupt")
+    process = run_main(f"import threading, time; {before}raise KeyboardInterrupt")
     assert process.returncode == 130
     assert process.stderr.count("interrupted; the same command continues") == lines
 
 
-def test_an_exception_of_one_rank_of_several_ends_it_at_once_with_its_traceback(monkeypatch):
-    """Its end would wait for ranks that may be gone: here, for a thread that never ends."""
+def test_an_unexpected_exception_on_one_of_several_ranks_exits_at_once_with_its_traceback(monkeypatch):
+    """A normal exit would wait for ranks that may be gone. A thread that never ends stands in for them."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    process = ended(
+    process = run_main(
         "import threading; threading.Thread(target=threading.Event().wait).start(); raise KeyError('a bug')"
     )
     assert process.returncode == 1
@@ -97,9 +97,9 @@ def test_an_exception_of_one_rank_of_several_ends_it_at_once_with_its_traceback(
     assert process.stderr.endswith("KeyError: 'a bug'\n")
 
 
-def test_the_exception_of_another_rank_is_one_message_and_status_1(monkeypatch):
+def test_an_exception_on_another_rank_is_one_message_and_status_1(monkeypatch):
     monkeypatch.setenv("RANK", "2")
-    process = ended(
+    process = run_main(
         "from common.distributed.consensus import RankFailedError; raise RankFailedError('rank 1 failed: KeyError: x')"
     )
     assert process.returncode == 1

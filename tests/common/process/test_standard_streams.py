@@ -1,4 +1,4 @@
-"""Programs whose output nobody takes."""
+"""Programs whose standard output or standard error cannot be written."""
 
 import os
 import subprocess
@@ -12,12 +12,12 @@ from tests.support.root import ROOT
 PROGRAM = """
 import logging, os, sys
 from common.process.logging import setup_logging
-from common.process.standard_streams import make_forgiving, print_report
+from common.process.standard_streams import print_report, protect_standard_streams
 
-make_forgiving()
+protect_standard_streams()
 setup_logging(0)
 logging.getLogger("core").info("first")
-sys.stdin.readline()  # by now the reader has left
+sys.stdin.readline()  # the test has closed its end of the pipe by now
 for _ in range(5):
     logging.getLogger("core").info("more" * 10_000)
 file = os.open(os.devnull, os.O_RDONLY)
@@ -46,17 +46,17 @@ def start(done: Path, redirections: str, stdout: int, stderr: int) -> "subproces
         (">&- 2>&-", ""),
     ],
 )
-def test_what_cannot_be_written_ends_nothing(tmp_path: Path, redirections: str, printed: str) -> None:
+def test_an_unwritable_stream_does_not_end_the_program(tmp_path: Path, redirections: str, printed: str) -> None:
     process = start(tmp_path / "done", redirections, subprocess.PIPE, subprocess.PIPE)
     stdout, stderr = process.communicate("\n", timeout=60)
     assert process.returncode == 0
     assert (tmp_path / "done").read_text() == "True"
     assert stdout == printed
-    lost = "standard output can't be written (No space left on device); the report is lost" in stderr
-    assert lost == (redirections == ">/dev/full")
+    is_reported = "cannot write to standard output: No space left on device. The report is lost." in stderr
+    assert is_reported == (redirections == ">/dev/full")
 
 
-def test_a_reader_that_leaves_ends_nothing(tmp_path: Path) -> None:
+def test_a_reader_that_closes_the_pipe_does_not_end_the_program(tmp_path: Path) -> None:
     read, write = os.pipe()
     process = start(tmp_path / "done", "", write, write)
     os.close(write)

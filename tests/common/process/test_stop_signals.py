@@ -1,4 +1,4 @@
-"""Signals to real processes: what the first one does, the second one, and the end of the grace period."""
+"""Sends signals to real processes: a first one, a second one, and none until the grace period ends."""
 
 import os
 import signal
@@ -15,16 +15,16 @@ from tests.support.root import ROOT
 
 IMPORTS = """
 import ctypes, os, signal, sys, threading, time
-from common.process.stop_signals import StopSignals, end_at_signals
+from common.process.stop_signals import StopSignals, exit_on_signals
 LIBC, MUTEX = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 """
-# A mutex that is locked twice: the interpreter can't run handlers meanwhile, as in a collective.
-WITHIN_C = "LIBC.pthread_mutex_lock(MUTEX); LIBC.pthread_mutex_lock(MUTEX)"
+# Locking a mutex twice blocks in C, like a collective: the interpreter cannot run signal handlers.
+BLOCK_IN_C = "LIBC.pthread_mutex_lock(MUTEX); LIBC.pthread_mutex_lock(MUTEX)"
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
 class Program:
-    """Python statements as a process, which says "ready" when it is."""
+    """Runs Python statements in a process of their own. They print "ready" when the test may continue."""
 
     def __init__(self, body: str, **environment: str) -> None:
         self.process = subprocess.Popen(
@@ -41,7 +41,7 @@ class Program:
         assert self.process.stdout.readline() == f"{line}\n"
 
     def end(self) -> tuple[int, str]:
-        """Exit status and standard error."""
+        """Wait for the process and return its exit status and standard error."""
         try:
             _, stderr = self.process.communicate(timeout=60)
         finally:
@@ -51,7 +51,7 @@ class Program:
 
 @pytest.fixture
 def handlers() -> Iterator[dict[signal.Signals, Any]]:
-    """The handlers before the test; they are put back whatever the test does."""
+    """Return the handlers before the test, and restore them after it."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield {**before}
     for number, handler in before.items():
@@ -59,7 +59,7 @@ def handlers() -> Iterator[dict[signal.Signals, Any]]:
 
 
 @pytest.mark.parametrize("number", STATUS)
-def test_a_signal_only_sets_a_flag_and_those_at_the_same_time_are_one(handlers, number):
+def test_a_signal_sets_a_flag_and_simultaneous_signals_count_as_one(handlers, number):
     with StopSignals() as stop:
         assert stop.received is None
         os.kill(os.getpid(), number)
@@ -71,7 +71,7 @@ def test_a_signal_only_sets_a_flag_and_those_at_the_same_time_are_one(handlers, 
 
 
 @pytest.mark.usefixtures("handlers")
-def test_handlers_of_others_are_put_back():
+def test_previous_handlers_are_restored():
     seen: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
     with pytest.raises(RuntimeError, match="within"), StopSignals(1e-3):
@@ -84,25 +84,28 @@ def test_handlers_of_others_are_put_back():
 
 
 @pytest.mark.parametrize(("first", "second"), [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)])
-def test_the_second_signal_ends_a_process_at_once_also_within_c(first, second):
-    program = Program(f"with StopSignals():\n    print('ready', flush=True)\n    {WITHIN_C}")
+def test_the_second_signal_exits_at_once_even_in_c_code(first, second):
+    program = Program(f"with StopSignals():\n    print('ready', flush=True)\n    {BLOCK_IN_C}")
     program.wait_for("ready")
     program.process.send_signal(first)
     assert program.process.stderr is not None
-    assert program.process.stderr.readline() == f"{first.name}: ends; a second signal ends at once\n"
-    time.sleep(0.6)  # what comes within half a second is one signal
+    assert program.process.stderr.readline() == f"received {first.name}; stopping. A second signal exits immediately.\n"
+    time.sleep(0.6)  # signals within half a second count as one
     program.process.send_signal(second)
-    assert program.end() == (STATUS[second], f"{second.name} again: ended at once; the same command continues\n")
+    status, stderr = program.end()
+    assert status == STATUS[second]
+    assert stderr.startswith(f"received {second.name} again; exiting now.")
+    assert stderr.count("\n") == 1
 
 
-def test_the_end_of_the_grace_period_ends_a_process_with_the_cause_and_all_stacks():
+def test_the_end_of_the_grace_period_exits_with_the_situation_and_all_stacks():
     program = Program(
         f"""
-def waits_for_ever():
-    {WITHIN_C}
+def waits_forever():
+    {BLOCK_IN_C}
 with StopSignals(0.1, lambda: "step 7 for 30 s"):
     print("ready", flush=True)
-    waits_for_ever()
+    waits_forever()
 """,
         RANK="3",
     )
@@ -110,14 +113,16 @@ with StopSignals(0.1, lambda: "step 7 for 30 s"):
     program.process.send_signal(signal.SIGTERM)
     status, stderr = program.end()
     assert status == 1
-    assert stderr.startswith("rank 3: not ended within runtime.grace_period_in_s (0.1 s) of SIGTERM: step 7 for 30 s. ")
-    assert "in waits_for_ever" in stderr
-    assert "in _end_of_grace" in stderr
-    assert stderr.endswith("rank 3: ended at once; the same command continues\n")
+    assert stderr.startswith(
+        "rank 3: did not stop within runtime.grace_period_in_s (0.1 s) of SIGTERM: step 7 for 30 s. "
+    )
+    assert "in waits_forever" in stderr
+    assert "in _end_of_grace_period" in stderr
+    assert stderr.endswith("rank 3: exiting now. Run the same command again to continue.\n")
 
 
-def test_the_grace_period_ends_a_process_also_where_nobody_takes_what_it_says():
-    program = Program(f"with StopSignals(0.1):\n    print('ready', flush=True)\n    {WITHIN_C}")
+def test_the_end_of_the_grace_period_exits_even_if_standard_error_is_closed():
+    program = Program(f"with StopSignals(0.1):\n    print('ready', flush=True)\n    {BLOCK_IN_C}")
     program.wait_for("ready")
     assert program.process.stderr is not None
     program.process.stderr.close()
@@ -129,19 +134,21 @@ def test_the_grace_period_ends_a_process_also_where_nobody_takes_what_it_says():
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_before_training_a_signal_ends_a_program_at_once(rank):
-    program = Program(f"end_at_signals()\nprint('ready', flush=True)\n{WITHIN_C}", RANK=str(rank))
+def test_a_signal_before_training_exits_at_once_and_only_rank_0_prints(rank):
+    program = Program(f"exit_on_signals()\nprint('ready', flush=True)\n{BLOCK_IN_C}", RANK=str(rank))
     program.wait_for("ready")
     program.process.send_signal(signal.SIGINT)
-    told = ["rank 0: ended by SIGINT before training; the same command starts again\n", ""]
-    assert program.end() == (130, told[rank])
+    status, stderr = program.end()
+    assert status == 130
+    assert stderr.startswith("rank 0: received SIGINT before training started; exiting.") == (rank == 0)
+    assert stderr.count("\n") == (1 if rank == 0 else 0)
 
 
-def test_in_a_program_a_signal_at_its_end_does_not_cut_it_off():
-    """What comes twice, from a service manager and through torchrun, may come again when training has ended."""
+def test_a_signal_after_training_does_not_interrupt_the_end_of_the_program():
+    """A signal sent by both a service manager and torchrun may arrive the second time after training has ended."""
     program = Program(
         """
-end_at_signals()
+exit_on_signals()
 with StopSignals(60.0) as stop:
     print("ready", flush=True)
     while stop.received is None: time.sleep(0.01)
@@ -154,4 +161,4 @@ sys.stderr.write("the end")
     status, stderr = program.end()
     assert status == 0
     assert "the end" in stderr
-    assert "ended" not in stderr
+    assert "exiting" not in stderr

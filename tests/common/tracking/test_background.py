@@ -1,4 +1,4 @@
-"""A sink in a thread of its own; where it blocks, it is let go by the test."""
+"""Runs trackers in threads of their own. The tests release the trackers that block."""
 
 import logging
 import threading
@@ -17,8 +17,8 @@ def train(step: int) -> Measurement:
     return Measurement(step, "train", None, {}, {})
 
 
-class Sink:
-    """Notes the calls, and the threads that they are made in; blocks until `gate` is open."""
+class RecordingTracker:
+    """Records the calls and their threads. log() blocks until `gate` is set."""
 
     def __init__(self, gate: threading.Event | None = None, fails_at: int | None = None) -> None:
         self.calls: list[int | str] = []
@@ -50,80 +50,83 @@ def finish(tracker: BackgroundTracker, timeout_in_s: float = 60.0) -> None:
     tracker.finish(time.monotonic() + timeout_in_s)
 
 
-def test_all_calls_are_made_in_order_in_one_thread_of_its_own() -> None:
-    trackers: list[Sink] = []
+def test_all_calls_are_made_in_order_in_one_background_thread() -> None:
+    built: list[RecordingTracker] = []
 
-    def build() -> Sink:
-        trackers.append(Sink())
-        return trackers[0]
+    def build() -> RecordingTracker:
+        built.append(RecordingTracker())
+        return built[0]
 
     tracker = BackgroundTracker("mine", build)
     for step in range(100):
         tracker.log(train(step))
     finish(tracker)
-    assert trackers[0].calls == [*range(100), "finish"]
-    (thread,) = trackers[0].threads
+    assert built[0].calls == [*range(100), "finish"]
+    (thread,) = built[0].threads
     assert thread is not threading.current_thread()
     assert thread.daemon
 
 
-def test_a_sink_that_blocks_holds_nobody_up_and_keeps_what_came_first(
+def test_a_tracker_that_blocks_delays_nothing_and_records_the_first_measurements(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(common.tracking.background, "_MOST_WAITING", 5)
+    monkeypatch.setattr(common.tracking.background, "_MAX_QUEUED", 5)
     gate = threading.Event()
-    sink = Sink(gate)
-    tracker = BackgroundTracker("mine", lambda: sink)
+    recording = RecordingTracker(gate)
+    tracker = BackgroundTracker("mine", lambda: recording)
     tracker.log(train(0))
-    assert sink.entered.wait(60)
+    assert recording.entered.wait(60)
     for step in range(1, 20):
         tracker.log(train(step))
-    assert warnings(caplog) == ["Tracker mine takes no measurements (5 are waiting) and is switched off at step 6"]
+    (warning,) = warnings(caplog)
+    assert warning.startswith("Tracker mine ")
+    assert "(5 measurements are queued) and is switched off at step 6" in warning
     gate.set()
     finish(tracker)
-    assert sink.calls == [*range(6), "finish"]
+    assert recording.calls == [*range(6), "finish"]
     assert len(warnings(caplog)) == 1
 
 
-@pytest.mark.parametrize("helps", [True, False])
-def test_a_sink_that_never_ends_is_abandoned(caplog: pytest.LogCaptureFixture, helps: bool) -> None:
+@pytest.mark.parametrize("can_abort", [True, False])
+def test_a_tracker_that_hangs_is_aborted_if_possible(caplog: pytest.LogCaptureFixture, can_abort: bool) -> None:
     gate = threading.Event()
-    sink = Sink(gate)
-    tracker = BackgroundTracker("mine", lambda: sink, abandon=gate.set if helps else None)
+    recording = RecordingTracker(gate)
+    tracker = BackgroundTracker("mine", lambda: recording, abort=gate.set if can_abort else None)
     tracker.log(train(1))
     finish(tracker, 0.0)
-    assert warnings(caplog) == ["Tracker mine did not end in time; what it was not handed is missing in it"]
-    assert gate.is_set() == helps
-    assert sink.calls == ([1, "finish"] if helps else [])
+    assert warnings(caplog) == ["Tracker mine did not finish in time; its last measurements are missing"]
+    assert gate.is_set() == can_abort
+    assert recording.calls == ([1, "finish"] if can_abort else [])
     gate.set()
 
 
-def test_a_failure_is_one_warning_and_the_sink_is_finished(caplog: pytest.LogCaptureFixture) -> None:
-    sink = Sink(fails_at=2)
-    tracker = BackgroundTracker("mine", lambda: sink)
+def test_a_failure_is_one_warning_and_the_tracker_is_finished(caplog: pytest.LogCaptureFixture) -> None:
+    recording = RecordingTracker(fails_at=2)
+    tracker = BackgroundTracker("mine", lambda: recording)
     for step in range(1, 5):
         tracker.log(train(step))
     finish(tracker)
-    assert sink.calls == [1, 2, "finish"]
+    assert recording.calls == [1, 2, "finish"]
     assert warnings(caplog) == ["Tracker mine failed at step 2 and is switched off: OSError: the disk is full"]
 
 
-def fails_with(error: BaseException) -> Callable[[], Sink]:
-    def build() -> Sink:
+def fails_with(error: BaseException) -> Callable[[], RecordingTracker]:
+    def build() -> RecordingTracker:
         raise error
 
     return build
 
 
-@pytest.mark.parametrize("error", [ConnectionError("nobody there"), SystemExit("nobody there")])
-def test_a_sink_that_cannot_be_built_is_one_warning(caplog: pytest.LogCaptureFixture, error: BaseException) -> None:
-    tracker = BackgroundTracker("mine", fails_with(error), patience_in_s=60)
+@pytest.mark.parametrize("error", [ConnectionError("no server"), SystemExit("no server")])
+def test_a_tracker_that_cannot_be_built_is_one_warning(caplog: pytest.LogCaptureFixture, error: BaseException) -> None:
+    tracker = BackgroundTracker("mine", fails_with(error), build_timeout_in_s=60)
     tracker.log(train(1))
     finish(tracker)
     (warning,) = warnings(caplog)
-    assert warning == f"Tracker mine could not be set up; going on without it: {type(error).__name__}: nobody there"
+    assert warning.startswith("Tracker mine could not be set up")
+    assert warning.endswith(f": {type(error).__name__}: no server")
 
 
-def test_a_users_mistake_is_raised_to_who_waits() -> None:
+def test_a_user_error_is_raised_while_the_constructor_waits() -> None:
     with pytest.raises(UserError, match="no such experiment"):
-        BackgroundTracker("mine", fails_with(UserError("no such experiment")), patience_in_s=60)
+        BackgroundTracker("mine", fails_with(UserError("no such experiment")), build_timeout_in_s=60)

@@ -21,7 +21,7 @@ def write(path: Path, *measurements: Measurement) -> None:
     file.close()
 
 
-def test_a_line_is_one_json_object_and_is_on_disk_at_once(tmp_path):
+def test_a_measurement_is_written_at_once_as_one_line_of_json(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
     file = MetricsFile(path)
     file.append(Measurement(5, "evaluate", "validation", {"auroc": 0.1 + 0.2, "n": 7}, {"complete": True, "s": 2.5}))
@@ -32,12 +32,12 @@ def test_a_line_is_one_json_object_and_is_on_disk_at_once(tmp_path):
     file.close()
 
 
-def test_what_is_not_finite_or_not_available_is_null(tmp_path):
+def test_values_that_are_not_finite_or_not_available_are_null(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, train(1, a=math.nan, b=math.inf, c=-math.inf, d=None, e=0.0))
 
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     line = json.loads(path.read_text(), parse_constant=refuse)
     assert line["metrics"] == {"a": None, "b": None, "c": None, "d": None, "e": 0.0}
@@ -53,22 +53,22 @@ def test_measurements_are_read_back(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == written
 
 
-def test_no_file_has_no_measurements(tmp_path):
+def test_a_missing_file_has_no_measurements(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
-@pytest.mark.parametrize("torn", ['{"step": 3, "mode": "tr', "\0\0\0\0", "{}"])
-def test_a_torn_last_line_is_ignored_and_cut(tmp_path, torn):
+@pytest.mark.parametrize("incomplete", ['{"step": 3, "mode": "tr', "\0\0\0\0", "{}"])
+def test_an_incomplete_last_line_is_ignored_and_removed(tmp_path, incomplete):
     path = tmp_path / "metrics.jsonl"
     write(path, train(1), train(2))
     with path.open("a") as file:
-        file.write(torn)
+        file.write(incomplete)
     assert read_metrics(path) == [train(1), train(2)]
     write(path, train(3))
     assert read_metrics(path) == [train(1), train(2), train(3)]
 
 
-def test_a_resume_cuts_what_comes_after_its_step(tmp_path):
+def test_a_resume_removes_the_lines_after_its_step(tmp_path):
     path = tmp_path / "metrics.jsonl"
     evaluated = Measurement(20, "evaluate", "test", {"rce": 1.5}, {})
     write(path, train(10), train(20), evaluated)
@@ -78,7 +78,7 @@ def test_a_resume_cuts_what_comes_after_its_step(tmp_path):
     assert path.read_bytes() == kept
 
 
-def test_a_new_run_cuts_everything(tmp_path):
+def test_a_fresh_run_removes_all_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, train(10))
     MetricsFile(path, last_step=0).close()
@@ -96,7 +96,7 @@ def test_a_new_run_cuts_everything(tmp_path):
         '{"step": 2, "mode": "train", "partition": null, "metrics": null, "timing": {}}',
     ],
 )
-def test_a_damaged_line_is_named_and_nothing_is_changed(tmp_path, line):
+def test_a_damaged_line_is_an_error_that_names_it_and_leaves_the_file_unchanged(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     write(path, train(1))
     with path.open("a") as file:
@@ -109,7 +109,7 @@ def test_a_damaged_line_is_named_and_nothing_is_changed(tmp_path, line):
     assert path.read_bytes() == before
 
 
-def test_a_last_line_that_is_whole_but_no_measurement_is_not_cut(tmp_path):
+def test_a_complete_last_line_that_is_not_a_measurement_is_kept(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("my own notes\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 1: not a measurement"):
@@ -117,12 +117,13 @@ def test_a_last_line_that_is_whole_but_no_measurement_is_not_cut(tmp_path):
     assert path.read_text() == "my own notes\n"
 
 
-def test_a_directory_in_the_files_place_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"can't be read: Is a directory"):
+def test_a_directory_at_the_path_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(UserError, match=r"Is a directory") as raised:
         read_metrics(tmp_path)
+    assert str(tmp_path) in str(raised.value)
 
 
-def test_what_is_new_is_read_once(tmp_path):
+def test_metrics_tail_returns_each_line_once_and_reports_a_replaced_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
     tail = MetricsTail(path)
     assert tail.read() == ([], False)

@@ -1,4 +1,4 @@
-"""The disk refuses lines: what is told, and what is in the file afterwards."""
+"""Tests what is logged when the disk refuses lines, and what the file contains afterwards."""
 
 import logging
 import os
@@ -39,19 +39,24 @@ def test_an_outage_is_one_warning_and_its_measurements_are_written_later(
     tracker.log(train(1))
     for first in (2, 5):
         whole = path.read_bytes()
-        with full_disk(len(whole) + 20):  # a part of a line fits
+        with full_disk(len(whole) + 20):  # room for a part of a line
             tracker.log(train(first))
             assert path.read_bytes() == whole
             tracker.log(train(first + 1))
         tracker.log(train(first + 2))
     tracker.finish()
     assert steps(path) == [1, 2, 3, 4, 5, 6, 7]
-    out = f"{path} can't be written: File too large; training goes on, up to 10,000 measurements wait until it can"
-    assert caplog.messages == [out, f"{path} is written again, nothing is missing"] * 2
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"] * 2
+    for outage in caplog.messages[::2]:
+        assert outage.startswith(f"cannot write {path}: File too large. ")
+        assert "10,000 measurements" in outage
+    assert caplog.messages[1::2] == [f"writing {path} again; no measurement is missing"] * 2
 
 
-def test_what_is_missing_is_told(path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(common.tracking.metrics_file_tracker, "_MOST_WAITING", 2)
+def test_the_number_of_missing_measurements_is_logged(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(common.tracking.metrics_file_tracker, "_MAX_PENDING", 2)
     tracker = MetricsFileTracker(path, 0)
     with full_disk(20):
         for step in range(1, 6):
@@ -61,12 +66,12 @@ def test_what_is_missing_is_told(path: Path, monkeypatch: pytest.MonkeyPatch, ca
         tracker.log(train(7))
         tracker.finish()
     assert steps(path) == [5, 6]
-    assert warnings(caplog)[1] == f"{path} is written again; 4 measurement(s) are missing"
+    assert warnings(caplog)[1] == f"writing {path} again; 4 measurement(s) are missing"
     assert warnings(caplog)[3] == f"{path}: 1 measurement(s) could not be written and are missing"
     assert len(warnings(caplog)) == 4
 
 
-def test_what_waits_is_written_before_a_checkpoint(path: Path) -> None:
+def test_sync_writes_the_pending_measurements(path: Path) -> None:
     tracker = MetricsFileTracker(path, 0)
     with full_disk(20):
         tracker.log(train(1))
@@ -75,7 +80,7 @@ def test_what_waits_is_written_before_a_checkpoint(path: Path) -> None:
     tracker.finish()
 
 
-def test_a_file_that_cannot_be_synchronised_is_one_warning(
+def test_a_file_that_cannot_be_synchronized_is_one_warning(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(_: int) -> None:
@@ -86,7 +91,7 @@ def test_a_file_that_cannot_be_synchronised_is_one_warning(
     tracker.sync()
     tracker.sync()
     tracker.finish()
-    assert warnings(caplog) == [f"{path} can't be synchronised to disk: Input/output error"]
+    assert warnings(caplog) == [f"cannot synchronize {path} to disk: Input/output error"]
 
 
 def moved(path: Path) -> None:
@@ -99,28 +104,28 @@ def replaced(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size * 3 // 4)  # amid the second of two lines
+    os.truncate(path, path.stat().st_size * 3 // 4)  # in the middle of the second of two lines
 
 
 @pytest.mark.parametrize(
-    ("happens", "left"), [(Path.unlink, []), (moved, []), (replaced, [1, 2]), (cut, [1]), (Path.touch, [1, 2])]
+    ("change", "left"), [(Path.unlink, []), (moved, []), (replaced, [1, 2]), (cut, [1]), (Path.touch, [1, 2])]
 )
-def test_a_file_that_others_change_is_gone_on_with(
-    path: Path, caplog: pytest.LogCaptureFixture, happens: Callable[[Path], None], left: list[int]
+def test_writing_continues_in_a_file_that_was_changed_from_outside(
+    path: Path, caplog: pytest.LogCaptureFixture, change: Callable[[Path], None], left: list[int]
 ) -> None:
     tracker = MetricsFileTracker(path, 0)
     tracker.log(train(1))
     tracker.log(train(2))
-    happens(path)
+    change(path)
     tracker.log(train(3))
     tracker.log(train(4))
     tracker.finish()
     assert steps(path) == [*left, 3, 4]
-    told = [f"{path} was removed, replaced or cut while it was written; going on with what is there now, in which "]
-    assert [warning.split("earlier")[0] for warning in warnings(caplog)] == ([] if happens is Path.touch else told)
+    assert len(warnings(caplog)) == (0 if change is Path.touch else 1)
+    assert all(warning.startswith(f"{path} was removed, replaced or cut ") for warning in warnings(caplog))
 
 
-def test_a_directory_that_vanishes_and_comes_back(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_measurements_are_kept_while_the_directory_is_moved_away(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = path.parent / "run"
     tracker = MetricsFileTracker(run / "metrics.jsonl", 0)
     run.rename(path.parent / "away")

@@ -14,7 +14,9 @@ def train(step: int, **metrics: float | None) -> Measurement:
     return Measurement(step, "train", None, metrics, {"examples_per_second": 1000.5})
 
 
-class Sink:
+class RecordingTracker:
+    """Records the calls, and raises an error in each of them if `fails`."""
+
     def __init__(self, fails: bool = False) -> None:
         self.calls: list[int | str] = []
         self._fails = fails
@@ -30,14 +32,14 @@ class Sink:
             raise OSError("the disk is still full")
 
 
-def test_a_failing_sink_is_one_warning_and_the_others_go_on(caplog):
-    good, bad = Sink(), Sink(fails=True)
+def test_a_failing_tracker_is_one_warning_and_the_others_continue(caplog):
+    good, bad = RecordingTracker(), RecordingTracker(fails=True)
     trackers = Trackers()
     trackers.add("bad", lambda: bad)
     trackers.add("good", lambda: good)
     for step in (1, 2, 3):
         trackers.log(train(step))
-    for _ in range(2):  # once is enough
+    for _ in range(2):  # the second finish() does nothing
         trackers.finish()
         trackers.log(train(4))
     assert good.calls == [1, 2, 3, "finish"]
@@ -48,8 +50,8 @@ def test_a_failing_sink_is_one_warning_and_the_others_go_on(caplog):
     assert "OSError: the disk is full" in record.message
 
 
-def test_a_mistake_in_a_sink_is_told_before_training():
-    def build() -> Sink:
+def test_a_user_error_while_building_a_tracker_is_raised_by_add():
+    def build() -> RecordingTracker:
         raise UserError("no such experiment")
 
     with pytest.raises(UserError, match="no such experiment"):
@@ -57,11 +59,11 @@ def test_a_mistake_in_a_sink_is_told_before_training():
 
 
 @pytest.mark.parametrize("is_interrupted", [False, True])
-def test_sinks_that_hang_share_one_patience_and_an_interrupt_has_none(monkeypatch, caplog, is_interrupted):
-    monkeypatch.setattr("common.tracking.trackers._FINISH_PATIENCE_IN_S", 60.0 if is_interrupted else 0.0)
+def test_trackers_that_hang_share_one_time_limit_which_is_zero_after_an_interrupt(monkeypatch, caplog, is_interrupted):
+    monkeypatch.setattr("common.tracking.trackers._FINISH_TIMEOUT_IN_S", 60.0 if is_interrupted else 0.0)
     gate = threading.Event()
 
-    class Hanging(Sink):
+    class Hanging(RecordingTracker):
         def finish(self) -> None:
             gate.wait(60)
 
@@ -76,12 +78,12 @@ def test_sinks_that_hang_share_one_patience_and_an_interrupt_has_none(monkeypatc
             trackers.finish()
     gate.set()
     assert [record.message.split(";")[0] for record in caplog.records] == [
-        "Tracker one did not end in time",
-        "Tracker two did not end in time",
+        "Tracker one did not finish in time",
+        "Tracker two did not finish in time",
     ]
 
 
-def test_no_sinks_do_nothing(caplog):
+def test_without_trackers_all_methods_do_nothing(caplog):
     trackers = Trackers()
     trackers.log(train(1))
     trackers.sync()
@@ -90,7 +92,7 @@ def test_no_sinks_do_nothing(caplog):
     assert not caplog.records
 
 
-def test_a_run_without_wandb_has_its_metrics_file(tmp_path):
+def test_a_run_without_wandb_writes_only_its_metrics_file(tmp_path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
     for step in (1, 2):
         file.append(train(step))
@@ -109,4 +111,12 @@ def test_a_directory_that_cannot_be_written_is_one_warning(tmp_path, caplog):
     trackers.log(train(1))
     trackers.finish()
     (record,) = caplog.records
-    assert record.message == f"{in_the_way}/metrics.jsonl can't be written: File exists; going on without it"
+    assert record.message.startswith(f"cannot write {in_the_way}/metrics.jsonl: File exists")
+
+
+def test_a_follower_without_wandb_has_no_trackers_and_writes_nothing(tmp_path):
+    trackers = build_trackers(tmp_path, None, {}, job_type="evaluate", group="abcd1234")
+    trackers.log(train(1))
+    trackers.finish()
+    assert trackers.run_id is None
+    assert list(tmp_path.iterdir()) == []

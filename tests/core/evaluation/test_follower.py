@@ -18,10 +18,10 @@ from common.wandb import WandbConfig
 from core.config.training import RuntimeConfig
 from core.custom_training_loop import only_evaluate
 from core.evaluation.completed import evaluated
-from tests.common.test_wandb import points, recorded
 from tests.support.evaluated_run import NAMES, STEPS, Job, values
 from tests.support.faults import flip_a_bit
 from tests.support.toy import ALONE, Remembering, ToyModel
+from tests.support.wandb_sessions import points, recorded
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +303,7 @@ def test_sinks_get_what_is_measured_and_none_stops_it(job: Job) -> None:
 
 
 def test_wandb_has_two_runs_in_one_group_and_each_point_once(fresh: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.tracking.trackers._FINISH_PATIENCE_IN_S", 120.0)
+    monkeypatch.setattr("common.tracking.trackers._FINISH_TIMEOUT_IN_S", 120.0)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     runtime = RuntimeConfig(seed=3, wandb=WandbConfig(project="recap"))

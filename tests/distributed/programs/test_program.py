@@ -1,4 +1,4 @@
-"""A user's mistake under torchrun: one message, status 2 of every rank."""
+"""Runs a program with a user error under torchrun: one message, and status 2 on every rank."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ except SystemExit as exit:
 """
 
 
-def test_two_ranks_tell_a_mistake_once_and_both_exit_with_2(tmp_path):
+def test_a_user_error_on_two_ranks_is_printed_once_and_both_exit_with_status_2(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -43,7 +43,7 @@ def test_two_ranks_tell_a_mistake_once_and_both_exit_with_2(tmp_path):
         stdout, stderr = process.communicate(timeout=90)
     finally:
         if process.poll() is None:
-            # torchrun ends its workers, which have sessions of their own, when it is asked to.
+            # The workers have sessions of their own. torchrun ends them when it receives SIGTERM.
             process.send_signal(signal.SIGTERM)
             process.wait(30)
     assert [(tmp_path / f"status-{rank}").read_text() for rank in range(2)] == ["2", "2"]

@@ -1,4 +1,4 @@
-"""Signals to torchrun and its workers, as a cluster or a person sends them, and ranks that are lost."""
+"""Sends signals to torchrun and its workers, as a cluster or a person does."""
 
 import os
 import signal
@@ -9,50 +9,50 @@ from common.checkpointing.directory import complete_steps
 from tests.support.programs import TIMEOUT_IN_S, started, wait_for_line, worker_pids
 from tests.support.runs import small_run
 
-# Longer than any of these tests.
+# More steps than any of these tests runs.
 ENDLESS = ("training.num_train_steps=100000", "training.num_epochs=null", "training.eval_every_n=0")
 
 
-def test_a_signal_to_torchrun_and_all_workers_ends_with_a_checkpoint(recap_data: Path, tmp_path: Path) -> None:
-    """Workers get it twice, as from a service manager that signals a whole control group."""
+def test_a_signal_to_torchrun_and_all_workers_stops_with_a_checkpoint(recap_data: Path, tmp_path: Path) -> None:
+    """Workers receive it twice, as from a service manager that signals a whole control group."""
     with started(small_run(recap_data, tmp_path, *ENDLESS), 2) as launcher:
         wait_for_line(launcher, "step 6 of")
         for pid in [*worker_pids(launcher), launcher.pid]:
             os.kill(pid, signal.SIGTERM)
         stdout, stderr = launcher.communicate(timeout=TIMEOUT_IN_S)
-    assert launcher.returncode == 1  # torchrun's own
+    assert launcher.returncode == 1  # torchrun's own status
     assert "SignalException: " in stderr
-    assert "ended at once" not in stderr
+    assert "exiting now" not in stderr
     assert "LostRankError" not in stderr
     last_step = complete_steps(tmp_path / "checkpoints")[-1]
     assert f"stopped by SIGTERM after step {last_step}; the same command continues" in stderr
     assert f"checkpoints    {tmp_path}/checkpoints" in stdout
 
 
-def test_a_second_signal_to_torchrun_ends_workers_at_once(recap_data: Path, tmp_path: Path) -> None:
-    """Though one of them hangs, and the other waits for it."""
+def test_a_second_signal_to_torchrun_ends_the_workers_at_once(recap_data: Path, tmp_path: Path) -> None:
+    """This holds even if one of them hangs and the other waits for it."""
     with started(small_run(recap_data, tmp_path, *ENDLESS), 2, "--shutdown-timeout=2") as launcher:
         wait_for_line(launcher, "step 6 of")
         os.kill(worker_pids(launcher)[1], signal.SIGSTOP)
         os.kill(launcher.pid, signal.SIGINT)
-        wait_for_line(launcher, "rank 0: SIGINT: ends within 25 s; a second signal ends at once")
-        time.sleep(0.6)  # what comes within half a second is one signal
+        wait_for_line(launcher, "rank 0: received SIGINT; stopping within 25 s. A second signal exits immediately.")
+        time.sleep(0.6)  # signals within half a second count as one
         os.kill(launcher.pid, signal.SIGINT)
         _, stderr = launcher.communicate(timeout=TIMEOUT_IN_S)
     assert launcher.returncode == 1
-    assert "rank 0: SIGTERM again: ended at once; the same command continues" in stderr  # torchrun makes it SIGTERM
+    assert "rank 0: received SIGTERM again; exiting now." in stderr  # torchrun sends SIGTERM
 
 
-def test_a_rank_that_waits_for_one_that_hangs_ends_within_the_grace_period(recap_data: Path, tmp_path: Path) -> None:
+def test_a_rank_that_waits_for_a_hanging_rank_ends_within_the_grace_period(recap_data: Path, tmp_path: Path) -> None:
     arguments = small_run(recap_data, tmp_path, *ENDLESS, "runtime.grace_period_in_s=1")
     with started(arguments, 2, "--shutdown-timeout=3") as launcher:
         wait_for_line(launcher, "step 6 of")
         os.kill(worker_pids(launcher)[1], signal.SIGSTOP)
         os.kill(launcher.pid, signal.SIGTERM)
-        told = wait_for_line(launcher, "rank 0: ended at once; the same command continues")
+        output = wait_for_line(launcher, "rank 0: exiting now")
         launcher.communicate(timeout=TIMEOUT_IN_S)
     assert launcher.returncode == 1
-    assert "rank 0: not ended within runtime.grace_period_in_s (1 s) of SIGTERM: " in told
-    assert "core/custom_training_loop.py" in told
-    assert "in train" in told
-    assert "Unable to shutdown" not in told
+    assert "rank 0: did not stop within runtime.grace_period_in_s (1 s) of SIGTERM: " in output
+    assert "core/custom_training_loop.py" in output
+    assert "in train" in output
+    assert "Unable to shutdown" not in output

@@ -20,7 +20,7 @@ from core.loop.divergence import DivergenceReporter
 from core.loop.step import TrainStep
 from tests.core.loop.test_divergence import Spoilt, spoil_batch
 from tests.distributed.ranks.test_sharded import batch_of, built
-from tests.support.programs import TWHIN, finish_apart
+from tests.support.programs import TWHIN, finish_with_rank_logs
 from tests.support.ranks import run_ranks
 from tests.support.runs import small_twhin_run
 from tests.support.toy import ToyBatch, ToyModel, rows_reader
@@ -136,7 +136,7 @@ def test_the_program_ends_where_a_table_is_not_finite(twhin_data: Path, tmp_path
         "training.num_epochs=null",
     ]
     arguments = small_twhin_run(twhin_data, tmp_path / "run", *options)
-    launcher, (main, other) = finish_apart(arguments, tmp_path / "logs", module=TWHIN)
+    launcher, (main, other) = finish_with_rank_logs(arguments, tmp_path / "logs", module=TWHIN)
     assert set(re.findall(r"exitcode +: (-?\d+)", launcher.stderr)) == {"2"}, main
     pattern = (
         r"error: training has diverged: after step 11 the model is non-finite \(table tweet, row \d+: (?:-?inf|nan), "

@@ -1,6 +1,5 @@
 """From the files of a data set to batches of the Heavy Ranker."""
 
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Self
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from common.errors import ConfigError
 from common.process.environment import local_world_size_from_env
+from common.process.memory import memory_limit_in_bytes
 from common.reader.column import Column
 from common.reader.order import check_lanes
 from common.reader.parquet import ParquetTable
@@ -174,7 +174,7 @@ def _num_ids(config: SmallEmbeddingsConfig | None, width: int, path: str) -> Map
 def _check_memory(table: ParquetTable, path: str) -> None:
     """Raises ConfigError where the decoded rows don't fit into this machine's memory."""
     needed = table.num_rows * table.bytes_per_row * local_world_size_from_env()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = memory_limit_in_bytes()
     if needed > memory:
         raise ConfigError(
             f"{path}.cache: {table.num_rows} rows take {needed / 2**30:.1f} GiB when they are decoded, in all "

@@ -38,8 +38,8 @@ def test_a_small_file_system_is_one_error_per_failed_save_and_status_1(recap_dat
     if done.returncode == 77 or done.stderr.startswith("unshare:"):
         pytest.skip("needs the right to mount a file system")
     assert done.returncode == 1, done.stderr
-    found = re.findall(r"ERROR.*?(/\S+/\d+: the checkpoint can't be written: .*)", done.stderr)
-    told = r"{0}/{1}: the checkpoint can't be written: No space left on device \(\d\.\d MiB free there; make room\)\. "
+    found = re.findall(r"ERROR.*?(/\S+/\d+: cannot write the checkpoint: .*)", done.stderr)
+    told = r"{0}/{1}: cannot write the checkpoint: No space left on device \(\d\.\d MiB free; free some space\)\. "
     for message, step in zip(found, (8, 12), strict=True):
         assert re.fullmatch(told.format(re.escape(str(root)), step) + r"Complete checkpoints: \[4\]", message)
     assert "Traceback" not in done.stderr

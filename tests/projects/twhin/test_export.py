@@ -109,7 +109,7 @@ def test_mistakes_leave_nothing(run, copied, tmp_path):
         assert not (tmp_path / "out").exists()
         return str(caught.value)
 
-    assert refused(tmp_path / "no").startswith(f"{tmp_path}/no: no such directory (looked from ")
+    assert refused(tmp_path / "no").startswith(f"{tmp_path}/no: no such directory (current directory: ")
     settings = tmp_path / "run" / "config.yaml"
     text = settings.read_text()
     settings.write_text(text.replace("num_embeddings: 7", "num_embeddings: 8"))
@@ -128,7 +128,7 @@ def test_mistakes_leave_nothing(run, copied, tmp_path):
     settings.write_text("training: {}")
     assert refused().startswith(f"{copied}: the configuration of its run, two directories above it, can't be read")
     settings.unlink()
-    assert "config.yaml: cannot be read: No such file" in refused()
+    assert "config.yaml: cannot read the file: No such file" in refused()
     settings.write_text(text)
     next(copied.glob("*.distcp")).write_bytes(b"x")
     assert "damaged checkpoint" in refused()

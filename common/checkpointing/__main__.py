@@ -110,4 +110,4 @@ def _inspect(checkpoints: list[Path]) -> int:
 
 
 if __name__ == "__main__":
-    run(main, "looks again")
+    run(main, "starts over")

@@ -18,7 +18,7 @@ class Autocast:
     """Creates the context for forward passes: autocast, or none."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None) -> None:
-        """dtype: autocast type, or None to disable autocast."""
+        """Initialize for a type of device. A dtype of None disables autocast."""
         self._device_type = device.type
         self.dtype = dtype
 

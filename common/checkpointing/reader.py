@@ -209,7 +209,7 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def without_process_group_warning() -> Iterator[None]:
-    """Silence torch's warning that there is no process group; this is intended."""
+    """Silence torch's warning about the missing process group. It is missing on purpose."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield
@@ -233,12 +233,12 @@ def _locked_manifest(path: Path) -> IO[bytes]:
 
 
 def _is_not_raised_later(record: logging.LogRecord) -> bool:
-    """Filter out the tracebacks that torch logs to the root logger before it raises the same error."""
+    """Return False for the tracebacks that torch logs to the root logger before it raises the same error."""
     return not record.getMessage().startswith(("Global metadata is not found", "Rank local metadata is not found"))
 
 
 def _as_damaged(path: Path, error: BaseException) -> DamagedCheckpointError:
-    """Convert an error of the system or of torch."""
+    """Convert an error of the operating system or of torch to a DamagedCheckpointError."""
     cause = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
     if isinstance(cause, OSError):
         return DamagedCheckpointError(

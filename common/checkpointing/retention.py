@@ -25,12 +25,14 @@ class CheckpointRetention:
         keep_every_n: int | None = None,
         best: Callable[[Collection[int]], set[int]] | None = None,
     ) -> None:
-        """Args:
-        root: directory of the run's checkpoints.
-        every_n: number of steps between checkpoints.
-        max_to_keep: number of newest checkpoints to keep (>= 2), or None to keep all.
-        keep_every_n: steps that are multiples of this are never deleted; None for no such exception.
-        best: returns the best of the given steps, which are not deleted; None for no such exception.
+        """Initialize without reading the directory.
+
+        Args:
+          root: directory of the run's checkpoints.
+          every_n: number of steps between checkpoints.
+          max_to_keep: number of newest checkpoints to keep (>= 2), or None to keep all.
+          keep_every_n: checkpoints of steps that are multiples of this are never deleted; None for no such exception.
+          best: selects the best among the steps that it gets, which are not deleted; None for no such exception.
         """
         self.root = root
         self._every_n = every_n
@@ -80,7 +82,8 @@ class CheckpointRetention:
     def rotate(self, saved: int) -> None:
         """Delete checkpoints that are too old. Call this on one rank. Never fails.
 
-        saved: step of the newest checkpoint, which is complete. Any later ones are damaged and will be overwritten.
+        Args:
+          saved: step of the newest checkpoint, which is complete. Any later ones are damaged and will be overwritten.
         """
         self._damaged.discard(saved)
         if self._max_to_keep is None:

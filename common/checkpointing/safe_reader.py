@@ -40,9 +40,11 @@ class SafeReader(dcp.FileSystemReader):
     """Reads checkpoints that contain only tensors. Raises pickle.UnpicklingError for anything else."""
 
     def __init__(self, path: Path, files: Collection[str]) -> None:
-        """Args:
-        path: directory of the checkpoint.
-        files: names of the files in it that may contain tensors.
+        """Initialize without reading.
+
+        Args:
+          path: directory of the checkpoint.
+          files: names of the files in it that may contain tensors.
         """
         super().__init__(path)
         self._files = files

@@ -12,7 +12,7 @@ Rate = Annotated[float, pydantic.Field(ge=0, le=3.4e38)]
 
 
 class PiecewiseConstant(BaseConfig):
-    """A step function: values[i] through step boundaries[i], then the last value."""
+    """A step function: values[i] up to and including step boundaries[i], then the last value."""
 
     learning_rate_boundaries: list[pydantic.PositiveInt] = pydantic.Field(
         description="Steps after which the next value applies, in ascending order."
@@ -97,7 +97,7 @@ class SgdConfig(OptimizerAlgorithmConfig):
     """Stochastic gradient descent."""
 
     momentum: float = pydantic.Field(
-        0.0, ge=0, lt=1, description="Momentum: fraction of the previous update that is added to the next."
+        0.0, ge=0, lt=1, description="Momentum factor: fraction of the previous update that is added to the next."
     )
 
 
@@ -105,7 +105,8 @@ class AdagradConfig(OptimizerAlgorithmConfig):
     """Adagrad (JMLR 12, 2011, p. 2121)."""
 
     eps: pydantic.PositiveFloat = pydantic.Field(
-        1e-10, description="Added to the square root of the sum of squared gradients. Must not be 0, to avoid 0 / 0."
+        1e-10,
+        description="Added to the square root of the sum of squared gradients. It must not be 0, because 0 / 0 is NaN.",
     )
 
 

@@ -60,7 +60,12 @@ class ParameterGroupScheduler:
     """Sets the learning rate of each parameter group of an optimizer."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, configs: Sequence[LearningRate]) -> None:
-        """configs: learning rate of each parameter group, in order. A group's "name" is its name in the log."""
+        """Initialize without setting any rate.
+
+        Args:
+          optimizer: its parameter groups need a "name", which is their name in the log.
+          configs: learning rate of each parameter group, in order.
+        """
         self._optimizer = optimizer  # don't keep its groups, because loading a state replaces them
         self._configs = list(configs)
 

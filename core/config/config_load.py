@@ -229,8 +229,8 @@ def _explain(error: ErrorDetails, key_path: KeyPath, document: YamlDocument, all
         text += "; put it in quotes"
     if error["loc"][-1:] == ("[key]",):
         return "the key is invalid: ", text
-    if key_path in document.given:
-        return f"{document.given[key_path]} is invalid: ", text
+    if key_path in document.written:
+        return f"{document.written[key_path]} is invalid: ", text
     if kind.endswith("_type") and isinstance(value, dict | list):
         return f"a {'mapping' if isinstance(value, dict) else 'list'} is invalid: ", text
     return "", text

@@ -22,7 +22,7 @@ class RuntimeConfig(BaseConfig):
         False,
         description="Allow TF32 for float32 matrix multiplications and convolutions on CUDA: faster, less precise.",
     )
-    enable_amp: bool = pydantic.Field(False, description="Run forward passes under autocast, in the type amp_dtype.")
+    enable_amp: bool = pydantic.Field(False, description="Run forward passes under autocast to amp_dtype.")
     amp_dtype: Literal["bfloat16", "float16"] = pydantic.Field(
         "bfloat16", description="Autocast type. float16 uses a GradScaler; bfloat16 needs none."
     )
@@ -97,13 +97,13 @@ class TrainingConfig(BaseConfig):
     )
     checkpoint_keep_every_n: pydantic.PositiveInt | None = pydantic.Field(
         None,
-        description="Never delete the checkpoints of every n-th step. Must be a multiple of checkpoint_every_n and "
-        "needs checkpoint_max_to_keep; null makes no such exception.",
+        description="Keep the checkpoint of every n-th step permanently. Must be a multiple of checkpoint_every_n, and "
+        "needs checkpoint_max_to_keep; null keeps none permanently.",
     )
     checkpoint_keep_best: CheckpointKeepBestConfig | None = pydantic.Field(
         None,
-        description="Do not delete the best evaluated checkpoints by a metric. Needs checkpoint_max_to_keep; null "
-        "makes no such exception.",
+        description="Keep the best checkpoints by a metric, among those that were evaluated. Needs "
+        "checkpoint_max_to_keep; null keeps only the newest.",
     )
     train_log_every_n: pydantic.PositiveInt = pydantic.Field(
         1000, description="Log the train metrics every n steps, each as a mean since the last log."
@@ -141,8 +141,8 @@ class TrainingConfig(BaseConfig):
     )
     max_nonfinite_steps: pydantic.NonNegativeInt = pydantic.Field(
         100,
-        description="Number of consecutive skipped updates (non-finite losses or gradients) to tolerate; one more ends "
-        "the run. float16 skips up to about 16 updates while its loss scale adapts.",
+        description="Maximum number of consecutive updates that are skipped because losses or gradients are not "
+        "finite. One more ends the run. float16 skips up to about 16 updates while its loss scale adapts.",
     )
 
     @pydantic.field_validator("save_dir", "initial_checkpoint_dir")

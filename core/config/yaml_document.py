@@ -116,7 +116,7 @@ class YamlDocument:
 
     Attributes:
       data: mappings, lists and scalars with variables substituted. A value with an error is "?".
-      given: scalars as the user wrote them, by key path, for messages.
+      written: scalars as the user wrote them, by key path, for messages.
       errors: descriptions of values that cannot be read, by key path.
     """
 
@@ -127,7 +127,7 @@ class YamlDocument:
             raise ConfigError(f"{source}: the file is empty")
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{source}: the top level must be a mapping (lines of 'key: value')")
-        self.given: dict[KeyPath, str] = {}
+        self.written: dict[KeyPath, str] = {}
         self.errors: dict[KeyPath, str] = {}
         self._origins: dict[KeyPath, Origin] = {(): (0, 0, "")}
         self._source = source
@@ -143,7 +143,7 @@ class YamlDocument:
         """Set the value at `key_path`, whose parent exists. `source` describes the origin of the node in words."""
         self._source = source
         self._num_puts += 1
-        for record in (self._origins, self.given, self.errors):
+        for record in (self._origins, self.written, self.errors):
             for old in [old for old in record if old[: len(key_path)] == key_path]:
                 del record[old]
         self._origins[key_path] = self._num_puts, 0, source
@@ -215,7 +215,7 @@ class YamlDocument:
         return merged | own
 
     def _scalar(self, node: yaml.ScalarNode, key_path: KeyPath) -> Any:
-        written = shorten(node.value if node.tag == _PLAIN else repr(node.value))
+        original = shorten(node.value if node.tag == _PLAIN else repr(node.value))
         try:
             text = _substitute(node.value)
             if text != text.encode(errors="replace").decode():
@@ -223,10 +223,10 @@ class YamlDocument:
             kind = _kind(node.tag, text)
             value = _CONVERT[kind](text)
         except ValueError as error:
-            self.errors[key_path] = f"{written} is invalid: {error}"
+            self.errors[key_path] = f"{original} is invalid: {error}"
             return _UNREADABLE
-        given = shorten(repr(value) if kind == "str" else text)
+        shown = shorten(repr(value) if kind == "str" else text)
         if kind in ("bool", "null") and text != json.dumps(value):
-            given = f"{given or 'nothing'} ({json.dumps(value)} in YAML)"
-        self.given[key_path] = given if text == node.value else f"{given} (from {written})"
+            shown = f"{shown or 'nothing'} ({json.dumps(value)} in YAML)"
+        self.written[key_path] = shown if text == node.value else f"{shown} (from {original})"
         return value

@@ -62,14 +62,16 @@ class MultiTaskMetrics:
         exact: bool = False,
         has_reference: bool = False,
     ) -> None:
-        """Args:
-        tasks: names of the tasks, in the order of the outputs' columns.
-        device: device of the outputs.
-        evaluation_tasks: subset of `tasks` to measure; empty means all.
-        strata: names of subsets of the examples to measure separately; the outputs must contain "strata".
-        thresholds: thresholds for precision and recall, in (0, 1).
-        exact: compute nrce and auroc without bins, in memory that grows with the number of examples.
-        has_reference: whether the outputs contain "reference_probabilities".
+        """Initialize with zero examples.
+
+        Args:
+          tasks: names of the tasks, in the order of the outputs' columns.
+          device: device of the outputs.
+          evaluation_tasks: subset of `tasks` to measure; empty means all.
+          strata: names of subsets of the examples to measure separately; the outputs must contain "strata".
+          thresholds: thresholds for precision and recall, in (0, 1).
+          exact: compute nrce and auroc without bins, in memory that grows with the number of examples.
+          has_reference: whether the outputs contain "reference_probabilities".
         """
         chosen = [column for column, task in enumerate(tasks) if not evaluation_tasks or task in evaluation_tasks]
         self._tasks = [tasks[column] for column in chosen]

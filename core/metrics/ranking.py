@@ -39,12 +39,14 @@ class RankingMetrics:
         filtered: bool,
         per_relation: bool,
     ) -> None:
-        """Args:
-        relations: names of the relations, by id.
-        device: device of the outputs.
-        hits_at: values of k for hits@<k>.
-        filtered: whether the outputs contain "filtered_ranks".
-        per_relation: also measure each relation separately.
+        """Initialize with zero edges.
+
+        Args:
+          relations: names of the relations, by id.
+          device: device of the outputs.
+          hits_at: values of k for hits@<k>.
+          filtered: whether the outputs contain "filtered_ranks".
+          per_relation: also measure each relation separately.
         """
         self._relations = list(relations)
         self._per_relation = per_relation

@@ -67,5 +67,6 @@ class Scores(Protocol):
     def over_all_ranks(self, sums: torch.Tensor) -> Callable[[int, int], ScoreDistribution]:
         """Return a function from (group, task) to the distribution over all ranks, on the CPU. Collective.
 
-        sums: the summands of all ranks, added up, on the CPU.
+        Args:
+          sums: the summands of all ranks, added up, on the CPU.
         """

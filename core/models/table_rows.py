@@ -16,7 +16,11 @@ _ROWS_PER_DRAW = 16_384
 def draw_rows(weight: ShardedTensor, table: str, scale: float, seed: int) -> None:
     """Fill a table with normally distributed values that depend only on (seed, table, row), not on the sharding.
 
-    scale: standard deviation of the values.
+    Args:
+      weight: weight of the table.
+      table: name of the table.
+      scale: standard deviation of the values.
+      seed: seed of the run.
     """
     num_columns = weight.size()[1]
     for local in weight.local_shards():
@@ -35,7 +39,7 @@ def _generator(seed: int, table: str, draw: int) -> np.random.Generator:
 
 
 def set_rows(weight: ShardedTensor, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-    """Set the given rows of a table, if this rank holds them.
+    """Set rows of a table. Each rank sets only the rows that it holds.
 
     Args:
       weight: weight of the table.

@@ -263,7 +263,7 @@ def test_a_malformed_variable_is_an_error(text):
 @pytest.mark.usefixtures("variables")
 def test_scalars_are_kept_as_the_user_wrote_them():
     document = YamlDocument("a: 1e-3\nb: 'c'\nd: no\ne: $DIR\nf:\ng: 0x1F\n", "c.yaml")
-    assert document.given == {
+    assert document.written == {
         ("a",): "1e-3",
         ("b",): "'c'",
         ("d",): "no (false in YAML)",

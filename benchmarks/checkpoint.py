@@ -1,13 +1,14 @@
-"""What a checkpoint costs beside a plain copy of the same bytes: the stall of training, the save, and the restore.
+"""Measures the cost of a checkpoint relative to a plain copy of the same bytes: training stall, save and restore.
 
     python benchmarks/checkpoint.py [--mb 577,20] [--processes 1,2] [--rounds 5] [--directory /tmp]
 
-A model and its Adam state of so many MB (577: the Heavy Ranker's published shape) are saved by core.checkpoints.saver,
-as training does, restored by what a resume calls, and the files of the checkpoint are copied and synchronised to disk
-(cp and fsync, by one process), in turns within one run. Stall is the time that training stops; the save continues in a
-thread, and is timed until the checkpoint is durable under its name. Files are read from the page cache. A figure is the
-median over the rounds, with the smallest and the largest; the first save, which allocates the memory that all others
-use again, is left out.
+Each round saves a model with its Adam state as training does (core.checkpoints.saver), copies the files of the
+checkpoint and synchronizes them to disk (cp and fsync, by one process), and restores the checkpoint as a resume does.
+--mb sets the size of the state (577: the Heavy Ranker's published shape).
+
+Stall is the time that training stops. The save continues in a thread; its time ends when the checkpoint is durable
+under its name. Files are read from the page cache. A figure is the median over the rounds, with the smallest and the
+largest. The first save, which allocates the memory that the others reuse, does not count.
 """
 
 import argparse
@@ -42,7 +43,7 @@ STALL, SAVE, COPY, RESTORE = "stall", "save", "copy", "restore"
 
 
 class Weights(nn.Module):
-    """float32 matrices of 1 MB, of so many MB together with the two of Adam for each."""
+    """float32 matrices of 1 MB each. Together with their two Adam states they take `num_mb` MB."""
 
     def __init__(self, num_mb: int) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class Weights(nn.Module):
 
 @contextlib.contextmanager
 def timed(into: list[float], world: World) -> Iterator[None]:
-    """Adds the seconds until all ranks have done it."""
+    """Append the seconds until all ranks have left the context."""
 
     def wait_for_all() -> None:
         if world.size > 1:
@@ -65,7 +66,7 @@ def timed(into: list[float], world: World) -> Iterator[None]:
 
 
 def copy(source: Path, target: Path) -> None:
-    """cp, and fsync of each file and of the directory."""
+    """Copy the files of a directory, and fsync each copy and the directory."""
     target.mkdir()
     for file in source.iterdir():
         shutil.copyfile(file, target / file.name)
@@ -76,7 +77,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def worker(directory: Path, num_mb: int, rounds: int) -> None:
-    """Rank 0 prints the seconds of each turn, and the bytes of a checkpoint, as JSON."""
+    """Run the rounds. Rank 0 prints the seconds of each round and the bytes of a checkpoint as JSON."""
     torch.set_num_threads(1)
     with joined_world(600, "cpu") as world:
         torch.manual_seed(0)
@@ -87,8 +88,8 @@ def worker(directory: Path, num_mb: int, rounds: int) -> None:
             parameter.grad = torch.randn_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
-        policy = CheckpointRetention(directory / "checkpoints", 1, 2)
-        saver = Saver(policy, model, optimizer, world)
+        retention = CheckpointRetention(directory / "checkpoints", 1, 2)
+        saver = Saver(retention, model, optimizer, world)
         position = Position.start(1)
 
         saver.save(TrainingState({}, position, step=1))
@@ -99,13 +100,13 @@ def worker(directory: Path, num_mb: int, rounds: int) -> None:
                 with timed(seconds[STALL], ALONE):
                     saver.save(TrainingState({}, position, step=step))
                 saver.wait()
-            newest = policy.complete()[-1]
+            newest = retention.complete()[-1]
             if world.is_rank_zero:
                 with timed(seconds[COPY], ALONE):
                     copy(newest, directory / "copy")
                 shutil.rmtree(directory / "copy")
             with timed(seconds[RESTORE], world):
-                checkpoint = policy.open_newest(world)
+                checkpoint = retention.open_newest(world)
                 assert checkpoint is not None
                 with checkpoint:
                     load_model(model, checkpoint)
@@ -116,7 +117,7 @@ def worker(directory: Path, num_mb: int, rounds: int) -> None:
 
 
 def measure(num_mb: int, processes: int, rounds: int, directory: str) -> list[str]:
-    """A row of the table."""
+    """Run one configuration and return its row of the table."""
     python = [sys.executable]
     if processes > 1:
         python += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -126,10 +127,11 @@ def measure(num_mb: int, processes: int, rounds: int, directory: str) -> list[st
         done = subprocess.run([*python, *arguments], env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE)
     if done.returncode != 0:
         raise SystemExit("the benchmark failed")
-    found = json.loads(done.stdout.splitlines()[-1])
-    seconds, mb = found["seconds"], found["bytes"] / 1e6
+    result = json.loads(done.stdout.splitlines()[-1])
+    seconds, mb = result["seconds"], result["bytes"] / 1e6
     ratios = {
-        name: [own / plain for own, plain in zip(seconds[name], seconds[COPY], strict=True)] for name in (SAVE, RESTORE)
+        name: [own / copied for own, copied in zip(seconds[name], seconds[COPY], strict=True)]
+        for name in (SAVE, RESTORE)
     }
     return [
         f"{mb:,.0f} MB, {processes} process{'es' if processes > 1 else ''}",
@@ -141,11 +143,11 @@ def measure(num_mb: int, processes: int, rounds: int, directory: str) -> list[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Times saves and restores beside a plain copy.")
+    parser = argparse.ArgumentParser(description="Compare saves and restores with a plain copy.")
     parser.add_argument("--mb", default="577,20", help="sizes in 10^6 bytes, separated by commas")
     parser.add_argument("--processes", default="1,2", help="numbers of processes, separated by commas")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
-    parser.add_argument("--directory", default=tempfile.gettempdir(), help="on the file system to measure")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds per row")
+    parser.add_argument("--directory", default=tempfile.gettempdir(), help="directory on the file system to measure")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     sizes, processes = ([int(word) for word in words.split(",")] for words in (args.mb, args.processes))

@@ -1,4 +1,4 @@
-"""Autocast of forward passes, as the configuration says."""
+"""Runs forward passes under autocast as configured."""
 
 import contextlib
 import logging
@@ -15,10 +15,10 @@ AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Autocast:
-    """Forward passes under autocast, or not."""
+    """Creates the context for forward passes: autocast, or none."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None) -> None:
-        """dtype: None switches autocast off."""
+        """Initialize for a type of device. A dtype of None disables autocast."""
         self._device_type = device.type
         self.dtype = dtype
 
@@ -29,9 +29,11 @@ class Autocast:
 
 
 def configured_autocast(runtime: RuntimeConfig, device: torch.device) -> Autocast:
-    """As the configuration says; warns where it makes a CPU slower."""
+    """Return the configured autocast. Logs a warning if it slows this CPU down."""
     if not runtime.enable_amp:
         return Autocast(device, None)
     if runtime.amp_dtype == "bfloat16" and emulates_bfloat16(device):
-        logger.warning("enable_amp: this CPU has no bfloat16 units, it emulates them; float32 is faster here")
+        logger.warning(
+            "runtime.enable_amp: this CPU emulates bfloat16 because it has no bfloat16 units; float32 is faster"
+        )
     return Autocast(device, AMP_DTYPES[runtime.amp_dtype])

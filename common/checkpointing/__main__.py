@@ -1,4 +1,4 @@
-"""Looks at checkpoints.
+"""Lists, verifies and inspects checkpoints.
 
 python -m common.checkpointing list|verify|inspect DIR
 """
@@ -11,33 +11,39 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from common.checkpointing.directory import find_checkpoints, size_on_disk, unfinished
+from common.checkpointing.directory import find_checkpoints, size_on_disk, unfinished_saves
 from common.checkpointing.manifest import CheckpointError, NoCheckpointError
 from common.checkpointing.reader import CheckpointReader
 from common.process.paths import user_path
 from common.process.program import ArgumentParser, run
 
 _MIB = 2**20
-# What of a state is longer has the configuration, or cursors, in it.
-_MAX_TOLD = 120
+# Longer values (the configuration, the cursors) are not printed.
+_MAX_PRINTED = 120
 
 
 def main() -> int:
-    """Runs a command.
-
-    Returns:
-      the exit status: 0, or 1 where a checkpoint is damaged.
-    """
-    parser = ArgumentParser(prog="python -m common.checkpointing", description="Looks at checkpoints.")
+    """Run a command and return the exit status: 0, or 1 if a checkpoint is damaged."""
+    parser = ArgumentParser(prog="python -m common.checkpointing", description="List, verify and inspect checkpoints.")
     commands = parser.add_subparsers(required=True, metavar="list|verify|inspect")
     actions: list[tuple[str, Callable[[list[Path]], int], str]] = [
-        ("list", _list, "print steps, times and sizes of the complete checkpoints"),
-        ("verify", _verify_all, "read every file and compare it with the manifest; status 1 where one is damaged"),
-        ("inspect", _inspect, "print what the newest holds: its state, and names, dtypes and sizes of its tensors"),
+        ("list", _list, "print the steps, times and sizes of the complete checkpoints"),
+        (
+            "verify",
+            _verify_all,
+            "read every file and compare it with the manifest; exit with status 1 if a checkpoint is damaged",
+        ),
+        (
+            "inspect",
+            _inspect,
+            "print the state and the names, dtypes and shapes of the tensors of the newest checkpoint",
+        ),
     ]
     for name, action, description in actions:
         command = commands.add_parser(name, help=description, description=f"{description.capitalize()}.")
-        command.add_argument("directory", metavar="DIR", help="save_dir of a run, its checkpoints, or one of them")
+        command.add_argument(
+            "directory", metavar="DIR", help="save_dir of a run, its checkpoints directory, or one checkpoint"
+        )
         command.set_defaults(action=action)
     args = parser.parse_args()
     status: int = args.action(find_checkpoints(user_path(args.directory)))
@@ -50,12 +56,12 @@ def _list(checkpoints: list[Path]) -> int:
         try:
             saved = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
             rows.append([path.name, f"{saved:%Y-%m-%d %H:%M:%S} UTC", f"{size_on_disk(path) / _MIB:,.1f}"])
-        except FileNotFoundError:  # rotated away meanwhile
+        except FileNotFoundError:  # rotation has just deleted it
             continue
     table = tabulate(rows, ["step", "saved", "MiB"], disable_numparse=True, colalign=("right", "left", "right"))
     sys.stdout.write(f"{checkpoints[0].parent}\n{table}\n")
-    if left := unfinished(checkpoints[0].parent):
-        sys.stdout.write(f"not complete, of saves that were interrupted or go on: {', '.join(left)}\n")
+    if names := unfinished_saves(checkpoints[0].parent):
+        sys.stdout.write(f"incomplete (saves in progress or interrupted): {', '.join(names)}\n")
     return 0
 
 
@@ -65,12 +71,12 @@ def _verify_all(checkpoints: list[Path]) -> int:
         try:
             with CheckpointReader(path) as checkpoint:
                 checkpoint.verify()
-                found = f"ok, {checkpoint.num_bytes / _MIB:,.1f} MiB"
+                result = f"ok, {checkpoint.num_bytes / _MIB:,.1f} MiB"
         except NoCheckpointError as error:
-            found = str(error)
+            result = str(error)
         except CheckpointError as error:
-            found, damaged = f"DAMAGED: {error}", damaged + 1
-        sys.stdout.write(f"{path}: {found}\n")
+            result, damaged = f"DAMAGED: {error}", damaged + 1
+        sys.stdout.write(f"{path}: {result}\n")
         sys.stdout.flush()
     return 1 if damaged else 0
 
@@ -81,7 +87,7 @@ def _inspect(checkpoints: list[Path]) -> int:
     lines = [str(checkpoint.path), *(f"{name}: {value}" for name, value in provenance.items())]
     for name, value in state.items():
         text = json.dumps(value)
-        lines.append(f"{name}: {text if len(text) <= _MAX_TOLD else f'{len(text):,} characters, in state.json'}")
+        lines.append(f"{name}: {text if len(text) <= _MAX_PRINTED else f'{len(text):,} characters, in state.json'}")
     rows = [
         [
             name,
@@ -104,4 +110,4 @@ def _inspect(checkpoints: list[Path]) -> int:
 
 
 if __name__ == "__main__":
-    run(main, "looks again")
+    run(main, "starts over")

@@ -1,7 +1,7 @@
-"""Directories of checkpoints: which are complete, and how they are deleted.
+"""Finds the complete checkpoints in a directory and deletes checkpoints.
 
-A complete checkpoint is a directory `<root>/<step>` with a manifest (writer.py). What is still being written, or was
-interrupted, has a hidden name.
+A complete checkpoint is a directory `<root>/<step>` that contains a manifest (writer.py). A checkpoint that is being
+written, or whose save was interrupted, has a hidden name.
 """
 
 import fcntl
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from common.checkpointing.manifest import MANIFEST, NoCheckpointError
 
-ASIDE = ".writing-"
+HIDDEN_PREFIX = ".writing-"
 
 
 def complete_steps(root: Path) -> list[int]:
-    """Steps of the complete checkpoints under `root`, ascending; [] where there is no such directory."""
+    """Return the steps of the complete checkpoints under `root`, ascending; [] if `root` does not exist."""
     if not root.is_dir():
         return []
     steps = [path for path in root.iterdir() if re.fullmatch(r"0|[1-9][0-9]*", path.name)]
@@ -24,62 +24,66 @@ def complete_steps(root: Path) -> list[int]:
 
 
 def find_checkpoints(path: Path) -> list[Path]:
-    """The complete checkpoints that a path stands for, in the order of their steps: itself, those in it, or those of
-    the run whose save_dir it is. Another process may find other ones where the run is still training.
+    """Return the complete checkpoints at `path`, ordered by step.
+
+    `path` can be a checkpoint, a directory of checkpoints, or the save_dir of a run. While the run is still training,
+    other processes may find different checkpoints.
 
     Raises:
-      NoCheckpointError: there is none.
+      NoCheckpointError: there is no complete checkpoint.
     """
     if (path / MANIFEST).is_file():
         return [path]
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if steps := complete_steps(root):
         return [root / str(step) for step in steps]
-    found = f"no such directory (looked from {Path.cwd()})"
+    problem = f"no such directory (current directory: {Path.cwd()})"
     if path.is_dir():
-        left = ", ".join(unfinished(root))
-        found = f"no complete checkpoint in {root}"
-        found += f"; of saves that were interrupted or go on: {left}" if left else ""
-    raise NoCheckpointError(f"{path}: {found}; give the save_dir of a run, its checkpoints, or one of them")
+        names = ", ".join(unfinished_saves(root))
+        problem = f"no complete checkpoint in {root}"
+        problem += f" (saves in progress or interrupted: {names})" if names else ""
+    raise NoCheckpointError(
+        f"{path}: {problem}; specify the save_dir of a run, its checkpoints directory, or one checkpoint"
+    )
 
 
-def unfinished(root: Path) -> list[str]:
-    """Names of what saves under way, or interrupted ones, have under `root`."""
-    return sorted(path.name for path in root.glob(f"{ASIDE}*"))
+def unfinished_saves(root: Path) -> list[str]:
+    """Return the names of the directories under `root` whose saves are in progress or were interrupted, sorted."""
+    return sorted(path.name for path in root.glob(f"{HIDDEN_PREFIX}*"))
 
 
 def remove_unfinished(root: Path) -> None:
-    """Removes what interrupted saves left under `root`. One process calls it, while nobody saves."""
-    for name in unfinished(root):
+    """Remove the leftovers of interrupted saves under `root`. Only one process may call this, with no save running."""
+    for name in unfinished_saves(root):
         shutil.rmtree(root / name, ignore_errors=True)
 
 
 def size_on_disk(path: Path) -> int:
-    """Bytes of a checkpoint's files."""
+    """Return the total size of a checkpoint's files in bytes."""
     return sum(file.stat().st_size for file in path.iterdir())
 
 
 def delete_checkpoint(path: Path) -> None:
-    """Deletes a checkpoint, whoever reads it. Raises OSError."""
-    # Renamed first, so that a half-deleted checkpoint is never taken for a complete one.
-    shutil.rmtree(path.rename(path.with_name(f"{ASIDE}{path.name}-deleting")))
+    """Delete a checkpoint even if somebody reads it. Raises OSError."""
+    # Rename it first, so that a half-deleted checkpoint never looks complete.
+    shutil.rmtree(path.rename(path.with_name(f"{HIDDEN_PREFIX}{path.name}-deleting")))
 
 
 def delete_unless_held(path: Path) -> bool:
-    """Deletes a checkpoint that no CheckpointReader holds; whether it did. Raises OSError."""
+    """Delete a checkpoint unless a CheckpointReader holds it. Return whether it was deleted. Raises OSError."""
     with (path / MANIFEST).open("r+b") as manifest:
         try:
             fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if isinstance(error, BlockingIOError):
                 return False
-            # Else a file system without locks: nobody has one.
+            # Any other error means that the file system has no locks, so no reader holds one.
         delete_checkpoint(path)
     return True
 
 
 def sync_directory(path: Path) -> None:
-    """Makes the names in a directory durable. Raises OSError."""
+    """Make the entries of a directory durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

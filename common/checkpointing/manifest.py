@@ -1,4 +1,4 @@
-"""What a checkpoint directory says of itself: its manifest, and how a reader is told that it isn't so."""
+"""Defines the manifest of a checkpoint directory, and the errors that readers raise."""
 
 import hashlib
 import json
@@ -15,27 +15,27 @@ METADATA = ".metadata"
 STATE = "state.json"
 _TENSORS = re.compile(r"__\d+_\d+\.distcp")
 
-ADVICE = "give another checkpoint (a resume takes the one before it by itself)"
+ADVICE = "Use another checkpoint (a resume falls back to the previous one automatically)"
 
 
 class CheckpointError(UserError):
-    """A checkpoint that can't be written or used: the message names its path and what to do."""
+    """Raised if a checkpoint cannot be written or used. The message says where it is and what to do."""
 
 
 class NoCheckpointError(CheckpointError):
-    """There is no complete checkpoint at the path, or not any more: it may have vanished while it was read."""
+    """Raised if there is no complete checkpoint at the path, or if it vanished while it was being read."""
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint whose files are not what its manifest says, or can't be read."""
+    """Raised if the files of a checkpoint differ from its manifest or cannot be read."""
 
 
 class FileRecord(NamedTuple):
-    """What a file must be.
+    """Expected size and digest of a file.
 
     Attributes:
-      size: in bytes.
-      digest: BLAKE2b of 32 bytes, in hexadecimal.
+      size: size in bytes.
+      digest: 32-byte BLAKE2b digest in hexadecimal.
     """
 
     size: int
@@ -43,9 +43,11 @@ class FileRecord(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """Attributes:
-    files: all others of the checkpoint, by name.
-    provenance: as of write_checkpoint().
+    """Content of a manifest.
+
+    Attributes:
+      files: all other files of the checkpoint, by name.
+      provenance: the provenance that was passed to write_checkpoint().
     """
 
     files: dict[str, FileRecord]
@@ -53,69 +55,69 @@ class Manifest(NamedTuple):
 
 
 def make_manifest(step: int, files: Mapping[str, FileRecord], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a manifest."""
+    """Return the manifest as a JSON object, including its own digest."""
     listed = {name: {"size": file.size, "blake2b": file.digest} for name, file in files.items()}
     content = {"format": FORMAT, "step": step, "provenance": dict(provenance), "files": listed}
     return content | {"blake2b": _seal(content)}
 
 
 def parse_manifest(path: Path, text: bytes) -> Manifest:
-    """The manifest of the checkpoint at `path`.
+    """Parse the manifest of the checkpoint at `path`.
 
     Raises:
-      DamagedCheckpointError: it is none, or its digest is not its own.
-      CheckpointError: it is in order, but of another version of this program.
+      DamagedCheckpointError: the text is not a manifest, or its digest does not match.
+      CheckpointError: the manifest is valid, but its format is that of another version of this program.
     """
     content = parse_json(path, MANIFEST, text)
     seal = content.pop("blake2b", None)
     if seal is None:
-        raise damaged(path, MANIFEST, "it has no digest; an older version of this program may have written it")
+        raise damaged(path, MANIFEST, "it has no digest (an older version of this program may have written it)")
     if seal != _seal(content):
-        raise damaged(path, MANIFEST, "its digest is not its own")
+        raise damaged(path, MANIFEST, "its digest does not match its content")
     if content.get("format") != FORMAT:
-        # Not damaged: a resume from an older one would overwrite it.
+        # It doesn't count as damaged, because a resume from an older checkpoint would overwrite it.
         raise CheckpointError(
-            f"{path}/{MANIFEST}: format {content.get('format')} found, this program reads {FORMAT}; use the version of "
-            "this program that wrote it, or move it away"
+            f"{path}/{MANIFEST}: its format is {content.get('format')}, but this program reads format {FORMAT}. Use "
+            "the version of this program that wrote it, or move it away"
         )
     try:
         files = {name: FileRecord(file["size"], file["blake2b"]) for name, file in content["files"].items()}
         provenance = content["provenance"]
     except (KeyError, TypeError, AttributeError) as error:
-        raise damaged(path, MANIFEST, "it doesn't list the files") from error
+        raise damaged(path, MANIFEST, "its list of files is invalid") from error
     types = {(type(file.size), type(file.digest)) for file in files.values()}
     if not types <= {(int, str)} or not isinstance(provenance, dict):
-        raise damaged(path, MANIFEST, "it doesn't list the files")
+        raise damaged(path, MANIFEST, "its list of files is invalid")
     for name in files:
         if name not in (METADATA, STATE) and not _TENSORS.fullmatch(name):
-            raise damaged(path, MANIFEST, f"it lists {name!a}, which is no file of a checkpoint")
+            raise damaged(path, MANIFEST, f"it lists {name!a}, which is not a file of a checkpoint")
     if missing := {METADATA, STATE} - files.keys():
-        raise damaged(path, MANIFEST, f"it doesn't list {min(missing)}")
+        raise damaged(path, MANIFEST, f"its list of files lacks {min(missing)}")
     return Manifest(files, provenance)
 
 
 def parse_json(path: Path, name: str, text: bytes) -> dict[str, Any]:
-    """The object that a file of the checkpoint at `path` holds. Raises DamagedCheckpointError: it holds none."""
+    """Parse a JSON object from a file of the checkpoint at `path`. Raises DamagedCheckpointError if it isn't one."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise damaged(path, name, f"not JSON ({error})") from error
+        raise damaged(path, name, f"it is not valid JSON ({error})") from error
     if not isinstance(content, dict):
-        raise damaged(path, name, "no JSON object")
+        raise damaged(path, name, "it is not a JSON object")
     return content
 
 
 def file_digest(path: Path) -> str:
-    """BLAKE2b of 32 bytes, in hexadecimal. Raises OSError."""
+    """Return the 32-byte BLAKE2b digest of a file in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
-def damaged(path: Path, name: str, found: str) -> DamagedCheckpointError:
-    """What is told of a file of the checkpoint at `path`."""
-    return DamagedCheckpointError(f"{path}/{name}: damaged checkpoint: {found}; {ADVICE}")
+def damaged(path: Path, name: str, problem: str) -> DamagedCheckpointError:
+    """Return the error for a damaged file of the checkpoint at `path`."""
+    return DamagedCheckpointError(f"{path}/{name}: damaged checkpoint: {problem}. {ADVICE}")
 
 
 def _seal(content: Mapping[str, Any]) -> str:
-    """Digest of the rest of a manifest, so that no byte of it can change unseen."""
+    """Return the digest of the rest of a manifest, which reveals any change."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=32).hexdigest()

@@ -1,6 +1,6 @@
-"""Reads a checkpoint, which remains as long as it is open, and of which nothing is used that was not verified.
+"""Reads checkpoints. An open checkpoint is protected from deletion, and no unverified data is used.
 
-Memory that is shared out to ranks is not known here: of a tensor in shards, a rank gives its own to load().
+This module knows nothing about sharding: for a sharded tensor, each rank passes its own shards to load().
 """
 
 import contextlib
@@ -32,25 +32,26 @@ from common.checkpointing.manifest import (
 from common.checkpointing.safe_reader import SafeReader
 from common.distributed.world import World
 
-# RuntimeError: a tensor that is said to be larger than the memory.
+# torch raises RuntimeError if the metadata declares a tensor larger than memory.
 _UNREADABLE = (OSError, RuntimeError, pickle.UnpicklingError, dcp.CheckpointException)
 
 
 class CheckpointReader:
-    """A complete checkpoint, from which rotation keeps away until close() or the end of the process, however it ends.
+    """Reads a complete checkpoint and keeps rotation from deleting it until close() or the end of the process.
 
-    Each file is compared with the manifest once, before anything of it is used. No code that may be in the files is
-    run. All methods raise
+    Compares each file with the manifest once, before using its content. Never runs code that the files may contain.
+    All methods raise
 
-      NoCheckpointError: it was removed meanwhile.
-      DamagedCheckpointError: the size or digest of a file is not the manifest's, or a file can't be read.
+      NoCheckpointError: the checkpoint was removed while it was open.
+      DamagedCheckpointError: the size or digest of a file differs from the manifest, or a file cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises, beside the above:
+        """Open the checkpoint at `path`.
 
-        NoCheckpointError: `path` is no complete checkpoint.
-        CheckpointError: another version of this program wrote it.
+        Raises:
+          NoCheckpointError: `path` is not a complete checkpoint.
+          CheckpointError: an incompatible version of this program wrote it.
         """
         self.path = path
         self._verified: set[str] = set()
@@ -66,27 +67,27 @@ class CheckpointReader:
         self.close()
 
     def close(self) -> None:
-        """Lets rotation have it."""
+        """Allow rotation to delete the checkpoint again."""
         self._lock.close()
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the manifest says of who wrote it."""
+        """Provenance from the manifest: what wrote the checkpoint."""
         return self._manifest.provenance
 
     @property
     def num_bytes(self) -> int:
-        """Size of its files, without the manifest."""
+        """Total size of the files in bytes, without the manifest."""
         return sum(file.size for file in self._manifest.files.values())
 
     def state(self) -> dict[str, Any]:
-        """The values that were saved beside the tensors."""
+        """Return the values that were saved with the tensors."""
         with self._reading():
             self._verify(STATE)
             return parse_json(self.path, STATE, (self.path / STATE).read_bytes())
 
     def verify(self, rank: int = 0, world_size: int = 1) -> None:
-        """Compares all files with the manifest; of several ranks, each the digests of a part of them."""
+        """Compare all files with the manifest. Each of `world_size` ranks computes the digests of a share of them."""
         with self._reading():
             by_size = sorted(self._manifest.files, key=lambda name: self._manifest.files[name].size, reverse=True)
             for name in by_size:
@@ -94,13 +95,15 @@ class CheckpointReader:
             for name in by_size[rank::world_size]:
                 self._verify(name)
 
-    def verified_by_all(self) -> None:
-        """To be called when verify() has returned on each rank: nothing is compared again."""
+    def mark_verified(self) -> None:
+        """Skip all further comparisons. Call this after verify() has returned on every rank."""
         self._verified |= self._manifest.files.keys()
 
     def types(self, prefix: str = "") -> dict[str, torch.Tensor]:
-        """The tensors whose names begin with `prefix`, by their names without it: sizes and dtypes without values (on
-        the meta device)."""
+        """Return the tensors whose names start with `prefix`, by the rest of the name, on the meta device.
+
+        They have shapes and dtypes but no values.
+        """
         with self._reading():
             self._verify(METADATA)
             metadata = self._reader().read_metadata().state_dict_metadata
@@ -111,7 +114,7 @@ class CheckpointReader:
             }
 
     def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
-        """The tensors whose names begin with `prefix`, without it, in host memory."""
+        """Return the tensors whose names start with `prefix`, by the rest of the name, in host memory."""
         self.verify()
         with self._reading():
             into = {name: torch.empty_like(kind, device="cpu") for name, kind in self.types(prefix).items()}
@@ -119,14 +122,14 @@ class CheckpointReader:
         return into
 
     def load(self, into: Mapping[str, torch.Tensor], prefix: str = "") -> None:
-        """Reads tensors into the memory of others; of one that is spread over the ranks, this rank's part.
+        """Load tensors from the checkpoint in place. For a sharded tensor, load this rank's shards.
 
         Args:
-          into: by their names in the checkpoint, less the prefix; of the sizes that they have there.
-          prefix: of the names in the checkpoint.
+          into: tensors to fill, by their names in the checkpoint without the prefix, with the saved shapes.
+          prefix: common prefix of their names in the checkpoint.
         """
         self.verify()
-        with self._reading(), world_of_one_is_meant():
+        with self._reading(), without_process_group_warning():
             named = {prefix + name: tensor for name, tensor in into.items()}
             dcp.load(named, storage_reader=self._reader(), no_dist=True)
 
@@ -139,44 +142,38 @@ class CheckpointReader:
         if size is None:
             raise damaged(self.path, name, "the file is missing")
         if size != expected:
-            raise damaged(self.path, name, f"{size} bytes long, {expected} expected")
+            raise damaged(self.path, name, f"its size is {size} bytes, expected {expected}")
 
     def _verify(self, name: str) -> None:
         if name in self._verified:
             return
         self._check_size(name)
         if file_digest(self.path / name) != self._manifest.files[name].digest:
-            raise damaged(self.path, name, "its digest is not the manifest's")
+            raise damaged(self.path, name, "its digest differs from the manifest")
         self._verified.add(name)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """Tells a checkpoint that vanishes while it is read (removed by hand) from a damaged one."""
+        """Raise NoCheckpointError if the checkpoint vanished (removed by hand), DamagedCheckpointError otherwise."""
         root = logging.getLogger()
-        root.addFilter(_is_news)
+        root.addFilter(_is_not_raised_later)
         try:
             yield
-        except (
-            OSError,
-            RuntimeError,
-            pickle.UnpicklingError,
-            dcp.CheckpointException,
-            DamagedCheckpointError,
-        ) as error:
+        except (*_UNREADABLE, DamagedCheckpointError) as error:
             if not (self.path / MANIFEST).is_file():
-                raise NoCheckpointError(f"{self.path}: the checkpoint was removed while it was read") from error
+                raise NoCheckpointError(f"{self.path}: the checkpoint was removed while it was being read") from error
             if isinstance(error, DamagedCheckpointError):
                 raise
-            raise _told(self.path, error) from error
+            raise _as_damaged(self.path, error) from error
         finally:
-            root.removeFilter(_is_news)
+            root.removeFilter(_is_not_raised_later)
 
 
 def open_on_all_ranks(path: Path, world: World) -> CheckpointReader:
-    """Opens a checkpoint on each rank, and verifies it once, each rank a part. Collective.
+    """Open a checkpoint on each rank and verify it, each rank a share of the files. Collective.
 
     Raises:
-      CheckpointError: on all ranks, where it is damaged, or not there, on any.
+      CheckpointError: on all ranks, if any rank finds the checkpoint damaged or missing.
     """
     opened: list[CheckpointReader] = []
 
@@ -190,59 +187,63 @@ def open_on_all_ranks(path: Path, world: World) -> CheckpointReader:
         for checkpoint in opened:
             checkpoint.close()
         raise
-    opened[0].verified_by_all()
+    opened[0].mark_verified()
     return opened[0]
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The values that were saved beside the tensors. Raises CheckpointError, as CheckpointReader."""
+    """Return the values that were saved with the tensors. Raises CheckpointError like CheckpointReader."""
     with CheckpointReader(path) as checkpoint:
         return checkpoint.state()
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
-    """The tensors whose names begin with `prefix`, without it, in host memory. Raises CheckpointError, as
-    CheckpointReader."""
+    """Return the tensors whose names start with `prefix`, by the rest of the name, in host memory.
+
+    Raises CheckpointError like CheckpointReader.
+    """
     with CheckpointReader(path) as checkpoint:
         return checkpoint.tensors(prefix)
 
 
 @contextlib.contextmanager
-def world_of_one_is_meant() -> Iterator[None]:
-    """Silences torch's guess, a warning, about what is meant where there is no process group."""
+def without_process_group_warning() -> Iterator[None]:
+    """Silence torch's warning about the missing process group. It is missing on purpose."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield
 
 
 def _locked_manifest(path: Path) -> IO[bytes]:
-    """The manifest, with a lock that others may have too, but not who wants to delete the checkpoint."""
+    """Open the manifest with a shared lock, which other readers can share but which blocks deletion."""
     if not (path / MANIFEST).is_file():
-        found = f"no complete checkpoint here (no {MANIFEST})"
+        problem = f"not a complete checkpoint (it has no {MANIFEST})"
         if not path.is_dir():
-            found = f"no such directory (looked from {Path.cwd()})"
-        raise NoCheckpointError(f"{path}: {found}; give a directory such as .../checkpoints/1000")
+            problem = f"no such directory (current directory: {Path.cwd()})"
+        raise NoCheckpointError(f"{path}: {problem}; specify a directory such as .../checkpoints/1000")
     with contextlib.ExitStack() as stack:
         file = stack.enter_context((path / MANIFEST).open("rb"))
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_SH)
         if not os.path.samestat(os.fstat(file.fileno()), (path / MANIFEST).stat()):
-            raise NoCheckpointError(f"{path}: the checkpoint was replaced while it was opened; try again")
+            raise NoCheckpointError(f"{path}: the checkpoint was replaced while it was being opened; try again")
         stack.pop_all()
         return file
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Not what torch logs, with a traceback and by the root logger, before it raises what is told as our error."""
+def _is_not_raised_later(record: logging.LogRecord) -> bool:
+    """Return False for the tracebacks that torch logs to the root logger before it raises the same error."""
     return not record.getMessage().startswith(("Global metadata is not found", "Rank local metadata is not found"))
 
 
-def _told(path: Path, error: BaseException) -> DamagedCheckpointError:
-    """What the system, or torch, says of a file, as ours."""
+def _as_damaged(path: Path, error: BaseException) -> DamagedCheckpointError:
+    """Convert an error of the operating system or of torch to a DamagedCheckpointError."""
     cause = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
     if isinstance(cause, OSError):
-        return DamagedCheckpointError(f"{cause.filename or path}: can't be read: {cause.strerror or cause}; {ADVICE}")
-    found = str(cause).partition("\n")[0]
+        return DamagedCheckpointError(
+            f"{cause.filename or path}: cannot read the file: {cause.strerror or cause}. {ADVICE}"
+        )
+    problem = str(cause).partition("\n")[0]
     if isinstance(cause, pickle.UnpicklingError):
-        found = f"this program did not write it, and it could run code: {found}"
-    return DamagedCheckpointError(f"{path}: not loaded: {found}; {ADVICE}")
+        problem = f"this program did not write it, and it could run code: {problem}"
+    return DamagedCheckpointError(f"{path}: cannot load the checkpoint: {problem}. {ADVICE}")

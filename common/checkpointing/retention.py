@@ -1,4 +1,4 @@
-"""Which checkpoints are made, which one a run continues from, and which are deleted."""
+"""Decides when to save a checkpoint, which one a run resumes from, and which ones to delete."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointRetention:
-    """Saves every n steps and at the end; keeps the newest few and the best few, and some for good."""
+    """Schedules saves and rotates checkpoints: keeps the newest, the best, and every n-th permanently."""
 
     def __init__(
         self,
@@ -24,12 +24,14 @@ class CheckpointRetention:
         keep_every_n: int | None = None,
         best: Callable[[Collection[int]], set[int]] | None = None,
     ) -> None:
-        """Args:
-        root: directory of the run's checkpoints.
-        every_n: steps between checkpoints.
-        max_to_keep: older ones beyond this are deleted (>= 2); None keeps all.
-        keep_every_n: those after every so many steps are not deleted; None: no exception.
-        best: those that it finds are not deleted; None: no exception.
+        """Initialize without reading the directory.
+
+        Args:
+          root: directory of the run's checkpoints.
+          every_n: number of steps between checkpoints.
+          max_to_keep: number of newest checkpoints to keep (>= 2), or None to keep all.
+          keep_every_n: checkpoints of steps that are multiples of this are never deleted; None for no such exception.
+          best: selects the best among the steps that it gets, which are not deleted; None for no such exception.
         """
         self.root = root
         self._every_n = every_n
@@ -39,28 +41,28 @@ class CheckpointRetention:
         self._damaged: set[int] = set()
 
     def is_due(self, step: int) -> bool:
-        """Whether to save after `step`, whatever else happens there."""
+        """Return whether a save is scheduled after `step`."""
         return step % self._every_n == 0
 
     def latest(self) -> Path | None:
-        """The newest complete checkpoint, found by looking."""
+        """Return the newest complete checkpoint, or None. Lists the directory."""
         return next(reversed(self.complete()), None)
 
     def complete(self) -> list[Path]:
-        """All complete checkpoints, the newest last, found by looking; [] where the directory can't be read."""
+        """Return all complete checkpoints, newest last. Lists the directory; [] if it cannot be read."""
         try:
             return [self.root / str(step) for step in complete_steps(self.root)]
         except OSError:
             return []
 
     def open_newest(self, world: World) -> CheckpointReader | None:
-        """What a run continues from: the newest complete checkpoint whose files are all as its manifest says.
-        Collective.
+        """Open the newest complete checkpoint that passes verification, or return None if there is none. Collective.
 
-        A damaged one is an error in the log. It stays until the run has come beyond its step again.
+        Logs an error for each damaged checkpoint. A damaged checkpoint stays until the run passes its step again.
 
         Raises:
-          CheckpointError: all of them are damaged, or the newest is another program version's; on all ranks.
+          CheckpointError: on all ranks, if all checkpoints are damaged or an incompatible version of this program wrote
+            the newest one.
         """
         for step in reversed(world.consensus.broadcast_from_rank_zero(lambda: complete_steps(self.root))):
             try:
@@ -71,30 +73,31 @@ class CheckpointRetention:
         if self._damaged:
             listed = ", ".join(map(str, sorted(self._damaged, reverse=True)))
             raise CheckpointError(
-                f"{self.root}: all checkpoints are damaged ({listed}); put back a copy of one, or give "
-                "--overwrite_save_dir to start anew, which deletes them"
+                f"{self.root}: all checkpoints are damaged ({listed}). Restore one from a copy, or pass "
+                "--overwrite_save_dir to start over, which deletes them"
             )
         return None
 
     def rotate(self, saved: int) -> None:
-        """Deletes what is too old. Called by one rank; never fails.
+        """Delete checkpoints that are too old. Call this on one rank. Never fails.
 
-        saved: step of the newest checkpoint, which is complete. Later ones are damaged and will be made anew.
+        Args:
+          saved: step of the newest checkpoint, which is complete. Any later ones are damaged and will be overwritten.
         """
         self._damaged.discard(saved)
         if self._max_to_keep is None:
             return
         try:
-            sync_directory(self.root)  # what an earlier process has renamed last may not be durable
+            sync_directory(self.root)  # the last rename by an earlier process may not be durable yet
             steps = [step for step in complete_steps(self.root) if step <= saved]
-            whole = [step for step in steps if step not in self._damaged]
-            kept = set(whole[-self._max_to_keep :])
+            intact = [step for step in steps if step not in self._damaged]
+            kept = set(intact[-self._max_to_keep :])
             if self._best is not None:
-                kept |= self._best(whole)
+                kept |= self._best(intact)
         except (OSError, UserError) as error:
-            logger.warning("old checkpoints were not deleted: %s", error)
+            logger.warning("could not delete old checkpoints: %s", error)
             return
-        if saved not in kept:  # it was removed meanwhile
+        if saved not in kept:  # somebody removed it
             return
         for step in steps:
             if step in kept or (self._keep_every_n is not None and step % self._keep_every_n == 0):
@@ -102,6 +105,6 @@ class CheckpointRetention:
             path = self.root / str(step)
             try:
                 if not delete_unless_held(path):
-                    logger.info("%s is being read, and stays until a later checkpoint is saved", path)
+                    logger.info("%s is being read and stays until a later checkpoint is saved", path)
             except OSError as error:
-                logger.warning("old checkpoint %s could not be deleted: %s", path, error)
+                logger.warning("could not delete the old checkpoint %s: %s", path, error)

@@ -1,6 +1,6 @@
-"""Reads the files of torch.distributed.checkpoint without running code that somebody has put into them.
+"""Reads the files of torch.distributed.checkpoint without running code that an attacker may have put into them.
 
-torch loads tensors with weights_only, but unpickles `.metadata`, and what is no tensor, as it comes.
+torch loads tensors with weights_only, but it unpickles `.metadata` and non-tensor entries without restrictions.
 """
 
 import io
@@ -15,10 +15,10 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from common.checkpointing.manifest import METADATA
 
-# All that torch names in the metadata of tensors, but for dtypes.
+# All names that torch uses in the metadata of tensors, except dtypes.
 _KNOWN = {
     ("pathlib", "PosixPath"),
-    ("pathlib._local", "PosixPath"),  # of Python 3.13
+    ("pathlib._local", "PosixPath"),  # Python 3.13
     ("torch", "Size"),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
@@ -33,47 +33,51 @@ _KNOWN = {
 
 
 class _RefusedError(pickle.UnpicklingError):
-    """What is there is known, and not taken."""
+    """Raised for content that was understood but is not allowed."""
 
 
 class SafeReader(dcp.FileSystemReader):
-    """A FileSystemReader of checkpoints of tensors; anything else is refused by a pickle.UnpicklingError."""
+    """Reads checkpoints that contain only tensors. Raises pickle.UnpicklingError for anything else."""
 
     def __init__(self, path: Path, files: Collection[str]) -> None:
-        """Args:
-        path: of the checkpoint.
-        files: in it, that tensors may be read from.
+        """Initialize without reading.
+
+        Args:
+          path: directory of the checkpoint.
+          files: names of the files in it that may contain tensors.
         """
         super().__init__(path)
         self._files = files
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """Raises OSError: the file can't be read."""
+        """Return the checked metadata. Raises OSError if the file cannot be read."""
         content = (Path(self.checkpoint_id) / METADATA).read_bytes()
         try:
             metadata = _Unpickler(io.BytesIO(content)).load()
             self._check(metadata)
         except _RefusedError:
             raise
-        except Exception as error:  # what a pickle makes Python do wrong can be anything
-            raise pickle.UnpicklingError(f"{METADATA} is not torch's: {error!r}") from error
+        except Exception as error:  # a malformed pickle can raise anything
+            raise pickle.UnpicklingError(f"{METADATA} is not valid torch metadata: {error!r}") from error
         return metadata  # type: ignore[no-any-return]
 
     def _check(self, metadata: Any) -> None:
         if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
-            raise _RefusedError(f"{METADATA} is not torch's")
+            raise _RefusedError(f"{METADATA} is not valid torch metadata")
         for name, entry in metadata.state_dict_metadata.items():
             if not isinstance(name, str) or not isinstance(entry, TensorStorageMetadata):
-                raise _RefusedError(f"'{name}' is no tensor")
-            torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")  # or it says what is wrong
+                raise _RefusedError(f"'{name}' is not a tensor")
+            torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")  # raises if the entry is invalid
         for stored in metadata.storage_data.values():
             if stored.relative_path not in self._files:
-                raise _RefusedError(f"a tensor is to be read from {stored.relative_path}")
+                raise _RefusedError(
+                    f"it refers to {stored.relative_path}, which is not a tensor file of this checkpoint"
+                )
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str, /) -> Any:
         known = (module, name) in _KNOWN or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype))
         if not known:
-            raise _RefusedError(f"{METADATA} names {module}.{name}")
+            raise _RefusedError(f"{METADATA} refers to {module}.{name}")
         return super().find_class(module.removesuffix("._local"), name)

@@ -1,8 +1,8 @@
-"""Writes a checkpoint directory, which appears under its name only when it is complete and durable.
+"""Writes checkpoint directories. A directory gets its final name only when it is complete and durable.
 
-A checkpoint `<root>/<step>` holds tensors (torch.distributed.checkpoint), everything else as JSON (state.json), and a
-manifest with the size and digest of each file and what wrote them. It is written to a hidden directory, synchronized to
-disk, then renamed. Which checkpoints are kept is decided in retention.py.
+A checkpoint `<root>/<step>` contains the tensors (torch.distributed.checkpoint), everything else as JSON (state.json),
+and a manifest with the provenance and the size and digest of each file. The writer fills a hidden directory,
+synchronizes it to disk, then renames it. retention.py decides which checkpoints to keep.
 """
 
 import concurrent.futures
@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from common.checkpointing.directory import ASIDE, complete_steps, delete_checkpoint, sync_directory
+from common.checkpointing.directory import HIDDEN_PREFIX, complete_steps, delete_checkpoint, sync_directory
 from common.checkpointing.manifest import MANIFEST, STATE, CheckpointError, FileRecord, file_digest, make_manifest
-from common.checkpointing.reader import world_of_one_is_meant
+from common.checkpointing.reader import without_process_group_warning
 
 T = TypeVar("T")
 
@@ -34,60 +34,60 @@ def write_checkpoint(
     group: dist.ProcessGroup | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes `<root>/<step>`. Collective over `group`; None: a world of one.
+    """Write the checkpoint `<root>/<step>` and return its path. Collective over `group`.
 
     Args:
       root: directory of the run's checkpoints.
-      step: steps done.
-      tensors: by name; the same names on all ranks. What is equal on all ranks is written once.
-      values: all the rest, as JSON; rank 0's are written.
-      group: a gloo group that nothing else uses.
-      provenance: what wrote it, as JSON, for the manifest; rank 0's is written.
+      step: number of completed steps.
+      tensors: tensors by name, with the same names on all ranks. A tensor that all ranks hold is written once.
+      values: all other state as JSON values. Rank 0's values are written.
+      group: gloo group that nothing else uses, or None for a single process.
+      provenance: JSON values for the manifest that describe what wrote the checkpoint. Rank 0's values are written.
 
     Raises:
-      CheckpointError: the file system refuses; on all ranks.
+      CheckpointError: on all ranks, if writing fails on any rank.
     """
     final = root / str(step)
-    aside = root / f"{ASIDE}{step}"
+    hidden = root / f"{HIDDEN_PREFIX}{step}"
     rank = dist.get_rank(group) if group is not None else 0
 
     def prepare() -> None:
         if rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            _write_json(aside / STATE, values)
+            shutil.rmtree(hidden, ignore_errors=True)
+            hidden.mkdir(parents=True)
+            _write_json(hidden / STATE, values)
 
     def publish() -> None:
         if rank == 0:
             files = {name: file for part in parts for name, file in part.items()}
-            _write_json(aside / MANIFEST, make_manifest(step, files, provenance or {}))
-            sync_directory(aside)
-            if final.exists():  # incomplete or damaged, else the run would have continued from it
+            _write_json(hidden / MANIFEST, make_manifest(step, files, provenance or {}))
+            sync_directory(hidden)
+            if final.exists():  # it is incomplete or damaged, or the run would have resumed from it
                 delete_checkpoint(final)
-            aside.rename(final)
+            hidden.rename(final)
             sync_directory(root)
 
     try:
         _on_all_ranks(prepare, group)
-        with world_of_one_is_meant():
+        with without_process_group_warning():
             dcp.save(
                 dict(tensors),
-                storage_writer=_Writer(aside, sync_files=False),
+                storage_writer=_Writer(hidden, sync_files=False),
                 process_group=group,
                 no_dist=group is None,
             )
-        parts = _on_all_ranks(lambda: _seal_files(aside, rank), group)
+        parts = _on_all_ranks(lambda: _seal_files(hidden, rank), group)
         _on_all_ranks(publish, group)
     except (OSError, dcp.CheckpointException) as error:
-        if rank == 0:  # a full disk needs the room
-            shutil.rmtree(aside, ignore_errors=True)
+        if rank == 0:  # free the space in case the disk is full
+            shutil.rmtree(hidden, ignore_errors=True)
         cause = error if isinstance(error, OSError) else next(iter(error.failures.values()))[0]
-        raise CheckpointError(f"{final}: the checkpoint can't be written: {_refusal(cause, root)}") from error
+        raise CheckpointError(f"{final}: cannot write the checkpoint: {_describe(cause, root)}") from error
     return final
 
 
 class _Writer(dcp.FileSystemWriter):
-    """A FileSystemWriter that raises what the system says of a write, where torch raises what follows from it."""
+    """Raises the OSError behind a failed write; torch raises only an error that follows from it."""
 
     def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> Any:
         try:
@@ -99,23 +99,23 @@ class _Writer(dcp.FileSystemWriter):
             raise error or raised from None
 
 
-def _refusal(cause: BaseException, root: Path) -> str:
-    """Why a checkpoint could not be written, and what there is."""
-    told = str(cause).partition("\n")[0]
+def _describe(cause: BaseException, root: Path) -> str:
+    """Describe why a write failed and list the complete checkpoints under `root`."""
+    reason = str(cause).partition("\n")[0]
     if isinstance(cause, OSError):
-        told = f"{cause.strerror}: {cause.filename}" if cause.filename else str(cause.strerror or cause)
+        reason = f"{cause.strerror}: {cause.filename}" if cause.filename else str(cause.strerror or cause)
         if cause.errno in (errno.ENOSPC, errno.EDQUOT):
             with contextlib.suppress(OSError):
-                told += f" ({shutil.disk_usage(root).free / 2**20:,.1f} MiB free there; make room)"
+                reason += f" ({shutil.disk_usage(root).free / 2**20:,.1f} MiB free; free some space)"
     try:
         steps = str(complete_steps(root) or "none")
     except OSError:
-        steps = "can't be looked at"
-    return f"{told}. Complete checkpoints: {steps}"
+        steps = "unknown (cannot read the directory)"
+    return f"{reason}. Complete checkpoints: {steps}"
 
 
 def _on_all_ranks(action: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
-    """What `action` gives on each rank; what the disk refuses to any of them is raised on all, so that none waits."""
+    """Run `action` and return its results by rank. If any rank raises an OSError, all ranks raise it, so none waits."""
     mine: T | OSError
     try:
         mine = action()
@@ -132,14 +132,16 @@ def _on_all_ranks(action: Callable[[], T], group: dist.ProcessGroup | None) -> l
 
 
 def _seal_files(directory: Path, rank: int) -> dict[str, FileRecord]:
-    """Makes the files that this rank has written durable; their sizes and digests. Rank 0's are also those that belong
-    to no rank."""
+    """Make this rank's files durable and return their sizes and digests by name.
+
+    Rank 0 also handles the files that belong to no rank.
+    """
     own = [
         path
         for path in sorted(directory.iterdir())
         if path.name.startswith(f"__{rank}_") or (rank == 0 and not path.name.startswith("__"))
     ]
-    # The processor digests what the disk writes meanwhile.
+    # The CPU computes digests while the disk writes.
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         synced = [pool.submit(_sync_file, path) for path in own]
         files = {path.name: FileRecord(path.stat().st_size, file_digest(path)) for path in own}

@@ -1,4 +1,4 @@
-"""Layer normalisation that a constant row survives."""
+"""Implements layer normalization that returns zeros, not NaN, for a constant row."""
 
 import torch
 import torch.nn.functional as F
@@ -6,12 +6,12 @@ from torch import nn
 
 from common.modules.config import LayerNormConfig
 
-# Added to the variance at least: with an epsilon of 0 a constant row would be 0 / 0.
+# Lower bound for epsilon. With an epsilon of 0, a constant row would be 0 / 0.
 _SMALLEST_EPSILON = 1e-12
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis (arXiv 1607.06450)."""
+    """Layer normalization over the last axis (arXiv 1607.06450)."""
 
     def __init__(self, features: int, config: LayerNormConfig) -> None:
         super().__init__()
@@ -20,5 +20,5 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features)) if config.center else None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """inputs: [batch, features]; returns the same shape."""
+        """Normalize inputs [batch, features]; the output has the same shape."""
         return F.layer_norm(inputs, inputs.shape[-1:], self.weight, self.bias, self._epsilon)

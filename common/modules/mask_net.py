@@ -1,4 +1,4 @@
-"""MaskNet: features multiplied by masks that depend on the instance (Wang, She, Zhang 2021, arXiv 2102.07619)."""
+"""Implements MaskNet, which multiplies features by learned masks (Wang, She, Zhang 2021, arXiv 2102.07619)."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from common.modules.mlp import Mlp, linear
 
 
 class MaskBlock(nn.Module):
-    """ReLU(LN(W (mask * inputs))) with mask = W2 ReLU(W1 mask_inputs) (equations 4, 7 and 9 of the paper)."""
+    """Computes ReLU(LN(W (mask * inputs))) with mask = W2 ReLU(W1 mask_inputs) (equations 4, 7 and 9 of the paper)."""
 
     def __init__(self, in_features: int, mask_features: int, config: MaskBlockConfig) -> None:
         super().__init__()
@@ -20,14 +20,14 @@ class MaskBlock(nn.Module):
         self.norm = nn.LayerNorm(config.output_size)
 
     def forward(self, inputs: torch.Tensor, mask_inputs: torch.Tensor) -> torch.Tensor:
-        """inputs: [batch, in_features], mask_inputs: [batch, mask_features]; returns [batch, output_size]."""
+        """Return [batch, output_size] for inputs [batch, in_features] and mask_inputs [batch, mask_features]."""
         return F.relu(self.norm(self.hidden(self.input_norm(inputs) * self.mask(mask_inputs))))
 
 
 class MaskNet(nn.Module):
-    """Mask blocks, in parallel on the same input or serial (figures 4 and 3 of the paper), then an MLP.
+    """Applies mask blocks in parallel or in series (figures 4 and 3 of the paper), then an MLP.
 
-    Every block's mask sees the net's own input.
+    The mask of every block depends on the input of the net.
     """
 
     def __init__(self, in_features: int, config: MaskNetConfig) -> None:
@@ -44,7 +44,7 @@ class MaskNet(nn.Module):
         self.out_features = self.mlp.out_features if self.mlp is not None else size
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """inputs: [batch, in_features]; returns [batch, out_features]."""
+        """Return [batch, out_features] for inputs [batch, in_features]."""
         if self._parallel:
             net = torch.cat([block(inputs, inputs) for block in self.blocks], dim=1)
         else:

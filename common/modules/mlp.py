@@ -1,4 +1,4 @@
-"""A multi-layer perceptron."""
+"""Implements a multi-layer perceptron."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from common.modules.config import MlpConfig
 
 
 class Mlp(nn.Module):
-    """Layers of Linear, batch norm, ReLU, dropout; the last one is Linear alone unless final_layer_activation."""
+    """Chains layers of Linear, batch norm, ReLU and dropout. The last is only Linear, unless final_layer_activation."""
 
     def __init__(self, in_features: int, config: MlpConfig) -> None:
         super().__init__()
@@ -27,13 +27,13 @@ class Mlp(nn.Module):
         self.out_features = size
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """inputs: [batch, in_features]; returns [batch, out_features]."""
+        """Return [batch, out_features] for inputs [batch, in_features]."""
         outputs: torch.Tensor = self.layers(inputs)
         return outputs
 
 
 def linear(in_features: int, out_features: int) -> nn.Linear:
-    """A Linear layer with Glorot-uniform weights (Glorot and Bengio 2010) and zero bias."""
+    """Return a Linear layer with Glorot-uniform weights (Glorot and Bengio 2010) and zero bias."""
     layer = nn.Linear(in_features, out_features)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""How optimizers of dense parameters are built. Those of embedding tables are in core/models/sharded.py."""
+"""Builds optimizers for dense parameters. core/models/sharded.py builds those for embedding tables."""
 
 from collections.abc import Iterable
 
@@ -11,11 +11,12 @@ from common.optimizers.learning_rate import ParameterGroupScheduler
 def build_optimizer(
     parameters: Iterable[torch.nn.Parameter], config: OptimizerConfig, name: str
 ) -> tuple[torch.optim.Optimizer, ParameterGroupScheduler]:
-    """The optimizer of one group of parameters, possibly of none, on their device.
+    """Return an optimizer with one parameter group, and the scheduler of its learning rate.
 
     Args:
-      config: anything but row_wise_adagrad.
-      name: of the group, in the log of learning rates.
+      parameters: parameters of the group; may be empty.
+      config: any optimizer except row_wise_adagrad.
+      name: name of the group in the log of learning rates.
     """
     groups = [{"params": list(parameters), "name": name}]
     optimizer: torch.optim.Optimizer

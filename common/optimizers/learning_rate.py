@@ -1,4 +1,4 @@
-"""Learning rates: pure functions of the step, so that no schedule needs saving."""
+"""Computes and applies learning rates. They are pure functions of the step, so checkpoints contain no schedule."""
 
 import bisect
 import math
@@ -11,12 +11,12 @@ from common.optimizers.config import LearningRate
 
 
 def learning_rate_at(config: LearningRate, step: int) -> float:
-    """The learning rate of the update that makes step `step` (the first is 1)."""
+    """Return the learning rate for the update of step `step`; steps count from 1."""
     if config.constant is not None:
         return config.constant
     if config.piecewise_constant is not None:
         piecewise = config.piecewise_constant
-        # A boundary is the last step of its value.
+        # A boundary is the last step that uses its value.
         return piecewise.learning_rate_values[bisect.bisect_left(piecewise.learning_rate_boundaries, step)]
     if config.linear_ramp_to_constant is not None:
         ramp = config.linear_ramp_to_constant
@@ -25,51 +25,56 @@ def learning_rate_at(config: LearningRate, step: int) -> float:
     assert cosine is not None
     if step <= cosine.num_ramp_steps:
         return cosine.learning_rate * step / cosine.num_ramp_steps
-    done = min(1.0, (step - cosine.num_ramp_steps) / (cosine.final_num_steps - cosine.num_ramp_steps))
-    weight = (1.0 + math.cos(math.pi * done)) / 2.0
+    progress = min(1.0, (step - cosine.num_ramp_steps) / (cosine.final_num_steps - cosine.num_ramp_steps))
+    weight = (1.0 + math.cos(math.pi * progress)) / 2.0
     return cosine.final_learning_rate + weight * (cosine.learning_rate - cosine.final_learning_rate)
 
 
 class LearningRateSchedule(Protocol):
-    """Learning rates of a model's parts."""
+    """Learning rates for the parts of a model."""
 
     def apply(self, step: int) -> None:
-        """Sets the learning rates of the update that makes `step`."""
+        """Set the learning rates for the update of `step`."""
 
     def at(self, step: int) -> dict[str, float]:
-        """The learning rate of each part at `step`, by its name."""
+        """Return the learning rate of each part at `step`, by the name of the part."""
 
 
-class JoinedSchedules:
-    """LearningRateSchedule of several optimizers."""
+class CombinedSchedule:
+    """Combines the schedules of several optimizers into one. The names of their parts must differ."""
 
-    def __init__(self, *rates: LearningRateSchedule) -> None:
-        self._rates = rates
+    def __init__(self, *schedules: LearningRateSchedule) -> None:
+        self._schedules = schedules
 
     def apply(self, step: int) -> None:
-        """As LearningRateSchedule."""
-        for rates in self._rates:
-            rates.apply(step)
+        """Set the learning rates of all optimizers for the update of `step`."""
+        for schedule in self._schedules:
+            schedule.apply(step)
 
     def at(self, step: int) -> dict[str, float]:
-        """As LearningRateSchedule; the names differ."""
-        return {name: rate for rates in self._rates for name, rate in rates.at(step).items()}
+        """Return the learning rate of each part of all schedules at `step`, by the name of the part."""
+        return {name: rate for schedule in self._schedules for name, rate in schedule.at(step).items()}
 
 
 class ParameterGroupScheduler:
-    """The learning rate of each of an optimizer's parameter groups."""
+    """Sets the learning rate of each parameter group of an optimizer."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, configs: Sequence[LearningRate]) -> None:
-        """configs: one per parameter group, in their order; a group's "name" is its name in the log."""
-        self._optimizer = optimizer  # not its groups: loading a state replaces them
+        """Initialize without setting any rate.
+
+        Args:
+          optimizer: its parameter groups need a "name", which is their name in the log.
+          configs: learning rate of each parameter group, in order.
+        """
+        self._optimizer = optimizer  # don't keep its groups, because loading a state replaces them
         self._configs = list(configs)
 
     def apply(self, step: int) -> None:
-        """Sets the learning rates of the update that makes `step`."""
+        """Set the learning rates for the update of `step`."""
         for group, config in zip(self._optimizer.param_groups, self._configs, strict=True):
             group["lr"] = learning_rate_at(config, step)
 
     def at(self, step: int) -> dict[str, float]:
-        """The learning rate of each group at `step`, by the group's name."""
+        """Return the learning rate of each group at `step`, by the name of the group."""
         groups = zip(self._optimizer.param_groups, self._configs, strict=True)
         return {group["name"]: learning_rate_at(config, step) for group, config in groups}

@@ -1,4 +1,4 @@
-"""The ground of configuration. `core.config.training` stands on a higher floor: import it by its own name."""
+"""Exports the base of configuration. `core.config.training` is in a higher layer; import it by its own name."""
 
 from common.errors import ConfigError, UserError
 from core.config.base_config import BaseConfig

@@ -1,7 +1,7 @@
-"""Reads a YAML file and overrides into a typed configuration, or says what is wrong with them.
+"""Loads a YAML file with overrides into a typed configuration, or reports what is wrong with them.
 
-Owns: overrides, and the one message that lists every mistake. Not: how YAML is read (yaml_document), nor the rules
-that a configuration must keep; its classes declare them (base_config).
+Owns overrides and the message that lists all errors. Does not own reading YAML (yaml_document), or the rules for a
+configuration, which its classes declare (base_config).
 """
 
 import difflib
@@ -30,12 +30,13 @@ _ConfigT = TypeVar("_ConfigT", bound=BaseConfig)
 def load_config_from_yaml(
     config_type: type[_ConfigT], yaml_path: str | os.PathLike[str], overrides: Sequence[str] = ()
 ) -> _ConfigT:
-    """The configuration in a YAML file, after the overrides (`path=value`, in their order).
+    """Load the configuration in a YAML file and apply the overrides (`key_path=value`) in order.
 
-    Raises ConfigError. Its message lists all mistakes: the path of each, its line or override, what was given
-    and what is allowed. YAML that does not parse and an override that leads nowhere are reported alone.
+    Logs one warning that lists the keys that are set but have no effect.
 
-    One warning lists the keys that are given but have no effect.
+    Raises:
+      ConfigError: the message lists all errors, each with its key path, its line or override, the value found and what
+        is allowed. YAML that does not parse and an override with an invalid key path are reported alone.
     """
     document = YamlDocument(_read(yaml_path), f"{yaml_path}")
     for override in overrides:
@@ -43,16 +44,16 @@ def load_config_from_yaml(
 
     config, errors = None, []
     try:
-        # As JSON, because in Python data strict pydantic takes no list for a tuple and no string for an enum.
+        # Validate JSON: in Python data, strict pydantic rejects a list for a tuple and a string for an enum.
         config = config_type.model_validate_json(json.dumps(document.data))
     except pydantic.ValidationError as error:
         errors = error.errors(include_url=False)
-    if config is None or document.mistakes:
-        mistakes = _describe(config_type, document, errors)
-        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-        raise ConfigError("\n  ".join([f"{yaml_path}: {count}", *mistakes]))
+    if config is None or document.errors:
+        lines = _describe(config_type, document, errors)
+        count = "1 error" if len(lines) == 1 else f"{len(lines)} errors"
+        raise ConfigError("\n  ".join([f"{yaml_path}: {count}", *lines]))
     if ignored := _without_effect(config_type, document):
-        logger.warning("%s: accepted, but without effect: %s", yaml_path, ", ".join(ignored))
+        logger.warning("%s: these keys are accepted but have no effect: %s", yaml_path, ", ".join(ignored))
     return config
 
 
@@ -60,10 +61,10 @@ def _read(yaml_path: str | os.PathLike[str]) -> str:
     try:
         return pathlib.Path(yaml_path).read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{yaml_path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{yaml_path}: cannot read the file: {error.strerror}") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{yaml_path}: line {line}: not UTF-8 text") from error
+        raise ConfigError(f"{yaml_path}: line {line}: the text is not valid UTF-8") from error
 
 
 # --- Overrides. ---
@@ -72,58 +73,60 @@ _EMPTY_MAPPING = yaml.MappingNode("tag:yaml.org,2002:map", [])
 
 
 def _apply(override: str, document: YamlDocument) -> None:
-    """Sets one value. Raises ConfigError if the path leads nowhere."""
+    """Apply one override. Raises ConfigError if the key path does not exist."""
     label = f"--set {shorten(override, 200)}"
     keys, text = _split(override, label)
     node = compose(text, label)
     if node is None:
-        raise ConfigError(f"{label}: no value after '='; write null, or '' for an empty string")
+        raise ConfigError(f"{label}: no value after '='; write null, or '' for the empty string")
     value: Any = document.data
-    path: KeyPath = ()
+    key_path: KeyPath = ()
     for key in keys:
         if value is None:
-            document.put(path, _EMPTY_MAPPING, label)
+            document.put(key_path, _EMPTY_MAPPING, label)
             value = {}
         if isinstance(value, dict):
             if key not in value and (dotted := next((k for k in value if k.startswith(f"{key}.")), None)):
-                raise ConfigError(f"{label}: no '{_show((*path, key))}'; did you mean {_show((*path, dotted))}?")
-            path, value = (*path, key), value.get(key)
+                missing, suggested = _show((*key_path, key)), _show((*key_path, dotted))
+                raise ConfigError(f"{label}: there is no '{missing}'; did you mean {suggested}?")
+            key_path, value = (*key_path, key), value.get(key)
         elif not isinstance(value, list):
-            raise ConfigError(f"{label}: {_show(path)} is {shorten(repr(value))}; nothing is below it")
+            raise ConfigError(f"{label}: {_show(key_path)} is {shorten(repr(value))}, which has no keys")
         elif key in map(str, range(len(value))):
-            path, value = (*path, int(key)), value[int(key)]
-        elif (index := _named(value, key)) is not None:
-            path, value = (*path, index), value[index]
+            key_path, value = (*key_path, int(key)), value[int(key)]
+        elif (index := _index_of(value, key)) is not None:
+            key_path, value = (*key_path, index), value[index]
         else:
-            problem = f"{_show(path)} has {len(value)} items, counted from 0; there is no item '{key}'"
-            raise ConfigError(f"{label}: {problem}" + (f"; write {_show((*path, 0))} for the first" if value else ""))
-    document.put(path, node, label)
+            problem = f"{_show(key_path)} has {len(value)} items, numbered from 0; there is no item '{key}'"
+            hint = f"; write {_show((*key_path, 0))} for the first" if value else ""
+            raise ConfigError(f"{label}: {problem}{hint}")
+    document.put(key_path, node, label)
 
 
-def _named(items: list[Any], name: str) -> int | None:
-    """Position of the item whose `name` it is; None: there is none, or several."""
-    found = [index for index, item in enumerate(items) if isinstance(item, dict) and item.get("name") == name]
-    return found[0] if len(found) == 1 else None
+def _index_of(items: list[Any], name: str) -> int | None:
+    """Return the index of the only item whose `name` is `name`, or None if there is no such item or more than one."""
+    matches = [index for index, item in enumerate(items) if isinstance(item, dict) and item.get("name") == name]
+    return matches[0] if len(matches) == 1 else None
 
 
 _SEGMENT = re.compile(r"""(?:^|(?<!^)\.)([^.\[\]="']+)|\[(?:"([^"]*)"|'([^']*)'|([^\]"']+))\]""")
 
 
 def _split(override: str, label: str) -> tuple[list[str], str]:
-    """The keys and the value of `a.b[c.d][0]=value`."""
+    """Split `a.b[c.d][0]=value` into the keys and the text of the value."""
     keys, end = [], 0
     while match := _SEGMENT.match(override, end):
         keys.append(next(key for key in match.groups() if key is not None))
         end = match.end()
     if keys and override[end : end + 1] == "=":
         return keys, override[end + 1 :]
-    problem = f"no path can be read at '{override[end:]}'" if "=" in override else "there is no '='"
+    problem = f"the key path is invalid at '{override[end:]}'" if "=" in override else "there is no '='"
     raise ConfigError(f"{label}: {problem}; write PATH=VALUE, such as a.b=1 or tasks[a.b].sizes[0]=1")
 
 
-def _show(path: KeyPath) -> str:
+def _show(key_path: KeyPath) -> str:
     shown = ""
-    for key in path:
+    for key in key_path:
         if isinstance(key, str) and re.fullmatch(r"""[^.\[\]="'\s]+""", key):
             shown += f".{key}" if shown else key
         else:
@@ -133,97 +136,101 @@ def _show(path: KeyPath) -> str:
 
 # --- The message. ---
 
-_Configs = dict[KeyPath, list[tuple[type[BaseConfig], dict[str, Any]]]]  # several at a path: it is a union
+_Configs = dict[KeyPath, list[tuple[type[BaseConfig], dict[str, Any]]]]  # several classes at a key path: a union
 
 
-def _walk(hint: Any, data: Any, path: KeyPath, found: _Configs) -> _Configs:
-    """Adds to `found` each mapping in `data` that stands where `hint` has a configuration, with its class."""
+def _walk(hint: Any, data: Any, key_path: KeyPath, configs: _Configs) -> _Configs:
+    """Add to `configs` each mapping in `data` for which the type hint expects a configuration, with its class."""
     origin = typing.get_origin(hint)
     if origin is None and isinstance(hint, type) and issubclass(hint, BaseConfig) and isinstance(data, dict):
-        found.setdefault(path, []).append((hint, data))
+        configs.setdefault(key_path, []).append((hint, data))
         for name, field in hint.model_fields.items():
-            _walk(field.annotation, data.get(name), (*path, name), found)
+            _walk(field.annotation, data.get(name), (*key_path, name), configs)
     for argument in typing.get_args(hint):
         if not (isinstance(origin, type) and issubclass(origin, Collection)):  # a union
-            _walk(argument, data, path, found)
+            _walk(argument, data, key_path, configs)
         elif isinstance(data, dict | list):
             for key, item in data.items() if isinstance(data, dict) else enumerate(data):
-                _walk(argument, item, (*path, key), found)
-    return found
+                _walk(argument, item, (*key_path, key), configs)
+    return configs
 
 
 def _without_effect(config: type[BaseConfig], document: YamlDocument) -> list[str]:
-    """The keys that are given and nothing reads; what an anchor repeats, once."""
-    found: dict[tuple[str, str], str] = {}
-    for path, here in _walk(config, document.data, (), {}).items():
-        for kind, given in here:
-            for name in kind.fields_without_effect():
-                if given.get(name) is not None:
-                    place = document.origin((*path, name))[-1]
-                    found.setdefault((place, name), f"{_show((*path, name))} ({place})")
-    return list(found.values())
+    """Return the keys that are set but that nothing reads. Lists a key that an anchor repeats only once."""
+    ignored: dict[tuple[str, str], str] = {}
+    for key_path, classes in _walk(config, document.data, (), {}).items():
+        for config_class, data in classes:
+            for name in config_class.fields_without_effect():
+                if data.get(name) is not None:
+                    origin = document.origin((*key_path, name))[-1]
+                    ignored.setdefault((origin, name), f"{_show((*key_path, name))} ({origin})")
+    return list(ignored.values())
 
 
 def _describe(config: type[BaseConfig], document: YamlDocument, errors: Sequence[ErrorDetails]) -> list[str]:
-    """A line for each mistake, in the order of the file."""
+    """Return one line per error, in the order of the file."""
     configs = _walk(config, document.data, (), {})
-    allowed = {path: [name for kind, _ in here for name in kind.model_fields] for path, here in configs.items()}
-    found: dict[KeyPath, list[str]] = {}  # what was given; what is wrong (several: a union's members)
+    allowed = {
+        key_path: [name for config_class, _ in classes for name in config_class.model_fields]
+        for key_path, classes in configs.items()
+    }
+    problems: dict[KeyPath, list[str]] = {}  # the subject, then its problems (several for the members of a union)
     for error in errors:
-        path = _locate(error, document.data, allowed)
-        given, text = _explain(error, path, document, allowed.get(path[:-1], []))
-        texts = found.setdefault(path, [given])
-        texts.extend([] if text in texts else [text])
-    for path, [(kind, data), *others] in configs.items():
-        # pydantic looks at groups only where all fields are right.
-        broken = kind.broken_groups([name for name, value in data.items() if value is not None])
-        is_meant = not data or data.keys() & kind.model_fields.keys()  # or a union's other member
-        if broken and is_meant and not others:
-            found[path] = ["", "; ".join(broken)]
+        key_path = _locate(error, document.data, allowed)
+        subject, problem = _explain(error, key_path, document, allowed.get(key_path[:-1], []))
+        texts = problems.setdefault(key_path, [subject])
+        texts.extend([] if problem in texts else [problem])
+    for key_path, [(config_class, data), *others] in configs.items():
+        # pydantic checks groups only if all fields are valid.
+        broken = config_class.broken_groups([name for name, value in data.items() if value is not None])
+        # Otherwise the data may belong to another member of a union.
+        fits_class = not data or data.keys() & config_class.model_fields.keys()
+        if broken and fits_class and not others:
+            problems[key_path] = ["", "; ".join(broken)]
 
-    mistakes = dict(document.mistakes)
-    for path, (given, *texts) in found.items():
-        # What stands above or below something unreadable may be its consequence.
-        if not any(all(a == b for a, b in zip(path, other, strict=False)) for other in document.mistakes):
-            mistakes[path] = given + " or ".join(texts).replace(" or Input should be", " or")
+    messages = dict(document.errors)
+    for key_path, (subject, *texts) in problems.items():
+        # A problem above or below an unreadable value may be only a consequence of it.
+        if not any(all(a == b for a, b in zip(key_path, other, strict=False)) for other in document.errors):
+            messages[key_path] = subject + " or ".join(texts).replace(" or Input should be", " or")
     lines = []
-    for path in sorted(mistakes, key=document.origin):
-        place = document.origin(path)[-1]
-        lines.append(f"{_show(path)}{f' ({place})' if place else ''}: {mistakes[path]}")
+    for key_path in sorted(messages, key=document.origin):
+        origin = document.origin(key_path)[-1]
+        lines.append(f"{_show(key_path)}{f' ({origin})' if origin else ''}: {messages[key_path]}")
     return lines
 
 
 def _locate(error: ErrorDetails, data: Any, allowed: dict[KeyPath, list[str]]) -> KeyPath:
-    """The path of an error: its loc without the members of unions and the "[key]" that pydantic adds."""
-    path: KeyPath = ()
-    for position, step in enumerate(error["loc"], start=1):
-        if step in data if isinstance(data, dict) else isinstance(data, list) and step in range(len(data)):
-            data = data[step]
-        elif position < len(error["loc"]) or (error["type"] != "missing" and step not in allowed.get(path, [])):
+    """Return the key path of an error: its loc without the union members and the "[key]" that pydantic adds."""
+    key_path: KeyPath = ()
+    for position, key in enumerate(error["loc"], start=1):
+        if key in data if isinstance(data, dict) else isinstance(data, list) and key in range(len(data)):
+            data = data[key]
+        elif position < len(error["loc"]) or (error["type"] != "missing" and key not in allowed.get(key_path, [])):
             continue
-        path = (*path, step)
-    return path
+        key_path = (*key_path, key)
+    return key_path
 
 
-def _explain(error: ErrorDetails, path: KeyPath, document: YamlDocument, allowed: list[str]) -> tuple[str, str]:
-    """What was given ("... given; ", where that can be said in a word), and what is wrong with it."""
+def _explain(error: ErrorDetails, key_path: KeyPath, document: YamlDocument, allowed: list[str]) -> tuple[str, str]:
+    """Return the subject of the message ("... is invalid: ", or "" if the value is too long), and the problem."""
     kind, value = error["type"], error["input"]
     if kind == "missing":
         return "", "missing; it has no default"
     if kind == "extra_forbidden":
-        allowed = [name for name in dict.fromkeys(allowed) if name != path[-1]]  # another member of a union has it
-        close = difflib.get_close_matches(str(path[-1]), allowed, n=1)
+        allowed = [name for name in dict.fromkeys(allowed) if name != key_path[-1]]  # another union member has the key
+        close = difflib.get_close_matches(str(key_path[-1]), allowed, n=1)
         hint = f"did you mean '{close[0]}'? Allowed" if close else "allowed"
-        return "", f"unknown key; {hint} here: {', '.join(allowed) or 'nothing'}"
+        return "", f"unknown key; {hint} here: {', '.join(allowed) or 'no keys'}"
     text = error["msg"].replace("an object", "a mapping").replace("a valid array", "a list")
     if kind in ("value_error", "assertion_error"):
         text = str(error["ctx"]["error"])
     if kind == "string_type" and isinstance(value, bool | int | float):
-        text += "; in quotes it is one"
+        text += "; put it in quotes"
     if error["loc"][-1:] == ("[key]",):
-        return "as a key: ", text
-    if path in document.given:
-        return f"{document.given[path]} given; ", text
+        return "the key is invalid: ", text
+    if key_path in document.written:
+        return f"{document.written[key_path]} is invalid: ", text
     if kind.endswith("_type") and isinstance(value, dict | list):
-        return f"a {'mapping' if isinstance(value, dict) else 'list'} given; ", text
+        return f"a {'mapping' if isinstance(value, dict) else 'list'} is invalid: ", text
     return "", text

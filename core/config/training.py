@@ -1,6 +1,6 @@
-"""What every training program can be told: RuntimeConfig (how it computes) and TrainingConfig (how long, how often).
+"""Configures what all training programs share: RuntimeConfig (how to compute) and TrainingConfig (the schedule).
 
-What is trained (model, data, optimizer) is configured by each project.
+Each project configures its own model, data and optimizer.
 """
 
 import re
@@ -13,127 +13,136 @@ from core.config.base_config import BaseConfig
 
 
 class RuntimeConfig(BaseConfig):
-    """How the program computes. May change between a run and its resume."""
+    """Configures how the program computes. All keys except the seed may change between a run and its resume."""
 
     wandb: WandbConfig | None = pydantic.Field(
-        None, description="Weights & Biases; null: measurements go to metrics.jsonl alone."
+        None, description="Log to Weights & Biases; null writes metrics to metrics.jsonl only."
     )
     enable_tensorfloat32: bool = pydantic.Field(
-        False, description="Let CUDA round the inputs of float32 matrix products and convolutions to TF32."
+        False,
+        description="Allow TF32 for float32 matrix multiplications and convolutions on CUDA: faster, less precise.",
     )
     enable_amp: bool = pydantic.Field(False, description="Run forward passes under autocast to amp_dtype.")
     amp_dtype: Literal["bfloat16", "float16"] = pydantic.Field(
-        "bfloat16", description="Type of autocast. float16 is trained with a GradScaler, bfloat16 needs none."
+        "bfloat16", description="Autocast type. float16 uses a GradScaler; bfloat16 needs none."
     )
     seed: int = pydantic.Field(
-        0, ge=0, lt=2**32, description="Seed of initial weights, dropout and the order of examples."
+        0, ge=0, lt=2**32, description="Seed for the initial weights, dropout and the order of the examples."
     )
     deterministic: bool = pydantic.Field(
         False,
-        description="Refuse operations without a deterministic implementation, and keep DDP's buckets fixed: "
-        "bit-equal repeats on CUDA and on three or more ranks, somewhat slower.",
+        description="Make runs bit-reproducible on CUDA and on three or more ranks. Training is slower, DDP keeps its "
+        "gradient buckets fixed, and an operation without a deterministic implementation raises an error.",
     )
     process_group_timeout_in_s: float = pydantic.Field(
         600.0,
         ge=1,
         le=7 * 24 * 3600,
-        description="Longest time that a collective may wait for the other ranks, in seconds.",
+        description="Timeout for collectives, in seconds: how long a rank waits for the other ranks.",
     )
     grace_period_in_s: float = pydantic.Field(
         25.0,
         gt=0,
         le=24 * 3600,
-        description="Longest time from SIGTERM or SIGINT to the end, in seconds: a process that has not saved and "
-        "ended by then tells what it waits for and ends with status 1. Less than torchrun's --shutdown-timeout (30).",
+        description="Time limit for a shutdown after SIGTERM or SIGINT, in seconds. A process that has not saved and "
+        "exited by then logs what it is waiting for and exits with status 1. Set it below torchrun's "
+        "--shutdown-timeout (30).",
     )
     hang_dump_after_in_s: float | None = pydantic.Field(
         300.0,
         gt=0,
         le=7 * 24 * 3600,
-        description="When a step, a batch of an evaluation or what else happens beside them takes longer than so many "
-        "seconds, every rank writes the stacks of its threads to standard error; null: never.",
+        description="Write the stack traces of all threads to standard error, on every rank, if a training step, an "
+        "evaluation batch or any work between them takes longer than this, in seconds; null disables it.",
     )
 
 
 class CheckpointKeepBestConfig(BaseConfig):
-    """Which checkpoints are the best."""
+    """Selects the best checkpoints, which rotation keeps."""
 
-    partition: str = pydantic.Field(min_length=1, description="Name of the evaluated data, such as validation.")
-    metric: str = pydantic.Field(min_length=1, description="Name of the metric in its evaluations, such as mean/auroc.")
-    mode: Literal["max", "min"] = pydantic.Field(description="Whether large values are good, or small ones.")
-    top_k: pydantic.PositiveInt = pydantic.Field(1, description="Number of checkpoints to keep.")
+    partition: str = pydantic.Field(
+        min_length=1, description="Partition whose metrics are compared, such as validation."
+    )
+    metric: str = pydantic.Field(min_length=1, description="Metric to compare, such as mean/auroc.")
+    mode: Literal["max", "min"] = pydantic.Field(
+        description="max if higher values of the metric are better, min if lower values are."
+    )
+    top_k: pydantic.PositiveInt = pydantic.Field(1, description="Number of best checkpoints to keep.")
 
 
 class TrainingConfig(BaseConfig):
-    """How long to train, and how often to log, save and evaluate. Steps are optimizer updates."""
+    """Configures how long to train and how often to log, save and evaluate. A step is one optimizer update."""
 
     save_dir: str = pydantic.Field(
         "/tmp/model",
         min_length=1,
-        description="Directory of the run: checkpoints, metrics.jsonl, config.yaml. The same directory again "
-        "continues the run.",
+        description="Directory of the run, for checkpoints, metrics.jsonl and config.yaml. Starting again with the "
+        "same directory resumes the run.",
     )
     num_train_steps: pydantic.PositiveInt = pydantic.Field(
-        10000, description="Steps to make in all, those before a resume counted in."
+        10000, description="Total number of training steps, including the steps before a resume."
     )
     initial_checkpoint_dir: str | None = pydantic.Field(
         None,
         json_schema_extra={"at_most_one_of": "initialization"},
-        description="Warm start: a checkpoint directory (.../checkpoints/<step>), or a run's save_dir for its newest "
-        "complete one, whose weights a new run starts from, at step 0 with a fresh optimizer. A resume ignores it.",
+        description="Warm start: take the initial weights from this checkpoint (.../checkpoints/<step>), or from the "
+        "newest complete checkpoint of the run with this save_dir. The new run starts at step 0 with a fresh "
+        "optimizer. A resume ignores this key; null starts from random weights.",
     )
     checkpoint_every_n: pydantic.PositiveInt = pydantic.Field(
-        1000, description="Save after every n-th step; the last step is saved always."
+        1000, description="Save a checkpoint every n steps, and after the last step."
     )
     checkpoint_max_to_keep: pydantic.PositiveInt | None = pydantic.Field(
-        None, description="Delete older checkpoints beyond this number (at least 2); null keeps all."
+        None, description="Number of newest checkpoints to keep (at least 2). Older ones are deleted; null keeps all."
     )
     checkpoint_keep_every_n: pydantic.PositiveInt | None = pydantic.Field(
         None,
-        description="Checkpoints after every n-th step are never deleted (a multiple of checkpoint_every_n); null: "
-        "checkpoint_max_to_keep makes no exception.",
+        description="Keep the checkpoint of every n-th step permanently. Must be a multiple of checkpoint_every_n, and "
+        "needs checkpoint_max_to_keep; null keeps none permanently.",
     )
     checkpoint_keep_best: CheckpointKeepBestConfig | None = pydantic.Field(
         None,
-        description="The best checkpoints by a metric, as far as they were evaluated, are not deleted; null: "
-        "checkpoint_max_to_keep makes no exception.",
+        description="Keep the best checkpoints by a metric, among those that were evaluated. Needs "
+        "checkpoint_max_to_keep; null keeps only the newest.",
     )
     train_log_every_n: pydantic.PositiveInt = pydantic.Field(
-        1000, description="Log train metrics every n steps, each a mean since the last log."
+        1000, description="Log the train metrics every n steps, each as a mean since the last log."
     )
     num_eval_steps: int = pydantic.Field(
         16384,
-        description="Batches of each partition that an evaluation reads; negative: the whole partition.",
+        description="Number of batches to evaluate per partition; a negative number evaluates the whole partition.",
     )
     eval_every_n: pydantic.NonNegativeInt | None = pydantic.Field(
         None,
-        description="Evaluate after every n-th step and at the end; null: at each checkpoint and at the end; "
-        "0: never (a second job, --mode evaluate, evaluates the checkpoints).",
+        description="Evaluate every n steps and at the end; null evaluates at each checkpoint and at the end. 0 never "
+        "evaluates; use it with a second process (--mode evaluate) that evaluates the checkpoints.",
     )
     eval_log_every_n: pydantic.PositiveInt = pydantic.Field(
-        5000, description="Log an evaluation's progress every n batches."
+        5000, description="Log the progress of an evaluation every n batches."
     )
     eval_timeout_in_s: pydantic.PositiveFloat = pydantic.Field(
         60.0 * 60.0,
-        description="Longest duration of one evaluation, all partitions together, in seconds: what was evaluated until "
-        "then is the result, and training goes on. Also how long --mode evaluate waits for the next checkpoint.",
+        description="Time limit for one evaluation of all partitions, in seconds. At the limit, the metrics cover the "
+        "batches evaluated so far, and training continues. It also limits how long --mode evaluate waits for the next "
+        "checkpoint.",
     )
     gradient_accumulation: pydantic.PositiveInt | None = pydantic.Field(
         None,
-        description="Micro-batches per step: a step trains on global_batch_size x gradient_accumulation examples. "
-        "null: 1.",
+        description="Number of micro-batches per step; null means 1. A step trains on global_batch_size x "
+        "gradient_accumulation examples.",
     )
     num_epochs: pydantic.PositiveInt | None = pydantic.Field(
         1,
-        description="Passes over the training data; null: no limit. The run ends at this or num_train_steps.",
+        description="Maximum number of passes over the training data; null sets no limit. The run ends when it reaches "
+        "num_epochs or num_train_steps, whichever comes first.",
     )
     max_grad_norm: pydantic.PositiveFloat | None = pydantic.Field(
-        None, description="Clip the global L2 norm of the gradients to this; null: no clipping."
+        None, description="Maximum global L2 norm of the gradients, enforced by clipping; null disables clipping."
     )
     max_nonfinite_steps: pydantic.NonNegativeInt = pydantic.Field(
         100,
-        description="End the run after more than so many steps in a row whose update was left out because gradients "
-        "or losses were not finite. float16 leaves up to about 16 out while its loss scale adapts.",
+        description="Maximum number of consecutive updates that are skipped because losses or gradients are not "
+        "finite. One more ends the run. float16 skips up to about 16 updates while its loss scale adapts.",
     )
 
     @pydantic.field_validator("save_dir", "initial_checkpoint_dir")
@@ -141,8 +150,8 @@ class TrainingConfig(BaseConfig):
     def _is_local(cls, directory: str | None) -> str | None:
         if directory is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", directory):
             raise ValueError(
-                "a remote URL; checkpoints are written to and read from a local or mounted directory: "
-                "give its path, and copy finished checkpoints to or from there"
+                "remote URLs are not supported. Specify the path of a local or mounted directory, and copy finished "
+                "checkpoints to or from the remote location"
             )
         return directory
 
@@ -151,24 +160,24 @@ class TrainingConfig(BaseConfig):
     def _keeps_two(cls, max_to_keep: int | None) -> int | None:
         if max_to_keep == 1:
             raise ValueError(
-                "1 would leave nothing to fall back on if the only checkpoint is damaged: "
-                "keep at least 2, or null for all"
+                "with a single checkpoint there is nothing to fall back on if it is damaged. Keep at least 2, or set "
+                "null to keep all"
             )
         return max_to_keep
 
     @pydantic.model_validator(mode="after")
-    def _keeps_what_is_made(self) -> "TrainingConfig":
+    def _exceptions_apply(self) -> "TrainingConfig":
         keep, every_n = self.checkpoint_keep_every_n, self.checkpoint_every_n
         for name in ("checkpoint_keep_every_n", "checkpoint_keep_best"):
             if getattr(self, name) is not None and self.checkpoint_max_to_keep is None:
                 raise ValueError(
-                    f"{name} is without effect, as all checkpoints are kept: give checkpoint_max_to_keep, or "
-                    "leave it out"
+                    f"{name} has no effect because all checkpoints are kept. Set checkpoint_max_to_keep or remove "
+                    "this key"
                 )
         if keep is not None and keep % every_n != 0:
             raise ValueError(
-                f"checkpoint_keep_every_n: {keep} is no multiple of checkpoint_every_n ({every_n}), so that after many "
-                "of these steps there is no checkpoint to keep"
+                f"checkpoint_keep_every_n is {keep}, but must be a multiple of checkpoint_every_n ({every_n}), or many "
+                "of its steps have no checkpoint to keep"
             )
         return self
 
@@ -177,30 +186,30 @@ class TrainingConfig(BaseConfig):
     def _evaluates_something(cls, num_eval_steps: int) -> int:
         if num_eval_steps == 0:
             raise ValueError(
-                "0 batches evaluate nothing: a negative number evaluates the whole set, "
-                "eval_every_n: 0 switches evaluation off"
+                "0 batches evaluate nothing. Use a negative number to evaluate the whole partition, or eval_every_n: 0 "
+                "to disable evaluation"
             )
         return num_eval_steps
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches per step (>= 1)."""
+        """Number of micro-batches per step (>= 1)."""
         return self.gradient_accumulation or 1
 
 
 class JobConfig(BaseConfig):
-    """Base of a project's configuration: how to compute, how long to train; a project adds what is trained."""
+    """Base of a project's configuration. A project adds its model, data and optimizer."""
 
     evaluation_only_keys: ClassVar[frozenset[str]] = frozenset({"validation_data"})
-    """Keys of the project that may change between a run and its resume."""
+    """Top-level keys of the project that may change between a run and its resume."""
 
-    runtime: RuntimeConfig = pydantic.Field(RuntimeConfig(), description="How the program computes.")
+    runtime: RuntimeConfig = pydantic.Field(RuntimeConfig(), description="How to compute.")
     training: TrainingConfig = pydantic.Field(
         TrainingConfig(), description="How long to train, and how often to log, save and evaluate."
     )
 
     def identity(self) -> dict[str, Any]:
-        """What makes a run this run, as JSON values by configuration key: a resume must find it unchanged."""
+        """Return the settings that a resume must find unchanged, as JSON values by configuration key."""
         keys = {"runtime", "training"} | self.evaluation_only_keys
         identity = self.model_dump(mode="json", exclude=keys)
         identity["runtime"] = {"seed": self.runtime.seed}
@@ -212,5 +221,5 @@ class JobConfig(BaseConfig):
 
     @property
     def identity_hints(self) -> dict[str, str]:
-        """What to do about a difference to the saved identity(), by path of the key, where that isn't plain."""
+        """Return hints on how to resolve a difference from the saved identity(), by key path, if it isn't obvious."""
         return {}

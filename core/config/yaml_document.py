@@ -1,6 +1,6 @@
-"""YAML text as plain data, with the place of everything in it.
+"""Reads YAML text as plain data and records where each value comes from.
 
-Owns: the dialect of YAML, substitution of `$VAR`, and what the user wrote where. Not: what it should be (config_load).
+Owns the YAML dialect, the substitution of `$VAR`, and the origin of each value. Does not own validation (config_load).
 """
 
 import json
@@ -14,26 +14,26 @@ import yaml
 from common.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
-"""Of a value in the data: keys of mappings, indices of lists."""
+"""Path to a value in the data: keys of mappings and indices of lists."""
 
 Origin = tuple[int, int, str]
-"""Sorts the file before what was put later, and by lines; its last item says the place in words."""
+"""Origin of a value. Sorts the file before overrides, and by line. The last item describes the origin in words."""
 
-_Pairs = dict[str, tuple[yaml.Node, yaml.Node]]  # a mapping's nodes of key and value, by key
+_Pairs = dict[str, tuple[yaml.Node, yaml.Node]]  # key node and value node of a mapping, by key
 
 
 def shorten(text: str, limit: int = 60) -> str:
-    """The text, or its first `limit` - 1 characters and an ellipsis."""
+    """Return the text if it is short, or its first `limit` - 1 characters and an ellipsis."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-# --- The dialect: PyYAML's YAML 1.1, but 1e-4 is a float, and 010, 12:30 and 2020-01-01 are strings. ---
+# --- The dialect: YAML 1.1 as PyYAML reads it, but 1e-4 is a float, and 010, 12:30 and 2020-01-01 are strings. ---
 
 _STR = "tag:yaml.org,2002:str"
-_PLAIN = "plain"  # the tag of a scalar without quotes or tag; what it is shows after substitution
+_PLAIN = "plain"  # tag of a scalar without quotes and without a tag; its type is known after substitution
 _MAX_NODES = 20_000
-_MAX_DEPTH = 100  # pydantic's parser ends at 200
-_UNREADABLE = "?"  # stands in the data where a mistake is known already
+_MAX_DEPTH = 100  # pydantic's parser allows 200
+_UNREADABLE = "?"  # placeholder for a value with an error that is already recorded
 
 _PLAIN_SCALAR = re.compile(
     r"""(?P<null> ~ | null | Null | NULL | )
@@ -47,7 +47,7 @@ _PLAIN_SCALAR = re.compile(
 
 def _to_int(text: str) -> int:
     if len(text) > 100 or not -(2**63) <= (value := int(text.replace("_", ""), 0)) < 2**64:
-        raise ValueError("an integer of more than 64 bits")
+        raise ValueError("integers are limited to 64 bits")
     return value
 
 
@@ -63,125 +63,128 @@ _VARIABLE = re.compile(r"\$(?: (\$) | ([A-Za-z_]\w*) | \{([A-Za-z_]\w*)\} | )", 
 
 class _Loader(yaml.SafeLoader):
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
-        """The tag of a node that has none; a plain scalar's type is left open."""
+        """Return the tag for a node without a tag. Leaves the type of a plain scalar open."""
         if kind is yaml.ScalarNode:
             return _PLAIN if implicit[0] else _STR
         return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
 
 
 def compose(text: str, source: str) -> yaml.Node | None:
-    """The nodes of a YAML document, None for an empty one. `source` (a file, an override) is for errors."""
+    """Parse a YAML document into nodes, or return None if it is empty.
+
+    `source` (a file or an override) is the start of error messages. Raises ConfigError.
+    """
     try:
         return _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = " ".join(filter(None, [error.context, error.problem]))
-        raise ConfigError(f"{source}: {place}not YAML: {problem}") from error
+        raise ConfigError(f"{source}: {position}invalid YAML: {problem}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{source}: line {line}: the character {error.character:#x} is not allowed") from error
     except RecursionError as error:
-        raise ConfigError(f"{source}: nested too deeply") from error
+        raise ConfigError(f"{source}: the YAML is nested too deeply") from error
 
 
 def _kind(tag: str, text: str) -> str:
-    """What a scalar is: null, bool, int, float or str."""
+    """Return the type of a scalar: null, bool, int, float or str."""
     match = _PLAIN_SCALAR.fullmatch(text) if tag == _PLAIN else None
     return (match.lastgroup or "str") if match else "str"
 
 
 def _substitute(text: str) -> str:
-    """Replaces `$VAR` and `${VAR}` from the environment, and `$$` by a dollar. Raises ValueError."""
+    """Replace `$VAR` and `${VAR}` with values from the environment, and `$$` with a dollar sign. Raises ValueError."""
 
     def value(match: re.Match[str]) -> str:
         name = match[2] or match[3]
         if name is None and not match[1]:
-            raise ValueError("after $ must come NAME or {NAME}; a dollar sign is written $$")
+            raise ValueError("write a variable as $NAME or ${NAME}, and a dollar sign as $$")
         if name is not None and name not in os.environ:
-            raise ValueError(f"the environment variable {name} is not set (a dollar sign is written $$)")
+            raise ValueError(f"the environment variable {name} is not set (write a dollar sign as $$)")
         return os.environ[name] if name else "$"
 
     return _VARIABLE.sub(value, text)
 
 
-# --- What the user wrote. ---
+# --- The document. ---
 
 
 class YamlDocument:
-    """The mappings, lists and scalars of a file and of what replaces parts of it; aliases are copies.
+    """The data of a YAML file after overrides. Aliases are copies.
 
     Attributes:
-      data: what a YAML reader gives, variables substituted. "?" stands where a mistake is.
-      given: scalars as the user wrote them, for messages.
-      mistakes: what can't be read, in words.
+      data: mappings, lists and scalars with variables substituted. A value with an error is "?".
+      written: scalars as the user wrote them, by key path, for messages.
+      errors: descriptions of values that cannot be read, by key path.
     """
 
     def __init__(self, text: str, source: str) -> None:
-        """Reads a file's text, a mapping. Raises ConfigError, beginning with `source`, where there is none."""
+        """Read the text of a file. Raises ConfigError, starting with `source`, if it does not contain a mapping."""
         root = compose(text, source)
         if root is None:
             raise ConfigError(f"{source}: the file is empty")
         if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(f"{source}: the top level must be a mapping, lines of 'key: value'")
-        self.given: dict[KeyPath, str] = {}
-        self.mistakes: dict[KeyPath, str] = {}
+            raise ConfigError(f"{source}: the top level must be a mapping (lines of 'key: value')")
+        self.written: dict[KeyPath, str] = {}
+        self.errors: dict[KeyPath, str] = {}
         self._origins: dict[KeyPath, Origin] = {(): (0, 0, "")}
         self._source = source
         self._num_puts = 0
         self._num_nodes = 0
         self.data: dict[str, Any] = self._build(root, (), ())
 
-    def origin(self, path: KeyPath) -> Origin:
-        """Where a value, or else the nearest one above it, stands."""
-        return self._origins[path] if path in self._origins else self.origin(path[:-1])
+    def origin(self, key_path: KeyPath) -> Origin:
+        """Return the origin of the value at `key_path`, or of its nearest ancestor if it has none."""
+        return self._origins[key_path] if key_path in self._origins else self.origin(key_path[:-1])
 
-    def put(self, path: KeyPath, node: yaml.Node, source: str) -> None:
-        """Sets the value at `path`, whose holder exists. `source` says in words where the node comes from."""
+    def put(self, key_path: KeyPath, node: yaml.Node, source: str) -> None:
+        """Set the value at `key_path`, whose parent exists. `source` describes the origin of the node in words."""
         self._source = source
         self._num_puts += 1
-        for record in (self._origins, self.given, self.mistakes):
-            for old in [old for old in record if old[: len(path)] == path]:
+        for record in (self._origins, self.written, self.errors):
+            for old in [old for old in record if old[: len(key_path)] == key_path]:
                 del record[old]
-        self._origins[path] = self._num_puts, 0, source
-        holder: Any = self.data
-        for key in path[:-1]:
-            holder = holder[key]
-        holder[path[-1]] = self._build(node, path, ())
+        self._origins[key_path] = self._num_puts, 0, source
+        parent: Any = self.data
+        for key in key_path[:-1]:
+            parent = parent[key]
+        parent[key_path[-1]] = self._build(node, key_path, ())
 
     def _origin(self, node: yaml.Node) -> Origin:
         line = node.start_mark.line + 1
         return self._num_puts, line, self._source if self._num_puts else f"line {line}"
 
     def _count(self, nodes: int) -> None:
-        """Stops what a few lines of aliases of aliases would multiply to."""
+        """Count nodes and raise ConfigError if there are too many, because nested aliases multiply."""
         self._num_nodes += nodes
         if self._num_nodes > _MAX_NODES:
             raise ConfigError(
-                f"{self._source}: more than {_MAX_NODES:,} keys and values, those behind an alias counted at each use"
+                f"{self._source}: more than {_MAX_NODES:,} keys and values (each use of an alias counts again)"
             )
 
-    def _build(self, node: yaml.Node, path: KeyPath, parents: tuple[yaml.Node, ...]) -> Any:
-        """The data of a node, anew for each alias of it."""
+    def _build(self, node: yaml.Node, key_path: KeyPath, parents: tuple[yaml.Node, ...]) -> Any:
+        """Return the data of a node. Each alias of the node gets its own copy."""
         self._count(1)
         if node in parents or len(parents) == _MAX_DEPTH:
-            self.mistakes[path] = "the anchor contains itself" if node in parents else "nested too deeply"
+            self.errors[key_path] = "the anchor contains itself" if node in parents else "the YAML is nested too deeply"
             return _UNREADABLE
         if node.tag not in (_PLAIN, _STR, "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"):
-            self.mistakes[path] = f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} is not supported"
+            self.errors[key_path] = f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} is not supported"
             return _UNREADABLE
         if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node, path)
+            return self._scalar(node, key_path)
         is_mapping = isinstance(node, yaml.MappingNode)
         data: dict[Any, Any] = {}
         items = {index: (item, item) for index, item in enumerate(node.value)}
-        for key, (start, child) in (self._pairs(node, path, parents) if is_mapping else items).items():
-            self._origins[*path, key] = self._origin(start)
-            data[key] = self._build(child, (*path, key), (*parents, node))
+        for key, (start, child) in (self._pairs(node, key_path, parents) if is_mapping else items).items():
+            self._origins[*key_path, key] = self._origin(start)
+            data[key] = self._build(child, (*key_path, key), (*parents, node))
         return data if is_mapping else list(data.values())
 
-    def _pairs(self, mapping: yaml.Node, path: KeyPath, parents: tuple[yaml.Node, ...]) -> _Pairs:
-        """The nodes of a mapping, the merged ones first; its own override them."""
+    def _pairs(self, mapping: yaml.Node, key_path: KeyPath, parents: tuple[yaml.Node, ...]) -> _Pairs:
+        """Return the key and value nodes of a mapping: merged ones first, then its own, which override them."""
         self._count(len(mapping.value))
         own: _Pairs = {}
         merged: _Pairs = {}
@@ -190,38 +193,40 @@ class YamlDocument:
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
             kind = _kind(key.tag, name)
             if not isinstance(key, yaml.ScalarNode):
-                self.mistakes[*path, name] = "a key must be a string"
+                self.errors[*key_path, name] = "a key must be a string"
             elif kind != "str":
-                self.mistakes[*path, name] = f"YAML reads this key as {kind}; write it in quotes: '{name}'"
+                self.errors[*key_path, name] = (
+                    f"YAML reads this key as {kind}, but a key must be a string; quote it: '{name}'"
+                )
             elif name in seen:
-                self.mistakes[*path, name] = f"duplicate key, also on line {seen[name].start_mark.line + 1}"
+                self.errors[*key_path, name] = f"duplicate key, also on line {seen[name].start_mark.line + 1}"
             seen[name] = key
             if name != "<<" or key.tag != _PLAIN:
                 own[name] = key, value
                 continue
-            self._origins[*path, name] = self._origin(key)
+            self._origins[*key_path, name] = self._origin(key)
             for source in reversed(value.value if isinstance(value, yaml.SequenceNode) else [value]):
                 if len(parents) == _MAX_DEPTH:
-                    self.mistakes[*path, name] = "nested too deeply"
+                    self.errors[*key_path, name] = "the YAML is nested too deeply"
                 elif isinstance(source, yaml.MappingNode) and source not in (*parents, mapping):
-                    merged |= self._pairs(source, path, (*parents, mapping))
+                    merged |= self._pairs(source, key_path, (*parents, mapping))
                 else:
-                    self.mistakes[*path, name] = "only mappings can be merged, and none into itself"
+                    self.errors[*key_path, name] = "only a mapping can be merged, and not into itself"
         return merged | own
 
-    def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
-        written = shorten(node.value if node.tag == _PLAIN else repr(node.value))
+    def _scalar(self, node: yaml.ScalarNode, key_path: KeyPath) -> Any:
+        original = shorten(node.value if node.tag == _PLAIN else repr(node.value))
         try:
             text = _substitute(node.value)
             if text != text.encode(errors="replace").decode():
-                raise ValueError("not valid Unicode")
+                raise ValueError("the text must be valid Unicode")
             kind = _kind(node.tag, text)
             value = _CONVERT[kind](text)
         except ValueError as error:
-            self.mistakes[path] = f"{written} given; {error}"
+            self.errors[key_path] = f"{original} is invalid: {error}"
             return _UNREADABLE
-        given = shorten(repr(value) if kind == "str" else text)
+        shown = shorten(repr(value) if kind == "str" else text)
         if kind in ("bool", "null") and text != json.dumps(value):
-            given = f"{given or 'nothing'} (in YAML {json.dumps(value)})"
-        self.given[path] = given if text == node.value else f"{given} (from {written})"
+            shown = f"{shown or 'nothing'} ({json.dumps(value)} in YAML)"
+        self.written[key_path] = shown if text == node.value else f"{shown} (from {original})"
         return value

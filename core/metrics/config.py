@@ -1,4 +1,4 @@
-"""Configuration of metrics."""
+"""Configures the metrics."""
 
 from typing import Annotated
 
@@ -8,20 +8,21 @@ from core.config.base_config import BaseConfig
 
 
 class MetricsConfig(BaseConfig):
-    """What evaluations measure beyond what they always do. May change between a run and its resume."""
+    """Configures optional metrics of an evaluation. May change between a run and its resume."""
 
     thresholds: list[Annotated[float, pydantic.Field(gt=0, lt=1)]] = pydantic.Field(
-        [0.5], description="Precision and recall are those of predicting a positive where p >= threshold, for each."
+        [0.5],
+        description="Thresholds for precision and recall: an example counts as predicted positive if p >= threshold.",
     )
     exact: bool = pydantic.Field(
         False,
-        description="Compute AUROC and NRCE without bins; every process then holds the predictions of the whole "
-        "partition in memory.",
+        description="Compute AUROC and NRCE exactly instead of from histograms. Every rank then holds the predictions "
+        "for the whole partition in memory.",
     )
 
     @pydantic.field_validator("thresholds")
     @classmethod
     def _differ(cls, thresholds: list[float]) -> list[float]:
         if twice := sorted({threshold for threshold in thresholds if thresholds.count(threshold) > 1}):
-            raise ValueError(f"{', '.join(map(str, twice))} stands there twice; give each once")
+            raise ValueError(f"{', '.join(map(str, twice))} is listed more than once; list each threshold once")
         return thresholds

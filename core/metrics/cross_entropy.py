@@ -1,24 +1,29 @@
-"""Cross-entropy of binary predictions, and relative cross-entropy."""
+"""Computes the cross-entropy and the relative cross-entropy of binary predictions."""
 
 import torch
 
-# Predictions are clipped into (EPSILON, 1 - EPSILON): a wrong prediction of exactly 0 or 1 stays finite.
+# Predictions are clipped to [EPSILON, 1 - EPSILON], so that the loss of a wrong prediction of 0 or 1 stays finite.
 EPSILON = 1e-12
 
 
 def cross_entropy(predictions: torch.Tensor, labels: torch.Tensor | float) -> torch.Tensor:
-    """Of each prediction, in nats: float64 of any shape. Labels from 0 to 1, of a shape that fits."""
+    """Return the cross-entropy of each prediction in nats.
+
+    Args:
+      predictions: probabilities, float64 of any shape.
+      labels: labels from 0 to 1, broadcastable to the shape of the predictions.
+    """
     predictions = predictions.clamp(EPSILON, 1 - EPSILON)
     return -(labels * predictions.log() + (1 - labels) * torch.log1p(-predictions))
 
 
 def relative_cross_entropy(cross_entropy_sum: float, weight: float, positive: float) -> float | None:
-    """100 * (1 - CE / CE of the base rate as a constant prediction); None without positives or without negatives.
+    """Return 100 * (1 - CE / CE of the base rate as a constant prediction), or None if a class has no examples.
 
     Args:
-      cross_entropy_sum: of the model, weighted, in nats.
-      weight: of all examples.
-      positive: weight of the positives.
+      cross_entropy_sum: weighted sum of the model's cross-entropies, in nats.
+      weight: total weight of all examples.
+      positive: total weight of the positives.
     """
     if not 0 < positive < weight:
         return None

@@ -1,4 +1,4 @@
-"""Distributions of scores without bins, in memory that grows with the examples."""
+"""Keeps exact distributions of scores, in memory that grows with the number of examples."""
 
 from collections.abc import Callable
 
@@ -9,22 +9,22 @@ from core.metrics.scores import ScoreDistribution
 
 
 class KeptScores:
-    """Every prediction with its label and weights.
+    """Keeps every prediction with its label and weights.
 
-    Memory: 4 * tasks * (2 + groups) bytes per example on the rank that reads it; over_all_ranks() then needs twice that
-    per example of all ranks, on each. It gathers the examples, beside the one reduction.
+    Memory: 4 * tasks * (2 + groups) bytes per example on the rank that reads it. over_all_ranks() gathers the examples,
+    in addition to the reduction, and needs twice that for the examples of all ranks, on each rank.
     """
 
     def __init__(self, groups: int, tasks: int, device: torch.device) -> None:
         self._rank, self._world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        # [batch, prediction and label and weight in each group, tasks].
+        # [batch, (prediction, label, weight in each group), tasks].
         self._batches = [torch.zeros(0, 2 + groups, tasks, device=device)]
 
     def update(self, predictions: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> None:
         self._batches.append(torch.cat([predictions[:, None], labels[:, None], weights], dim=1))
 
     def summands(self) -> torch.Tensor:
-        """The number of examples, in the place of this rank."""
+        """Return a vector of example counts by rank. Other ranks' entries are 0."""
         counts = torch.zeros(self._world_size, dtype=torch.float64, device=self._batches[0].device)
         counts[self._rank] = sum(len(batch) for batch in self._batches)
         return counts
@@ -50,7 +50,7 @@ class KeptScores:
 
 
 def _gathered(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """The rows [count, ...] of all ranks one after the other; `counts` by rank."""
+    """Return the rows [sum of counts, ...] of all ranks, concatenated in rank order. `counts` holds rows by rank."""
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]

@@ -1,4 +1,4 @@
-"""Distributions of scores in constant memory: histograms of the logit of the prediction."""
+"""Keeps distributions of scores in constant memory, as histograms of the logits of the predictions."""
 
 from collections.abc import Callable
 
@@ -8,19 +8,19 @@ from core.metrics.cross_entropy import EPSILON
 from core.metrics.scores import ScoreDistribution
 
 BINS = 2**15
-# Beyond the logit of EPSILON, 27.6: there are no bins for the rest.
+# Covers the logit of EPSILON (-27.6), the lowest value, so there are no overflow bins.
 LOGIT_RANGE = 28.0
 BIN_WIDTH = 2 * LOGIT_RANGE / BINS
 
 
 class LogitHistograms:
-    """Scores in BINS bins of width BIN_WIDTH; all of a bin count as the prediction in its middle.
+    """Counts scores in BINS bins of width BIN_WIDTH and treats each score as the prediction at the middle of its bin.
 
-    Two scores of one bin are tied, others are in their order. So the AUROC is off by at most half the weighted share of
-    the pairs of a positive and a negative that are in one bin, and a sum over examples by at most how far each term
-    changes within its example's bin.
+    Scores in one bin are tied; scores in different bins keep their order. The error of the AUROC is therefore at most
+    half the weighted share of positive-negative pairs that fall into one bin. The error of a sum over examples is at
+    most the sum of each term's change within its bin.
 
-    Memory: 16 bytes per bin, task and group: 0.5 MiB per task and group.
+    Memory: 16 bytes per bin, task and group, or 0.5 MiB per task and group.
     """
 
     def __init__(self, groups: int, tasks: int, device: torch.device) -> None:
@@ -30,7 +30,7 @@ class LogitHistograms:
 
     def update(self, predictions: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> None:
         logits = torch.logit(predictions.double(), eps=EPSILON)
-        # The clamp is for NaN.
+        # The clamp puts NaN into a bin.
         bins = ((logits + LOGIT_RANGE) / BIN_WIDTH).long().clamp_(0, BINS - 1)
         index = (bins + labels.long() * (self._weights.numel() // 2))[:, None] + self._offsets
         self._weights.index_add_(0, index.flatten(), weights.double().flatten())

@@ -1,4 +1,4 @@
-"""What the loop asks of metrics."""
+"""Defines the interface between the loop and metrics."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -11,10 +11,10 @@ class Metrics(Protocol):
 
     @property
     def headline(self) -> Sequence[str]:
-        """The metrics that a line of the log tells."""
+        """Names of the metrics to show in the log."""
 
     def update(self, outputs: Mapping[str, torch.Tensor]) -> None:
-        """Adds a batch: the outputs of the model, [batch, ...]."""
+        """Add the model's outputs for a batch, [batch, ...]."""
 
     def compute(self) -> dict[str, float | int | None]:
-        """Metrics over all ranks, by name; None where one is not defined. Collective."""
+        """Return the metrics over all ranks by name; None for an undefined metric. Collective."""

@@ -1,4 +1,4 @@
-"""Metrics of several binary tasks, each per task and as a mean over tasks, of all examples and of strata of them."""
+"""Computes metrics for several binary tasks: per task and averaged over tasks, for all examples and per stratum."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -11,13 +11,13 @@ from core.metrics.exact import KeptScores
 from core.metrics.histogram import LogitHistograms
 from core.metrics.scores import ScoreDistribution, Scores
 
-# A reachable RCE below this is rounding: the reference probabilities are all alike.
+# A reachable RCE below this is a rounding error: the reference probabilities are all equal.
 _NOTHING_REACHABLE = 1e-9
 
 _MEANS = ("loss", "rce", "nrce", "auroc")
 
-# Rows of the sums; those of the reference in expectation over labels drawn from the reference probabilities. Behind
-# them come, for each threshold, the weights of the predicted positives and of the true ones among them.
+# Rows of the sums. The reference rows are expectations over labels drawn from the reference probabilities. The rows
+# after them hold, for each threshold, the weight of the predicted positives and of the true positives.
 _EXAMPLES, _NAN_PREDICTIONS, _WEIGHT, _POSITIVE, _PREDICTED, _CROSS_ENTROPY = range(6)
 _REFERENCE_POSITIVE, _REFERENCE_CROSS_ENTROPY, _REFERENCE_ENTROPY = range(6, 9)
 _THRESHOLDS = 9
@@ -26,26 +26,29 @@ _WITHOUT_PREDICTIONS = ("ctr", "reachable_rce")
 
 
 class MultiTaskMetrics:
-    """Per task, from calibrated probabilities and the example weights:
+    """Accumulates metrics per task from calibrated probabilities and example weights.
 
     - loss: weighted mean cross-entropy, in nats.
-    - rce: relative cross-entropy, 100 * (1 - CE(model) / CE(the base rate as a constant prediction)): the percentage of
-      the naive predictor's cross-entropy that the model saves.
-    - nrce: the RCE of p * mean(label) / mean(p) instead of the predictions p: of the model, were it calibrated.
-    - auroc: area under the ROC curve, ties half.
+    - rce: relative cross-entropy, 100 * (1 - CE(model) / CE(the base rate as a constant prediction)). This is the
+      percentage of the naive predictor's cross-entropy that the model saves.
+    - nrce: RCE of p * mean(label) / mean(p) instead of the predictions p, as if the model were calibrated.
+    - auroc: area under the ROC curve; ties count half.
     - calibration: sum of predictions / sum of labels.
-    - ctr: weighted share of positives. mean_prediction: weighted mean of the predictions.
-    - precision_at_<t> and recall_at_<t>: of p >= t, for each threshold t; compared in the predictions' own dtype.
-    - reachable_rce and share_of_reachable_rce: where the data brings the probability that each label was drawn from,
-      its RCE, which no model exceeds, and the model's share of it. Both in expectation over labels drawn from it, so
-      that a handful of positives doesn't blur them.
+    - ctr: weighted share of positives.
+    - mean_prediction: weighted mean of the predictions.
+    - precision_at_<t> and recall_at_<t>: precision and recall of the rule p >= t, for each threshold t, compared in the
+      dtype of the predictions.
+    - reachable_rce: RCE of the probabilities that the labels were drawn from, if the data has them. No model exceeds
+      it.
+    - share_of_reachable_rce: the model's RCE / reachable_rce. Both are expectations over labels drawn from the
+      probabilities, so that a small number of positives doesn't add noise.
 
-    nrce and auroc come from histograms (histogram.py tells how far they may be off) or, if `exact`, from all examples,
-    which are kept. All else is sums in float64. State is reduced over the ranks once, when metrics are asked for.
+    nrce and auroc come from histograms (histogram.py documents their error) or, if `exact`, from all examples, which
+    stay in memory. All other metrics are sums in float64. compute() reduces the state over the ranks once.
 
-    What is not defined is None, and left out of means over tasks: rce, nrce and auroc without positives or without
-    negatives, calibration and recall without positives, precision where nothing is predicted positive. A prediction
-    that is NaN makes all of its task NaN that looks at predictions, and the means over tasks.
+    An undefined metric is None, and the means over tasks skip it: rce, nrce and auroc without positives or without
+    negatives, calibration and recall without positives, precision without predicted positives. A NaN prediction makes
+    all metrics of its task that depend on predictions NaN, and the means over tasks too.
     """
 
     def __init__(
@@ -59,14 +62,16 @@ class MultiTaskMetrics:
         exact: bool = False,
         has_reference: bool = False,
     ) -> None:
-        """Args:
-        tasks: names, in the order of the outputs' columns.
-        device: of the outputs.
-        evaluation_tasks: those of `tasks` to measure; empty: all.
-        strata: names of subsets of the examples, for which all is measured again; outputs bring "strata".
-        thresholds: of precision and recall, in (0, 1).
-        exact: nrce and auroc without bins, in memory that grows with the examples.
-        has_reference: outputs bring "reference_probabilities".
+        """Initialize with zero examples.
+
+        Args:
+          tasks: names of the tasks, in the order of the outputs' columns.
+          device: device of the outputs.
+          evaluation_tasks: subset of `tasks` to measure; empty means all.
+          strata: names of subsets of the examples to measure separately; the outputs must contain "strata".
+          thresholds: thresholds for precision and recall, in (0, 1).
+          exact: compute nrce and auroc without bins, in memory that grows with the number of examples.
+          has_reference: whether the outputs contain "reference_probabilities".
         """
         chosen = [column for column, task in enumerate(tasks) if not evaluation_tasks or task in evaluation_tasks]
         self._tasks = [tasks[column] for column in chosen]
@@ -83,13 +88,16 @@ class MultiTaskMetrics:
 
     @property
     def headline(self) -> tuple[str, ...]:
-        """The means over tasks."""
+        """Names of the means over tasks."""
         return tuple(f"mean/{key}" for key in _MEANS)
 
     def update(self, outputs: Mapping[str, torch.Tensor]) -> None:
-        """Adds a batch. "calibrated_probabilities", "labels" (0 or 1), "weights" and, where announced,
-        "reference_probabilities": [batch, tasks]; where announced, "strata": bool [batch, strata]. A row of weight 0
-        counts as absent."""
+        """Add a batch. A row with weight 0 counts as absent.
+
+        Args:
+          outputs: "calibrated_probabilities", "labels" (0 or 1), "weights" and, if has_reference,
+            "reference_probabilities", each [batch, tasks]; if there are strata, "strata", bool [batch, strata].
+        """
         probabilities = self._chosen(outputs["calibrated_probabilities"])
         raw_labels = self._chosen(outputs["labels"])
         raw_weights = self._chosen(outputs["weights"])[:, None]
@@ -100,7 +108,7 @@ class MultiTaskMetrics:
 
         predictions, labels, weights = probabilities.double(), raw_labels.double(), raw_weights.double()
         present = weights > 0
-        # 0 * NaN is NaN: a row that is absent, here or in a stratum, must not be looked at. So NaN is only counted.
+        # 0 * NaN is NaN, which would let absent rows (of the batch or of a stratum) into the sums. Count NaN instead.
         is_nan = predictions.isnan()
         predictions = predictions.where(~is_nan, 0.5)
 
@@ -124,8 +132,11 @@ class MultiTaskMetrics:
             add(row + 1, predicted_positive * labels)
 
     def compute(self) -> dict[str, float | int | None]:
-        """All metrics as `<task>/<metric>`, then `mean/<metric>` over the tasks that have one, and `examples`; the same
-        again for each stratum as `stratum/<stratum>/...`."""
+        """Return all metrics by name. Collective.
+
+        The names are `<task>/<metric>`, `mean/<metric>` for means over the tasks with a defined value, `examples`, and
+        the same for each stratum as `stratum/<stratum>/...`.
+        """
         state = torch.cat([self._sums.flatten(), self._scores.summands()])
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(state)
@@ -134,20 +145,20 @@ class MultiTaskMetrics:
         distribution = self._scores.over_all_ranks(state[self._sums.numel() :])
         metrics: dict[str, float | int | None] = {}
         for group, prefix in enumerate(["", *(f"stratum/{name}/" for name in self._strata)]):
-            of_tasks = {
+            task_metrics = {
                 name: self._task_metrics(sums[:, group, task].tolist(), distribution(group, task))
                 for task, name in enumerate(self._tasks)
             }
-            for name, values in of_tasks.items():
+            for name, values in task_metrics.items():
                 metrics |= {f"{prefix}{name}/{key}": value for key, value in values.items()}
             for key in _MEANS:
-                known = [value for values in of_tasks.values() if (value := values[key]) is not None]
+                known = [value for values in task_metrics.values() if (value := values[key]) is not None]
                 metrics[f"{prefix}mean/{key}"] = sum(known) / len(known) if known else None
             metrics[f"{prefix}examples"] = int(sums[_EXAMPLES, group].max())
         return metrics
 
     def _chosen(self, output: torch.Tensor) -> torch.Tensor:
-        """The columns of the tasks to measure."""
+        """Return the columns of the tasks to measure."""
         return output if self._all_columns else output.index_select(1, self._columns)
 
     def _task_metrics(self, sums: Sequence[float], scores: ScoreDistribution) -> dict[str, float | None]:
@@ -161,7 +172,7 @@ class MultiTaskMetrics:
             "ctr": _ratio(positive, weight),
             "mean_prediction": _ratio(predicted, weight),
         }
-        # Where nothing is predicted, no factor makes the means equal.
+        # If all predictions are 0, no factor makes the means equal.
         if positive > 0 and predicted > 0:
             change = scores.cross_entropy_change(positive / predicted)
             values["nrce"] = relative_cross_entropy(sums[_CROSS_ENTROPY] + change, weight, positive)

@@ -1,4 +1,4 @@
-"""How high true entities are ranked among candidates: metrics of link prediction."""
+"""Computes link prediction metrics: how high the true entities rank among the candidates."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,26 +7,27 @@ import torch.distributed as dist
 
 RAW, FILTERED = "raw", "filtered"
 
-# Columns of the sums; behind them come those of each kind of ranks: of 1/rank, of the ranks, of each hits_at.
+# Columns of the sums. The columns after them hold, for each kind of ranks, 1/rank, the rank, and each hits_at.
 _EXAMPLES, _WEIGHT, _BEATEN = range(3)
 _KINDS = 3
 
 
 class RankingMetrics:
-    """Of edges whose entity on either side was ranked among others, best first, from 1 on. Means over edges, weighted,
-    and over both sides:
+    """Accumulates ranking metrics over edges. Each metric is a weighted mean over edges and a mean over both sides.
+
+    The entity on each side of an edge is ranked among candidates; the best rank is 1.
 
     - raw/mrr, filtered/mrr: mean reciprocal rank, 1/rank.
     - raw/hits@<k>, filtered/hits@<k>: share of ranks <= k.
     - raw/mean_rank, filtered/mean_rank: mean of the ranks.
-    - auc: share of an edge's sampled negatives that score below it, ties half: the area under the ROC curve of each
-      edge against its own negatives.
+    - auc: share of an edge's sampled negatives that score below it; ties count half. This is the area under the ROC
+      curve of each edge against its own negatives.
 
-    With ties at their mean rank, ranks may end in a half. Filtered ranks are those without the other known edges
-    (Bordes et al. 2013, "Translating Embeddings for Modeling Multi-relational Data", section 4.2).
+    Ties share their mean rank, so a rank can end in .5. Filtered ranks ignore the other known edges (Bordes et al.
+    2013, "Translating Embeddings for Modeling Multi-relational Data", section 4.2).
 
-    What is left without edges is None. State is sums in float64, reduced over the ranks once, when metrics are asked
-    for.
+    A metric without edges is None. The state is sums in float64, and compute() reduces it over the ranks (processes)
+    once.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class RankingMetrics:
         filtered: bool,
         per_relation: bool,
     ) -> None:
-        """Args:
-        relations: names, by id.
-        device: of the outputs.
-        hits_at: each k of hits@<k>.
-        filtered: outputs bring "filtered_ranks".
-        per_relation: also measure each relation alone.
+        """Initialize with zero edges.
+
+        Args:
+          relations: names of the relations, by id.
+          device: device of the outputs.
+          hits_at: values of k for hits@<k>.
+          filtered: whether the outputs contain "filtered_ranks".
+          per_relation: also measure each relation separately.
         """
         self._relations = list(relations)
         self._per_relation = per_relation
@@ -54,13 +57,17 @@ class RankingMetrics:
 
     @property
     def headline(self) -> tuple[str, ...]:
-        """MRR and hits of the stricter kind of ranks, and AUC."""
+        """Names of the MRR and hits of the filtered ranks (raw if there are none), and of the AUC."""
         kind = self._kinds[0]
         return (f"{kind}/mrr", *(f"{kind}/hits@{k}" for k in self._hits_at), "auc")
 
     def update(self, outputs: Mapping[str, torch.Tensor]) -> None:
-        """Adds a batch. "raw_ranks", where announced "filtered_ranks", and "negatives_beaten", a share: [batch, 2],
-        one column for each side; "relations": [batch], ids; "weights": [batch]. A row of weight 0 counts as absent."""
+        """Add a batch. A row with weight 0 counts as absent.
+
+        Args:
+          outputs: "raw_ranks", "negatives_beaten" (a share) and, if `filtered`, "filtered_ranks", each [batch, 2] with
+            a column per side; "relations", ids [batch]; "weights" [batch].
+        """
         weights = outputs["weights"].double()
         present = weights > 0
         columns = [present.double(), weights, weights * outputs["negatives_beaten"].double().mean(1)]
@@ -72,8 +79,10 @@ class RankingMetrics:
         self._sums.index_add_(0, outputs["relations"][present], rows[present])
 
     def compute(self) -> dict[str, float | int | None]:
-        """All metrics, and `examples`, the number of edges; where asked for, the same of each relation as
-        `relation/<name>/...`. Collective."""
+        """Return all metrics and `examples`, the number of edges. Collective.
+
+        If per_relation, the same metrics for each relation follow as `relation/<name>/...`.
+        """
         sums = self._sums.clone()
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(sums)

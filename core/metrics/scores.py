@@ -1,6 +1,6 @@
-"""How negatives and positives are distributed over the predicted probabilities, and the metrics that need to know.
+"""Describes how negatives and positives are distributed over predictions, and computes the metrics that need this.
 
-Who keeps the distribution, in bins (histogram.py) or exactly (exact.py), is left open here.
+Does not say how the distribution is kept: in bins (histogram.py) or exactly (exact.py).
 """
 
 from collections.abc import Callable
@@ -14,15 +14,23 @@ from core.metrics.cross_entropy import cross_entropy
 
 @dataclass(frozen=True)
 class ScoreDistribution:
-    """Of one task: the weight of its negatives and of its positives at each of some ascending predictions."""
+    """Weights of the negatives and of the positives of one task at each predicted value.
+
+    Attributes:
+      predictions: predicted probabilities in ascending order, float64 [values].
+      negatives: weight of the negatives at each prediction, float64 [values].
+      positives: weight of the positives at each prediction, float64 [values].
+    """
 
     predictions: torch.Tensor
-    """float64 [values], as the two below."""
     negatives: torch.Tensor
     positives: torch.Tensor
 
     def auroc(self) -> float | None:
-        """The weighted share of pairs of a positive and a negative that are in order, ties half; None without pairs."""
+        """Return the weighted share of correctly ordered positive-negative pairs, or None if there are no pairs.
+
+        Ties count half.
+        """
         pairs = float(self.negatives.sum() * self.positives.sum())
         if pairs == 0:
             return None
@@ -30,8 +38,10 @@ class ScoreDistribution:
         return float((self.positives * (below + self.negatives / 2)).sum()) / pairs
 
     def cross_entropy_change(self, factor: float) -> float:
-        """What multiplying all predictions by `factor` (then clipped to probabilities) adds to the weighted sum of
-        cross-entropies, in nats."""
+        """Return how much the weighted sum of cross-entropies changes if all predictions are multiplied by `factor`.
+
+        The products are clipped to probabilities. The unit is nats.
+        """
         change = torch.zeros((), dtype=torch.float64)
         for label, weights in ((0.0, self.negatives), (1.0, self.positives)):
             before, after = (cross_entropy(p, label) for p in (self.predictions, factor * self.predictions))
@@ -43,12 +53,20 @@ class Scores(Protocol):
     """Keeps the distributions of several tasks, each over several groups of the examples."""
 
     def update(self, predictions: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> None:
-        """Adds a batch: probabilities and labels (0 or 1), [batch, tasks]; weights in each group, 0 where an example
-        is not in it, [batch, groups, tasks]."""
+        """Add a batch.
+
+        Args:
+          predictions: probabilities [batch, tasks].
+          labels: 0 or 1, [batch, tasks].
+          weights: weight of each example in each group, [batch, groups, tasks]; 0 if the group does not contain it.
+        """
 
     def summands(self) -> torch.Tensor:
-        """What has to be summed over the ranks, float64 [n]; n is the same on all."""
+        """Return the values to sum over the ranks, float64 [n]; n is equal on all ranks."""
 
     def over_all_ranks(self, sums: torch.Tensor) -> Callable[[int, int], ScoreDistribution]:
-        """Collective. Takes the summands' sums, on the CPU; gives what tells the distribution of (group, task), on the
-        CPU."""
+        """Return a function from (group, task) to the distribution over all ranks, on the CPU. Collective.
+
+        Args:
+          sums: the summands of all ranks, added up, on the CPU.
+        """

@@ -1,4 +1,4 @@
-"""Metrics of one task by scikit-learn and closed forms in float64, and outputs to compute them of."""
+"""Computes expected metrics with scikit-learn and closed forms in float64, and creates outputs to measure."""
 
 from collections.abc import Mapping
 
@@ -14,9 +14,8 @@ Outputs = dict[str, torch.Tensor]
 EPSILON = 1e-12
 
 
-def outputs_of(rows: int = 20_000, tasks: int = 2, seed: int = 0) -> Outputs:
-    """Predictions as a model makes them, rare positives, weights far from uniform, a tenth of the rows masked; three
-    strata, the last one empty."""
+def random_outputs(rows: int = 20_000, tasks: int = 2, seed: int = 0) -> Outputs:
+    """Return imperfect predictions, rare positives, uneven weights, 10% masked rows, and three strata (one empty)."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(rows, tasks, generator=generator) - 2
     probabilities = torch.sigmoid(logits + 0.5 * torch.randn(rows, tasks, generator=generator))
@@ -33,8 +32,8 @@ def outputs_of(rows: int = 20_000, tasks: int = 2, seed: int = 0) -> Outputs:
     }
 
 
-def of_one_task(probabilities: Array, labels: Array, weights: Array | None = None) -> Outputs:
-    """float64 outputs of a single task."""
+def single_task_outputs(probabilities: Array, labels: Array, weights: Array | None = None) -> Outputs:
+    """Return float64 outputs of a single task."""
     weights = np.ones_like(labels) if weights is None else weights
     columns = {"calibrated_probabilities": probabilities, "labels": labels, "weights": weights}
     return {name: torch.tensor(column, dtype=torch.float64)[:, None] for name, column in columns.items()}
@@ -46,7 +45,7 @@ def column(outputs: Outputs, name: str, task: int) -> Array:
 
 
 def naive_loss(y: Array, w: Array) -> float:
-    """Of the base rate as a constant prediction."""
+    """Return the loss of the base rate as a constant prediction."""
     return float(log_loss(y, np.full_like(y, np.average(y, weights=w)), sample_weight=w))
 
 
@@ -55,12 +54,12 @@ def rce(p: Array, y: Array, w: Array) -> float:
 
 
 def nrce(p: Array, y: Array, w: Array) -> float:
-    normalised = p * np.average(y, weights=w) / np.average(p, weights=w)
-    return rce(np.clip(normalised, EPSILON, 1 - EPSILON), y, w)
+    scaled = p * np.average(y, weights=w) / np.average(p, weights=w)
+    return rce(np.clip(scaled, EPSILON, 1 - EPSILON), y, w)
 
 
-def of_task(outputs: Outputs, task: int, thresholds: tuple[float, ...] = ()) -> dict[str, float]:
-    """All metrics of a task that has positives and negatives."""
+def task_metrics(outputs: Outputs, task: int, thresholds: tuple[float, ...] = ()) -> dict[str, float]:
+    """Return all metrics of a task that has positives and negatives."""
     p, y, w = (column(outputs, name, task) for name in ("calibrated_probabilities", "labels", "weights"))
     metrics = {
         "loss": log_loss(y, p, sample_weight=w),
@@ -78,8 +77,8 @@ def of_task(outputs: Outputs, task: int, thresholds: tuple[float, ...] = ()) -> 
     return {name: float(value) for name, value in metrics.items()}
 
 
-def assert_same(found: Mapping[str, float | None], expected: Mapping[str, float | None], rel: float = 1e-9) -> None:
-    """The same names, None for the same ones, else within `rel`."""
-    assert found.keys() == expected.keys()
+def assert_same(actual: Mapping[str, float | None], expected: Mapping[str, float | None], rel: float = 1e-9) -> None:
+    """Assert that both have the same names, None for the same names, and equal values within `rel`."""
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert found[name] == (None if value is None else pytest.approx(value, rel=rel)), name
+        assert actual[name] == (None if value is None else pytest.approx(value, rel=rel)), name

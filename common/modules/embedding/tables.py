@@ -1,6 +1,6 @@
-"""Embedding tables: a TorchRec EmbeddingCollection with optimizers fused into its backward pass, and lookups in it.
+"""Builds a TorchRec EmbeddingCollection with optimizers fused into its backward pass, and looks rows up in it.
 
-How tables are spread over ranks is decided in core/models/sharded.py.
+core/models/sharded.py decides how to shard the tables over ranks.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from torchrec.modules.embedding_modules import EmbeddingCollection
 
 Lookup = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
-"""Table -> ids [n], int64, to table -> rows [n, embedding_dim], float32. Collective where tables are sharded."""
+"""Maps ids by table ([n], int64) to rows by table ([n, embedding_dim], float32). Collective if tables are sharded."""
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what TorchRec and its kernels tell their developers: pages of the log, and warnings of their own use."""
+    """Silence the log messages and warnings of TorchRec and its kernels, which address their own developers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -34,7 +34,7 @@ def quiet() -> Iterator[None]:
 
 
 def build_tables(configs: Sequence[EmbeddingBagConfig]) -> "EmbeddingCollection":
-    """The tables, without memory (on the meta device), each a feature of its own name."""
+    """Build the tables on the meta device, without memory. Each table has one feature with the name of the table."""
     with quiet():
         from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
         from torchrec.modules.embedding_modules import EmbeddingCollection
@@ -54,13 +54,14 @@ def build_tables(configs: Sequence[EmbeddingBagConfig]) -> "EmbeddingCollection"
         device=torch.device("meta"),
     )
     weights = {name.split(".")[1]: weight for name, weight in collection.named_parameters()}
-    alike: list[OptimizerConfig] = []
+    distinct: list[OptimizerConfig] = []
     for config in configs:
-        if config.optimizer not in alike:
-            alike.append(config.optimizer)
+        if config.optimizer not in distinct:
+            distinct.append(config.optimizer)
         optimizer, options = _fused_optimizer(config.optimizer)
-        # TorchRec updates tables together whose rates begin alike; a rate that tells them apart, until the first step.
-        options["lr"] = float(alike.index(config.optimizer))
+        # TorchRec groups tables that start with the same rate. A distinct rate per optimizer, which the first step
+        # replaces, keeps them apart.
+        options["lr"] = float(distinct.index(config.optimizer))
         apply_optimizer_in_backward(optimizer, [weights[config.name]], options)
     return collection
 
@@ -80,30 +81,30 @@ def _fused_optimizer(config: OptimizerConfig) -> tuple[type[torch.optim.Optimize
 def look_up(
     collection: torch.nn.Module, tables: Sequence[str], ids: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Rows of an EmbeddingCollection, sharded or not. Collective where it is: all ranks call it equally often.
+    """Look up rows of an EmbeddingCollection. Collective if it is sharded: all ranks must make the same calls.
 
     Args:
-      collection: with a feature of its own name for each table.
-      tables: all tables, in the same order on all ranks.
-      ids: by table, [n], int64; a table that is not there is not looked up in. n may differ between ranks.
+      collection: collection that has one feature per table, with the name of the table.
+      tables: names of all tables, in the same order on all ranks.
+      ids: row ids by table, [n], int64. Tables can be missing, and n may differ between ranks.
 
     Returns:
-      by table of `ids`, [n, embedding_dim], float32.
+      rows for each table in `ids`, [n, embedding_dim], float32.
     """
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
     device = next(iter(ids.values())).device
-    nothing = torch.empty(0, dtype=torch.int64, device=device)
-    values = [ids.get(table, nothing) for table in tables]
+    no_ids = torch.empty(0, dtype=torch.int64, device=device)
+    values = [ids.get(table, no_ids) for table in tables]
     inverse: list[torch.Tensor] | None = None
     if device.type == "cpu" and torch.is_grad_enabled():
-        # In training once each: frequent rows cost in the exchange and in the update. On a GPU one would have to wait
-        # for the number.
+        # In training, look up each row once: repeated rows make the exchange and the update slower. On a GPU, this
+        # would have to wait for the number of unique ids.
         values, inverse = map(list, zip(*(torch.unique(value, return_inverse=True) for value in values), strict=True))
-    # All ids of a table are one row's: without a batch dimension nothing has to be padded.
+    # Treat all ids of a table as one example. Without a batch dimension, nothing needs padding.
     lengths = torch.tensor([len(value) for value in values], dtype=torch.int32, device=device)
-    found = collection(KeyedJaggedTensor(list(tables), torch.cat(values), lengths=lengths, stride=1))
-    rows = {table: found[table].values().float() for table in ids}
+    features = collection(KeyedJaggedTensor(list(tables), torch.cat(values), lengths=lengths, stride=1))
+    rows = {table: features[table].values().float() for table in ids}
     if inverse is None:
         return rows
     return {table: rows[table].index_select(0, inverse[tables.index(table)]) for table in ids}

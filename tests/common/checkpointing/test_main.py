@@ -1,4 +1,4 @@
-"""python -m common.checkpointing."""
+"""The program `python -m common.checkpointing`."""
 
 import sys
 from pathlib import Path
@@ -26,17 +26,18 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
     return main()
 
 
-@pytest.mark.parametrize("given", [".", "checkpoints"])
-def test_lists_what_is_complete_and_names_what_is_not(save_dir, monkeypatch, capsys, given):
+@pytest.mark.parametrize("directory", [".", "checkpoints"])
+def test_list_prints_complete_checkpoints_and_names_incomplete_ones(save_dir, monkeypatch, capsys, directory):
     (save_dir / "checkpoints/.writing-11").mkdir()
-    assert run(monkeypatch, "list", save_dir / given) == 0
+    assert run(monkeypatch, "list", save_dir / directory) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == str(save_dir / "checkpoints")
     assert [line.split()[0] for line in lines[3:5]] == ["9", "10"]
-    assert lines[5] == "not complete, of saves that were interrupted or go on: .writing-11"
+    assert lines[5].startswith("incomplete")
+    assert lines[5].endswith(": .writing-11")
 
 
-def test_verifies_all_or_one(save_dir, monkeypatch, capsys):
+def test_verify_reads_all_checkpoints_or_one(save_dir, monkeypatch, capsys):
     assert run(monkeypatch, "verify", save_dir) == 0
     assert capsys.readouterr().out.count(": ok, ") == 2
     damaged = save_dir / "checkpoints/9/__0_0.distcp"
@@ -48,7 +49,7 @@ def test_verifies_all_or_one(save_dir, monkeypatch, capsys):
     assert run(monkeypatch, "verify", save_dir / "checkpoints/10") == 0
 
 
-def test_inspects_the_newest(save_dir, monkeypatch, capsys):
+def test_inspect_prints_the_newest_checkpoint(save_dir, monkeypatch, capsys):
     assert run(monkeypatch, "inspect", save_dir) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(
@@ -62,9 +63,9 @@ def test_inspects_the_newest(save_dir, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command", ["list", "verify", "inspect"])
-def test_where_there_is_none(tmp_path, monkeypatch, command):
+def test_a_directory_without_checkpoints_is_an_error(tmp_path, monkeypatch, command):
     with pytest.raises(UserError, match="no such directory"):
         run(monkeypatch, command, tmp_path / "nowhere")
     (tmp_path / ".writing-5").mkdir()
-    with pytest.raises(UserError, match=r"no complete checkpoint in .*go on: \.writing-5; give the save_dir"):
+    with pytest.raises(UserError, match=r"no complete checkpoint in .*: \.writing-5\).*save_dir"):
         run(monkeypatch, command, tmp_path)

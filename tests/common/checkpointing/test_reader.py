@@ -1,4 +1,4 @@
-"""A checkpoint that is read: what is damaged is told, whatever the damage, and nothing of it is used."""
+"""Reading checkpoints: every kind of damage is reported, and damaged data is never used."""
 
 import json
 import math
@@ -40,25 +40,31 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def digested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files whose digests were computed."""
+    """Names of the files whose digests were computed, in order."""
     names: list[str] = []
 
-    def noted(file: Path) -> str:
+    def recorded(file: Path) -> str:
         names.append(file.name)
         return file_digest(file)
 
-    monkeypatch.setattr(checkpoint_reader, "file_digest", noted)
+    monkeypatch.setattr(checkpoint_reader, "file_digest", recorded)
     return names
 
 
-def assert_is_read(checkpoint: CheckpointReader) -> None:
-    found = checkpoint.tensors()
-    assert found.keys() == TENSORS.keys()
-    assert all(torch.equal(tensor, found[name]) for name, tensor in TENSORS.items())
+def assert_content_is_right(checkpoint: CheckpointReader) -> None:
+    tensors = checkpoint.tensors()
+    assert tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in TENSORS.items())
     assert checkpoint.state() == STATE
 
 
-def test_each_file_is_verified_once_before_it_is_used(path: Path, digested: list[str]) -> None:
+def test_tensors_are_read_by_prefix(path: Path) -> None:
+    tensors = read_tensors(path, "optimizer.")
+    assert tensors == {"step": TENSORS["optimizer.step"]}
+    assert tensors["step"].dtype == torch.int64
+
+
+def test_each_file_is_verified_once_before_its_content_is_used(path: Path, digested: list[str]) -> None:
     with CheckpointReader(path) as checkpoint:
         assert digested == []
         assert checkpoint.provenance == {"torch": "2.13.0", "world_size": 2}
@@ -70,41 +76,41 @@ def test_each_file_is_verified_once_before_it_is_used(path: Path, digested: list
         }
         assert digested == ["state.json", ".metadata"]
         assert checkpoint.tensors("optimizer.") == {"step": TENSORS["optimizer.step"]}
-        assert_is_read(checkpoint)
+        assert_content_is_right(checkpoint)
         assert sorted(digested) == [".metadata", "__0_0.distcp", "state.json"]
         assert checkpoint.num_bytes == sum((path / name).stat().st_size for name in FILES if name != "manifest.json")
 
 
-def test_ranks_share_the_verification_out(path: Path, digested: list[str]) -> None:
+def test_ranks_share_the_verification(path: Path, digested: list[str]) -> None:
     for rank in (0, 1):
         with CheckpointReader(path) as checkpoint:
             checkpoint.verify(rank, 2)
-            checkpoint.verified_by_all()
-            assert_is_read(checkpoint)
+            checkpoint.mark_verified()
+            assert_content_is_right(checkpoint)
     assert sorted(digested) == [".metadata", "__0_0.distcp", "state.json"]
 
 
-def test_what_is_opened_together_is_verified(path: Path, digested: list[str]) -> None:
+def test_a_checkpoint_opened_on_all_ranks_is_verified(path: Path, digested: list[str]) -> None:
     with open_on_all_ranks(path, ALONE) as checkpoint:
         assert len(digested) == 3
-        assert_is_read(checkpoint)
+        assert_content_is_right(checkpoint)
     assert len(digested) == 3
     (path / "state.json").unlink()
-    with pytest.raises(DamagedCheckpointError, match=r"state\.json: damaged checkpoint: the file is missing"):
+    with pytest.raises(DamagedCheckpointError, match=r"state\.json: damaged checkpoint: .*missing"):
         open_on_all_ranks(path, ALONE)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_damage_is_told_with_the_file_and_what_to_do(path: Path, name: str) -> None:
+def test_the_error_for_every_damage_names_the_file_and_says_what_to_do(path: Path, name: str) -> None:
     file = path / name
     content = file.read_bytes()
 
-    def check(told: str = f"{file}: damaged checkpoint: ", advice: str = ADVICE) -> None:
+    def check(start: str = f"{file}: damaged checkpoint: ", advice: str = ADVICE) -> None:
         for read in (read_state, read_tensors) if name == "manifest.json" else (read_tensors, verify):
-            with pytest.raises(CheckpointError) as raised:
+            with pytest.raises(CheckpointError) as caught:
                 read(path)
-            assert str(raised.value).startswith(told)
-            assert str(raised.value).endswith(advice)
+            assert str(caught.value).startswith(start)
+            assert str(caught.value).endswith(advice)
 
     for position in {0, len(content) // 3, len(content) - 1}:
         damaged = bytearray(content)
@@ -117,12 +123,11 @@ def test_every_damage_is_told_with_the_file_and_what_to_do(path: Path, name: str
     check()
     file.unlink()
     if name == "manifest.json":
-        found = "no complete checkpoint here (no manifest.json)"
-        check(f"{path}: {found}", "; give a directory such as .../checkpoints/1000")
+        check(f"{path}: not a complete checkpoint (it has no manifest.json)", ".../checkpoints/1000")
     else:
         check()
     file.write_bytes(content)
-    assert_is_read(CheckpointReader(path))
+    assert_content_is_right(CheckpointReader(path))
 
 
 def verify(path: Path) -> None:
@@ -130,7 +135,7 @@ def verify(path: Path) -> None:
         checkpoint.verify()
 
 
-def test_random_damage_is_told_or_harmless(path: Path, tmp_path: Path) -> None:
+def test_random_damage_is_reported_or_harmless(path: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     damages: list[Callable[[bytes], bytes]] = [
         lambda content: content[: rng.integers(len(content))],  # cut short
@@ -138,9 +143,9 @@ def test_random_damage_is_told_or_harmless(path: Path, tmp_path: Path) -> None:
         lambda content: _changed(content, rng, num_bytes=1),
         lambda content: _changed(content, rng, num_bytes=50),
         lambda content: content[: (at := rng.integers(len(content)))] + content[at + rng.integers(1, 20) :],
-        lambda content: b"\0" * len(content),  # what a file system may leave after a loss of power
+        lambda content: b"\0" * len(content),  # a file system can leave this after a power failure
     ]
-    told = []
+    reported = []
     for number in range(200):
         copy = tmp_path / "copy"
         shutil.copytree(path, copy)
@@ -150,14 +155,14 @@ def test_random_damage_is_told_or_harmless(path: Path, tmp_path: Path) -> None:
         file.write_bytes(changed)
         try:
             with CheckpointReader(copy) as checkpoint:
-                assert_is_read(checkpoint)
+                assert_content_is_right(checkpoint)
         except DamagedCheckpointError as error:
-            told.append(str(error).startswith(f"{file}: damaged checkpoint: "))
+            reported.append(str(error).startswith(f"{file}: damaged checkpoint: "))
         else:
             assert changed == content or file.name == "manifest.json"
         shutil.rmtree(copy)
-    assert len(told) > 150
-    assert all(told)
+    assert len(reported) > 150
+    assert all(reported)
 
 
 def _changed(content: bytes, rng: np.random.Generator, num_bytes: int) -> bytes:
@@ -168,11 +173,11 @@ def _changed(content: bytes, rng: np.random.Generator, num_bytes: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "state.json"])
-def test_random_content_with_a_manifest_that_is_right_is_an_error_or_a_value(path: Path, name: str) -> None:
-    """As a stranger could make it: a value may be any then, but nothing else goes wrong."""
+def test_random_content_with_a_valid_manifest_is_an_error_or_a_value(path: Path, name: str) -> None:
+    """An attacker can create such a checkpoint. The values can be anything, but nothing else goes wrong."""
     rng = np.random.default_rng(1)
     content = (path / name).read_bytes()
-    told = []
+    messages = []
     for number in range(60):
         (path / name).write_bytes(_changed(content, rng, num_bytes=1 + number % 4))
         seal(path)
@@ -181,31 +186,34 @@ def test_random_content_with_a_manifest_that_is_right_is_an_error_or_a_value(pat
                 checkpoint.state()
                 checkpoint.tensors()
         except CheckpointError as error:
-            told.append(str(error))
-    assert len(told) > 10
-    assert all(message.startswith(str(path)) and "\n" not in message for message in told)
+            messages.append(str(error))
+    assert len(messages) > 10
+    assert all(message.startswith(str(path)) and "\n" not in message for message in messages)
 
 
 def seal(path: Path, step: int = 5) -> None:
-    """Writes a manifest that is right for the files there are."""
+    """Write a manifest that matches the files in the directory."""
     files = {file.name: FileRecord(file.stat().st_size, file_digest(file)) for file in path.iterdir()}
     del files["manifest.json"]
     (path / "manifest.json").write_text(json.dumps(make_manifest(step, files, {})))
 
 
-def test_where_there_is_no_checkpoint_nothing_is_to_be_removed(tmp_path: Path) -> None:
+def test_the_error_for_a_directory_without_a_checkpoint_does_not_suggest_removing_it(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
-    for path, found in (
-        (tmp_path / "precious", "no complete checkpoint here (no manifest.json)"),
-        (tmp_path / "nowhere", f"no such directory (looked from {Path.cwd()})"),
+    for path, fact in (
+        (tmp_path / "precious", "it has no manifest.json"),
+        (tmp_path / "nowhere", f"no such directory (current directory: {Path.cwd()})"),
     ):
-        with pytest.raises(NoCheckpointError) as raised:
+        with pytest.raises(NoCheckpointError) as caught:
             CheckpointReader(path)
-        assert str(raised.value) == f"{path}: {found}; give a directory such as .../checkpoints/1000"
+        message = str(caught.value)
+        assert message.startswith(f"{path}: ")
+        assert fact in message
+        assert message.endswith("specify a directory such as .../checkpoints/1000")
 
 
 @pytest.mark.parametrize("read", [read_state, read_tensors])
-def test_a_checkpoint_that_vanishes_while_it_is_read_is_none_and_not_a_damaged_one(
+def test_a_checkpoint_that_vanishes_while_being_read_is_reported_as_removed_not_as_damaged(
     path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
 ) -> None:
     def removed(file: Path) -> str:
@@ -213,25 +221,25 @@ def test_a_checkpoint_that_vanishes_while_it_is_read_is_none_and_not_a_damaged_o
         return file_digest(file)
 
     monkeypatch.setattr(checkpoint_reader, "file_digest", removed)
-    with pytest.raises(NoCheckpointError, match="/5: the checkpoint was removed while it was read"):
+    with pytest.raises(NoCheckpointError, match="/5: the checkpoint was removed"):
         read(path)
 
 
-def test_a_checkpoint_that_the_system_cannot_read_is_told_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_operating_system_is_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(file: Path) -> str:
         raise OSError(5, "Input/output error", str(file))
 
     monkeypatch.setattr(checkpoint_reader, "file_digest", refused)
-    with pytest.raises(DamagedCheckpointError, match=r"state\.json: can't be read: Input/output error; give another"):
+    with pytest.raises(DamagedCheckpointError, match=r"state\.json: .*: Input/output error\. Use another checkpoint"):
         read_state(path)
 
 
-def test_a_tensor_larger_than_the_memory_is_an_error(tmp_path: Path) -> None:
+def test_a_tensor_larger_than_memory_is_an_error(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, 5, {"a": torch.ones(1), "b": torch.ones(7, 3)}, {})
     metadata = (path / ".metadata").read_bytes()
     sizes = b"K\x07K\x03"  # pickled small integers
     assert sizes in metadata
     (path / ".metadata").write_bytes(metadata.replace(sizes, b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f"))
     seal(path)
-    with pytest.raises(DamagedCheckpointError, match=f"^{path}: not loaded: "):
+    with pytest.raises(DamagedCheckpointError, match=f"^{path}: cannot load the checkpoint: "):
         read_tensors(path)

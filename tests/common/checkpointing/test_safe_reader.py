@@ -1,9 +1,10 @@
-"""Checkpoints made to run code, with manifests that are right."""
+"""Malicious checkpoints with valid manifests: their code never runs."""
 
 import io
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from common.checkpointing.writer import write_checkpoint
 
 
 class Malicious:
-    """Makes a file where it is unpickled."""
+    """Creates a directory as proof when it is unpickled."""
 
     def __init__(self, proof: Path) -> None:
         self._proof = proof
@@ -30,7 +31,7 @@ class Malicious:
 
 
 def put(checkpoint: Path, name: str, content: bytes) -> None:
-    """Into a file, and its size and digest into the manifest."""
+    """Write a file of the checkpoint and update its size and digest in the manifest."""
     (checkpoint / name).write_bytes(content)
     files = {
         file.name: FileRecord(file.stat().st_size, file_digest(file))
@@ -60,59 +61,61 @@ def put_metadata(checkpoint: Path, change: Callable[[Metadata], object]) -> None
 def test_metadata_runs_no_code(checkpoint: Path, tmp_path: Path, read: Callable[[CheckpointReader], object]) -> None:
     proof = tmp_path / "proof"
     put(checkpoint, ".metadata", pickle.dumps(Malicious(proof)))
-    with pytest.raises(DamagedCheckpointError, match=r"/5: not loaded: .* \.metadata names posix\.mkdir; give another"):
+    with pytest.raises(DamagedCheckpointError, match=r"/5: .* \.metadata refers to posix\.mkdir\. Use another"):
         read(CheckpointReader(checkpoint))
     assert not proof.exists()
     with pytest.raises(AttributeError):
         dcp.FileSystemReader(checkpoint).read_metadata()
-    assert proof.exists(), "else the test could not fail"
+    assert proof.exists(), "otherwise this test could not fail"
 
 
-def test_what_is_within_metadata_runs_no_code(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_object_inside_metadata_runs_no_code(checkpoint: Path, tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     put_metadata(checkpoint, lambda metadata: setattr(metadata, "planner_data", Malicious(proof)))
-    with pytest.raises(DamagedCheckpointError, match=r"names posix\.mkdir"):
+    with pytest.raises(DamagedCheckpointError, match=r"refers to posix\.mkdir"):
         read_tensors(checkpoint)
     assert not proof.exists()
 
 
-def test_a_tensors_file_runs_no_code(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_tensor_file_runs_no_code(checkpoint: Path, tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     saved = io.BytesIO()
     torch.save(Malicious(proof), saved)
     put(checkpoint, "__0_0.distcp", saved.getvalue())
 
-    def only(metadata: Metadata) -> None:
+    def read_all_of_it(metadata: Metadata) -> None:
         for stored in metadata.storage_data.values():
             stored.offset, stored.length = 0, len(saved.getvalue())
 
-    put_metadata(checkpoint, only)
-    with pytest.raises(DamagedCheckpointError, match="/5: not loaded: "):
+    put_metadata(checkpoint, read_all_of_it)
+    with pytest.raises(DamagedCheckpointError, match="/5: cannot load the checkpoint: "):
         read_tensors(checkpoint)
     assert not proof.exists()
 
 
-def test_what_is_no_tensor_is_refused(checkpoint: Path) -> None:
+def test_an_entry_that_is_not_a_tensor_is_rejected(checkpoint: Path) -> None:
     put_metadata(checkpoint, lambda metadata: metadata.state_dict_metadata.update(c=BytesStorageMetadata()))
-    with pytest.raises(DamagedCheckpointError, match="not loaded"):
+    with pytest.raises(DamagedCheckpointError, match="cannot load the checkpoint"):
         read_tensors(checkpoint)
 
 
 @pytest.mark.parametrize("elsewhere", ["../6/__0_0.distcp", "/etc/passwd", "..", "state.json"])
-def test_files_outside_are_not_read(checkpoint: Path, elsewhere: str) -> None:
+def test_files_outside_the_checkpoint_are_not_read(checkpoint: Path, elsewhere: str) -> None:
     def outside(metadata: Metadata) -> None:
         for stored in metadata.storage_data.values():
             stored.relative_path = elsewhere
 
     put_metadata(checkpoint, outside)
-    with pytest.raises(DamagedCheckpointError, match="a tensor is to be read from "):
+    with pytest.raises(DamagedCheckpointError, match=f"refers to {re.escape(elsewhere)}, which is not a tensor file"):
         read_tensors(checkpoint)
 
 
 @pytest.mark.parametrize("content", [b"", b"cnothing", pickle.dumps({}), pickle.dumps([1]), b"\x80\x04."])
-def test_what_is_not_torchs_is_refused(checkpoint: Path, content: bytes) -> None:
+def test_metadata_that_torch_did_not_write_is_rejected(checkpoint: Path, content: bytes) -> None:
     put(checkpoint, ".metadata", content)
-    with pytest.raises(DamagedCheckpointError, match=r"not loaded: .*\.metadata is not torch's"):
+    with pytest.raises(
+        DamagedCheckpointError, match=r"cannot load the checkpoint: .*\.metadata is not valid torch metadata"
+    ):
         read_tensors(checkpoint)
 
 
@@ -127,10 +130,10 @@ def test_what_is_not_torchs_is_refused(checkpoint: Path, content: bytes) -> None
         lambda metadata: metadata.state_dict_metadata.update({7: metadata.state_dict_metadata["a"]}),
     ],
 )
-def test_parts_of_other_types_are_refused(checkpoint: Path, change: Callable[[Metadata], object]) -> None:
+def test_parts_with_wrong_types_are_rejected(checkpoint: Path, change: Callable[[Metadata], object]) -> None:
     put_metadata(checkpoint, change)
     for read in (CheckpointReader.tensors, CheckpointReader.types):
-        with pytest.raises(DamagedCheckpointError, match="not loaded: "):
+        with pytest.raises(DamagedCheckpointError, match="cannot load the checkpoint: "):
             read(CheckpointReader(checkpoint))
 
 
@@ -138,18 +141,18 @@ def test_files_that_the_manifest_does_not_list_are_not_read(checkpoint: Path) ->
     (checkpoint / "__0_0.distcp").rename(checkpoint.parent / "hidden")
     put(checkpoint, "state.json", b"{}")
     (checkpoint.parent / "hidden").rename(checkpoint / "__0_0.distcp")
-    with pytest.raises(DamagedCheckpointError, match=r"a tensor is to be read from __0_0\.distcp"):
+    with pytest.raises(DamagedCheckpointError, match=r"refers to __0_0\.distcp, which is not a tensor file"):
         read_tensors(checkpoint)
 
 
-def test_every_dtype_is_read(tmp_path: Path) -> None:
+def test_every_dtype_can_be_read(tmp_path: Path) -> None:
     dtypes = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
     path = write_checkpoint(tmp_path, 1, {str(dtype): torch.ones(3, dtype=dtype) for dtype in dtypes}, {})
     assert {name: str(tensor.dtype) for name, tensor in read_tensors(path).items()} == {str(d): str(d) for d in dtypes}
     assert SafeReader(path, ["__0_0.distcp"]).read_metadata() == metadata_of(path)
 
 
-def test_metadata_of_another_python_is_read(checkpoint: Path) -> None:
+def test_metadata_written_by_another_python_version_can_be_read(checkpoint: Path) -> None:
     written = pickle.dumps(metadata_of(checkpoint), protocol=2)
     assert b"cpathlib\nPosixPath" in written
     put(checkpoint, ".metadata", written.replace(b"cpathlib\nPosixPath", b"cpathlib._local\nPosixPath"))

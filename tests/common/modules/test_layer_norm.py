@@ -1,3 +1,5 @@
+"""LayerNorm against the closed form, and its options."""
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from common.modules.layer_norm import LayerNorm
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.001])
-def test_equals_the_closed_form_in_float64(epsilon: float) -> None:
+def test_the_output_equals_the_closed_form_in_float64(epsilon: float) -> None:
     x = torch.randn(5, 9, dtype=torch.float64)
     expected = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + epsilon).sqrt()
     torch.testing.assert_close(LayerNorm(9, LayerNormConfig(epsilon=epsilon)).double()(x), expected)
@@ -23,6 +25,6 @@ def test_a_constant_row_with_epsilon_0_gives_zeros_and_finite_gradients() -> Non
 
 
 @pytest.mark.parametrize(("center", "scale"), [(True, False), (False, True), (False, False)])
-def test_learns_what_it_is_told_to(center: bool, scale: bool) -> None:
+def test_scale_and_shift_are_parameters_only_if_configured(center: bool, scale: bool) -> None:
     names = [name for name, _ in LayerNorm(4, LayerNormConfig(center=center, scale=scale)).named_parameters()]
     assert names == ["weight"] * scale + ["bias"] * center

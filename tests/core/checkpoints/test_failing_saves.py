@@ -63,7 +63,7 @@ def test_a_directory_that_is_read_only_from_now_on(
     outcome = run(save_dir, caplog, lambda: faults.enter_context(forbidden(root)))
     assert (outcome.step, outcome.exit_status, outcome.checkpoint) == (8, 1, root / "2")
     assert errors(caplog) == [
-        f"{root}/{step}: the checkpoint can't be written: Permission denied: {root}/.writing-{step}. "
+        f"{root}/{step}: cannot write the checkpoint: Permission denied: {root}/.writing-{step}. "
         "Complete checkpoints: [2]"
         for step in (4, 6, 8)
     ]
@@ -80,8 +80,8 @@ def test_a_save_dir_that_is_closed_from_now_on(
     outcome = run(save_dir, caplog, lambda: faults.enter_context(forbidden(save_dir, 0)))
     assert (outcome.step, outcome.exit_status, outcome.checkpoint) == (8, 1, None)
     assert errors(caplog) == [
-        f"{root}/{step}: the checkpoint can't be written: Permission denied: {root}/.writing-{step}. "
-        "Complete checkpoints: can't be looked at"
+        f"{root}/{step}: cannot write the checkpoint: Permission denied: {root}/.writing-{step}. "
+        "Complete checkpoints: unknown (cannot read the directory)"
         for step in (4, 6, 8)
     ]
 
@@ -96,7 +96,7 @@ def test_a_file_in_the_place_of_the_checkpoints(save_dir: Path, caplog: pytest.L
     outcome = run(save_dir, caplog, replace)
     assert (outcome.step, outcome.exit_status, outcome.checkpoint) == (8, 1, None)
     assert errors(caplog) == [
-        f"{root}/{step}: the checkpoint can't be written: Not a directory: {root}/.writing-{step}. "
+        f"{root}/{step}: cannot write the checkpoint: Not a directory: {root}/.writing-{step}. "
         "Complete checkpoints: none"
         for step in (4, 6, 8)
     ]

@@ -132,7 +132,7 @@ def test_a_failed_save_is_one_error_and_may_be_tried_again(
         assert not run.saver.wait()
     assert not run.saver.wait()
     (record,) = [record for record in caplog.records if record.name == "core.checkpoints.saver"]
-    assert record.message.startswith(f"{tmp_path / '1'}: the checkpoint can't be written: File too large")
+    assert record.message.startswith(f"{tmp_path / '1'}: cannot write the checkpoint: File too large")
     assert complete_steps(tmp_path) == []
     run.save()
     assert run.saver.wait()

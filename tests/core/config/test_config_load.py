@@ -1,4 +1,4 @@
-"""Files, overrides, types, and the message about mistakes. How YAML is read: test_yaml_document."""
+"""Loading files and overrides, types, and the error message. test_yaml_document covers reading YAML."""
 
 import enum
 import re
@@ -13,7 +13,7 @@ from core.config.base_config import NotSupportedYet, WithoutEffect
 
 
 class Free(BaseConfig):
-    """Takes what the YAML says, so that tests see it."""
+    """Accepts any values, so that tests can look at them."""
 
     x: Any = None
     y: Any = None
@@ -87,7 +87,7 @@ def load(tmp_path, monkeypatch):
 
 @pytest.fixture
 def read(load):
-    """The data of `x: ...`."""
+    """Return a function that loads `x: ...` and returns the value of x."""
     return lambda text, *overrides: load(text, *overrides, config_type=Free).x
 
 
@@ -110,27 +110,27 @@ def message(load):
     ("text", "expected"),
     [
         ("", "c.yaml: the file is empty"),
-        ("- 1\n", "c.yaml: the top level must be a mapping, lines of 'key: value'"),
-        (b"a: 1\nb: \xff\n", "c.yaml: line 2: not UTF-8 text"),
-        ("a: 1\nb: [1, 2\n", "c.yaml: line 3, column 1: not YAML: "),
+        ("- 1\n", "c.yaml: the top level must be a mapping (lines of 'key: value')"),
+        (b"a: 1\nb: \xff\n", "c.yaml: line 2: the text is not valid UTF-8"),
+        ("a: 1\nb: [1, 2\n", "c.yaml: line 3, column 1: invalid YAML: "),
     ],
 )
-def test_unusable_files(message, text, expected):
+def test_an_unusable_file_is_an_error(message, text, expected):
     assert message(text).startswith(expected)
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
     (tmp_path / "file").write_text("a: 1")
-    for path, reason in [("none.yaml", "No such file"), (".", "Is a directory"), ("file/a.yaml", "Not a directory")]:
-        with pytest.raises(ConfigError, match=rf"^{re.escape(str(tmp_path / path))}: cannot be read: {reason}"):
-            load_config_from_yaml(Config, tmp_path / path)
+    for name, reason in [("none.yaml", "No such file"), (".", "Is a directory"), ("file/a.yaml", "Not a directory")]:
+        with pytest.raises(ConfigError, match=rf"^{re.escape(str(tmp_path / name))}: cannot read the file: {reason}"):
+            load_config_from_yaml(Config, tmp_path / name)
 
 
 def test_a_byte_order_mark_is_ignored(load):
     assert load(b"\xef\xbb\xbftraining: {num_train_steps: 3}").training.num_train_steps == 3
 
 
-def test_order_of_keys_is_kept(load):
+def test_the_order_of_keys_is_kept(load):
     assert list(load("tasks: {z: {}, a: {}, m: {}}").tasks) == ["z", "a", "m"]
 
 
@@ -177,14 +177,14 @@ x:
         ("x.none=2020-01-01", ["none"], "2020-01-01"),
     ],
 )
-def test_overrides(read, override, keys, value):
-    found = read(MODEL, override)
+def test_an_override_sets_one_value(read, override, keys, value):
+    actual = read(MODEL, override)
     for key in keys:
-        found = found[key]
-    assert (type(found), found) == (type(value), value)
+        actual = actual[key]
+    assert (type(actual), actual) == (type(value), value)
 
 
-def test_overrides_leave_the_rest_and_apply_in_their_order(read):
+def test_overrides_apply_in_order_and_leave_other_values_alone(read):
     data = read(MODEL, "x.tasks.plain.w=2", "x.tasks.plain={v: 1}", "x.tasks.plain.w=3", "x.tasks.plain.w=4")
     assert data == {
         "tasks": {"recap.engagement.is_favorited": {"w": 1}, "plain": {"v": 1, "w": 4}},
@@ -193,7 +193,7 @@ def test_overrides_leave_the_rest_and_apply_in_their_order(read):
     }
 
 
-def test_an_override_through_an_alias_changes_nothing_else(load):
+def test_an_override_through_an_alias_changes_no_other_value(load):
     text = "x: &a {b: {c: 1}, l: [1]}\ny: *a\nz: {<<: *a}\n"
     config = load(text, "y.b.c=2", "z.l[0]=3", "z.b.c=4", config_type=Free)
     assert (config.x, config.y, config.z) == (
@@ -208,59 +208,65 @@ def test_an_override_through_an_alias_changes_nothing_else(load):
     [
         ("x.tasks", "there is no '='"),
         ("", "there is no '='"),
-        ("=1", "no path can be read at '=1'"),
-        ("x..tasks=1", "no path can be read at '..tasks=1'"),
-        (".x=1", "no path can be read at '.x=1'"),
-        ("x.=1", "no path can be read at '.=1'"),
-        ("x[a=1", "no path can be read at '[a=1'"),
-        ("x[]=1", "no path can be read at '[]=1'"),
-        ("x.tasks=", "no value after '='; write null, or '' for an empty string"),
+        ("=1", "the key path is invalid at '=1'"),
+        ("x..tasks=1", "the key path is invalid at '..tasks=1'"),
+        (".x=1", "the key path is invalid at '.x=1'"),
+        ("x.=1", "the key path is invalid at '.=1'"),
+        ("x[a=1", "the key path is invalid at '[a=1'"),
+        ("x[]=1", "the key path is invalid at '[]=1'"),
+        ("x.tasks=", "no value after '='; write null, or '' for the empty string"),
         ("x.tasks=#1", "no value after '='"),
-        ("x.blocks[2].size=1", "x.blocks has 2 items, counted from 0; there is no item '2'; write x.blocks[0] for the"),
-        ("x.blocks[-1]=1", "x.blocks has 2 items, counted from 0; there is no item '-1'; write x.blocks[0] for the"),
-        ("x.blocks.size=1", "x.blocks has 2 items, counted from 0; there is no item 'size'; write x.blocks[0] for the"),
-        ("x.tasks.plain.w.v=1", "x.tasks.plain.w is 1; nothing is below it"),
-        ("x=[1", "line 1, column 3: not YAML: "),
-        ("x=a: b: c", "line 1, column 5: not YAML: "),
+        (
+            "x.blocks[2].size=1",
+            "x.blocks has 2 items, numbered from 0; there is no item '2'; write x.blocks[0] for the",
+        ),
+        ("x.blocks[-1]=1", "x.blocks has 2 items, numbered from 0; there is no item '-1'; write x.blocks[0] for the"),
+        (
+            "x.blocks.size=1",
+            "x.blocks has 2 items, numbered from 0; there is no item 'size'; write x.blocks[0] for the",
+        ),
+        ("x.tasks.plain.w.v=1", "x.tasks.plain.w is 1, which has no keys"),
+        ("x=[1", "line 1, column 3: invalid YAML: "),
+        ("x=a: b: c", "line 1, column 5: invalid YAML: "),
     ],
 )
-def test_overrides_that_lead_nowhere_are_quoted(message, override, expected):
+def test_the_error_for_an_invalid_override_quotes_it(message, override, expected):
     assert message(MODEL, override, config_type=Free).startswith(f"--set {override}: {expected}")
 
 
-def test_an_item_of_a_list_is_called_by_its_name(message, tmp_path):
+def test_an_item_of_a_list_can_be_selected_by_its_name(message, tmp_path):
     text = "x: {relations: [{name: reply, n: 1}, {name: fav, n: 2}, {name: twice}, {name: twice}, 3], empty: []}"
     path = tmp_path / "named.yaml"
     path.write_text(text)
     loaded = load_config_from_yaml(Free, path, ["x.relations[fav].n=5", "x.relations.reply.n=4", "x.relations[4]=6"])
     assert loaded.x["relations"][:2] == [{"name": "reply", "n": 4}, {"name": "fav", "n": 5}]
     assert loaded.x["relations"][4] == 6
-    told = message(text, "x.relations[twice].n=1", config_type=Free)
-    assert told.endswith(
-        "x.relations has 5 items, counted from 0; there is no item 'twice'; write x.relations[0] for the first"
-    )
-    assert message(text, "x.empty.a=1", config_type=Free).endswith("counted from 0; there is no item 'a'")
+    ambiguous = message(text, "x.relations[twice].n=1", config_type=Free)
+    assert "x.relations has 5 items" in ambiguous
+    assert "there is no item 'twice'; write x.relations[0]" in ambiguous
+    assert message(text, "x.empty.a=1", config_type=Free).endswith("there is no item 'a'")
 
 
-def test_mistakes_in_values_of_overrides(message):
+def test_errors_in_the_values_of_overrides_quote_the_override(message):
     assert message("training: {}\n", "training.num_train_steps=-5", "training.sav_dir=a", "tasks={a: {}, a: {}}") == (
-        "c.yaml: 3 mistakes\n"
-        "  training.num_train_steps (--set training.num_train_steps=-5): -5 given; Input should be greater than 0\n"
+        "c.yaml: 3 errors\n"
+        "  training.num_train_steps (--set training.num_train_steps=-5): "
+        "-5 is invalid: Input should be greater than 0\n"
         "  training.sav_dir (--set training.sav_dir=a): unknown key; did you mean 'save_dir'? "
         "Allowed here: num_train_steps, save_dir, precision, amount\n"
         "  tasks.a (--set tasks={a: {}, a: {}}): duplicate key, also on line 1"
     )
 
 
-def test_what_an_override_of_the_parent_says_is_not_blamed_on_the_file(message):
+def test_an_error_in_an_override_of_a_parent_is_not_attributed_to_the_file(message):
     text = message("blocks:\n- output_size: 1\n- output_size: 1\n", "blocks=[{output_size: 0}]")
-    assert "blocks[0].output_size (--set blocks=[{output_size: 0}]): 0 given" in text
+    assert "blocks[0].output_size (--set blocks=[{output_size: 0}]): 0 is invalid" in text
 
 
 # --- Types ---
 
 
-def test_lists_are_tuples_and_strings_enums(load):
+def test_lists_become_tuples_and_strings_become_enum_members(load):
     config = load("blocks: [{output_size: 3, betas: [0, 1]}]\nkind: share_all\nby_kind: {share_none: 2}\n")
     assert config.blocks == [Block(output_size=3, betas=(0.0, 1.0))]
     assert type(config.blocks[0].betas[0]) is float
@@ -268,7 +274,7 @@ def test_lists_are_tuples_and_strings_enums(load):
     assert config.by_kind == {Kind.SHARE_NONE: 2}
 
 
-def test_only_an_int_becomes_a_float(load, message):
+def test_the_only_implicit_conversion_is_from_int_to_float(load, message):
     class Typed(BaseConfig):
         i: int = 0
         f: float = 0.0
@@ -277,9 +283,11 @@ def test_only_an_int_becomes_a_float(load, message):
 
     assert type(load("f: 1", config_type=Typed).f) is float
     for text in ("i: 1.0", "i: '1'", "i: yes", "i: null", "f: '1'", "f: true", "b: 1", "b: 'yes'", "s: 1", "s: 2.0"):
-        assert message(text, config_type=Typed).startswith(f"c.yaml: 1 mistake\n  {text[0]} (line 1): ")
+        assert message(text, config_type=Typed).startswith(f"c.yaml: 1 error\n  {text[0]} (line 1): ")
     for text in (".nan", ".inf", "-.inf", "1e999"):
-        assert f"f (line 1): {text} given; Input should be a finite number" in message(f"f: {text}", config_type=Typed)
+        assert f"f (line 1): {text} is invalid: Input should be a finite number" in message(
+            f"f: {text}", config_type=Typed
+        )
 
 
 # --- Keys without effect ---
@@ -298,7 +306,7 @@ class Job(BaseConfig):
     more: list[Reader] = pydantic.Field([])
 
 
-def test_one_warning_lists_the_keys_that_are_given_but_have_no_effect(load, caplog):
+def test_one_warning_lists_the_keys_that_are_set_but_have_no_effect(load, caplog):
     text = (
         "train: &train {threads: 4, service: null, cache: false, lanes: 2}\n"
         "partitions:\n  a.b: {<<: *train, threads: 5}\n  c: {}\n  d: *train"
@@ -307,45 +315,48 @@ def test_one_warning_lists_the_keys_that_are_given_but_have_no_effect(load, capl
     [record] = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
-        "c.yaml: accepted, but without effect: train.threads (line 1), partitions[a.b].threads (line 3), "
+        "c.yaml: these keys are accepted but have no effect: train.threads (line 1), partitions[a.b].threads (line 3), "
         "more[0].service (--set more=[{service: x}])"
     )
 
 
-def test_no_warning_where_all_has_an_effect(load, caplog):
+def test_there_is_no_warning_if_all_keys_have_an_effect(load, caplog):
     load("train: {lanes: 2, service: null, cache: null}", config_type=Job)
     assert caplog.records == []
 
 
-def test_a_key_that_is_not_supported_yet_is_told_with_its_place(message):
+def test_the_error_for_a_key_that_is_not_supported_yet_says_where_it_is(message):
     assert message("train: {cache: null}\npartitions:\n  a: {cache: true}", config_type=Job) == (
-        "c.yaml: 1 mistake\n  partitions.a.cache (line 3): true given; not supported yet; leave it out, or null"
+        "c.yaml: 1 error\n"
+        "  partitions.a.cache (line 3): true is invalid: not supported yet; remove the key or set it to null"
     )
 
 
 # --- The message ---
 
 
-def test_what_cannot_be_read_is_a_mistake_like_others(message):
+def test_unreadable_values_are_listed_with_the_other_errors(message):
     assert message("training: {save_dir: $SURELY_NOT_SET/a, num_train_steps: 0}\ntasks: {5: {}}\n") == (
-        "c.yaml: 3 mistakes\n"
-        "  training.save_dir (line 1): $SURELY_NOT_SET/a given; the environment variable SURELY_NOT_SET is not set "
-        "(a dollar sign is written $$)\n"
-        "  training.num_train_steps (line 1): 0 given; Input should be greater than 0\n"
-        "  tasks.5 (line 2): YAML reads this key as int; write it in quotes: '5'"
+        "c.yaml: 3 errors\n"
+        "  training.save_dir (line 1): $SURELY_NOT_SET/a is invalid: "
+        "the environment variable SURELY_NOT_SET is not set (write a dollar sign as $$)\n"
+        "  training.num_train_steps (line 1): 0 is invalid: Input should be greater than 0\n"
+        "  tasks.5 (line 2): YAML reads this key as int, but a key must be a string; quote it: '5'"
     )
 
 
-def test_an_unset_variable_that_an_override_replaces_is_not_missed(read):
+def test_an_unset_variable_in_an_overridden_value_is_not_an_error(read):
     assert read("x: $SURELY_NOT_SET_ANYWHERE\n", "x=1") == 1
 
 
 @pytest.mark.usefixtures("variables")
-def test_the_message_says_where_a_value_came_from(message):
-    assert "training.num_train_steps (line 1): '/d' (from $DIR) given; " in message("training: {num_train_steps: $DIR}")
+def test_the_message_shows_the_variable_that_a_value_came_from(message):
+    assert "training.num_train_steps (line 1): '/d' (from $DIR) is invalid: " in message(
+        "training: {num_train_steps: $DIR}"
+    )
 
 
-def test_all_mistakes_in_one_message(message):
+def test_one_message_lists_all_errors(message):
     text = """\
 training:
   num_train_steps: -5
@@ -367,58 +378,58 @@ by_kind: {other: 1}
 trainin: {}
 """
     assert message(text) == (
-        "c.yaml: 15 mistakes\n"
-        "  training.num_train_steps (line 2): -5 given; Input should be greater than 0\n"
+        "c.yaml: 15 errors\n"
+        "  training.num_train_steps (line 2): -5 is invalid: Input should be greater than 0\n"
         "  training.sav_dir (line 3): unknown key; did you mean 'save_dir'? "
         "Allowed here: num_train_steps, save_dir, precision, amount\n"
-        "  training.precision (line 4): 'fp8' given; Input should be 'bf16' or 'fp16'\n"
-        "  training.amount (line 5): 'a' given; Input should be a valid integer or a valid number\n"
-        "  tasks[recap.is_liked].pos_weight (line 8): a list given; Input should be a valid number\n"
-        "  tasks[two words] (line 9): 3 given; Input should be a mapping\n"
-        "  tasks.ok.rate (line 10): exactly one of constant, ramp must be set; set: none\n"
+        "  training.precision (line 4): 'fp8' is invalid: Input should be 'bf16' or 'fp16'\n"
+        "  training.amount (line 5): 'a' is invalid: Input should be a valid integer or a valid number\n"
+        "  tasks[recap.is_liked].pos_weight (line 8): a list is invalid: Input should be a valid number\n"
+        "  tasks[two words] (line 9): 3 is invalid: Input should be a mapping\n"
+        "  tasks.ok.rate (line 10): exactly one of constant, ramp must be set; currently set: none\n"
         "  blocks[0].output_size (line 12): missing; it has no default\n"
-        "  blocks[1].output_size (line 13): 'ten' given; Input should be a valid integer\n"
+        "  blocks[1].output_size (line 13): 'ten' is invalid: Input should be a valid integer\n"
         "  blocks[1].betas[1] (line 14): missing; it has no default\n"
-        "  kind (line 15): 'share_some' given; Input should be 'share_all' or 'share_none'\n"
+        "  kind (line 15): 'share_some' is invalid: Input should be 'share_all' or 'share_none'\n"
         "  form.radius (line 16): missing; it has no default\n"
         "  form.side (line 16): unknown key; allowed here: shape, radius\n"
-        "  by_kind.other (line 17): as a key: Input should be 'share_all' or 'share_none'\n"
+        "  by_kind.other (line 17): the key is invalid: Input should be 'share_all' or 'share_none'\n"
         "  trainin (line 18): unknown key; did you mean 'training'? "
         "Allowed here: training, tasks, blocks, kind, form, by_kind"
     )
 
 
-def test_a_boolean_where_a_string_belongs(message):
+def test_a_boolean_for_a_string_gets_the_hint_to_quote_it(message):
     assert (
-        "training.save_dir (line 1): no (in YAML false) given; Input should be a valid string; in quotes it is one"
+        "training.save_dir (line 1): no (false in YAML) is invalid: Input should be a valid string; put it in quotes"
         in (message("training: {save_dir: no}"))
     )
 
 
-def test_validators_speak_for_themselves(message):
-    assert "save_dir (line 1): 'a b' given; a directory without spaces is needed" in message(
+def test_the_message_of_a_validator_is_used(message):
+    assert "save_dir (line 1): 'a b' is invalid: a directory without spaces is needed" in message(
         "training: {save_dir: a b}"
     )
 
 
-def test_a_missing_key_at_the_top_has_no_line(message):
-    assert message("betas: [1, 1]", config_type=Block) == "c.yaml: 1 mistake\n  output_size: missing; it has no default"
+def test_a_missing_key_at_the_top_level_has_no_line(message):
+    assert message("betas: [1, 1]", config_type=Block) == "c.yaml: 1 error\n  output_size: missing; it has no default"
 
 
-def test_a_broken_group_at_the_top(message):
+def test_a_broken_group_at_the_top_level_is_reported(message):
     assert message("{}", config_type=Rate) == (
-        "c.yaml: 1 mistake\n  (top level): exactly one of constant, ramp must be set; set: none"
+        "c.yaml: 1 error\n  (top level): exactly one of constant, ramp must be set; currently set: none"
     )
 
 
-def test_what_is_above_something_unreadable_is_not_judged(message):
-    """Whether the group holds can't be said while its member is unknown."""
+def test_nothing_above_an_unreadable_value_is_checked(message):
+    """A group cannot be checked while one of its members is unknown."""
     text = message("tasks: {a: {rate: {constant: $SURELY_NOT_SET_ANYWHERE}}}\nblocks: [{}]\n")
-    assert text.startswith("c.yaml: 2 mistakes\n  tasks.a.rate.constant (line 1): ")
+    assert text.startswith("c.yaml: 2 errors\n  tasks.a.rate.constant (line 1): ")
     assert "\n  blocks[0].output_size (line 2): missing" in text
 
 
-def test_lines_of_aliased_and_merged_values_are_where_they_stand(message):
+def test_the_line_of_an_aliased_or_merged_value_is_the_line_where_it_is_written(message):
     text = message("tasks:\n  a: &a\n    pos_weight: x\n  b:\n    <<: *a\n")
     assert "tasks.a.pos_weight (line 3)" in text
     assert "tasks.b.pos_weight (line 3)" in text
@@ -430,20 +441,20 @@ def test_long_values_are_shortened(message):
     assert "…" in text
 
 
-def test_paths_in_messages_are_paths_of_overrides(load, message):
-    """A path that a message shows can be pasted behind --set; but for a key with a bracket and both quotes."""
+def test_a_key_path_in_a_message_can_be_used_in_an_override(load, message):
+    """The only exception is a key that contains a bracket and both kinds of quotes."""
     for key in ("plain", "a.b", "a b", "a[b", "a]b", "it's", "", "0", "a=b", "é"):
         quoted = "'" + key.replace("'", "''") + "'"
         text = f"tasks: {{{quoted}: {{pos_weight: x}}}}"
-        path = (
+        key_path = (
             message(text)
-            .removeprefix("c.yaml: 1 mistake\n  ")
-            .removesuffix(" (line 1): 'x' given; Input should be a valid number")
+            .removeprefix("c.yaml: 1 error\n  ")
+            .removesuffix(" (line 1): 'x' is invalid: Input should be a valid number")
         )
-        assert load(text, f"{path}=2").tasks[key].pos_weight == 2
+        assert load(text, f"{key_path}=2").tasks[key].pos_weight == 2
 
 
-def test_a_key_with_dots_that_is_not_in_brackets_gets_a_hint(message):
+def test_a_key_with_dots_outside_brackets_gets_a_hint(message):
     text = "tasks: {recap.is_liked: {pos_weight: 1.0}}"
-    told = message(text, "tasks.recap.is_liked.pos_weight=2.0")
-    assert "no 'tasks.recap'; did you mean tasks[recap.is_liked]?" in told
+    error = message(text, "tasks.recap.is_liked.pos_weight=2.0")
+    assert "no 'tasks.recap'; did you mean tasks[recap.is_liked]?" in error

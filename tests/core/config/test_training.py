@@ -1,3 +1,5 @@
+"""RuntimeConfig, TrainingConfig, and the identity of a run."""
+
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,17 @@ from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
 
 
 class Data(BaseConfig):
-    """Data."""
+    """Data of a test project."""
 
-    inputs: str = pydantic.Field("train.parquet", description="Files.")
+    inputs: str = pydantic.Field("train.parquet", description="Files to read.")
     sizes: tuple[int, ...] = pydantic.Field((1, 2), description="Sizes.")
 
 
 class Job(JobConfig):
-    """A project's configuration."""
+    """Configuration of a test project."""
 
-    train_data: Data = pydantic.Field(Data(), description="To train on.")
-    validation_data: Data = pydantic.Field(Data(), description="To evaluate on.")
+    train_data: Data = pydantic.Field(Data(), description="Data to train on.")
+    validation_data: Data = pydantic.Field(Data(), description="Data to evaluate on.")
 
 
 def job(tmp_path: Path, *overrides: str) -> Job:
@@ -29,7 +31,7 @@ def job(tmp_path: Path, *overrides: str) -> Job:
     return load_config_from_yaml(Job, str(path), overrides)
 
 
-REFUSED = [
+INVALID = [
     ("training.num_train_steps", "0"),
     ("training.num_train_steps", "1.5"),
     ("training.checkpoint_every_n", "0"),
@@ -60,14 +62,14 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value"), REFUSED)
-def test_what_is_out_of_bounds_is_refused_naming_the_key(tmp_path, key, value):
-    with pytest.raises(ConfigError) as raised:
+@pytest.mark.parametrize(("key", "value"), INVALID)
+def test_the_error_for_an_invalid_value_names_the_key(tmp_path, key, value):
+    with pytest.raises(ConfigError) as caught:
         job(tmp_path, f"{key.partition('_best')[0] + '_best' if '_best' in key else key}={value}")
-    assert key in str(raised.value)
+    assert key in str(caught.value)
 
 
-ACCEPTED: list[tuple[str, str, Any]] = [
+VALID: list[tuple[str, str, Any]] = [
     ("checkpoint_max_to_keep", "2", 2),
     ("checkpoint_max_to_keep", "null", None),
     ("num_eval_steps", "-1", -1),
@@ -80,51 +82,51 @@ ACCEPTED: list[tuple[str, str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "expected"), ACCEPTED)
-def test_what_is_within_bounds_is_accepted(tmp_path, key, value, expected):
+@pytest.mark.parametrize(("key", "value", "expected"), VALID)
+def test_a_valid_value_is_accepted(tmp_path, key, value, expected):
     assert getattr(job(tmp_path, f"training.{key}={value}").training, key) == expected
 
 
-def test_keeping_a_single_checkpoint_is_refused_with_the_reason(tmp_path):
+def test_the_error_for_keeping_a_single_checkpoint_says_why(tmp_path):
     with pytest.raises(ConfigError, match=r"training\.checkpoint_max_to_keep.* 1 .*nothing to fall back on"):
         job(tmp_path, "training.checkpoint_max_to_keep=1")
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "problem"),
     [
         (
             ["checkpoint_keep_every_n=100", "checkpoint_every_n=50"],
-            "keep_every_n is without effect, as all .*max_to_keep",
+            "keep_every_n has no effect .*max_to_keep",
         ),
         (
             ["checkpoint_keep_best={partition: v, metric: mean/auroc, mode: max}"],
-            "keep_best is without effect, as all .*max_to_keep",
+            "keep_best has no effect .*max_to_keep",
         ),
         (
             ["checkpoint_keep_every_n=100", "checkpoint_every_n=60", "checkpoint_max_to_keep=2"],
-            r"keep_every_n: 100 is no multiple of checkpoint_every_n \(60\)",
+            r"keep_every_n is 100, but must be a multiple of checkpoint_every_n \(60\)",
         ),
     ],
 )
-def test_keeping_what_is_never_made_or_kept_anyway_is_refused(tmp_path, settings, told):
-    with pytest.raises(ConfigError, match=f"checkpoint_{told}"):
+def test_an_exception_from_rotation_without_effect_is_an_error(tmp_path, settings, problem):
+    with pytest.raises(ConfigError, match=f"checkpoint_{problem}"):
         job(tmp_path, *(f"training.{setting}" for setting in settings))
 
 
-def test_evaluating_no_batches_is_refused_saying_what_to_write_instead(tmp_path):
+def test_the_error_for_evaluating_no_batches_says_what_to_write_instead(tmp_path):
     with pytest.raises(ConfigError, match=r"training\.num_eval_steps.*negative number.*eval_every_n: 0"):
         job(tmp_path, "training.num_eval_steps=0")
 
 
 @pytest.mark.parametrize("key", ["save_dir", "initial_checkpoint_dir"])
 @pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket", "HDFS://host/run", "file:///tmp/run"])
-def test_remote_directories_are_refused(tmp_path, key, url):
+def test_a_remote_directory_is_an_error(tmp_path, key, url):
     with pytest.raises(ConfigError, match=rf"training\.{key}.*local or mounted directory"):
         job(tmp_path, f"training.{key}={url}")
 
 
-def test_micro_batches_are_one_unless_gradients_are_accumulated():
+def test_a_step_has_one_micro_batch_unless_gradients_are_accumulated():
     assert TrainingConfig().micro_batches == 1
     assert TrainingConfig(gradient_accumulation=1).micro_batches == 1
     assert TrainingConfig(gradient_accumulation=4).micro_batches == 4
@@ -142,7 +144,7 @@ MAY_CHANGE = [
     "training.eval_log_every_n=2",
     "training.eval_timeout_in_s=5",
     "training.initial_checkpoint_dir=x/checkpoints/5",
-    "training.gradient_accumulation=1",  # what null means
+    "training.gradient_accumulation=1",  # the same as null
     "runtime.enable_amp=true",
     "runtime.amp_dtype=float16",
     "runtime.enable_tensorfloat32=true",
@@ -155,11 +157,11 @@ MAY_CHANGE = [
 
 
 @pytest.mark.parametrize("override", MAY_CHANGE)
-def test_what_may_change_is_no_part_of_a_runs_identity(tmp_path, override):
+def test_a_setting_that_may_change_is_not_part_of_the_identity(tmp_path, override):
     assert job(tmp_path, override).identity() == job(tmp_path).identity()
 
 
-MUST_STAY = [
+MUST_NOT_CHANGE = [
     "runtime.seed=1",
     "training.gradient_accumulation=2",
     "training.max_grad_norm=1.0",
@@ -168,12 +170,12 @@ MUST_STAY = [
 ]
 
 
-@pytest.mark.parametrize("override", MUST_STAY)
-def test_what_must_stay_is_part_of_a_runs_identity(tmp_path, override):
+@pytest.mark.parametrize("override", MUST_NOT_CHANGE)
+def test_a_setting_that_must_not_change_is_part_of_the_identity(tmp_path, override):
     assert job(tmp_path, override).identity() != job(tmp_path).identity()
 
 
-def test_the_identity_is_json_by_configuration_key():
+def test_the_identity_consists_of_json_values_by_configuration_key():
     assert Job().identity() == {
         "train_data": {"inputs": "train.parquet", "sizes": [1, 2]},
         "runtime": {"seed": 0},
@@ -182,5 +184,5 @@ def test_the_identity_is_json_by_configuration_key():
 
 
 @pytest.mark.parametrize("config", [RuntimeConfig, TrainingConfig, JobConfig])
-def test_every_field_says_what_it_is(config):
+def test_every_field_has_a_description(config):
     assert all(field.description for field in config.model_fields.values())

@@ -1,4 +1,4 @@
-"""The dialect of YAML, substitution, and where things stand."""
+"""The YAML dialect, variable substitution, and the origins of values."""
 
 import re
 from typing import Any
@@ -10,19 +10,19 @@ from core.config.yaml_document import KeyPath, YamlDocument, compose
 
 
 def read(text: str) -> Any:
-    """The data of `x: ...`."""
+    """Return the value of x in `x: ...`."""
     document = YamlDocument(text, "c.yaml")
-    assert document.mistakes == {}
+    assert document.errors == {}
     return document.data["x"]
 
 
-def mistakes(text: str) -> list[tuple[KeyPath, str, str]]:
-    """What can't be read: path, place and words of each."""
+def errors(text: str) -> list[tuple[KeyPath, str, str]]:
+    """Return the key path, origin and message of each value that cannot be read."""
     document = YamlDocument(text, "c.yaml")
-    return [(path, document.origin(path)[-1], words) for path, words in document.mistakes.items()]
+    return [(key_path, document.origin(key_path)[-1], message) for key_path, message in document.errors.items()]
 
 
-def refusal(text: str) -> str:
+def fatal_error(text: str) -> str:
     with pytest.raises(ConfigError) as caught:
         YamlDocument(text, "c.yaml")
     return str(caught.value)
@@ -48,12 +48,12 @@ def refusal(text: str) -> str:
         *[("|\n  a\n  b\n", "a\nb\n"), (">-\n  a\n  b", "a b"), ("a\n  b", "a b")],
     ],
 )  # fmt: skip
-def test_scalars(text, value):
-    found = read(f"x: {text}\n")
-    assert (type(found), found) == (type(value), value)
+def test_a_scalar_is_read_with_its_type(text, value):
+    actual = read(f"x: {text}\n")
+    assert (type(actual), actual) == (type(value), value)
 
 
-def test_anchors_and_merge_keys():
+def test_anchors_and_merge_keys_are_resolved():
     data = read("""
     x:
       a: &a {p: 1, q: 2}
@@ -78,58 +78,58 @@ def test_aliases_are_copies():
     assert data == {"x": {"b": [1]}, "y": {"b": [1, 2]}, "z": {"b": [1]}}
 
 
-def test_duplicate_keys():
-    assert mistakes("t:\n  a: 1\n  b: 1\n  'a': 2\n") == [(("t", "a"), "line 4", "duplicate key, also on line 2")]
+def test_a_duplicate_key_is_an_error():
+    assert errors("t:\n  a: 1\n  b: 1\n  'a': 2\n") == [(("t", "a"), "line 4", "duplicate key, also on line 2")]
 
 
 @pytest.mark.parametrize(("key", "kind"), [("5", "int"), ("yes", "bool"), ("1e5", "float"), ("~", "null")])
-def test_keys_that_are_no_strings(key, kind):
-    assert mistakes(f"x:\n  {key}: 1\n") == [
-        (("x", key), "line 2", f"YAML reads this key as {kind}; write it in quotes: '{key}'")
+def test_a_key_that_is_not_a_string_is_an_error(key, kind):
+    assert errors(f"x:\n  {key}: 1\n") == [
+        (("x", key), "line 2", f"YAML reads this key as {kind}, but a key must be a string; quote it: '{key}'")
     ]
     assert read(f"x: {{'{key}': 1}}") == {key: 1}
 
 
-def test_a_key_that_is_a_list():
-    assert mistakes("x: {[1, 2]: {}}") == [(("x", "?"), "line 1", "a key must be a string")]
+def test_a_key_that_is_a_list_is_an_error():
+    assert errors("x: {[1, 2]: {}}") == [(("x", "?"), "line 1", "a key must be a string")]
 
 
 @pytest.mark.parametrize(
     "text", ["x: &a [*a]", "x: &a {b: *a}", "x: &a {b: [1, *a, *a]}", "x: &a {<<: *a}", "x: &a {<<: [{b: 1}, *a]}"]
 )
-def test_an_anchor_within_itself(text):
-    assert all("itself" in words for _, _, words in mistakes(text))
-    assert mistakes(text)
+def test_an_anchor_that_contains_itself_is_an_error(text):
+    assert all("itself" in message for _, _, message in errors(text))
+    assert errors(text)
 
 
-def test_deep_nesting():
+def test_deep_nesting_is_an_error():
     assert read(f"x: {'[' * 90}{']' * 90}") is not None
-    [(_, _, words)] = mistakes(f"x: {'[' * 150}{']' * 150}")
-    assert words == "nested too deeply"
-    assert refusal(f"x: {'[' * 1000}{']' * 1000}") == "c.yaml: nested too deeply"
+    [(_, _, message)] = errors(f"x: {'[' * 150}{']' * 150}")
+    assert "nested too deeply" in message
+    assert fatal_error(f"x: {'[' * 1000}{']' * 1000}") == "c.yaml: the YAML is nested too deeply"
 
 
-def test_a_long_chain_of_merges():
+def test_a_long_chain_of_merges_is_an_error():
     def chain(length: int) -> str:
         links = [f"a{n}: &a{n} {{<<: *a{n - 1}}}\n" for n in range(1, length)]
         return "a0: &a0 {x: 1}\n" + "".join(links)
 
     assert YamlDocument(chain(90), "c.yaml").data["a89"] == {"x": 1}
-    assert {words for _, _, words in mistakes(chain(150))} == {"nested too deeply"}
+    assert {message for _, _, message in errors(chain(150))} == {"the YAML is nested too deeply"}
 
 
 @pytest.mark.parametrize(
     "link", ["[*b, *b, *b]", "{p: *b, q: *b}", "{<<: [*b, *b]}", "{<<: *b, p: {<<: [*b, *b]}}"]
 )  # fmt: skip
-def test_aliases_that_multiply_are_refused(link):
-    """A billion laughs: each line doubles what the line before it stands for."""
+def test_aliases_that_multiply_are_rejected(link):
+    """A billion laughs: each line doubles the size of the line before it."""
     lines = "".join(f"a{n}: &a{n} {link.replace('*b', f'*a{n - 1}')}\n" for n in range(1, 60))
-    assert refusal("a0: &a0 {k: 1}\n" + lines) == (
-        "c.yaml: more than 20,000 keys and values, those behind an alias counted at each use"
+    assert fatal_error("a0: &a0 {k: 1}\n" + lines) == (
+        "c.yaml: more than 20,000 keys and values (each use of an alias counts again)"
     )
 
 
-def test_an_override_can_not_multiply_aliases_either():
+def test_an_override_cannot_multiply_aliases_either():
     document = YamlDocument("x: 1\n", "c.yaml")
     node = compose("[&a [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]" + "".join(
         f", &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in zip("abcde", "bcdef", strict=True)
@@ -139,24 +139,24 @@ def test_an_override_can_not_multiply_aliases_either():
         document.put(("x",), node, "--set x")
 
 
-def test_a_configuration_of_thousands_of_values_is_read():
+def test_a_configuration_with_thousands_of_values_is_read():
     assert len(read(f"x: [{', '.join(['0.5'] * 10_000)}]")) == 10_000
 
 
 @pytest.mark.parametrize(
     "text", ["x: !!python/object:os.system a", "x: !!timestamp 2020-01-01", "x: !!set {a}", "x: !t [1]"]
 )
-def test_tags(text):
-    [(path, place, words)] = mistakes(text)
-    assert (path, place) == (("x",), "line 1")
-    assert re.fullmatch(r"the tag \S+ is not supported", words)
+def test_an_unsupported_tag_is_an_error(text):
+    [(key_path, origin, message)] = errors(text)
+    assert (key_path, origin) == (("x",), "line 1")
+    assert re.fullmatch(r"the tag \S+ is not supported", message)
 
 
 @pytest.mark.parametrize("number", [str(2**64), str(-(2**63) - 1), "9" * 5000, "0x" + "f" * 5000])
-def test_huge_integers(number):
-    [(_, _, words)] = mistakes(f"x: {number}")
-    assert words.endswith("given; an integer of more than 64 bits")
-    assert len(words) < 120
+def test_an_integer_of_more_than_64_bits_is_an_error(number):
+    [(_, _, message)] = errors(f"x: {number}")
+    assert message.endswith("is invalid: integers are limited to 64 bits")
+    assert len(message) < 120
 
 
 # --- Texts ---
@@ -167,17 +167,17 @@ def test_huge_integers(number):
     [
         ("", "c.yaml: the file is empty"),
         ("# nothing\n\n", "c.yaml: the file is empty"),
-        ("- 1\n", "c.yaml: the top level must be a mapping, lines of 'key: value'"),
-        ("null\n", "c.yaml: the top level must be a mapping, lines of 'key: value'"),
+        ("- 1\n", "c.yaml: the top level must be a mapping (lines of 'key: value')"),
+        ("null\n", "c.yaml: the top level must be a mapping (lines of 'key: value')"),
         ("a: 1\nb: \x07\n", "c.yaml: line 2: the character 0x7 is not allowed"),
     ],
 )
-def test_unusable_texts(text, expected):
-    assert refusal(text) == expected
+def test_a_text_without_a_mapping_is_an_error(text, expected):
+    assert fatal_error(text) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "place"),
+    ("text", "position"),
     [
         ("a: 1\nb: [1, 2\n", "line 3, column 1"),
         ("a: 1\n  b: 2\n", "line 2, column 4"),
@@ -186,9 +186,9 @@ def test_unusable_texts(text, expected):
         ("a: 1\n---\nb: 2\n", "line 2, column 1"),
     ],
 )
-def test_syntax_errors_have_line_and_column(text, place):
-    assert refusal(text).startswith(f"c.yaml: {place}: not YAML: ")
-    assert "\n" not in refusal(text)
+def test_a_syntax_error_is_reported_with_line_and_column(text, position):
+    assert fatal_error(text).startswith(f"c.yaml: {position}: invalid YAML: ")
+    assert "\n" not in fatal_error(text)
 
 
 # --- Substitution ---
@@ -236,62 +236,64 @@ def variables(monkeypatch):
         ("1 # $UNSET ${", 1),
     ],
 )
-def test_substitution(text, value):
-    found = read(f"x: {text}\n")
-    assert (type(found), found) == (type(value), value)
+def test_variables_are_substituted(text, value):
+    actual = read(f"x: {text}\n")
+    assert (type(actual), actual) == (type(value), value)
 
 
 @pytest.mark.usefixtures("variables")
-def test_undefined_variables_are_all_named():
-    unset = "the environment variable {} is not set (a dollar sign is written $$)"
-    assert mistakes("# $UNSET\nx: ${UNSET}/a\ny: 1\nz: [1, $UNSET_2]\n") == [
-        (("x",), "line 2", "${UNSET}/a given; " + unset.format("UNSET")),
-        (("z", 1), "line 4", "$UNSET_2 given; " + unset.format("UNSET_2")),
+def test_all_undefined_variables_are_reported():
+    unset = "the environment variable {} is not set (write a dollar sign as $$)"
+    assert errors("# $UNSET\nx: ${UNSET}/a\ny: 1\nz: [1, $UNSET_2]\n") == [
+        (("x",), "line 2", "${UNSET}/a is invalid: " + unset.format("UNSET")),
+        (("z", 1), "line 4", "$UNSET_2 is invalid: " + unset.format("UNSET_2")),
     ]
 
 
 @pytest.mark.parametrize("text", ["${HOME", "$5", "a$", "$ HOME", "${}", "${A-b}", "${5}", "$é", "'${HOME'"])
-def test_malformed_dollars(text):
-    [(path, _, words)] = mistakes(f"x: {text}")
-    assert path == ("x",)
-    assert "a dollar sign is written $$" in words
+def test_a_malformed_variable_is_an_error(text):
+    [(key_path, _, message)] = errors(f"x: {text}")
+    assert key_path == ("x",)
+    assert "dollar sign as $$" in message
 
 
-# --- Places ---
+# --- Origins ---
 
 
 @pytest.mark.usefixtures("variables")
-def test_what_was_given_is_kept_as_it_was_written():
+def test_scalars_are_kept_as_the_user_wrote_them():
     document = YamlDocument("a: 1e-3\nb: 'c'\nd: no\ne: $DIR\nf:\ng: 0x1F\n", "c.yaml")
-    assert document.given == {
+    assert document.written == {
         ("a",): "1e-3",
         ("b",): "'c'",
-        ("d",): "no (in YAML false)",
+        ("d",): "no (false in YAML)",
         ("e",): "'/d' (from $DIR)",
-        ("f",): "nothing (in YAML null)",
+        ("f",): "nothing (null in YAML)",
         ("g",): "0x1F",
     }
 
 
-def test_origins_are_lines_and_sort_in_the_order_of_the_file():
+def test_origins_are_lines_and_sort_in_file_order():
     document = YamlDocument("a: {b: [1,\n  2]}\nc: &c\n  d: 1\ne: {<<: *c}\n", "c.yaml")
     assert document.origin(())[-1] == ""
     assert document.origin(("a", "b", 1))[-1] == "line 2"
-    assert document.origin(("e", "d"))[-1] == "line 4", "a merged key stands where it was written"
-    assert document.origin(("a", "missing"))[-1] == "line 1", "what is not there: the nearest above it"
+    assert document.origin(("e", "d"))[-1] == "line 4", "the origin of a merged key is where it is written"
+    assert document.origin(("a", "missing"))[-1] == "line 1", "a missing key has the origin of its parent"
     paths = [("a", "b", 1), ("a",), ("c",), (), ("c", "d")]
     assert sorted(paths, key=document.origin) == [(), ("a",), ("a", "b", 1), ("c",), ("c", "d")]
 
 
-def test_what_is_put_replaces_value_origin_and_mistakes():
+def test_put_replaces_value_origin_and_errors():
     document = YamlDocument("a:\n  b: $SURELY_NOT_SET_ANYWHERE\n  c: 2\n", "c.yaml")
     node = compose("{d: 1}", "--set a.b")
     assert node is not None
     document.put(("a", "b"), node, "--set a.b")
     assert document.data == {"a": {"b": {"d": 1}, "c": 2}}
-    assert document.mistakes == {}
+    assert document.errors == {}
     assert document.origin(("a", "b", "d"))[-1] == "--set a.b"
     assert document.origin(("a", "c"))[-1] == "line 3"
     document.put(("a", "a"), node, "--set a.a")
     paths = [("a", "a"), ("a", "b"), ("a", "c")]
-    assert sorted(paths, key=document.origin) == [("a", "c"), ("a", "b"), ("a", "a")], "the file, then in their order"
+    assert sorted(paths, key=document.origin) == [("a", "c"), ("a", "b"), ("a", "a")], (
+        "first the file, then overrides in order"
+    )

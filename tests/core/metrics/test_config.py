@@ -1,3 +1,5 @@
+"""MetricsConfig: which thresholds are valid."""
+
 import pydantic
 import pytest
 
@@ -5,10 +7,10 @@ from core.metrics.config import MetricsConfig
 
 
 @pytest.mark.parametrize("thresholds", [[0.0], [1.0], [-0.5], [0.5, 0.5]])
-def test_thresholds_are_different_probabilities(thresholds):
+def test_thresholds_must_be_distinct_probabilities(thresholds):
     with pytest.raises(pydantic.ValidationError):
         MetricsConfig(thresholds=thresholds)
 
 
-def test_there_may_be_none():
+def test_the_list_of_thresholds_can_be_empty():
     assert MetricsConfig(thresholds=[]).thresholds == []

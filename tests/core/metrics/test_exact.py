@@ -1,4 +1,4 @@
-"""AUROC and NRCE without bins."""
+"""Exact AUROC and NRCE, without bins."""
 
 from typing import Any
 
@@ -20,17 +20,17 @@ def exact(outputs: truth.Outputs, batches: int = 3) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("data", [crowded, at_the_edges, far_too_low, far_too_high, certain])
-def test_equals_sklearn_where_bins_would_not(data, seed):
+def test_metrics_equal_sklearn_on_data_that_defeats_bins(data, seed):
     p, y, w = data(np.random.default_rng(seed))
     w[::7] = 0
-    outputs = truth.of_one_task(p, y, w)
-    found, expected = exact(outputs), truth.of_task(outputs, 0)
-    assert found["auroc"] == pytest.approx(expected["auroc"], rel=1e-12)
-    assert found["nrce"] == pytest.approx(expected["nrce"], rel=1e-9, abs=1e-9)
+    outputs = truth.single_task_outputs(p, y, w)
+    actual, expected = exact(outputs), truth.task_metrics(outputs, 0)
+    assert actual["auroc"] == pytest.approx(expected["auroc"], rel=1e-12)
+    assert actual["nrce"] == pytest.approx(expected["nrce"], rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_predictions_that_differ_in_their_own_dtype_are_no_ties(dtype):
+def test_predictions_that_differ_in_their_own_dtype_are_not_tied(dtype):
     step = 2 * torch.finfo(dtype).eps
     p = torch.tensor([0.5, 0.5 + step, 0.5 + 2 * step, 0.5 + 2 * step], dtype=dtype)[:, None]
     labels = torch.tensor([0.0, 1.0, 0.0, 1.0])[:, None]
@@ -38,10 +38,10 @@ def test_predictions_that_differ_in_their_own_dtype_are_no_ties(dtype):
     assert exact(outputs)["auroc"] == (1 + 1 + 0.5) / 4
 
 
-def test_only_the_order_counts():
+def test_the_auroc_depends_only_on_the_order_of_predictions():
     generator = np.random.default_rng(0)
     p, y = generator.random(300), generator.integers(0, 2, 300).astype(float)
     p[:20] = p[20:40]
-    before = exact(truth.of_one_task(p, y))["auroc"]
-    assert exact(truth.of_one_task(p**9, y))["auroc"] == before
-    assert exact(truth.of_one_task(1 - p, y))["auroc"] == pytest.approx(1 - before, rel=1e-12)
+    before = exact(truth.single_task_outputs(p, y))["auroc"]
+    assert exact(truth.single_task_outputs(p**9, y))["auroc"] == before
+    assert exact(truth.single_task_outputs(1 - p, y))["auroc"] == pytest.approx(1 - before, rel=1e-12)

@@ -1,3 +1,5 @@
+"""MultiTaskMetrics against scikit-learn, closed forms, and invariants."""
+
 import math
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from core.metrics.multi_task import MultiTaskMetrics
 from tests.support import metrics_truth as truth
 from tests.support.metrics_truth import Outputs, column
-from tests.support.metrics_truth import outputs_of as example
+from tests.support.metrics_truth import random_outputs as example
 
 CPU = torch.device("cpu")
 THRESHOLDS = (0.05, 0.3, 0.7)
@@ -25,7 +27,7 @@ def computed(outputs: Outputs, *, batch: int = 700, **options: Any) -> dict[str,
 def of_task(
     probabilities: list[float], labels: list[float], weights: list[float] | None = None, **options: Any
 ) -> dict[str, Any]:
-    """The metrics of one task, "t0", without its name."""
+    """Return the metrics of one task, "t0", without the name of the task."""
     outputs = {
         "calibrated_probabilities": torch.tensor(probabilities)[:, None],
         "labels": torch.tensor(labels)[:, None],
@@ -35,17 +37,17 @@ def of_task(
 
 
 def assert_close(found: dict[str, Any], expected: dict[str, float], *, exact: bool) -> None:
-    """auroc and nrce as near as histograms come to them, or as float64 does; all else exactly."""
+    """Assert equality, with a tolerance for auroc and nrce from histograms."""
     for key, value in expected.items():
         tolerance = {"auroc": 5e-5, "nrce": 1e-3}.get(key, 0) if not exact else 0
         assert found[key] == pytest.approx(value, rel=1e-9, abs=tolerance or 1e-10), key
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_equals_sklearn(exact):
+def test_metrics_equal_sklearn(exact):
     outputs = example()
     found = computed(outputs, exact=exact, thresholds=THRESHOLDS)
-    expected = [truth.of_task(outputs, task, THRESHOLDS) for task in range(2)]
+    expected = [truth.task_metrics(outputs, task, THRESHOLDS) for task in range(2)]
     for task, metrics in enumerate(expected):
         assert_close({key: found[f"t{task}/{key}"] for key in metrics}, metrics, exact=exact)
     means = {key: float(np.mean([metrics[key] for metrics in expected])) for key in ("loss", "rce", "nrce", "auroc")}
@@ -55,7 +57,7 @@ def test_equals_sklearn(exact):
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_stratum_is_measured_like_a_partition_of_its_rows(exact):
+def test_a_stratum_is_measured_like_a_partition_with_its_rows(exact):
     outputs = example(5000)
     options = {"exact": exact, "thresholds": THRESHOLDS, "has_reference": True}
     found = computed(outputs, strata=["even", "odd", "none"], **options)
@@ -66,7 +68,7 @@ def test_a_stratum_is_measured_like_a_partition_of_its_rows(exact):
         alone = computed({key: tensor[rows] for key, tensor in outputs.items()}, **options)
         of_stratum = {key: found[f"stratum/{name}/{key}"] for key in alone}
         truth.assert_same(of_stratum, alone)
-        expected = truth.of_task({key: tensor[rows] for key, tensor in outputs.items()}, 0, THRESHOLDS)
+        expected = truth.task_metrics({key: tensor[rows] for key, tensor in outputs.items()}, 0, THRESHOLDS)
         assert_close({key: of_stratum[f"t0/{key}"] for key in expected}, expected, exact=exact)
     empty = {key: value for key, value in found.items() if key.startswith("stratum/none/")}
     assert empty.pop("stratum/none/examples") == 0
@@ -74,7 +76,7 @@ def test_a_stratum_is_measured_like_a_partition_of_its_rows(exact):
     assert set(empty.values()) == {None}
 
 
-def test_strata_may_overlap_and_what_is_nan_in_one_leaves_the_other_alone():
+def test_strata_can_overlap_and_nan_in_one_does_not_affect_the_other():
     outputs = example(300, tasks=1)
     outputs["strata"] = torch.stack([torch.arange(300) < 200, torch.arange(300) >= 100], dim=1)
     outputs["calibrated_probabilities"][250] = math.nan
@@ -82,12 +84,12 @@ def test_strata_may_overlap_and_what_is_nan_in_one_leaves_the_other_alone():
     found = computed(outputs, strata=["first", "last"])
     assert math.isnan(found["stratum/last/t0/rce"])
     assert math.isnan(found["t0/rce"])
-    expected = truth.of_task({key: tensor[:200] for key, tensor in outputs.items()}, 0)
+    expected = truth.task_metrics({key: tensor[:200] for key, tensor in outputs.items()}, 0)
     assert_close({key: found[f"stratum/first/t0/{key}"] for key in expected}, expected, exact=False)
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_only_the_evaluation_tasks_are_measured(exact):
+def test_only_evaluation_tasks_are_measured(exact):
     outputs = example(1000, tasks=3)
     options = {"exact": exact, "has_reference": True, "strata": ["even", "odd", "none"]}
     found = computed(outputs, evaluation_tasks=["t2", "t1"], **options)
@@ -98,22 +100,22 @@ def test_only_the_evaluation_tasks_are_measured(exact):
 
 
 def test_a_prediction_at_the_threshold_is_positive():
-    """Also where the threshold is no float32: 0.7 is less as a float32 than as a float64."""
+    """This holds even if float32 cannot represent the threshold: 0.7 as float32 is less than 0.7 as float64."""
     found = of_task([0.7, 0.7, 0.69, 0.71], [1.0, 0.0, 1.0, 1.0], thresholds=[0.7])
     assert found["precision_at_0.7"] == pytest.approx(2 / 3)
     assert found["recall_at_0.7"] == pytest.approx(2 / 3)
 
 
-def test_precision_and_recall_where_they_are_not_defined():
-    nothing_predicted = of_task([0.1, 0.2], [1.0, 0.0], thresholds=[0.5])
-    assert (nothing_predicted["precision_at_0.5"], nothing_predicted["recall_at_0.5"]) == (None, 0.0)
+def test_undefined_precision_and_recall_are_none():
+    no_predicted_positive = of_task([0.1, 0.2], [1.0, 0.0], thresholds=[0.5])
+    assert (no_predicted_positive["precision_at_0.5"], no_predicted_positive["recall_at_0.5"]) == (None, 0.0)
     no_positive = of_task([0.1, 0.8], [0.0, 0.0], thresholds=[0.5])
     assert (no_positive["precision_at_0.5"], no_positive["recall_at_0.5"]) == (0.0, None)
 
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("factor", [0.2, 0.9, 1.0, 1.5])
-def test_nrce_does_not_depend_on_a_factor_of_the_predictions(exact, factor):
+def test_scaling_the_predictions_does_not_change_nrce(exact, factor):
     outputs = example()
     outputs["calibrated_probabilities"] = outputs["calibrated_probabilities"].double()
     outputs["calibrated_probabilities"] *= 0.6 / outputs["calibrated_probabilities"].max()
@@ -124,23 +126,23 @@ def test_nrce_does_not_depend_on_a_factor_of_the_predictions(exact, factor):
     assert found["t0/nrce"] == pytest.approx(before["t0/nrce"], abs=1e-9 if exact else 1e-3)
 
 
-def test_nrce_of_a_calibrated_model_is_its_rce():
+def test_nrce_of_a_calibrated_model_equals_its_rce():
     outputs = example(1000, tasks=1)
     p, y, w = (column(outputs, name, 0) for name in ("calibrated_probabilities", "labels", "weights"))
-    calibrated = truth.of_one_task(p * np.average(y, weights=w) / np.average(p, weights=w), y, w)
+    calibrated = truth.single_task_outputs(p * np.average(y, weights=w) / np.average(p, weights=w), y, w)
     found = computed(calibrated)
     assert found["t0/calibration"] == pytest.approx(1.0, rel=1e-12)
     assert found["t0/nrce"] == pytest.approx(found["t0/rce"], abs=1e-10)
 
 
-def test_without_any_prediction_above_0_there_is_no_nrce():
+def test_nrce_is_undefined_if_all_predictions_are_0():
     found = of_task([0.0, 0.0], [1.0, 0.0])
     assert found["nrce"] is None
     assert found["calibration"] == 0.0
     assert found["rce"] < 0
 
 
-def test_does_not_depend_on_how_rows_are_cut_into_batches():
+def test_metrics_do_not_depend_on_the_batch_size():
     outputs = example(2000)
     whole, pieces = computed(outputs, batch=2000), computed(outputs, batch=13)
     assert whole == pytest.approx(pieces, rel=1e-12)
@@ -152,7 +154,7 @@ def test_auroc_counts_ties_half():
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_absent_rows_count_for_nothing_whatever_the_model_makes_of_them(exact):
+def test_absent_rows_do_not_count_whatever_the_model_predicts_for_them(exact):
     outputs = example(1000)
     absent = outputs["weights"][:, 0] == 0
     options = {"has_reference": True, "exact": exact, "thresholds": THRESHOLDS, "strata": ["even", "odd", "none"]}
@@ -171,7 +173,7 @@ def test_weights_count_like_repeated_rows():
 
 
 @pytest.mark.parametrize(("label", "ctr"), [(0.0, 0.0), (1.0, 1.0)])
-def test_without_positives_or_negatives_there_is_neither_rce_nor_auroc(label, ctr):
+def test_rce_and_auroc_are_undefined_without_positives_or_negatives(label, ctr):
     found = of_task([0.25, 0.25], [label, label])
     assert found["rce"] is found["nrce"] is found["auroc"] is None
     assert found["calibration"] == (0.25 if label else None)
@@ -179,7 +181,7 @@ def test_without_positives_or_negatives_there_is_neither_rce_nor_auroc(label, ct
     assert found["loss"] == pytest.approx(-math.log(0.25 if label else 0.75), rel=1e-7)
 
 
-def test_what_a_task_lacks_is_left_out_of_the_means():
+def test_the_means_skip_tasks_without_a_defined_value():
     outputs = example(1000, tasks=4)
     outputs["labels"][:, 1] = 0  # no positive
     outputs["labels"][:, 2] = 1  # no negative
@@ -192,7 +194,7 @@ def test_what_a_task_lacks_is_left_out_of_the_means():
     assert found["examples"] == int((outputs["weights"][:, 0] > 0).sum())
 
 
-def test_nothing_evaluated_is_nothing_known():
+def test_all_metrics_are_undefined_without_examples():
     found = MultiTaskMetrics(["t0"], CPU).compute()
     assert found.pop("examples") == 0
     assert set(found.values()) == {None}
@@ -209,7 +211,7 @@ def test_predictions_of_exactly_0_and_1_are_finite():
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_prediction_that_is_nan_is_not_hidden(exact):
+def test_a_nan_prediction_makes_the_metrics_of_its_task_nan(exact):
     outputs = example(100)
     outputs["calibrated_probabilities"][5, 1] = math.nan
     outputs["weights"][5, 1] = 1.0
@@ -220,7 +222,7 @@ def test_a_prediction_that_is_nan_is_not_hidden(exact):
     }
 
 
-def test_the_reference_itself_reaches_all_of_the_reachable_rce():
+def test_the_reference_probabilities_reach_the_whole_reachable_rce():
     outputs = example()
     outputs["calibrated_probabilities"] = outputs["reference_probabilities"]
     found = computed(outputs, has_reference=True)
@@ -233,7 +235,7 @@ def test_the_reference_itself_reaches_all_of_the_reachable_rce():
         assert found[f"t{task}/share_of_reachable_rce"] == pytest.approx(1.0, rel=1e-12)
 
 
-def test_the_base_rate_as_a_constant_reaches_nothing():
+def test_the_base_rate_as_a_constant_prediction_reaches_a_share_of_0():
     outputs = example()
     w, p = outputs["weights"].double(), outputs["reference_probabilities"].double()
     outputs["calibrated_probabilities"] = ((w * p).sum(0) / w.sum(0)).expand_as(p)
@@ -242,7 +244,7 @@ def test_the_base_rate_as_a_constant_reaches_nothing():
     assert found["t1/share_of_reachable_rce"] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_where_nothing_is_reachable_there_is_no_share():
+def test_the_share_is_undefined_if_no_rce_is_reachable():
     outputs = example(1000)
     outputs["reference_probabilities"] = torch.full_like(outputs["labels"], 0.3)
     found = computed(outputs, has_reference=True)

@@ -1,3 +1,5 @@
+"""RankingMetrics against a loop over edges and sides, and by hand."""
+
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ def metrics_of(outputs: dict[str, torch.Tensor], parts: int = 1, **options: Any)
 
 
 def outputs_of(count: int = 200) -> dict[str, torch.Tensor]:
-    """Relation 2 has only edges of weight 0."""
+    """Return random outputs. Relation 2 has only edges with weight 0."""
     generator = torch.Generator().manual_seed(0)
     filtered = torch.randint(2, 60, (count, 2), generator=generator) / 2
     relations = torch.randint(3, (count,), generator=generator)
@@ -33,7 +35,7 @@ def outputs_of(count: int = 200) -> dict[str, torch.Tensor]:
 
 
 def expected_of(outputs: dict[str, torch.Tensor], rows: list[int]) -> dict[str, Any]:
-    """A mean over edges and sides, written as a loop over both."""
+    """Compute the means with a loop over edges and sides."""
     values: dict[str, list[float]] = {}
     weights = []
     rows = [row for row in rows if outputs["weights"][row] > 0]
@@ -51,14 +53,14 @@ def expected_of(outputs: dict[str, torch.Tensor], rows: list[int]) -> dict[str, 
 
 
 @pytest.mark.parametrize("parts", [1, 3, 300])
-def test_means_over_edges_and_sides_of_all_and_of_each_relation(parts):
+def test_metrics_are_means_over_edges_and_sides_overall_and_per_relation(parts):
     outputs = outputs_of()
     found = metrics_of(outputs, parts)
     of_relation = {name: (outputs["relations"] == rel).nonzero().flatten() for rel, name in enumerate(RELATIONS)}
     expected = expected_of(outputs, list(range(200)))
     for name in ("fav", "reply"):
-        its = expected_of(outputs, of_relation[name].tolist())
-        expected |= {f"relation/{name}/{key}": value for key, value in its.items()}
+        per_relation = expected_of(outputs, of_relation[name].tolist())
+        expected |= {f"relation/{name}/{key}": value for key, value in per_relation.items()}
     never = {key: value for key, value in found.items() if key.startswith("relation/never/")}
     whole = [key for key in found if not key.startswith("relation/")]
     assert never == {f"relation/never/{key}": None for key in whole} | {"relation/never/examples": 0}
@@ -67,7 +69,7 @@ def test_means_over_edges_and_sides_of_all_and_of_each_relation(parts):
     assert isinstance(found["examples"], int)
 
 
-def test_by_hand():
+def test_two_edges_computed_by_hand():
     outputs = {
         "raw_ranks": torch.tensor([[2.0, 4.0], [1.0, 1.5]]),
         "filtered_ranks": torch.tensor([[1.0, 2.0], [1.0, 1.0]]),
@@ -92,7 +94,7 @@ def test_by_hand():
     )
 
 
-def test_an_edge_of_weight_0_is_absent_whatever_it_holds():
+def test_an_edge_with_weight_0_is_absent_whatever_its_ranks_are():
     outputs = outputs_of()
     absent = outputs["weights"] == 0
     expected = metrics_of(outputs)
@@ -101,13 +103,13 @@ def test_an_edge_of_weight_0_is_absent_whatever_it_holds():
     assert metrics_of(outputs) == expected
 
 
-def test_nothing_is_measured_of_nothing():
+def test_all_metrics_are_undefined_without_edges():
     found = metrics_of({name: tensor[:0] for name, tensor in outputs_of().items()})
     assert {value for key, value in found.items() if not key.endswith("examples")} == {None}
     assert found["examples"] == found["relation/fav/examples"] == 0
 
 
-def test_without_filtered_ranks_there_are_raw_ones():
+def test_only_raw_metrics_are_computed_without_filtered_ranks():
     outputs = outputs_of()
     del outputs["filtered_ranks"]
     found = metrics_of(outputs, filtered=False, per_relation=False)
@@ -115,7 +117,7 @@ def test_without_filtered_ranks_there_are_raw_ones():
 
 
 @pytest.mark.parametrize(("filtered", "kind"), [(True, "filtered"), (False, "raw")])
-def test_the_headline_is_of_the_stricter_ranks(filtered, kind):
+def test_the_headline_uses_filtered_ranks_if_there_are_any(filtered, kind):
     metrics = RankingMetrics(RELATIONS, CPU, hits_at=[1, 10], filtered=filtered, per_relation=True)
     assert metrics.headline == (f"{kind}/mrr", f"{kind}/hits@1", f"{kind}/hits@10", "auc")
     assert set(metrics.headline) <= metrics.compute().keys()

@@ -93,7 +93,7 @@ def test_a_checkpoint_is_visible_to_all_ranks_when_it_is_written(ranks):
 def test_what_the_disk_refuses_to_one_rank_is_an_error_on_both(ranks, root, refused, step):
     for rank in ranks:
         message = rank[f"refused {refused}"]
-        assert message == f"{root}/{step}: the checkpoint can't be written: File too large. Complete checkpoints: [2]"
+        assert message == f"{root}/{step}: cannot write the checkpoint: File too large. Complete checkpoints: [2]"
 
 
 def test_saving_goes_on_after_an_error(ranks, root):

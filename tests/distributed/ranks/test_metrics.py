@@ -20,7 +20,7 @@ COLLECTIVES = ("all_reduce", "all_gather", "reduce", "broadcast", "all_gather_in
 
 def rows() -> truth.Outputs:
     """Task c has no positives, the last stratum no rows, the second one's are all on rank 1 (of "uneven")."""
-    outputs = truth.outputs_of(3000, tasks=3)
+    outputs = truth.random_outputs(3000, tasks=3)
     outputs["labels"][:, 2] = 0
     outputs["strata"][:, 1] = torch.arange(3000) >= 2900
     return outputs
@@ -98,7 +98,7 @@ def test_they_equal_sklearn(ranks, exact):
     for prefix, chosen in (("", slice(None)), ("stratum/even/", strata[:, 0]), ("stratum/last/", strata[:, 1])):
         for index, task in enumerate(TASKS[:2]):
             outputs = {key: tensor[chosen] for key, tensor in rows().items()}
-            expected = truth.of_task(outputs, index, (0.3,))
+            expected = truth.task_metrics(outputs, index, (0.3,))
             found = {key: metrics[f"{prefix}{task}/{key}"] for key in expected}
             assert found == pytest.approx(expected, rel=1e-9 if exact else 1e-4)
 

@@ -20,7 +20,7 @@ from common.modules.embedding.config import EmbeddingBagConfig
 from common.modules.embedding.tables import build_tables, look_up
 from common.optimizers.build import build_optimizer
 from common.optimizers.config import OptimizerConfig
-from common.optimizers.learning_rate import JoinedSchedules
+from common.optimizers.learning_rate import CombinedSchedule
 from core.autocast import Autocast
 from core.loop.step import TrainStep
 from core.models.sharded import ShardedModel, TableScheduler, shard
@@ -88,13 +88,13 @@ def configs_of(optimizer: str, sharding: str | None) -> list[EmbeddingBagConfig]
 
 def built(
     world: World, optimizer: str, sharding: str | None
-) -> tuple[ShardedModel, torch.optim.Optimizer, JoinedSchedules]:
+) -> tuple[ShardedModel, torch.optim.Optimizer, CombinedSchedule]:
     configs = configs_of(optimizer, sharding)
     model = shard(TwoTables(configs), configs, "tables", world, seed=5, deterministic=True)
     dense = OptimizerConfig.model_validate({"adagrad": {"lr": 0.1}})
     dense_optimizer, rates = build_optimizer([model.module.get_parameter("between")], dense, "between")
     of_tables = TableScheduler(model, {config.name: config.optimizer.rate for config in configs})
-    return model, dense_optimizer, JoinedSchedules(rates, of_tables)
+    return model, dense_optimizer, CombinedSchedule(rates, of_tables)
 
 
 def save(root: Path, model: ShardedModel, optimizer: torch.optim.Optimizer, group: Any) -> Path:

@@ -117,31 +117,31 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
         ("train_data.inputs=d", "train_data.inputs", "unknown key", "allowed here: data_root, per_replica_batch_size"),
         ("train_data={global_batch_size: 4}", "train_data.data_root", "missing", "it has no default"),
         # Tables.
-        (f"{TABLE}.name=a.b", f"{TABLE}.name", "'a.b' given", "should match pattern"),
-        (f"{TABLE}.name=tweet", "model.embeddings", "several tables are called tweet", "names must differ"),
-        (f"{TABLE}.num_embeddings=0", f"{TABLE}.num_embeddings", "0 given", "greater than 0"),
-        (f"{TABLE}.embedding_dim=0", f"{TABLE}.embedding_dim", "0 given", "greater than 0"),
-        (f"{TABLE}.init_scale=0", f"{TABLE}.init_scale", "0 given", "greater than 0"),
-        (f"{TABLE}.data_type=fp8", f"{TABLE}.data_type", "'fp8' given", "'fp32' or 'fp16'"),
-        (f"{TABLE}.sharding=data_parallel", f"{TABLE}.sharding", "'data_parallel' given", "'row_wise' or"),
+        (f"{TABLE}.name=a.b", f"{TABLE}.name", "'a.b' is invalid", "should match pattern"),
+        (f"{TABLE}.name=tweet", "model.embeddings", "several tables are named tweet", "names must differ"),
+        (f"{TABLE}.num_embeddings=0", f"{TABLE}.num_embeddings", "0 is invalid", "greater than 0"),
+        (f"{TABLE}.embedding_dim=0", f"{TABLE}.embedding_dim", "0 is invalid", "greater than 0"),
+        (f"{TABLE}.init_scale=0", f"{TABLE}.init_scale", "0 is invalid", "greater than 0"),
+        (f"{TABLE}.data_type=fp8", f"{TABLE}.data_type", "'fp8' is invalid", "'fp32' or 'fp16'"),
+        (f"{TABLE}.sharding=data_parallel", f"{TABLE}.sharding", "'data_parallel' is invalid", "'row_wise' or"),
         (
             f"{TABLE}.optimizer.learning_rate=null",
             f"{TABLE}.optimizer",
             "no learning rate",
-            "give learning_rate, or lr",
+            "Set learning_rate, or lr",
         ),
         (f"{TABLE}.optimizer.sgd={{}}", f"{TABLE}.optimizer", "set: sgd, adagrad", "exactly one of"),
         ("model.embeddings.tables=[]", "model.embeddings.tables", "not 0", "at least 1 item"),
-        ("model.embeddings.tables_to_log=[usr]", "model.embeddings", "tables_to_log has usr", "are user, tweet"),
+        ("model.embeddings.tables_to_log=[usr]", "model.embeddings", "tables_to_log contains usr", "are user, tweet"),
         # Relations.
         (
             "model.relations[0].operator=rotation",
             "model.relations[0].operator",
-            "'rotation' given",
+            "'rotation' is invalid",
             "'identity', 'translation', 'diagonal', 'linear' or 'complex_diagonal'",
         ),
         ("model.relations=[]", "model.relations", "not 0", "at least 1 item"),
-        ("model.relations=fav", "model.relations", "'fav' given", "should be a list"),
+        ("model.relations=fav", "model.relations", "'fav' is invalid", "should be a list"),
         ("model.relations={lhs: user, rhs: tweet}", "model.relations.names_path", "missing", "it has no default"),
         ("model.relations={names_path: n, lhs: user, rhs: tw}", "model", "relation(s) (n): of tw", "which is no table"),
         ("model.relations[1].name=fav", "model", "several relations are called fav", "names must differ"),
@@ -150,7 +150,7 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
             f"{TABLE}.embedding_dim=16",
             "model.embeddings",
             "embedding_dim differs (user 16, tweet 32)",
-            "tables of one collection have one dimension",
+            "all tables must have the same dimension",
         ),
         (f"model.embeddings.tables=[{', '.join(TABLES)}]", "model", "uses the table list", "or add a relation"),
         (
@@ -160,8 +160,8 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
             "use adagrad",
         ),
         # The loss.
-        ("model.comparator=cosine", "model.comparator", "'cosine' given", "'dot', 'cos' or 'l2'"),
-        ("model.margin=0.0", "model.margin", "0.0 given", "greater than 0"),
+        ("model.comparator=cosine", "model.comparator", "'cosine' is invalid", "'dot', 'cos' or 'l2'"),
+        ("model.margin=0.0", "model.margin", "0.0 is invalid", "greater than 0"),
         ("model.regularization={n3: 1.0, l2: 1.0}", "model.regularization", "set: n3, l2", "at most one of"),
         ("model.regularization.operators=true", "model.regularization", "neither n3 nor l2", "give one of them"),
         # Data.
@@ -172,22 +172,22 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
             "exactly one of",
         ),
         ("train_data.global_batch_size=null", "train_data", "set: none", "exactly one of per_replica_batch_size, "),
-        ("train_data.limit=0", "train_data.limit", "0 given", "greater than 0"),
-        ("train_data.offset=-1", "train_data.offset", "-1 given", "or equal to 0"),
-        ("train_data.global_negatives=-1", "train_data.global_negatives", "-1 given", "or equal to 0"),
-        ("validation_data=d", "validation_data", "'d' given", "should be a mapping"),
+        ("train_data.limit=0", "train_data.limit", "0 is invalid", "greater than 0"),
+        ("train_data.offset=-1", "train_data.offset", "-1 is invalid", "or equal to 0"),
+        ("train_data.global_negatives=-1", "train_data.global_negatives", "-1 is invalid", "or equal to 0"),
+        ("validation_data=d", "validation_data", "'d' is invalid", "should be a mapping"),
         ("validation_data={data_root: d}", "validation_data", "set: none", "exactly one of"),
         ("validation_data={limit: 1, global_batch_size: 4}", "validation_data.data_root", "missing", "no default"),
         ("validation_data={v: {data_root: d}}", "validation_data.v", "set: none", "exactly one of"),
         (
             "validation_data={v: {data_root: d, global_batch_size: 0}}",
             "validation_data.v.global_batch_size",
-            "0 given",
+            "0 is invalid",
             "greater than 0",
         ),
         # Evaluation.
         ("metrics.hits_at=[1, 1]", "metrics.hits_at", "1 stands there twice", "give each once"),
-        ("metrics.candidates=0", "metrics.candidates", "0 given", "greater than 0"),
+        ("metrics.candidates=0", "metrics.candidates", "0 is invalid", "greater than 0"),
         # What can't be done to tables that are updated within the backward pass.
         (
             "runtime={enable_amp: true, amp_dtype: float16}",
@@ -214,7 +214,7 @@ def test_a_wrong_value_is_named_with_file_path_and_what_is_allowed(override, pat
     with pytest.raises(ConfigError) as caught:
         load_config_from_yaml(TwhinConfig, TWHIN_LOCAL_YAML, [override])
     first, *mistakes = str(caught.value).splitlines()
-    assert first == f"{TWHIN_LOCAL_YAML}: 1 mistake"
+    assert first == f"{TWHIN_LOCAL_YAML}: 1 error"
     [mistake] = mistakes
     assert re.match(rf"  {re.escape(path)}( \((line \d+|--set .*)\))?: ", mistake)
     assert given in mistake

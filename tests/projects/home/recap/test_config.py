@@ -90,38 +90,53 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
         ),
         (f"{TOWER}.mlp_config.layer_size=[1]", f"{TOWER}.mlp_config.layer_size", "unknown key", "'layer_sizes'"),
         # Types.
-        ("training.num_train_steps=many", "training.num_train_steps", "'many' given", "a valid integer"),
-        ("training.num_train_steps=1.5", "training.num_train_steps", "1.5 given", "a valid integer"),
-        ("training.num_train_steps='10'", "training.num_train_steps", "'10' given", "a valid integer"),
-        ("training.num_train_steps=true", "training.num_train_steps", "true given", "a valid integer"),
-        ("training.num_train_steps=null", "training.num_train_steps", "null given", "a valid integer"),
-        ("runtime.enable_amp=1", "runtime.enable_amp", "1 given", "a valid boolean"),
-        ("train_data.lanes=yes", "train_data.lanes", "yes (in YAML true) given", "a valid integer"),
-        ("train_data.inputs=7", "train_data.inputs", "7 given", "a valid string; in quotes it is one"),
-        ("train_data=null", "train_data", "null given", "a mapping"),
-        ("train_data.tasks=[a]", "train_data.tasks", "a list given", "a mapping"),
-        (f"{TOWER}.mlp_config.layer_sizes=1", f"{TOWER}.mlp_config.layer_sizes", "1 given", "a list"),
+        ("training.num_train_steps=many", "training.num_train_steps", "'many' is invalid", "a valid integer"),
+        ("training.num_train_steps=1.5", "training.num_train_steps", "1.5 is invalid", "a valid integer"),
+        ("training.num_train_steps='10'", "training.num_train_steps", "'10' is invalid", "a valid integer"),
+        ("training.num_train_steps=true", "training.num_train_steps", "true is invalid", "a valid integer"),
+        ("training.num_train_steps=null", "training.num_train_steps", "null is invalid", "a valid integer"),
+        ("runtime.enable_amp=1", "runtime.enable_amp", "1 is invalid", "a valid boolean"),
+        ("train_data.lanes=yes", "train_data.lanes", "yes (true in YAML) is invalid", "a valid integer"),
+        ("train_data.inputs=7", "train_data.inputs", "7 is invalid", "a valid string; put it in quotes"),
+        ("train_data=null", "train_data", "null is invalid", "a mapping"),
+        ("train_data.tasks=[a]", "train_data.tasks", "a list is invalid", "a mapping"),
+        (f"{TOWER}.mlp_config.layer_sizes=1", f"{TOWER}.mlp_config.layer_sizes", "1 is invalid", "a list"),
         (
             f"{TOWER}.mlp_config.layer_sizes=[8, 1.0]",
             f"{TOWER}.mlp_config.layer_sizes[1]",
-            "1.0 given",
+            "1.0 is invalid",
             "a valid integer",
         ),
-        ("optimizer.adam.epsilon=.nan", "optimizer.adam.epsilon", ".nan given", "finite number"),
+        ("optimizer.adam.epsilon=.nan", "optimizer.adam.epsilon", ".nan is invalid", "finite number"),
         # Bounds.
-        ("training.num_train_steps=0", "training.num_train_steps", "0 given", "greater than 0"),
-        ("training.max_grad_norm=-1.0", "training.max_grad_norm", "-1.0 given", "greater than 0"),
-        ("training.num_epochs=0", "training.num_epochs", "0 given", "greater than 0"),
-        ("runtime.seed=-1", "runtime.seed", "-1 given", "greater than or equal to 0"),
-        ("optimizer.adam.beta_1=1", "optimizer.adam.beta_1", "1 given", "less than 1"),
-        ("optimizer.adam.epsilon=0", "optimizer.adam.epsilon", "0 given", "greater than 0"),
-        (f"{TOWER}.pos_weight=0", f"{TOWER}.pos_weight", "0 given", "greater than 0"),
-        (f"{TOWER}.mlp_config.dropout.rate=-0.1", f"{TOWER}.mlp_config.dropout.rate", "-0.1 given", "greater than 0"),
-        (f"{TOWER}.mlp_config.dropout.rate=1", f"{TOWER}.mlp_config.dropout.rate", "1 given", "less than 1"),
-        (f"{TOWER}.mlp_config.batch_norm.momentum=0", f"{TOWER}.mlp_config.batch_norm.momentum", "0 given", "than 0"),
-        (f"{NORM}.clip_magnitude=0", f"{NORM}.clip_magnitude", "0 given", "greater than 0"),
-        (f"{NORM}.layer_norm_config.axis=1", f"{NORM}.layer_norm_config.axis", "1 given", "should be -1"),
-        (f"{TOWER}.mlp_config.layer_sizes=[0, 1]", f"{TOWER}.mlp_config.layer_sizes[0]", "0 given", "greater than 0"),
+        ("training.num_train_steps=0", "training.num_train_steps", "0 is invalid", "greater than 0"),
+        ("training.max_grad_norm=-1.0", "training.max_grad_norm", "-1.0 is invalid", "greater than 0"),
+        ("training.num_epochs=0", "training.num_epochs", "0 is invalid", "greater than 0"),
+        ("runtime.seed=-1", "runtime.seed", "-1 is invalid", "greater than or equal to 0"),
+        ("optimizer.adam.beta_1=1", "optimizer.adam.beta_1", "1 is invalid", "less than 1"),
+        ("optimizer.adam.epsilon=0", "optimizer.adam.epsilon", "0 is invalid", "greater than 0"),
+        (f"{TOWER}.pos_weight=0", f"{TOWER}.pos_weight", "0 is invalid", "greater than 0"),
+        (
+            f"{TOWER}.mlp_config.dropout.rate=-0.1",
+            f"{TOWER}.mlp_config.dropout.rate",
+            "-0.1 is invalid",
+            "greater than 0",
+        ),
+        (f"{TOWER}.mlp_config.dropout.rate=1", f"{TOWER}.mlp_config.dropout.rate", "1 is invalid", "less than 1"),
+        (
+            f"{TOWER}.mlp_config.batch_norm.momentum=0",
+            f"{TOWER}.mlp_config.batch_norm.momentum",
+            "0 is invalid",
+            "than 0",
+        ),
+        (f"{NORM}.clip_magnitude=0", f"{NORM}.clip_magnitude", "0 is invalid", "greater than 0"),
+        (f"{NORM}.layer_norm_config.axis=1", f"{NORM}.layer_norm_config.axis", "1 is invalid", "should be -1"),
+        (
+            f"{TOWER}.mlp_config.layer_sizes=[0, 1]",
+            f"{TOWER}.mlp_config.layer_sizes[0]",
+            "0 is invalid",
+            "greater than 0",
+        ),
         (f"{TOWER}.mlp_config.layer_sizes=[]", f"{TOWER}.mlp_config.layer_sizes", "not 0", "at least 1 item"),
         (
             "model.backbone.mask_net_config.mask_blocks=[]",
@@ -130,19 +145,19 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             "least 1",
         ),
         ("model.tasks={}", "model.tasks", "not 0", "at least 1 item"),
-        ("train_data.global_batch_size=0", "train_data.global_batch_size", "0 given", "greater than 0"),
-        ("train_data.inputs=''", "train_data.inputs", "'' given", "at least 1 character"),
-        ("train_data.num_files_to_keep=0", "train_data.num_files_to_keep", "0 given", "greater than 0"),
+        ("train_data.global_batch_size=0", "train_data.global_batch_size", "0 is invalid", "greater than 0"),
+        ("train_data.inputs=''", "train_data.inputs", "'' is invalid", "at least 1 character"),
+        ("train_data.num_files_to_keep=0", "train_data.num_files_to_keep", "0 is invalid", "greater than 0"),
         (
             "train_data.tasks[recap.engagement.is_replied].neg_downsampling_rate=1.5",
             "train_data.tasks[recap.engagement.is_replied].neg_downsampling_rate",
-            "1.5 given",
+            "1.5 is invalid",
             "less than or equal to 1",
         ),
         (
             f"{PREPROCESS}.rectify_labels={{label_rectification_window_in_hours: 0, {RECTIFY}: {{is_replied: e}}}}",
             f"{PREPROCESS}.rectify_labels.label_rectification_window_in_hours",
-            "0 given",
+            "0 is invalid",
             "greater than 0",
         ),
         (
@@ -154,7 +169,7 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
         (
             f"{PREPROCESS}.extract_features.extract_feature_table=[{{name: a, source_tensor: discrete, index: -1}}]",
             f"{PREPROCESS}.extract_features.extract_feature_table[0].index",
-            "-1 given",
+            "-1 is invalid",
             "greater than or equal to 0",
         ),
         (
@@ -166,18 +181,18 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
         (
             f"{PREPROCESS}.downsample_negatives={{batch_multiplier: 0, num_engagements: 10}}",
             f"{PREPROCESS}.downsample_negatives.batch_multiplier",
-            "0 given",
+            "0 is invalid",
             "greater than 0",
         ),
         # Choices.
         (
             f"{PREPROCESS}.downcast.features={{continuous: int8}}",
             f"{PREPROCESS}.downcast.features.continuous",
-            "'int8' given",
+            "'int8' is invalid",
             "'bfloat16', 'bool', 'float32', 'float16' or 'uint8'",
         ),
-        ("runtime.amp_dtype=fp16", "runtime.amp_dtype", "'fp16' given", "'bfloat16' or 'float16'"),
-        ("model.multi_task_type=share", "model.multi_task_type", "'share' given", "'share_none', 'share_all' or"),
+        ("runtime.amp_dtype=fp16", "runtime.amp_dtype", "'fp16' is invalid", "'bfloat16' or 'float16'"),
+        ("model.multi_task_type=share", "model.multi_task_type", "'share' is invalid", "'share_none', 'share_all' or"),
         (
             "model.multi_task_type=share_none",
             "model",
@@ -202,13 +217,13 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
         (
             "model.small_embeddings.tables=[{name: a, num_embeddings: 2, embedding_dim: 1, index: -1}]",
             "model.small_embeddings.tables[0].index",
-            "-1 given",
+            "-1 is invalid",
             "greater than or equal to 0",
         ),
         (
             "model.featurization_config.feature_names_to_concat=[discrete]",
             "model.featurization_config.feature_names_to_concat[0]",
-            "'discrete' given",
+            "'discrete' is invalid",
             "'binary'",
         ),
         # Groups.
@@ -221,17 +236,22 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
         (
             f"{RATES}=null",
             "optimizer",
-            "set: none",
+            "currently set: none",
             "exactly one of multi_task_learning_rates, single_task_learning_rate",
         ),
-        ("optimizer.adam=null", "optimizer", "set: none", "adam must be set"),
+        ("optimizer.adam=null", "optimizer", "currently set: none", "adam must be set"),
         (
             f"{RATES}.backbone_learning_rate={{}}",
             f"{RATES}.backbone_learning_rate",
-            "set: none",
+            "currently set: none",
             "exactly one of constant",
         ),
-        ("train_data.inputs=null", "train_data", "set: none", "exactly one of inputs, explicit_datetime_inputs, "),
+        (
+            "train_data.inputs=null",
+            "train_data",
+            "currently set: none",
+            "exactly one of inputs, explicit_datetime_inputs, ",
+        ),
         (
             "train_data.explicit_date_inputs={data_root: d, end_date: 2023-01-31, days: 1}",
             "train_data",
@@ -239,7 +259,7 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             "exactly one of inputs, explicit_datetime_inputs, explicit_date_inputs must be set",
         ),
         (f"{BLOCK}.reduction_factor=2.0", BLOCK, "set: reduction_factor, aggregation_size", "exactly one of"),
-        (f"{TOWER}.mlp_config=null", TOWER, "set: none", "exactly one of mlp_config, mask_net_config"),
+        (f"{TOWER}.mlp_config=null", TOWER, "currently set: none", "exactly one of mlp_config, mask_net_config"),
         # Values that do not fit each other.
         (
             f"{TOWER}.mlp_config.layer_sizes=[64, 2]",
@@ -258,15 +278,15 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
         (
             f"{RATES}.backbone_learning_rate.linear_ramp_to_cosine.final_num_steps=7",
             f"{RATES}.backbone_learning_rate.linear_ramp_to_cosine",
-            "final_num_steps 7",
-            "must be beyond num_ramp_steps 100",
+            "final_num_steps is 7",
+            "must be greater than num_ramp_steps (100)",
         ),
         (
             f"{RATES}.backbone_learning_rate={{piecewise_constant: "
             "{learning_rate_boundaries: [5], learning_rate_values: [1, 2, 3]}}",
             f"{RATES}.backbone_learning_rate.piecewise_constant",
-            "3 given",
-            "1 learning_rate_boundaries separate 2 learning_rate_values",
+            "there are 3",
+            "1 learning_rate_boundaries need 2 learning_rate_values",
         ),
         (
             f"{RATES}.tower_learning_rates[is_replied]={{constant: 0.1}}",
@@ -325,8 +345,13 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             "needs at least two rows of every lane in a batch",
             "global_batch_size is 6 and lanes 6; raise the one or lower the other",
         ),
-        ("metrics.thresholds=[0.5, 1.0]", "metrics.thresholds[1]", "1.0 given", "less than 1"),
-        ("metrics.thresholds=[0.5, 0.5]", "metrics.thresholds", "0.5 stands there twice", "give each once"),
+        ("metrics.thresholds=[0.5, 1.0]", "metrics.thresholds[1]", "1.0 is invalid", "less than 1"),
+        (
+            "metrics.thresholds=[0.5, 0.5]",
+            "metrics.thresholds",
+            "0.5 is listed more than once",
+            "list each threshold once",
+        ),
         (
             "model.stratifiers=[{name: s, index: 0, value: 1}, {name: s, index: 0, value: 2}]",
             "model.stratifiers",
@@ -336,37 +361,42 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
         (
             "model.stratifiers=[{name: a/b, index: 0, value: 1}]",
             "model.stratifiers[0].name",
-            "'a/b' given",
+            "'a/b' is invalid",
             "without a slash",
         ),
         (
             "model.stratifiers=[{name: a, index: -1, value: 1}]",
             "model.stratifiers[0].index",
-            "-1 given",
+            "-1 is invalid",
             "or equal to 0",
         ),
         # What would harm a run.
         (
             "training.save_dir=gs://bucket/run",
             "training.save_dir",
-            "'gs://bucket/run' given",
+            "'gs://bucket/run' is invalid",
             "local or mounted directory",
         ),
         (
             "training.checkpoint_max_to_keep=1",
             "training.checkpoint_max_to_keep",
-            "1 given",
-            "at least 2, or null for all",
+            "1 is invalid",
+            "at least 2, or set null to keep all",
         ),
-        ("training.num_eval_steps=0", "training.num_eval_steps", "0 given", "a negative number evaluates the whole"),
-        ("runtime.wandb.host=localhost", "runtime.wandb.host", "'localhost' given", "a URL like https://"),
+        (
+            "training.num_eval_steps=0",
+            "training.num_eval_steps",
+            "0 is invalid",
+            "a negative number to evaluate the whole",
+        ),
+        ("runtime.wandb.host=localhost", "runtime.wandb.host", "'localhost' is invalid", "a URL like https://"),
     ],
 )
 def test_a_wrong_value_is_named_with_file_path_and_what_is_allowed(override, path, given, allowed):
     with pytest.raises(ConfigError) as caught:
         load_config_from_yaml(RecapConfig, CONFIGS / "local.yaml", [override])
     first, *mistakes = str(caught.value).splitlines()
-    assert first == f"{CONFIGS / 'local.yaml'}: 1 mistake"
+    assert first == f"{CONFIGS / 'local.yaml'}: 1 error"
     [mistake] = mistakes
     assert re.match(rf"  {re.escape(path)}( \((line \d+|--set .*)\))?: ", mistake)
     assert given in mistake
@@ -379,10 +409,10 @@ def test_a_wrong_value_is_named_with_file_path_and_what_is_allowed(override, pat
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("\n  num_epochs: 2", "\n\tnum_epochs: 2", "line {line}, column 1: not YAML: "),
-        ("tower_learning_rates:\n", "tower_learning_rates: [\n", "not YAML: while parsing a flow sequence"),
-        ("multi_task_type: share_all", "multi_task_type: 'share_all", "not YAML: "),
-        ("&tower ", "", "not YAML: found undefined alias 'tower'"),
+        ("\n  num_epochs: 2", "\n\tnum_epochs: 2", "line {line}, column 1: invalid YAML: "),
+        ("tower_learning_rates:\n", "tower_learning_rates: [\n", "invalid YAML: while parsing a flow sequence"),
+        ("multi_task_type: share_all", "multi_task_type: 'share_all", "invalid YAML: "),
+        ("&tower ", "", "invalid YAML: found undefined alias 'tower'"),
         (
             "\n  num_epochs: 2",
             "\n  num_epochs: 2\n  num_epochs: 3",
@@ -391,13 +421,13 @@ def test_a_wrong_value_is_named_with_file_path_and_what_is_allowed(override, pat
         (
             "save_dir: runs/",
             "save_dir: $SURELY_NOT_SET_ANYWHERE/",
-            "training.save_dir (line {line}): $SURELY_NOT_SET_ANYWHERE/recap-local given; "
+            "training.save_dir (line {line}): $SURELY_NOT_SET_ANYWHERE/recap-local is invalid: "
             "the environment variable SURELY_NOT_SET_ANYWHERE is not set",
         ),
         ("\nmodel:\n", "\nmodle:\n", "\n  modle (line {line}): unknown key; did you mean 'model'?"),
-        ("\nmodel:\n", "\nmodle:\n", "2 mistakes\n  model: missing; it has no default"),
+        ("\nmodel:\n", "\nmodle:\n", "2 errors\n  model: missing; it has no default"),
         ("global_batch_size: 768", "# none", "train_data.global_batch_size (line {above}): missing; it has no default"),
-        ("num_epochs: 2", "num_epochs: two", "training.num_epochs (line {line}): 'two' given; "),
+        ("num_epochs: 2", "num_epochs: two", "training.num_epochs (line {line}): 'two' is invalid: "),
         ("num_epochs: 2", "num_epochs: !!int 2", "training.num_epochs (line {line}): the tag !!int is not supported"),
     ],
 )
@@ -414,7 +444,7 @@ def test_a_mistake_in_the_text_is_named_with_its_line(tmp_path, old, new, messag
 
 
 def test_all_mistakes_come_at_once():
-    with pytest.raises(ConfigError, match="3 mistakes") as caught:
+    with pytest.raises(ConfigError, match="3 errors") as caught:
         load_config_from_yaml(
             RecapConfig,
             CONFIGS / "local.yaml",
@@ -442,7 +472,7 @@ def test_the_configuration_is_read_before_the_process_joins_others(monkeypatch, 
         assert main.main() == 0
         assert capsys.readouterr().out.startswith("runtime:\n") == (rank == "0")
         monkeypatch.setattr(sys, "argv", ["main", "--config", str(CONFIGS / "missing.yaml")])
-        with pytest.raises(ConfigError, match=r"missing\.yaml: cannot be read: No such file"):
+        with pytest.raises(ConfigError, match=r"missing\.yaml: cannot read the file: No such file"):
             main.main()
     assert not dist.is_initialized()
 
@@ -468,6 +498,6 @@ def test_the_program_ends_with_one_message_and_status_2():
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert ended.stderr == (
-        f"error: {CONFIGS / 'local.yaml'}: 1 mistake\n"
-        "  train_data.lanes (--set train_data.lanes=0): 0 given; Input should be greater than 0\n"
+        f"error: {CONFIGS / 'local.yaml'}: 1 error\n"
+        "  train_data.lanes (--set train_data.lanes=0): 0 is invalid: Input should be greater than 0\n"
     )

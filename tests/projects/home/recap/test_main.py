@@ -309,7 +309,9 @@ def test_one_example_a_process_is_too_few_for_batch_norm(train: Train) -> None:
 def test_overwriting_may_start_from_the_weights_that_it_overwrites(train: Train, tmp_path: Path) -> None:
     assert train("training.eval_every_n=0") == 0
     own = f"training.initial_checkpoint_dir={tmp_path / 'run/checkpoints/12'}"
-    with pytest.raises(CheckpointError, match=r"^/nowhere: no such directory \(looked from /.*\); give the save_dir"):
+    with pytest.raises(
+        CheckpointError, match=r"^/nowhere: no such directory \(current directory: /.*\); specify the save_dir"
+    ):
         train("training.initial_checkpoint_dir=/nowhere", "--overwrite_save_dir")
     assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 12]
     assert train(own, "--overwrite_save_dir", "training.num_train_steps=2", "training.eval_every_n=0") == 0

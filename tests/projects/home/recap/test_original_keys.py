@@ -281,7 +281,7 @@ def test_one_warning_names_the_keys_that_have_no_effect(home: Path, caplog: pyte
     assert record.levelno == logging.WARNING
     lines = {line.split(":")[0].strip(): number for number, line in enumerate(YAML.splitlines(), start=1)}
     keys = ", ".join(f"train_data.{key} (line {lines[key]})" for key in WITHOUT_EFFECT)
-    assert record.getMessage() == f"{home}/local_prod.yaml: accepted, but without effect: {keys}"
+    assert record.getMessage() == f"{home}/local_prod.yaml: these keys are accepted but have no effect: {keys}"
 
 
 def test_it_prints_what_has_an_effect(home: Path) -> None:
@@ -324,7 +324,7 @@ def test_a_later_key_with_a_value_is_refused_with_its_place(home: Path, key: str
         load(home, text)
     mistakes = [mistake for mistake in str(caught.value).splitlines() if f"{key} (line {line}): " in mistake]
     assert mistakes, caught.value
-    assert all(mistake.endswith("not supported yet; leave it out, or null") for mistake in mistakes)
+    assert all(mistake.endswith("not supported yet; remove the key or set it to null") for mistake in mistakes)
 
 
 # --- It trains ---
@@ -368,7 +368,7 @@ def test_it_trains_and_evaluates_each_task_on_its_partition(
     monkeypatch.setattr(sys, "argv", ["main", "--config", str(home / "local_prod.yaml"), *arguments])
     capsys.readouterr()  # loading it above may have logged the same warning
     assert main.main() == 0
-    assert capsys.readouterr().err.count("without effect") == 1
+    assert capsys.readouterr().err.count("have no effect") == 1
     save_dir = home / "tmp/runs/recap_local_debug"
     assert complete_steps(save_dir / "checkpoints") == [2]
     lines = [json.loads(line) for line in (save_dir / "metrics.jsonl").read_text().splitlines()]

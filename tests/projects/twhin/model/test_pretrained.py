@@ -123,7 +123,7 @@ def test_mistakes_are_told_at_the_call(tmp_path):
         (table(tmp_path / "no"), f".embedding_snapshot_uri: {tmp_path}/no: no such directory (looked from "),
         (
             table(tmp_path / "empty"),
-            f".embedding_snapshot_uri: {tmp_path}/empty: no complete checkpoint in {tmp_path}/empty; give",
+            f".embedding_snapshot_uri: {tmp_path}/empty: no complete checkpoint in {tmp_path}/empty; specify",
         ),
         (
             table(tmp_path / "run"),

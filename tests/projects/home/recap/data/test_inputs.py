@@ -105,30 +105,33 @@ DAYS = "explicit_date_inputs: {data_root: d, end_date: 2023-01-31"
     [
         (
             "inputs: null",
-            "exactly one of inputs, explicit_datetime_inputs, explicit_date_inputs must be set; set: none",
+            "exactly one of inputs, explicit_datetime_inputs, explicit_date_inputs must be set; currently set: none",
         ),
-        (f"inputs: x\n{DAYS}, days: 1}}", "must be set; set: inputs, explicit_date_inputs"),
-        ("inputs: x\nnum_files_to_keep: 0", "num_files_to_keep (line 2): 0 given; Input should be greater than 0"),
-        (f"{DAYS}, days: 0}}", "explicit_date_inputs.days (line 1): 0 given; Input should be greater than 0"),
-        (f"{DAYS}, days: 40000}}", "days (line 1): 40000 given; Input should be less than or equal to 36525"),
-        (f"{DAYS}, days: 1, num_missing_days_tol: -1}}", "num_missing_days_tol (line 1): -1 given; "),
+        (f"inputs: x\n{DAYS}, days: 1}}", "must be set; currently set: inputs, explicit_date_inputs"),
+        ("inputs: x\nnum_files_to_keep: 0", "num_files_to_keep (line 2): 0 is invalid: Input should be greater than 0"),
+        (f"{DAYS}, days: 0}}", "explicit_date_inputs.days (line 1): 0 is invalid: Input should be greater than 0"),
+        (f"{DAYS}, days: 40000}}", "days (line 1): 40000 is invalid: Input should be less than or equal to 36525"),
+        (f"{DAYS}, days: 1, num_missing_days_tol: -1}}", "num_missing_days_tol (line 1): -1 is invalid: "),
         (
             "explicit_date_inputs: {data_root: d, end_date: 2023-02-29, days: 1}",
-            "end_date (line 1): '2023-02-29' given; not a valid day; write it as 2023-01-31 or 2023/01/31",
+            "end_date (line 1): '2023-02-29' is invalid: not a valid day; write it as 2023-01-31 or 2023/01/31",
         ),
-        (f"{HOURS}, hours: 0}}", "explicit_datetime_inputs.hours (line 1): 0 given; Input should be greater than 0"),
-        (f"{HOURS}, hours: 1, num_missing_hours_tol: -1}}", "num_missing_hours_tol (line 1): -1 given; "),
+        (
+            f"{HOURS}, hours: 0}}",
+            "explicit_datetime_inputs.hours (line 1): 0 is invalid: Input should be greater than 0",
+        ),
+        (f"{HOURS}, hours: 1, num_missing_hours_tol: -1}}", "num_missing_hours_tol (line 1): -1 is invalid: "),
         (
             "explicit_datetime_inputs: {data_root: d, end_datetime: 2023-01-31, hours: 1}",
-            "end_datetime (line 1): '2023-01-31' given; not a valid hour; write it as 2023-01-31T05, ",
+            "end_datetime (line 1): '2023-01-31' is invalid: not a valid hour; write it as 2023-01-31T05, ",
         ),
-        ("explicit_date_inputs: {data_root: '', end_date: 2023-01-31, days: 1}", "'' given"),
+        ("explicit_date_inputs: {data_root: '', end_date: 2023-01-31, days: 1}", "'' is invalid"),
     ],
 )
 def test_a_mistake_is_told_with_what_is_allowed(tmp_path, text, mistake):
     yaml = tmp_path / "data.yaml"
     yaml.write_text(f"{text}\nglobal_batch_size: 8\n")
-    with pytest.raises(ConfigError, match="1 mistake") as caught:
+    with pytest.raises(ConfigError, match="1 error") as caught:
         load_config_from_yaml(DatasetConfig, yaml)
     assert mistake in str(caught.value)
 

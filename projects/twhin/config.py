@@ -5,39 +5,9 @@ from typing import Annotated, Any, ClassVar
 import pydantic
 
 from common.process.environment import world_size_from_env
-from core.config.base_config import BaseConfig
 from core.config.training import JobConfig
 from projects.twhin.data.config import TwhinDataConfig
-from projects.twhin.model.config import TwhinModelConfig
-
-
-class RankingConfig(BaseConfig):
-    """What evaluations measure. May change between a run and its resume."""
-
-    candidates: pydantic.PositiveInt | None = pydantic.Field(
-        None,
-        description="Entities that an edge's own is ranked among, a sample drawn once, the same for all edges; null: "
-        "all of the side's table.",
-    )
-    filtered: bool = pydantic.Field(
-        True,
-        description="Also rank with the other known edges left out: those of train_data, all validation_data and "
-        "known_edges.",
-    )
-    known_edges: list[str] = pydantic.Field(
-        [], description="Further files of known edges, each as data_root; for filtered ranks."
-    )
-    hits_at: list[pydantic.PositiveInt] = pydantic.Field(
-        [1, 10, 50], description="Share of ranks up to this, for each."
-    )
-    per_relation: bool = pydantic.Field(True, description="Also measure each relation alone.")
-
-    @pydantic.field_validator("hits_at")
-    @classmethod
-    def _differ(cls, hits_at: list[int]) -> list[int]:
-        if twice := sorted({k for k in hits_at if hits_at.count(k) > 1}):
-            raise ValueError(f"{', '.join(map(str, twice))} stands there twice; give each once")
-        return hits_at
+from projects.twhin.model.config import RankingConfig, TwhinModelConfig
 
 
 def _kind(validation_data: Any) -> str:

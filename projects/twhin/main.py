@@ -26,11 +26,11 @@ from projects.twhin.config import TwhinConfig
 from projects.twhin.data.edges import EdgeDataset, check_batching
 from projects.twhin.data.evaluation_negatives import EvaluationNegatives
 from projects.twhin.data.known_edges import KnownEdges, open_known_edges
+from projects.twhin.data.relations import Relations
 from projects.twhin.metrics import metrics_table, partition_metrics
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.pretrained import check_vocabulary, pretrained_rows, pretrained_source
 from projects.twhin.model.ranking import Candidates
-from projects.twhin.model.relations import Relations
 from projects.twhin.model.twhin import Twhin
 from projects.twhin.optimizer import build_optimizers
 
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def _open_data(config: TwhinConfig) -> _Data:
-    relations = Relations(config.model)
+    relations = config.model.build_relations()
     datasets: dict[str, EdgeDataset] = {}
     for path, data_config in config.data_sets().items():
         check_batching(data_config, path, world_size_from_env())
@@ -73,7 +73,7 @@ def _open_data(config: TwhinConfig) -> _Data:
         logger.info("%s: %s edges in %d file(s), %s", path, f"{table.num_rows:,}", table.num_files, table.inputs)
     for table_config in config.model.embeddings.tables:
         check_vocabulary(table_config)
-    return _Data(relations, datasets, open_known_edges(config.metrics, relations))
+    return _Data(relations, datasets, open_known_edges(config.metrics.known_edges, relations))
 
 
 def _build(config: TwhinConfig, data: _Data, world: World) -> Job:

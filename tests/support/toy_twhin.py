@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from common.modules.embedding.config import EmbeddingBagConfig
 from common.optimizers.config import OptimizerConfig, SgdConfig
 from projects.twhin.data.batch import EdgeBatch
-from projects.twhin.model.config import Operator, Relation, TwhinEmbeddingsConfig, TwhinModelConfig
+from projects.twhin.data.relations import Operator, Relation, Relations, Side
+from projects.twhin.model.config import TwhinEmbeddingsConfig, TwhinModelConfig
 from projects.twhin.model.losses import Loss
-from projects.twhin.model.relations import Relations, Side
 from projects.twhin.model.scorer import EdgeScorer
 
 SGD = OptimizerConfig(sgd=SgdConfig(lr=0.1))
@@ -85,7 +85,7 @@ def random_edges(config: TwhinModelConfig, count: int, seed: int = 0) -> list[tu
 
 def scorer_of(config: TwhinModelConfig, seed: int = 0) -> EdgeScorer:
     """In float64, with parameters that aren't the identity's."""
-    scorer = EdgeScorer(config, Relations(config)).double()
+    scorer = EdgeScorer(config, config.build_relations()).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in scorer.parameters():

@@ -14,7 +14,7 @@ from common.reader.parquet import BadValue, ParquetTable, RowGroup
 from common.reader.reader import BatchReader, Columns, PrefetchOptions
 from projects.twhin.data.batch import EdgeBatch
 from projects.twhin.data.config import TwhinDataConfig
-from projects.twhin.model.relations import SIDES, Relations, Side
+from projects.twhin.data.relations import SIDES, Relations, Side
 
 COLUMNS = {name: Column(name, torch.int64, booleans=False) for name in ("lhs", "rel", "rhs")}
 """Of a table of edges: row of the left entity, id of the relation, row of the right entity."""

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from projects.twhin.data.config import TwhinDataConfig
-from projects.twhin.model.relations import SIDES, Relations, Side
+from projects.twhin.data.relations import SIDES, Relations, Side
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

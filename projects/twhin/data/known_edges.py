@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.errors import ConfigError
 from common.reader.parquet import ParquetTable, RowGroup
-from projects.twhin.config import RankingConfig
 from projects.twhin.data.edges import edge_table
-from projects.twhin.model.relations import SIDES, Relations, Side
+from projects.twhin.data.relations import SIDES, Relations, Side
 
 logger = logging.getLogger(__name__)
 
@@ -21,16 +19,17 @@ _SECONDS_BETWEEN_LINES = 10.0
 Numbers = NDArray[np.int64]
 
 
-def open_known_edges(config: RankingConfig, relations: Relations) -> list[ParquetTable]:
-    """The further tables of known edges.
+def open_known_edges(inputs: Sequence[str], relations: Relations) -> list[ParquetTable]:
+    """Open tables of known edges.
+
+    Args:
+      inputs: glob pattern, file or directory of each table.
+      relations: relations of the model.
 
     Raises:
-      ConfigError: there are some, but ranks are not filtered.
-      DataError: what is wrong with the files.
+      DataError: no file matches, or a file is not a table of edges.
     """
-    if config.known_edges and not config.filtered:
-        raise ConfigError("metrics.known_edges: given, but metrics.filtered is false; remove one of them")
-    return [edge_table(inputs, relations) for inputs in config.known_edges]
+    return [edge_table(each, relations) for each in inputs]
 
 
 class KnownEdges:

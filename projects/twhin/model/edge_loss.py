@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 
 from projects.twhin.data.batch import EdgeBatch
+from projects.twhin.data.relations import SIDES, Operator, Relations, Side
 from projects.twhin.model.comparators import DotProduct
-from projects.twhin.model.config import Operator, RegularizationConfig, TwhinModelConfig
+from projects.twhin.model.config import RegularizationConfig, TwhinModelConfig
 from projects.twhin.model.fused_loss import fused_loss
 from projects.twhin.model.losses import edge_losses
 from projects.twhin.model.negatives import Negatives
 from projects.twhin.model.operators import concat
-from projects.twhin.model.relations import SIDES, Relations, Side
 from projects.twhin.model.scorer import EdgeScorer
 
 Lookup = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]

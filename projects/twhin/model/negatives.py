@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from projects.twhin.data.batch import EdgeBatch
-from projects.twhin.model.relations import SIDES, Relations, Side
+from projects.twhin.data.relations import SIDES, Relations, Side
 
 
 @dataclass(frozen=True)

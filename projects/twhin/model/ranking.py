@@ -12,11 +12,10 @@ import numpy as np
 import torch
 
 from common.modules.embedding.tables import Lookup
-from projects.twhin.config import RankingConfig
 from projects.twhin.data.batch import EdgeBatch
-from projects.twhin.model.config import TwhinModelConfig
+from projects.twhin.data.relations import SIDES, Segment, Side
+from projects.twhin.model.config import RankingConfig, TwhinModelConfig
 from projects.twhin.model.operators import concat
-from projects.twhin.model.relations import SIDES, Segment, Side
 from projects.twhin.model.scorer import EdgeScorer
 
 # Scores computed at once: 8 MB of float64, that a cache holds.

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from projects.twhin.data.relations import SIDES, Relations, Segment, Side
 from projects.twhin.model.comparators import comparator
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.operators import RelationOperator
-from projects.twhin.model.relations import SIDES, Relations, Segment, Side
 
 
 class EdgeScorer(nn.Module):

@@ -7,11 +7,11 @@ from torch import nn
 
 from common.modules.embedding.tables import build_tables, look_up
 from projects.twhin.data.batch import EdgeBatch
+from projects.twhin.data.relations import Relations
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.edge_loss import edge_loss
 from projects.twhin.model.negatives import draw_negatives
 from projects.twhin.model.ranking import Candidates, rank_edges
-from projects.twhin.model.relations import Relations
 from projects.twhin.model.scorer import EdgeScorer
 
 

@@ -20,10 +20,10 @@ from core.models.dense import parallelize
 from core.models.sharded import shard
 from core.run.state import training_tensors
 from projects.twhin.data.batch import EdgeBatch
+from projects.twhin.data.relations import Relations
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.edge_loss import edge_loss
 from projects.twhin.model.negatives import Negatives, draw_negatives
-from projects.twhin.model.relations import Relations
 from projects.twhin.model.scorer import EdgeScorer
 from projects.twhin.optimizer import build_optimizers
 from tests.support.ranks import run_ranks
@@ -116,7 +116,7 @@ def train(world: World, root: Path, cases: list[tuple[str, str, str]]) -> list[d
     found = []
     for case in cases:
         config = model_config(*case)
-        relations = Relations(config)
+        relations = config.build_relations()
         torch.manual_seed(0)
         given = Given(config, relations)
         for parameter in given.scorer.parameters():

@@ -143,16 +143,16 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
         ("model.relations=[]", "model.relations", "not 0", "at least 1 item"),
         ("model.relations=fav", "model.relations", "'fav' given", "should be a list"),
         ("model.relations={lhs: user, rhs: tweet}", "model.relations.names_path", "missing", "it has no default"),
-        ("model.relations={names_path: n, lhs: user, rhs: tw}", "model", "relation(s) (n): of tw", "which is no table"),
+        ("model.relations={names_path: n, lhs: user, rhs: tw}", "model", "relation(s) (n): ", "no table tw;"),
         ("model.relations[1].name=fav", "model", "several relations are called fav", "names must differ"),
-        ("model.relations[1].rhs=twete", "model", "relation(s) reply: of twete", "which is no table"),
+        ("model.relations[1].rhs=twete", "model", "relation(s) reply: ", "no table twete;"),
         (
             f"{TABLE}.embedding_dim=16",
             "model.embeddings",
             "embedding_dim differs (user 16, tweet 32)",
             "tables of one collection have one dimension",
         ),
-        (f"model.embeddings.tables=[{', '.join(TABLES)}]", "model", "uses the table list", "or add a relation"),
+        (f"model.embeddings.tables=[{', '.join(TABLES)}]", "model", "uses the table list", "add a relation"),
         (
             "model.translation_optimizer={row_wise_adagrad: {lr: 0.1}}",
             "model",
@@ -186,7 +186,7 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
             "greater than 0",
         ),
         # Evaluation.
-        ("metrics.hits_at=[1, 1]", "metrics.hits_at", "1 stands there twice", "give each once"),
+        ("metrics.hits_at=[1, 1]", "metrics.hits_at", "1 is given more than once", "give each value once"),
         ("metrics.candidates=0", "metrics.candidates", "0 given", "greater than 0"),
         # What can't be done to tables that are updated within the backward pass.
         (

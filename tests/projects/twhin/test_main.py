@@ -255,7 +255,10 @@ def test_what_does_not_fit_two_processes_is_told(two: tuple[Path, dict[str, Any]
             ["model.relations[0].operator=complex_diagonal", *(f"{TABLES}[{i}].embedding_dim=5" for i in range(2))],
             r"\[0\].embedding_dim: 5 given, but",
         ),
-        (["metrics={filtered: false, known_edges: [{tmp}/entity]}"], r"metrics.known_edges: given, but"),
+        (
+            ["metrics={filtered: false, known_edges: [{tmp}/entity]}"],
+            r"metrics.*: known_edges is given, but filtered is false",
+        ),
     ],
 )
 def test_a_mistake_is_told_and_nothing_is_made(train: Train, tmp_path: Path, options: list[str], message: str) -> None:

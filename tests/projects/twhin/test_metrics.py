@@ -1,13 +1,13 @@
 from typing import Any
 
-import pydantic
 import pytest
 import torch
 
 from common.tracking.measurement import Measurement
-from projects.twhin.config import RankingConfig, TwhinConfig
+from projects.twhin.config import TwhinConfig
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.metrics import metrics_table, partition_metrics
+from projects.twhin.model.config import RankingConfig
 from tests.support.toy_twhin import model_config
 
 
@@ -65,8 +65,3 @@ def test_of_many_relations_those_with_the_most_edges(count, told):
     names = [line.split()[0] for line in lines[2 : 2 + 31]]
     assert names == ["all", *(f"r{index}" for index in reversed(range(count - 30, count)))]
     assert lines[33:] == ([f"and {count - 30} more relation(s) in metrics.jsonl"] if told else [])
-
-
-def test_hits_at_the_same_rank_twice():
-    with pytest.raises(pydantic.ValidationError, match="10 stands there twice; give each once"):
-        RankingConfig(hits_at=[1, 10, 10])

@@ -12,29 +12,19 @@ from common.reader.files import DataError
 from projects.twhin.data.batch import EdgeBatch
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.data.edges import EdgeDataset, check_batching
-from projects.twhin.model.config import TwhinModelConfig
-from projects.twhin.model.relations import Relations
+from projects.twhin.data.relations import OperatorSides, Relation, Relations
 
 USERS, TWEETS = 900, 500
 
 
-def relations(operator_sides: str = "both") -> Relations:
-    """Of two segments, 0 and 2 (users to tweets), and 1 (users to users); of three with operators on one side."""
-    adagrad: dict[str, Any] = {"adagrad": {}, "learning_rate": {"constant": 0.1}}
-    tables = [
-        {"name": name, "num_embeddings": rows, "embedding_dim": 4, "optimizer": adagrad}
-        for name, rows in (("user", USERS), ("tweet", TWEETS))
-    ]
+def relations(operator_sides: OperatorSides = "both") -> Relations:
+    """Return relations 0 and 2 (users to tweets) and 1 (users to users): two segments, or three with operators on one
+    side."""
     pairs = {"fav": ("user", "tweet"), "follow": ("user", "user"), "reply": ("user", "tweet")}
     return Relations(
-        TwhinModelConfig.model_validate(
-            {
-                "embeddings": {"tables": tables},
-                "relations": [{"name": name, "lhs": lhs, "rhs": rhs} for name, (lhs, rhs) in pairs.items()],
-                "operator_sides": operator_sides,
-                "translation_optimizer": adagrad,
-            }
-        )
+        [Relation(name=name, lhs=lhs, rhs=rhs) for name, (lhs, rhs) in pairs.items()],
+        {"user": USERS, "tweet": TWEETS},
+        operator_sides,
     )
 
 

@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import ConfigError
 from common.reader.files import DataError
-from projects.twhin.config import RankingConfig
 from projects.twhin.data.edges import edge_table
 from projects.twhin.data.known_edges import KnownEdges, open_known_edges
 from tests.projects.twhin.data.test_edges import USERS, evaluated, make_edges, opened, real, relations, write
@@ -90,16 +88,11 @@ def test_a_reader_brings_them_for_its_batches(tmp_path):
 
 def test_known_edges_are_checked_like_others(tmp_path):
     path = write(tmp_path / "a.parquet", {"lhs": [USERS], "rel": [0], "rhs": [0]})
-    (table,) = open_known_edges(RankingConfig(known_edges=[str(path)]), relations())
+    (table,) = open_known_edges([str(path)], relations())
     with pytest.raises(DataError, match=f"column 'lhs': {USERS} found, but the table user has"):
         KnownEdges(relations(), [], [table])
     with pytest.raises(DataError, match="no file matches"):
-        open_known_edges(RankingConfig(known_edges=[str(tmp_path / "none")]), relations())
-
-
-def test_known_edges_that_no_rank_asks_for():
-    with pytest.raises(ConfigError, match=r"metrics.known_edges: given, but metrics.filtered is false"):
-        open_known_edges(RankingConfig(known_edges=["x"], filtered=False), relations())
+        open_known_edges([str(tmp_path / "none")], relations())
 
 
 def test_a_long_reading_is_told(tmp_path, monkeypatch, caplog):

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from projects.twhin.data.batch import EdgeBatch
+from projects.twhin.data.relations import SIDES
 from projects.twhin.model import fused_loss
 from projects.twhin.model.config import RegularizationConfig, TwhinModelConfig
 from projects.twhin.model.edge_loss import edge_loss, penalty
 from projects.twhin.model.losses import Loss
 from projects.twhin.model.negatives import Negatives, draw_negatives
-from projects.twhin.model.relations import SIDES, Relations
 from projects.twhin.model.scorer import EdgeScorer
 from tests.support.toy_twhin import (
     LOSSES,
@@ -38,14 +38,14 @@ def lookup_in(tables: Mapping[str, torch.Tensor]) -> Callable[[Mapping[str, torc
 
 def weighted_edges(config: TwhinModelConfig, count: int) -> EdgeBatch:
     weights = np.random.default_rng(1).choice([0.0, 0.5, 2.0], count).tolist()
-    return edge_batch(Relations(config), random_edges(config, count), weights)
+    return edge_batch(config.build_relations(), random_edges(config, count), weights)
 
 
 def negatives_of(
     config: TwhinModelConfig, batch: EdgeBatch, global_negatives: int = 6, in_batch_negatives: int = 4
 ) -> Negatives:
     torch.manual_seed(0)
-    return draw_negatives(batch, Relations(config), global_negatives, in_batch_negatives)
+    return draw_negatives(batch, config.build_relations(), global_negatives, in_batch_negatives)
 
 
 def truth(
@@ -180,7 +180,7 @@ def test_every_parameter_and_table_gets_a_gradient(
     """Of a batch without an edge of most relations: other ranks wait for it."""
     config = model_config(comparator=comparator, operator_sides=operator_sides)
     scorer, tables = scorer_of(config), table_rows(config)
-    batch = edge_batch(Relations(config), edges)
+    batch = edge_batch(config.build_relations(), edges)
     torch.autograd.backward(edge_loss(scorer, config, batch, negatives_of(config, batch), lookup_in(tables)))
     for name, leaf in [*scorer.named_parameters(), *tables.items()]:
         assert leaf.grad is not None, name
@@ -198,7 +198,7 @@ def test_one_lookup_of_every_table():
         seen.append({table: len(its_ids) for table, its_ids in ids.items()})
         return lookup_in(tables)(ids)
 
-    batch = edge_batch(Relations(config), [(0, 0, 1), (0, 1, 1)])
+    batch = edge_batch(config.build_relations(), [(0, 0, 1), (0, 1, 1)])
     edge_loss(scorer_of(config), config, batch, negatives_of(config, batch), lookup)
     assert seen == [{"user": 3 + 2 * 6, "tweet": 1 + 2 * 6}]
 
@@ -223,7 +223,7 @@ def test_halves_of_a_batch_average_to_the_whole():
     """Of the same negatives: two ranks against one."""
     config = model_config(regularization=RegularizationConfig(l2=0.1))
     scorer, tables = scorer_of(config), table_rows(config)
-    relations = Relations(config)
+    relations = config.build_relations()
     edges, weights = random_edges(config, 16), np.linspace(0, 1, 16).tolist()
     batches = [edge_batch(relations, edges[part], weights[part]) for part in (slice(16), slice(8), slice(8, 16))]
     drawn = negatives_of(config, batches[0], in_batch_negatives=0)
@@ -263,6 +263,6 @@ def test_tables_of_different_dimensions():
         "operators.lhs.translation_4.weight": (1, 4),
         "operators.lhs.translation_6.weight": (1, 6),
     }
-    batch = edge_batch(Relations(config), [(0, 0, 1), (3, 1, 4), (5, 1, 3)])
+    batch = edge_batch(config.build_relations(), [(0, 0, 1), (3, 1, 4), (5, 1, 3)])
     total = edge_loss(scorer, config, batch, negatives_of(config, batch), lookup_in(tables))
     assert total.isfinite()

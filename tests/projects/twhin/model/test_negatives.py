@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
+from projects.twhin.data.relations import SIDES
 from projects.twhin.model.negatives import draw_negatives
-from projects.twhin.model.relations import SIDES, Relations
 from tests.support.toy_twhin import edge_batch, model_config, random_edges
 
 ROWS = {"user": 11, "tweet": 7}
@@ -10,7 +10,7 @@ ROWS = {"user": 11, "tweet": 7}
 
 def test_sizes_and_bounds():
     config = model_config()
-    relations = Relations(config)
+    relations = config.build_relations()
     batch = edge_batch(relations, random_edges(config, 40))
     torch.manual_seed(0)
     negatives = draw_negatives(batch, relations, 5000, 9)
@@ -31,7 +31,7 @@ def test_sizes_and_bounds():
 
 def test_every_edge_of_the_batch_is_drawn_alike():
     config = model_config()
-    relations = Relations(config)
+    relations = config.build_relations()
     batch = edge_batch(relations, [(0, 0, 0)] * 6)
     torch.manual_seed(0)
     drawn = [draw_negatives(batch, relations, 0, 2).in_batch["lhs", "user"] for _ in range(600)]
@@ -40,7 +40,7 @@ def test_every_edge_of_the_batch_is_drawn_alike():
 
 def test_fewer_edges_than_asked_for_and_none():
     config = model_config()
-    relations = Relations(config)
+    relations = config.build_relations()
     negatives = draw_negatives(edge_batch(relations, [(0, 0, 1), (2, 1, 3)]), relations, 4, 50)
     sizes = {key: len(positions) for key, positions in negatives.in_batch.items()}
     assert sizes == {("lhs", "user"): 2, ("lhs", "tweet"): 0, ("rhs", "user"): 1, ("rhs", "tweet"): 1}
@@ -50,7 +50,7 @@ def test_fewer_edges_than_asked_for_and_none():
 
 def test_a_seed_gives_the_same():
     config = model_config()
-    relations = Relations(config)
+    relations = config.build_relations()
     batch = edge_batch(relations, random_edges(config, 40))
     drawn = []
     for _ in range(2):

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from projects.twhin.config import RankingConfig
 from projects.twhin.data.batch import EdgeBatch
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.data.evaluation_negatives import EvaluationNegatives
-from projects.twhin.model.config import TwhinModelConfig
+from projects.twhin.data.relations import SIDES, Relations, Side
+from projects.twhin.model.config import RankingConfig, TwhinModelConfig
 from projects.twhin.model.ranking import Candidates, rank_edges
-from projects.twhin.model.relations import SIDES, Relations, Side
 from projects.twhin.model.scorer import EdgeScorer
 from tests.support.toy_twhin import (
     MIXED,
@@ -209,7 +208,7 @@ def test_equal_rows_tie_wherever_they_are_in_a_large_table(comparator):
     rows, dim = 5003, 33
     config = model_config([relation("fav", "user", "user", "translation")], dim=dim, comparator=comparator)
     config.embeddings.tables[0].__dict__["num_embeddings"] = rows
-    scorer = EdgeScorer(config, Relations(config))
+    scorer = EdgeScorer(config, config.build_relations())
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(1, dim, generator=generator).repeat(rows, 1)
     table[1::2] *= -1
@@ -258,7 +257,7 @@ def test_lookups_are_the_same_whatever_the_edges(monkeypatch):
     monkeypatch.setattr("projects.twhin.model.ranking._LOOKED_UP", 2048 * 6)
     config = model_config(MIXED)
     config.embeddings.tables[0].__dict__["num_embeddings"] = 5000
-    relations = Relations(config)
+    relations = config.build_relations()
     scorer, tables = EdgeScorer(config, relations), {"user": torch.zeros(5000, 6), "tweet": torch.zeros(7, 6)}
     kinds = []
     for edges in (random_edges(config, 12), [(1, 0, 2)] * 12, [(0, 4, 6)] * 12):

@@ -8,7 +8,7 @@ from tests.support.toy_twhin import edge_batch, model_config, random_edges
 ROWS = {"user": 11, "tweet": 7}
 
 
-def test_sizes_and_bounds():
+def test_negatives_have_the_right_counts_and_ranges():
     config = model_config()
     relations = config.build_relations()
     batch = edge_batch(relations, random_edges(config, 40))
@@ -29,7 +29,7 @@ def test_sizes_and_bounds():
         assert 0 <= positions.min() <= positions.max() < edges[key]
 
 
-def test_every_edge_of_the_batch_is_drawn_alike():
+def test_every_edge_of_the_batch_is_drawn_with_the_same_probability():
     config = model_config()
     relations = config.build_relations()
     batch = edge_batch(relations, [(0, 0, 0)] * 6)
@@ -38,7 +38,7 @@ def test_every_edge_of_the_batch_is_drawn_alike():
     assert (abs(np.bincount(torch.cat(drawn).numpy(), minlength=6) / 200 - 1) < 0.3).all()
 
 
-def test_fewer_edges_than_asked_for_and_none():
+def test_small_and_empty_batches_give_fewer_in_batch_negatives():
     config = model_config()
     relations = config.build_relations()
     negatives = draw_negatives(edge_batch(relations, [(0, 0, 1), (2, 1, 3)]), relations, 4, 50)
@@ -48,7 +48,7 @@ def test_fewer_edges_than_asked_for_and_none():
     assert not len(draw_negatives(edge_batch(relations, []), relations, 0, 50).uniform["lhs", "user"])
 
 
-def test_a_seed_gives_the_same():
+def test_the_same_seed_gives_the_same_negatives():
     config = model_config()
     relations = config.build_relations()
     batch = edge_batch(relations, random_edges(config, 40))

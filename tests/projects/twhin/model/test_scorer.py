@@ -16,7 +16,7 @@ Comparator = Literal["dot", "cos", "l2"]
 @pytest.mark.parametrize("operator_sides", ["both", "lhs", "rhs"])
 @pytest.mark.parametrize("comparator", ["dot", "cos", "l2"])
 def test_scores_equal_the_closed_form(operator_sides: OperatorSides, comparator: Comparator):
-    """Every relation's edges against every entity, from both sides."""
+    """Edges of every relation are scored against every entity, on both sides."""
     config = model_config(operator_sides=operator_sides, comparator=comparator)
     scorer, tables, relations = scorer_of(config), table_rows(config), config.build_relations()
     batch = edge_batch(relations, [(lhs, rel, lhs + 3) for rel, lhs in itertools.product(range(len(MIXED)), (0, 2))])
@@ -39,7 +39,7 @@ def test_scores_equal_the_closed_form(operator_sides: OperatorSides, comparator:
                     np.testing.assert_allclose(scores[row, entity].item(), expected, rtol=1e-8, atol=1e-6)
 
 
-def test_parameters_are_few_and_the_same_for_any_order_of_relations():
+def test_there_is_one_parameter_per_side_operator_and_dimension():
     names = dict(EdgeScorer(model_config(), model_config().build_relations()).named_parameters())
     operators = ("translation_6", "diagonal_6", "complex_diagonal_6", "linear_6")
     assert sorted(names) == sorted(f"operators.{side}.{name}.weight" for side in SIDES for name in operators)
@@ -51,12 +51,12 @@ def test_parameters_are_few_and_the_same_for_any_order_of_relations():
         }
 
 
-def test_only_identities_have_no_parameters():
+def test_identities_have_no_parameters():
     config = model_config([relation("block", "user", "user", "identity")])
     assert not list(EdgeScorer(config, config.build_relations()).parameters())
 
 
-def test_every_parameter_gets_a_gradient_of_no_edges():
+def test_without_edges_every_parameter_gets_a_zero_gradient():
     config = model_config()
     scorer, relations = scorer_of(config), config.build_relations()
     count = len(relations.segments)

@@ -29,7 +29,7 @@ def test_it_says_what_the_graph_is(tmp_path):
     relations = [(relation.name, relation.lhs, relation.rhs) for relation in config.model.relation_list]
     assert relations == [("fav", "user", "tweet"), ("follow: a", "user", "user")]
     assert config.train_data.data_root == "data/mine/train"
-    assert config.partitions["validation"].data_root == "data/mine/validation"
+    assert config.evaluation_data["validation"].data_root == "data/mine/validation"
     assert config.metrics.known_edges == ["data/mine/test"]
     assert config.training.num_train_steps == 10 * (100_000 // config.train_data.batch_size(1))
 
@@ -79,5 +79,5 @@ def test_evaluations_of_large_graphs_are_bounded(tmp_path):
     assert large.metrics.candidates is not None
     assert (small.metrics.filtered, large.metrics.filtered) == (True, False)
     assert large.metrics.known_edges == []
-    assert small.partitions["validation"].limit is None
-    assert large.partitions["validation"].limit is not None
+    assert small.evaluation_data["validation"].limit is None
+    assert large.evaluation_data["validation"].limit is not None

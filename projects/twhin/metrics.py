@@ -1,4 +1,4 @@
-"""TwHIN's evaluation metrics, and the table that shows them at the end of a run."""
+"""Creates TwHIN's evaluation metrics, and formats them as the table at the end of a run."""
 
 import functools
 from collections.abc import Callable

@@ -11,7 +11,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class EvaluationNegatives:
-    """Draws entities of each edge's tables uniformly and independently. The edge's own entity is never drawn."""
+    """Draws entities of each edge's tables uniformly and independently from all but the edge's own entity."""
 
     def __init__(self, config: TwhinDataConfig, relations: Relations, seed: int) -> None:
         """Args:
@@ -27,20 +27,20 @@ class EvaluationNegatives:
     def __call__(self, lhs: torch.Tensor, rel: torch.Tensor, rhs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return EdgeBatch.negatives.
 
-        An edge's own entity is drawn only if its table has one row.
+        If a table has only one row, the negatives are the edge's own entity.
 
         Args:
           lhs, rel, rhs: the edges, each [batch], int64.
         """
         edge_hash = self._seed
         for part in (lhs, rel, rhs):
-            edge_hash = _mixed(edge_hash + part.numpy().view(np.uint64))
+            edge_hash = _hash(edge_hash + part.numpy().view(np.uint64))
         own: dict[Side, NDArray[np.int64]] = {"lhs": lhs.numpy(), "rhs": rhs.numpy()}
         draws = np.arange(1, self._count + 1, dtype=np.uint64)
         drawn: dict[str, torch.Tensor] = {}
         for index, side in enumerate(SIDES):
-            side_hash = _mixed(edge_hash + np.uint64(index))
-            random = _mixed(side_hash[:, None] + draws * _GOLDEN)
+            side_hash = _hash(edge_hash + np.uint64(index))
+            random = _hash(side_hash[:, None] + draws * _GOLDEN)
             others = self._num_entities[side][rel.numpy()][:, None] - 1
             entities = (random % np.maximum(others, 1).astype(np.uint64)).astype(np.int64)
             entities += (entities >= own[side][:, None]) & (others > 0)
@@ -48,7 +48,7 @@ class EvaluationNegatives:
         return drawn
 
 
-def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _hash(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Hash numbers with SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")."""
     z = numbers + _GOLDEN
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

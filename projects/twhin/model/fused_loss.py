@@ -72,6 +72,8 @@ def fused_loss(
 
 
 class _FusedLoss(torch.autograd.Function):
+    """Computes the loss and its gradients in the forward pass, and scales the gradients in the backward pass."""
+
     @staticmethod
     def forward(
         ctx: Any,

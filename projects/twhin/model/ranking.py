@@ -1,7 +1,7 @@
 """Ranks edges' entities among all entities of a table or a sample of them.
 
-Candidates are looked up in blocks. These lookups are collective and the same on all processes, whatever edges a process
-has. Scores are computed in float64, even under autocast.
+Candidates are looked up in blocks. These lookups are collective, so they are the same on all processes, whatever edges
+each process has. Scores are computed in float64, even under autocast.
 """
 
 import zlib
@@ -277,7 +277,7 @@ def _count_ahead(
     candidates: Candidates,
     ahead: torch.Tensor,
 ) -> None:
-    """Add twice the number of other entities of a table that are ahead of each query's own entity to `ahead`.
+    """Add to `ahead`, for each query, twice the number of other candidates that are ahead of its own entity.
 
     Args:
       scorer: scorer of the model.

@@ -138,6 +138,7 @@ BARE = (
     relations("identity", fav="tweet", reply="tweet", retweet="tweet", magic_recs="tweet", lists="list"),
     "training.eval_every_n=0",
 )
+BARE_FLOAT32 = tuple(option.replace("data_type: fp16, ", "") for option in BARE)
 
 
 def run_all(world: World, runs: list[list[str]]) -> list[int | str]:
@@ -168,6 +169,7 @@ def two(twhin_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         "run": arguments(twhin_data, root / "run"),
         "evaluator": arguments(twhin_data, root / "run", "--mode evaluate"),
         "whole": arguments(twhin_data, root / "whole", *BARE),
+        "float32": arguments(twhin_data, root / "float32", *BARE_FLOAT32),
         "part": arguments(twhin_data, root / "parts", *BARE, "training.num_train_steps=4"),
         "rest": arguments(twhin_data, root / "parts", *BARE),
         "replica": arguments(twhin_data, root / "replica", *per_replica, "training.num_train_steps=16"),
@@ -201,12 +203,13 @@ def test_a_follower_computes_the_trainers_metrics_on_any_number_of_processes(
         assert other["metrics"] == pytest.approx(by_trainer["metrics"], rel=1e-12)
 
 
-def test_16_bit_tables_with_identity_operators_resume_bit_for_bit(
+def test_16_bit_tables_resume_bit_for_bit_and_are_close_to_float32_tables(
     two: tuple[Path, dict[str, Any]], train: Train, tmp_path: Path
 ) -> None:
-    """One table has no edges. Runs on two processes and on one."""
+    """Operators are identities, and one table has no edges. Runs on two processes and on one."""
     root, outcomes = two
-    assert (outcomes["whole"], outcomes["part"], outcomes["rest"]) == (0, 0, 0)
+    assert [outcomes[name] for name in ("whole", "float32", "part", "rest")] == [0] * 4
+    assert train(*BARE_FLOAT32, save_dir=tmp_path / "float32") == 0
     assert train(*BARE, save_dir=tmp_path / "whole") == 0
     assert train(*BARE, "training.num_train_steps=4", save_dir=tmp_path / "parts") == 0
     assert train(*BARE, save_dir=tmp_path / "parts") == 0
@@ -220,7 +223,10 @@ def test_16_bit_tables_with_identity_operators_resume_bit_for_bit(
             "tweet.weight": (torch.float16, 600),
             "list.weight": (torch.float16, 50),
         }
-        assert all(torch.isfinite(tensor).all() for tensor in after.values())
+        exact = read_tensors(directory / "float32/checkpoints/12", "model.tables.embeddings.")
+        for name, tensor in after.items():
+            # Adagrad's first updates only depend on signs of gradients, so a few differ when gradients are near 0.
+            assert (tensor.double() - exact[name].double()).norm() < 0.1 * exact[name].double().norm()
         assert [name for name in after if torch.equal(after[name], before[name])] == ["list.weight"]
         losses = [line["metrics"]["loss"] for line in lines(directory / "whole/metrics.jsonl", "train")]
         assert losses[-1] < losses[0]

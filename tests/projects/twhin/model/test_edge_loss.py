@@ -33,7 +33,7 @@ COMPARATORS: tuple[Comparator, ...] = ("dot", "cos", "l2")
 
 
 def lookup_in(tables: Mapping[str, torch.Tensor]) -> Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    return lambda ids: {table: tables[table][its_ids] for table, its_ids in ids.items()}
+    return lambda ids: {table: tables[table][rows] for table, rows in ids.items()}
 
 
 def weighted_edges(config: TwhinModelConfig, count: int) -> EdgeBatch:
@@ -208,7 +208,7 @@ def test_each_table_is_looked_up_once():
     seen = []
 
     def lookup(ids: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        seen.append({table: len(its_ids) for table, its_ids in ids.items()})
+        seen.append({table: len(rows) for table, rows in ids.items()})
         return lookup_in(tables)(ids)
 
     batch = edge_batch(config.build_relations(), [(0, 0, 1), (0, 1, 1)])

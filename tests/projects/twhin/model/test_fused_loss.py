@@ -78,7 +78,7 @@ def test_float32_with_the_default_block_size(loss: Loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_overflowing_exponents_give_finite_results(loss: Loss):
+def test_scores_whose_exponents_overflow_equal_the_formula(loss: Loss):
     """Scores are in the thousands, but exp overflows above 88 in float32."""
     arguments = inputs(20, 30, scale=30, dtype=torch.float32)
     expected = with_gradients(

@@ -44,8 +44,8 @@ def float32_scorer(config: TwhinModelConfig) -> EdgeScorer:
 def lookup_in(tables: Tables, calls: list[dict[str, int]] | None = None) -> Callable[..., dict[str, torch.Tensor]]:
     def lookup(ids: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if calls is not None:
-            calls.append({table: len(its) for table, its in ids.items()})
-        return {table: tables[table][its] for table, its in ids.items()}
+            calls.append({table: len(rows) for table, rows in ids.items()})
+        return {table: tables[table][rows] for table, rows in ids.items()}
 
     return lookup
 

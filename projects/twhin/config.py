@@ -1,116 +1,92 @@
-"""TwHIN's configuration."""
+"""Configuration of projects.twhin.main."""
 
 from typing import Annotated, Any, ClassVar
 
 import pydantic
 
 from common.process.environment import world_size_from_env
-from core.config.base_config import BaseConfig
 from core.config.training import JobConfig
 from projects.twhin.data.config import TwhinDataConfig
-from projects.twhin.model.config import TwhinModelConfig
+from projects.twhin.model.config import RankingConfig, TwhinModelConfig
 
 
-class RankingConfig(BaseConfig):
-    """What evaluations measure. May change between a run and its resume."""
+def _form_of(validation_data: Any) -> str:
+    """Return "single" for one evaluation set and "named" for several by name.
 
-    candidates: pydantic.PositiveInt | None = pydantic.Field(
-        None,
-        description="Entities that an edge's own is ranked among, a sample drawn once, the same for all edges; null: "
-        "all of the side's table.",
-    )
-    filtered: bool = pydantic.Field(
-        True,
-        description="Also rank with the other known edges left out: those of train_data, all validation_data and "
-        "known_edges.",
-    )
-    known_edges: list[str] = pydantic.Field(
-        [], description="Further files of known edges, each as data_root; for filtered ranks."
-    )
-    hits_at: list[pydantic.PositiveInt] = pydantic.Field(
-        [1, 10, 50], description="Share of ranks up to this, for each."
-    )
-    per_relation: bool = pydantic.Field(True, description="Also measure each relation alone.")
-
-    @pydantic.field_validator("hits_at")
-    @classmethod
-    def _differ(cls, hits_at: list[int]) -> list[int]:
-        if twice := sorted({k for k in hits_at if hits_at.count(k) > 1}):
-            raise ValueError(f"{', '.join(map(str, twice))} stands there twice; give each once")
-        return hits_at
-
-
-def _kind(validation_data: Any) -> str:
-    """A partition's own fields are no mappings, partitions by name are."""
+    The values of a single set's fields are no mappings, but the values of the named form are.
+    """
     if not isinstance(validation_data, dict):
         return "single" if isinstance(validation_data, TwhinDataConfig) else "named"
-    own = (validation_data[key] for key in TwhinDataConfig.model_fields if key in validation_data)
-    return "single" if any(not isinstance(value, dict | TwhinDataConfig) for value in own) else "named"
+    values = (validation_data[key] for key in TwhinDataConfig.model_fields if key in validation_data)
+    return "single" if any(not isinstance(value, dict | TwhinDataConfig) for value in values) else "named"
 
 
-_Partitions = Annotated[
+_ValidationData = Annotated[
     Annotated[TwhinDataConfig, pydantic.Tag("single")] | Annotated[dict[str, TwhinDataConfig], pydantic.Tag("named")],
-    pydantic.Discriminator(_kind),
+    pydantic.Discriminator(_form_of),
 ]
 
 
 class TwhinConfig(JobConfig):
-    """What a run of projects.twhin.main reads."""
+    """The whole configuration of a run of projects.twhin.main."""
 
     evaluation_only_keys: ClassVar[frozenset[str]] = frozenset({"validation_data", "metrics"})
 
     model: TwhinModelConfig = pydantic.Field(description="The model.")
     train_data: TwhinDataConfig = pydantic.Field(description="Edges to train on.")
-    validation_data: _Partitions = pydantic.Field(
-        {}, description="Edges to evaluate on: partitions by name, or a single one, called validation."
+    validation_data: _ValidationData = pydantic.Field(
+        {}, description="Edges to evaluate on: partitions by name, or a single one, which is called validation."
     )
-    metrics: RankingConfig = pydantic.Field(RankingConfig(), description="What to measure on every partition.")
+    metrics: RankingConfig = pydantic.Field(RankingConfig(), description="Metrics to compute on every partition.")
 
     @pydantic.model_validator(mode="after")
     def _tables_can_be_trained(self) -> "TwhinConfig":
-        """What can't be done to tables that are updated within the backward pass."""
+        """Refuse options that do not work with tables that are updated during the backward pass."""
         problems = []
         if self.train_data.global_negatives + self.train_data.in_batch_negatives == 0:
             problems.append(
-                "train_data: global_negatives and in_batch_negatives are both 0: there is nothing to tell edges from; "
-                "raise one of them"
+                "train_data: global_negatives and in_batch_negatives are both 0, so edges have no negatives to be "
+                "compared with; raise one of them"
             )
         if self.runtime.enable_amp and self.runtime.amp_dtype == "float16":
             problems.append(
-                "runtime.amp_dtype: float16 needs a GradScaler, which would see the gradients of tables too late: they "
-                "are updated within the backward pass; use bfloat16"
+                "runtime.amp_dtype: float16 needs a GradScaler, which cannot unscale the gradients of tables because "
+                "tables are updated during the backward pass; use bfloat16"
             )
         if self.training.micro_batches > 1:
             problems.append(
-                f"training.gradient_accumulation: {self.training.micro_batches} given, but tables are updated within "
-                "each backward pass; leave it out, and raise the batch size instead"
+                f"training.gradient_accumulation is {self.training.micro_batches}, but tables are updated during each "
+                "backward pass; remove this key and raise the batch size instead"
             )
         if self.training.max_grad_norm is not None:
             problems.append(
-                "training.max_grad_norm: tables are updated within the backward pass, before the norm of all gradients "
-                "is known; leave it out, or lower the learning rates"
+                "training.max_grad_norm: tables are updated during the backward pass, before the norm of all gradients "
+                "is known; remove this key or lower the learning rates"
             )
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     def data_sets(self) -> dict[str, TwhinDataConfig]:
-        """By their paths in the configuration, the training data first."""
+        """Return all data sets by key path, the training data first."""
         single = isinstance(self.validation_data, TwhinDataConfig)
         return {"train_data": self.train_data} | {
-            "validation_data" if single else f"validation_data.{name}": partition
-            for name, partition in self.partitions.items()
+            "validation_data" if single else f"validation_data.{name}": data
+            for name, data in self.evaluation_data.items()
         }
 
     @property
-    def partitions(self) -> dict[str, TwhinDataConfig]:
-        """What to evaluate on, by name."""
+    def evaluation_data(self) -> dict[str, TwhinDataConfig]:
+        """Return the data of each evaluation set by partition."""
         data = self.validation_data
         return {"validation": data} if isinstance(data, TwhinDataConfig) else data
 
     def identity(self) -> dict[str, Any]:
-        """As the base's, less what training doesn't depend on: how tables are spread, named and logged, where they
-        started, and how much data is held ready. The batch is that of all processes together."""
+        """Return the keys that training depends on.
+
+        Excluded are keys that only say how tables are sharded, named, logged or initialized and how much data is
+        prefetched. The batch size is that of all processes together.
+        """
         identity = super().identity()
         identity["model"]["relations"] = [relation.model_dump() for relation in self.model.relation_list]
         del identity["model"]["embeddings"]["tables_to_log"]
@@ -126,11 +102,11 @@ class TwhinConfig(JobConfig):
 
     @property
     def identity_hints(self) -> dict[str, str]:
-        """As the base's."""
+        """Return advice for keys of the identity that differ from the run's, by key path."""
         if self.train_data.per_replica_batch_size is None:
             return {}
-        of_all = (
-            "that of all processes together: with another number of them, give global_batch_size, as it is in the run, "
-            "instead of per_replica_batch_size"
+        advice = (
+            "this is the batch size of all processes together. To resume with another number of processes, replace "
+            "per_replica_batch_size with the run's global_batch_size"
         )
-        return {"train_data.global_batch_size": of_all}
+        return {"train_data.global_batch_size": advice}

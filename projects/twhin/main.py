@@ -1,9 +1,9 @@
-"""Trains TwHIN, or evaluates its checkpoints beside the training.
+"""Trains TwHIN, or evaluates its checkpoints as they appear.
 
 torchrun --standalone --nproc-per-node 2 -m projects.twhin.main --config projects/twhin/configs/local.yaml
 """
 
-if __name__ == "__main__":  # before imports that take seconds
+if __name__ == "__main__":  # Before the imports, which take seconds.
     from common.process.stop_signals import exit_on_signals
 
     exit_on_signals()
@@ -25,11 +25,11 @@ from projects.twhin.config import TwhinConfig
 from projects.twhin.data.edges import EdgeDataset, check_batching
 from projects.twhin.data.evaluation_negatives import EvaluationNegatives
 from projects.twhin.data.known_edges import KnownEdges, open_known_edges
+from projects.twhin.data.relations import Relations
 from projects.twhin.metrics import metrics_table, partition_metrics
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.pretrained import check_vocabulary, pretrained_rows, pretrained_source
 from projects.twhin.model.ranking import Candidates
-from projects.twhin.model.relations import Relations
 from projects.twhin.model.twhin import Twhin
 from projects.twhin.optimizer import build_optimizers
 
@@ -41,18 +41,24 @@ _TABLES = "model.embeddings.tables"
 
 @dataclass(frozen=True)
 class _Data:
+    """The opened data of a run.
+
+    Attributes:
+      relations: relations of the model.
+      datasets: data sets by key path, the training data first.
+      known_edges: tables of metrics.known_edges.
+    """
+
     relations: Relations
     datasets: dict[str, EdgeDataset]
-    """By their path in the configuration; the training data first."""
     known_edges: list[ParquetTable]
-    """Beyond those of the data sets."""
 
 
 def main() -> int:
-    """Runs the program; returns its exit status (core.command_line)."""
+    """Run the program and return its exit status (core.command_line lists them)."""
     project = Project(
         "projects.twhin.main",
-        "Trains TwHIN: embeddings of a graph's entities.",
+        "Train TwHIN, a model that learns embeddings of a graph's entities.",
         TwhinConfig,
         _open_data,
         _build,
@@ -63,16 +69,16 @@ def main() -> int:
 
 
 def _open_data(config: TwhinConfig) -> _Data:
-    relations = Relations(config.model)
+    relations = config.model.build_relations()
     datasets: dict[str, EdgeDataset] = {}
-    for path, data_config in config.data_sets().items():
-        check_batching(data_config, path, world_size_from_env())
-        datasets[path] = EdgeDataset.open(data_config, relations, path)
-        table = datasets[path].table
-        logger.info("%s: %s edges in %d file(s), %s", path, f"{table.num_rows:,}", table.num_files, table.inputs)
+    for key_path, data_config in config.data_sets().items():
+        check_batching(data_config, key_path, world_size_from_env())
+        datasets[key_path] = EdgeDataset.open(data_config, relations, key_path)
+        table = datasets[key_path].table
+        logger.info("%s: %s edges in %d file(s), %s", key_path, f"{table.num_rows:,}", table.num_files, table.inputs)
     for table_config in config.model.embeddings.tables:
         check_vocabulary(table_config)
-    return _Data(relations, datasets, open_known_edges(config.metrics, relations))
+    return _Data(relations, datasets, open_known_edges(config.metrics.known_edges, relations))
 
 
 def _build(config: TwhinConfig, data: _Data, world: World) -> Job:
@@ -92,10 +98,10 @@ def _build(config: TwhinConfig, data: _Data, world: World) -> Job:
     return Job(
         model,
         train_data.reader(world.rank, world.size),
-        _partitions(config, data, world),
+        _evaluation_sets(config, data, world),
         functools.partial(build_optimizers, model, model_config, twhin.scorer),
         on_fresh_run=functools.partial(_start_from_pretrained, model, model_config, world),
-        extra_metrics=functools.partial(_norms, model, logged) if logged else None,
+        extra_metrics=functools.partial(_mean_norms, model, logged) if logged else None,
     )
 
 
@@ -103,7 +109,7 @@ def _start_from_pretrained(model: ShardedModel, config: TwhinModelConfig, world:
     tables = [table for table in config.embeddings.tables if table.pretrained is not None]
     if not tables:
         return
-    # A run that is still training may save another checkpoint before the next process looks.
+    # Rank 0 chooses for all ranks: a run that is still training may save another checkpoint in between.
     sources = world.consensus.broadcast_from_rank_zero(lambda: [pretrained_source(table) for table in tables])
     weights = model.tables()
     for table, source in zip(tables, sources, strict=True):
@@ -111,24 +117,24 @@ def _start_from_pretrained(model: ShardedModel, config: TwhinModelConfig, world:
             set_rows(weights[table.name], rows, values)
 
 
-def _norms(model: ShardedModel, tables: list[str]) -> dict[str, float]:
+def _mean_norms(model: ShardedModel, tables: list[str]) -> dict[str, float]:
     weights = model.tables()
     norms = mean_norms({table: weights[table] for table in tables})
     return {f"mean_norm/{table}": norm for table, norm in norms.items()}
 
 
-def _partitions(config: TwhinConfig, data: _Data, world: World) -> dict[str, EvaluationSet]:
-    train, *evaluated = data.datasets.values()
+def _evaluation_sets(config: TwhinConfig, data: _Data, world: World) -> dict[str, EvaluationSet]:
+    train_dataset, *evaluation_datasets = data.datasets.values()
     known = None
-    if config.metrics.filtered and evaluated:
-        further = [train.table, *data.known_edges]
-        known = KnownEdges(data.relations, [dataset.table for dataset in evaluated], further)
-    partitions = {}
-    for (name, data_config), dataset in zip(config.partitions.items(), evaluated, strict=True):
+    if config.metrics.filtered and evaluation_datasets:
+        other_tables = [train_dataset.table, *data.known_edges]
+        known = KnownEdges(data.relations, [dataset.table for dataset in evaluation_datasets], other_tables)
+    evaluation_sets = {}
+    for (partition, data_config), dataset in zip(config.evaluation_data.items(), evaluation_datasets, strict=True):
         negatives = EvaluationNegatives(data_config, data.relations, config.runtime.seed)
         reader = dataset.reader(world.rank, world.size, known=known, negatives=negatives)
-        partitions[name] = EvaluationSet(reader, partition_metrics(config))
-    return partitions
+        evaluation_sets[partition] = EvaluationSet(reader, partition_metrics(config))
+    return evaluation_sets
 
 
 if __name__ == "__main__":

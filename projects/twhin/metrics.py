@@ -1,4 +1,4 @@
-"""What is measured of TwHIN, and how the end of a run is told."""
+"""Creates TwHIN's evaluation metrics, and formats them as the table at the end of a run."""
 
 import functools
 from collections.abc import Callable
@@ -11,11 +11,12 @@ from core.metrics.interface import Metrics
 from core.metrics.ranking import FILTERED, RAW, RankingMetrics
 from projects.twhin.config import TwhinConfig
 
-_MOST_RELATIONS = 30
+_MAX_RELATIONS = 30
+"""Number of relations that the table shows at most."""
 
 
 def partition_metrics(config: TwhinConfig) -> Callable[[torch.device], Metrics]:
-    """What makes the metrics of a partition of validation_data."""
+    """Return a function that creates the metrics of an evaluation set on a device."""
     return functools.partial(
         RankingMetrics,
         [relation.name for relation in config.model.relation_list],
@@ -26,8 +27,12 @@ def partition_metrics(config: TwhinConfig) -> Callable[[torch.device], Metrics]:
 
 
 def metrics_table(measurement: Measurement) -> str:
-    """An evaluation's metrics, a row of all edges and one a relation that has any, those with the most edges first; a
-    dash where one is not available. Filtered ranks, where there are any, and of raw ones the MRR."""
+    """Format an evaluation's metrics as a table.
+
+    The first row shows all edges. One row per relation with edges follows, those with the most edges first. A dash
+    marks a metric that is not available. Columns show filtered ranks and the raw MRR, or raw ranks if there are no
+    filtered ones.
+    """
     metrics = measurement.metrics
     kind = FILTERED if f"{FILTERED}/mrr" in metrics else RAW
     hits = [name for name in metrics if name.startswith(f"{kind}/hits@")]
@@ -47,13 +52,13 @@ def metrics_table(measurement: Measurement) -> str:
             f"{metrics[f'{prefix}examples']:,}",
             *(_cell(key, metrics[f"{prefix}{key}"]) for key in columns),
         ]
-        for prefix in ["", *relations[:_MOST_RELATIONS]]
+        for prefix in ["", *relations[:_MAX_RELATIONS]]
     ]
     headers = ["relation", "examples", *columns.values()]
     alignment = ("left", *("right" for _ in headers[1:]))
     table = tabulate.tabulate(rows, headers=headers, disable_numparse=True, colalign=alignment)
-    left_out = len(relations) - _MOST_RELATIONS
-    return f"{table}\nand {left_out} more relation(s) in metrics.jsonl" if left_out > 0 else table
+    hidden = len(relations) - _MAX_RELATIONS
+    return f"{table}\nand {hidden} more relation(s) in metrics.jsonl" if hidden > 0 else table
 
 
 def _cell(key: str, value: float | int | None) -> str:

@@ -1,4 +1,4 @@
-"""TwHIN's optimizers: one of each table, fused into the backward pass, and one of the relations' operators."""
+"""TwHIN's optimizers: one per table, fused into the backward pass, and one for the relations' operators."""
 
 import torch
 
@@ -12,10 +12,15 @@ from projects.twhin.model.scorer import EdgeScorer
 def build_optimizers(
     model: ShardedModel, config: TwhinModelConfig, scorer: EdgeScorer
 ) -> tuple[torch.optim.Optimizer, CombinedSchedule]:
-    """The optimizer of the operators, and the learning rates of all: "relations", and "table/<name>" of each table.
+    """Build the operators' optimizer and the schedules of all learning rates.
 
-    model: with the tables and the scorer.
+    The learning rates are called "relations" and, for each table, "table/<name>".
+
+    Args:
+      model: model that contains the tables and the scorer.
+      config: configuration of the model.
+      scorer: scorer whose parameters the optimizer updates.
     """
-    optimizer, rates = build_optimizer(scorer.parameters(), config.translation_optimizer, "relations")
-    of_tables = {table.name: table.optimizer.rate for table in config.embeddings.tables}
-    return optimizer, CombinedSchedule(rates, TableScheduler(model, of_tables))
+    optimizer, schedule = build_optimizer(scorer.parameters(), config.translation_optimizer, "relations")
+    table_rates = {table.name: table.optimizer.rate for table in config.embeddings.tables}
+    return optimizer, CombinedSchedule(schedule, TableScheduler(model, table_rates))

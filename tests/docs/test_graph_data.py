@@ -6,7 +6,6 @@ from pathlib import Path
 from core.config.config_load import load_config_from_yaml
 from projects.twhin.config import TwhinConfig
 from projects.twhin.data.edges import EdgeDataset, check_batching
-from projects.twhin.model.relations import Relations
 from projects.twhin.tools.generate import RELATIONS
 from tests.docs.test_own_project import run
 from tests.support.root import ROOT
@@ -23,7 +22,7 @@ def test_the_table_of_ones_own_is_written_and_read(tmp_path: Path, monkeypatch) 
     config = load_config_from_yaml(TwhinConfig, "listening.yaml")
     for path, data in config.data_sets().items():
         check_batching(data, path, world_size=2)
-        dataset = EdgeDataset.open(data, Relations(config.model), path)
+        dataset = EdgeDataset.open(data, config.model.build_relations(), path)
         read = sum(int(placed.batch.weights.sum()) for placed in dataset.reader(0, 1).evaluate())
         assert read == {"train_data": 20_000, "validation_data": 1_000}[path]
 

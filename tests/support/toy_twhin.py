@@ -1,4 +1,4 @@
-"""A small model of two tables and batches for it, and what they are to score, written as loops over edges."""
+"""A small model with two tables, batches for it, and its scores and losses in closed form, one edge at a time."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from common.modules.embedding.config import EmbeddingBagConfig
 from common.optimizers.config import OptimizerConfig, SgdConfig
 from projects.twhin.data.batch import EdgeBatch
-from projects.twhin.model.config import Operator, Relation, TwhinEmbeddingsConfig, TwhinModelConfig
+from projects.twhin.data.relations import Operator, Relation, Relations, Side
+from projects.twhin.model.config import TwhinEmbeddingsConfig, TwhinModelConfig
 from projects.twhin.model.losses import Loss
-from projects.twhin.model.relations import Relations, Side
 from projects.twhin.model.scorer import EdgeScorer
 
 SGD = OptimizerConfig(sgd=SgdConfig(lr=0.1))
@@ -37,11 +37,11 @@ MIXED = (
     relation("block", "user", "user", "identity"),
     relation("mute", "user", "user", "translation"),
 )
-"""All operators, tables shared by relations that aren't neighbours, segments of several relations."""
+"""All operators, tables shared by relations that are not adjacent, and segments of several relations."""
 
 
 def model_config(relations: Sequence[Relation] = MIXED, dim: int = 6, **fields: Any) -> TwhinModelConfig:
-    """Of 11 users and 7 tweets."""
+    """Return the configuration of a model with 11 users and 7 tweets."""
     used = {table for each in relations for table in (each.lhs, each.rhs)}
     tables = [
         EmbeddingBagConfig(name=name, num_embeddings=rows, embedding_dim=dim, optimizer=SGD)
@@ -57,7 +57,7 @@ def model_config(relations: Sequence[Relation] = MIXED, dim: int = 6, **fields: 
 
 
 def edge_batch(relations: Relations, edges: Sequence[tuple[int, int, int]], weights: Sequence[float] = ()) -> EdgeBatch:
-    """Of edges (lhs, rel, rhs), sorted as a reader sorts them."""
+    """Return a batch of edges (lhs, rel, rhs), sorted as a reader sorts them."""
     order = sorted(range(len(edges)), key=lambda edge: relations.segment_of[edges[edge][1]])
     lhs, rel, rhs = torch.tensor([edges[edge] for edge in order], dtype=torch.int64).reshape(-1, 3).T.contiguous()
     segments = [int(relations.segment_of[edge[1]]) for edge in edges]
@@ -71,21 +71,21 @@ def edge_batch(relations: Relations, edges: Sequence[tuple[int, int, int]], weig
 
 
 def random_edges(config: TwhinModelConfig, count: int, seed: int = 0) -> list[tuple[int, int, int]]:
-    """Over all relations but the last, which has none."""
+    """Return random edges of all relations except the last, which has none."""
     random = np.random.default_rng(seed)
     tables = config.tables
     edges = []
     for _ in range(count):
         rel = int(random.integers(max(len(config.relation_list) - 1, 1)))
-        its = config.relation_list[rel]
-        lhs, rhs = (int(random.integers(tables[table].num_embeddings)) for table in (its.lhs, its.rhs))
+        relation = config.relation_list[rel]
+        lhs, rhs = (int(random.integers(tables[table].num_embeddings)) for table in (relation.lhs, relation.rhs))
         edges.append((lhs, rel, rhs))
     return edges
 
 
 def scorer_of(config: TwhinModelConfig, seed: int = 0) -> EdgeScorer:
-    """In float64, with parameters that aren't the identity's."""
-    scorer = EdgeScorer(config, Relations(config)).double()
+    """Return a scorer in float64 whose operators are not the identity."""
+    scorer = EdgeScorer(config, config.build_relations()).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in scorer.parameters():
@@ -94,7 +94,7 @@ def scorer_of(config: TwhinModelConfig, seed: int = 0) -> EdgeScorer:
 
 
 def table_rows(config: TwhinModelConfig, seed: int = 1) -> dict[str, torch.Tensor]:
-    """A whole table each, float64, that can get gradients."""
+    """Return random rows of each table, float64, that require gradients."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(
@@ -104,8 +104,8 @@ def table_rows(config: TwhinModelConfig, seed: int = 1) -> dict[str, torch.Tenso
     }
 
 
-class NothingIsRead(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses operations whose result or its size the host has to wait for, were the tensors on a GPU."""
+class NoHostSync(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses operations that would make the host wait for a GPU if the tensors were on one."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -115,17 +115,18 @@ class NothingIsRead(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-# --- The truth. ---
+# --- Closed forms. ---
 
 
 def parameter_of(scorer: EdgeScorer, config: TwhinModelConfig, side: str, rel: int) -> Array | None:
-    """The relation's own parameter of the operator that is applied to `side`."""
-    its = config.relation_list[rel]
-    if its.operator == "identity":
+    """Return the relation's parameter of the operator that is applied to `side`."""
+    dims = [config.tables[each.lhs].embedding_dim for each in config.relation_list]
+    operator = config.relation_list[rel].operator
+    if operator == "identity":
         return None
-    alike = [index for index, other in enumerate(config.relation_list) if other.operator == its.operator]
-    weight = scorer.get_parameter(f"operators.{side}.{its.operator}_{config.tables[its.lhs].embedding_dim}.weight")
-    array: Array = weight.detach().numpy()[alike.index(rel)]
+    owners = [i for i, each in enumerate(config.relation_list) if (each.operator, dims[i]) == (operator, dims[rel])]
+    weight = scorer.get_parameter(f"operators.{side}.{operator}_{dims[rel]}.weight")
+    array: Array = weight.detach().numpy()[owners.index(rel)]
     return array
 
 
@@ -162,19 +163,19 @@ def score(
     edge: tuple[int, int, int],
     ranked: Side,
 ) -> float:
-    """Of an edge (lhs, rel, rhs), where its entity on the side `ranked` is ranked among others."""
+    """Return the score of an edge (lhs, rel, rhs) when its entity on the side `ranked` is ranked."""
     lhs_id, rel, rhs_id = edge
-    its = config.relation_list[rel]
-    lhs, rhs = tables[its.lhs][lhs_id].detach().numpy(), tables[its.rhs][rhs_id].detach().numpy()
-    changed = {"both": {"lhs": "rhs", "rhs": "lhs"}[ranked]}.get(config.operator_sides, config.operator_sides)
-    parameter = parameter_of(scorer, config, changed, rel)
-    if changed == "lhs":
-        return compared(config.comparator, transformed(its.operator, lhs, parameter), rhs)
-    return compared(config.comparator, lhs, transformed(its.operator, rhs, parameter))
+    relation = config.relation_list[rel]
+    lhs, rhs = tables[relation.lhs][lhs_id].detach().numpy(), tables[relation.rhs][rhs_id].detach().numpy()
+    side = {"both": {"lhs": "rhs", "rhs": "lhs"}[ranked]}.get(config.operator_sides, config.operator_sides)
+    parameter = parameter_of(scorer, config, side, rel)
+    if side == "lhs":
+        return compared(config.comparator, transformed(relation.operator, lhs, parameter), rhs)
+    return compared(config.comparator, lhs, transformed(relation.operator, rhs, parameter))
 
 
 def loss_of_edge(loss: Loss, margin: float, positive: float, negatives: Sequence[float]) -> float:
-    """The losses as they are written in papers, but for what great exponents make of them."""
+    """Return the loss of an edge by the formula in the papers, which overflows for large scores."""
     if loss == "softmax":
         return -math.log(math.exp(positive) / (math.exp(positive) + sum(math.exp(s) for s in negatives)))
     share = 1 / max(len(negatives), 1)

@@ -10,18 +10,20 @@ from common.batch import Batch
 
 @dataclass(frozen=True)
 class EdgeBatch(Batch):
-    """Edges, sorted by their segment (model/relations.py), and in their order within it.
+    """Edges sorted by segment (relations.py). Edges of one segment keep the reader's order.
 
     Attributes:
-      lhs: [batch], int64, rows of the left entities in their tables.
-      rel: [batch], int64, ids of the relations.
-      rhs: [batch], int64, rows of the right entities in their tables.
-      weights: [batch], float32; 0 for an edge that only fills the batch up.
-      segment_sizes: edges of each segment of the model, in their order; they add up to batch.
-      known: of evaluation, by side ("lhs", "rhs"): [2, pairs], int64, of positions in the batch and entities: with
-        that entity on that side the edge is a known one too. Each pair is there once; the edge's own entity may be
-        among them. None of edges that only fill up.
-      negatives: of evaluation, by side: [batch, draws], int64, entities that the edge's own is compared with for AUC.
+      lhs: rows of the left entities in their tables: [batch], int64.
+      rel: ids of the relations: [batch], int64.
+      rhs: rows of the right entities in their tables: [batch], int64.
+      weights: weights of the edges: [batch], float32. Padding has weight 0.
+      segment_sizes: number of edges of each segment, in the segments' order. The sum is the batch size.
+      known: known edges for filtered ranks, by side ("lhs", "rhs"), in evaluation only: pairs of a position in the
+        batch and an entity, [2, pairs], int64. Replacing the entity on that side of the edge at that position by the
+        pair's entity gives another known edge. Pairs are distinct. They may contain the edge's own entity. Padding has
+        no pairs.
+      negatives: entities that the edge's own entity is compared with for AUC, by side, in evaluation only: [batch,
+        draws], int64.
     """
 
     lhs: torch.Tensor

@@ -10,7 +10,7 @@ _LANES = 24
 
 
 class TwhinDataConfig(BaseConfig):
-    """Edges in Parquet files, and how batches are made of them."""
+    """Edges in Parquet files, and the way they are batched."""
 
     data_root: str = pydantic.Field(
         min_length=1, description="Glob pattern, file, or directory of Parquet files with the columns lhs, rel, rhs."
@@ -19,7 +19,8 @@ class TwhinDataConfig(BaseConfig):
         None,
         le=2**24,
         json_schema_extra={"one_of": "batch_size"},
-        description="Edges per batch and process. The run can then be resumed on as many processes only.",
+        description="Edges per batch on each process. The run can then be resumed only on the same number of "
+        "processes.",
     )
     global_batch_size: pydantic.PositiveInt | None = pydantic.Field(
         None,
@@ -30,48 +31,49 @@ class TwhinDataConfig(BaseConfig):
     global_negatives: pydantic.NonNegativeInt = pydantic.Field(
         0,
         le=2**24,
-        description="Entities drawn uniformly from a side's table, which all edges of a process's batch share as their "
-        "negatives on that side. Of validation data: negatives of each edge and side, for AUC.",
+        description="Training: number of entities drawn uniformly from a side's table, which all edges of a process's "
+        "batch share as their negatives on that side. Validation: number of negatives per edge and side, for AUC.",
     )
     in_batch_negatives: pydantic.NonNegativeInt = pydantic.Field(
         0,
         le=2**24,
-        description="Entities drawn from those of the batch on that side, shared likewise. Of validation data: so many "
-        "more, drawn uniformly.",
+        description="Training: number of entities drawn from the batch's own on that side, shared in the same way. "
+        "Validation: added to global_negatives.",
     )
     limit: pydantic.PositiveInt | None = pydantic.Field(
-        None, description="Read so many edges, in the order of the files; null: all."
+        None, description="Number of edges to read, in the order of the files. null: all."
     )
     offset: pydantic.NonNegativeInt | None = pydantic.Field(
-        None, description="Leave out so many edges at the beginning; null: none."
+        None, description="Number of edges to skip at the beginning. null: none."
     )
     lanes: pydantic.PositiveInt | None = pydantic.Field(
         None,
-        description="Parallel streams that the edges are dealt over; a multiple of the number of processes, a divisor "
-        "of the global batch. The order of edges depends on it. null: as many of 24 as divide the batch.",
+        description="Number of parallel streams that the edges are dealt to: a multiple of the number of processes and "
+        "a divisor of the global batch size. The order of edges depends on it. null: the greatest common divisor of 24 "
+        "and the global batch size, or the number of processes if that does not fit.",
     )
     prefetch_batches: pydantic.PositiveInt = pydantic.Field(
-        8, description="Batches that a process makes ahead of the step that takes them."
+        8, description="Number of batches that each process prepares ahead of the step that uses them."
     )
     decode_threads: pydantic.PositiveInt = pydantic.Field(
-        1, description="Threads of a process that decode row groups before they are needed."
+        1, description="Number of threads per process that decode row groups in advance."
     )
     shuffle_window: pydantic.PositiveInt | None = pydantic.Field(
         None,
         le=2**40,
-        description="Of training: edges of a lane that are shuffled together, at least; whole row groups. null: a row "
-        "group.",
+        description="Training: minimum number of edges of a lane that are shuffled together, rounded up to whole row "
+        "groups. null: one row group.",
     )
 
     def batch_size(self, world_size: int) -> int:
-        """Edges per batch over all processes."""
+        """Return the number of edges per batch over all processes."""
         if self.global_batch_size is not None:
             return self.global_batch_size
         assert self.per_replica_batch_size is not None
         return self.per_replica_batch_size * world_size
 
     def num_lanes(self, world_size: int) -> int:
-        """As given, or as fits."""
+        """Return `lanes`, or a number of lanes that fits the batch and the processes if it is null."""
         if self.lanes is not None:
             return self.lanes
         lanes = math.gcd(self.batch_size(world_size), _LANES)

@@ -1,4 +1,4 @@
-"""From the files of edges to batches, sorted into the model's segments."""
+"""Reads files of edges and batches them, sorted into the model's segments."""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Self
@@ -14,31 +14,31 @@ from common.reader.parquet import BadValue, ParquetTable, RowGroup
 from common.reader.reader import BatchReader, Columns, PrefetchOptions
 from projects.twhin.data.batch import EdgeBatch
 from projects.twhin.data.config import TwhinDataConfig
-from projects.twhin.model.relations import SIDES, Relations, Side
+from projects.twhin.data.relations import SIDES, Relations, Side
 
 COLUMNS: dict[Hashable, Column] = {name: Column(name, torch.int64, booleans=False) for name in ("lhs", "rel", "rhs")}
-"""Of a table of edges: row of the left entity, id of the relation, row of the right entity."""
+"""Columns of a table of edges: row of the left entity, id of the relation, row of the right entity."""
 
-OfEdges = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Mapping[str, torch.Tensor]]
-"""Of lhs, rel and rhs [batch] int64 makes EdgeBatch.known or .negatives."""
+EdgeFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Mapping[str, torch.Tensor]]
+"""Computes EdgeBatch.known or EdgeBatch.negatives from lhs, rel and rhs, each [batch], int64."""
 
 
 def edge_table(inputs: str, relations: Relations, rows: Callable[[int], range] | None = None) -> ParquetTable:
-    """Reads the footers of files of edges, which are checked against the relations when they are decoded.
+    """Open files of edges. Only their footers are read; edges are checked against the relations when decoded.
 
     Args:
       inputs: glob pattern, file or directory.
-      relations: those of the model.
-      rows: as of ParquetTable.
+      relations: relations of the model.
+      rows: selects rows, as in ParquetTable.
 
     Raises:
-      ConfigError, DataError: what is wrong with the files.
+      ConfigError, DataError: no file matches, or a file is not a table of edges.
     """
-    return ParquetTable(matching_files(inputs), COLUMNS, rows=rows, check=_Check(relations))
+    return ParquetTable(matching_files(inputs), COLUMNS, rows=rows, check=_EdgeCheck(relations))
 
 
 class EdgeDataset:
-    """Edges whose metadata was checked: every mistake that shows without reading a row is raised here."""
+    """A data set of edges. Opening it raises every error that metadata show, before any row is read."""
 
     def __init__(self, table: ParquetTable, relations: Relations, config: TwhinDataConfig) -> None:
         self.table = table
@@ -46,75 +46,79 @@ class EdgeDataset:
         self._config = config
 
     @classmethod
-    def open(cls, config: TwhinDataConfig, relations: Relations, path: str) -> Self:
-        """Reads footers.
+    def open(cls, config: TwhinDataConfig, relations: Relations, key_path: str) -> Self:
+        """Open the data set. Only footers are read.
 
         Args:
-          config: the data set.
-          relations: those of the model, which edges are checked against.
-          path: of `config` within the whole configuration, for messages.
+          config: configuration of the data set.
+          relations: relations of the model, which edges are checked against.
+          key_path: key path of `config`, for messages.
 
         Raises:
-          ConfigError, DataError: what is wrong with files or offset.
+          ConfigError, DataError: no file matches, a file is not a table of edges, or the offset skips all edges.
         """
 
         def rows(num_edges: int) -> range:
             begin = config.offset or 0
             if begin >= num_edges:
-                raise ConfigError(f"{path}.offset: {begin} given, but {config.data_root} has {num_edges} edges")
+                raise ConfigError(f"{key_path}.offset is {begin}, but {config.data_root} has only {num_edges} edges")
             return range(begin, num_edges if config.limit is None else min(begin + config.limit, num_edges))
 
         return cls(edge_table(config.data_root, relations, rows), relations, config)
 
     def reader(
-        self, rank: int, world_size: int, *, known: OfEdges | None = None, negatives: OfEdges | None = None
+        self, rank: int, world_size: int, *, known: EdgeFunction | None = None, negatives: EdgeFunction | None = None
     ) -> BatchReader[EdgeBatch]:
-        """This rank's share of the batches.
+        """Return a reader of this rank's share of the batches.
 
         Args:
-          rank: of this process.
+          rank: rank of this process.
           world_size: number of processes.
-          known: of evaluation with filtered ranks: makes EdgeBatch.known, in the thread that makes batches.
-          negatives: of evaluation: makes EdgeBatch.negatives, there too.
+          known: computes EdgeBatch.known for evaluation with filtered ranks. Runs in the thread that builds batches.
+          negatives: computes EdgeBatch.negatives for evaluation. Runs in the same thread.
         """
         return BatchReader(
             self.table,
-            _MakeBatch(self._relations, known, negatives),
+            _BatchBuilder(self._relations, known, negatives),
             global_batch_size=self._config.batch_size(world_size),
             lanes=self._config.num_lanes(world_size),
             rank=rank,
             world_size=world_size,
-            prefetch=PrefetchOptions(
-                self._config.prefetch_batches, self._config.decode_threads, self._config.shuffle_window or 1
-            ),
+            prefetch=PrefetchOptions.from_config(self._config),
         )
 
 
-def check_batching(config: TwhinDataConfig, path: str, world_size: int) -> None:
-    """Raises ConfigError where batch, lanes and number of processes don't fit each other."""
+def check_batching(config: TwhinDataConfig, key_path: str, world_size: int) -> None:
+    """Raise ConfigError unless batch size, lanes and number of processes fit together.
+
+    Args:
+      config: configuration of the data set.
+      key_path: key path of `config`, for messages.
+      world_size: number of processes.
+    """
     if config.lanes is None and config.batch_size(world_size) % world_size:
         raise ConfigError(
-            f"{path}.global_batch_size: {config.global_batch_size} is not a multiple of the {world_size} processes; "
-            "every process takes equally many edges of a batch"
+            f"{key_path}.global_batch_size: {config.global_batch_size} is not a multiple of the {world_size} "
+            "processes; every process takes the same number of edges of a batch"
         )
     try:
         check_lanes(config.num_lanes(world_size), config.batch_size(world_size), world_size)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{key_path}: {error}") from None
 
 
-class _Check:
-    """Looks for relations that have no name, and entities that are beyond their table."""
+class _EdgeCheck:
+    """Finds edges whose relation or entity does not exist."""
 
     def __init__(self, relations: Relations) -> None:
         self._relations = relations
 
     def __call__(self, edges: RowGroup) -> BadValue | None:
         names, rel = self._relations.names, edges["rel"]
-        # Also true of negative numbers.
+        # As unsigned numbers, negative ids are beyond the limit, too.
         if (unknown := rel.astype(np.uint64) >= len(names)).any():
             row = int(np.argmax(unknown))
-            problem = f"{rel[row]} found, but model.relations are {len(names)} (ids from 0 to {len(names) - 1})"
+            problem = f"found {rel[row]}, but model.relations has {len(names)} (ids from 0 to {len(names) - 1})"
             return BadValue("rel", row, problem)
         for side in SIDES:
             entities, limits = edges[side], self._relations.num_entities[side][rel]
@@ -125,21 +129,21 @@ class _Check:
 
     def _problem(self, side: Side, entity: int, rel: int) -> str:
         if entity < 0:
-            return f"{entity} found, rows are counted from 0"
+            return f"found {entity}, but rows are counted from 0"
         relations = self._relations
         table = relations.segments[relations.segment_of[rel]].table(side)
         return (
-            f"{entity} found, but the table {table} has {relations.num_entities[side][rel]} rows "
-            f"(relation {relations.names[rel]}); raise num_embeddings, or correct the data"
+            f"found {entity}, but the table {table} has {relations.num_entities[side][rel]} rows "
+            f"(relation {relations.names[rel]}); raise num_embeddings or correct the data"
         )
 
 
-class _MakeBatch:
-    """Sorts edges by their segment. Edges that only fill up are those of relation 0 between entities 0."""
+class _BatchBuilder:
+    """Sorts edges by segment. Padding is an edge of relation 0 between the entities 0."""
 
-    def __init__(self, relations: Relations, known: OfEdges | None, negatives: OfEdges | None) -> None:
+    def __init__(self, relations: Relations, known: EdgeFunction | None, negatives: EdgeFunction | None) -> None:
         self._num_segments = len(relations.segments)
-        # numpy sorts 16 bits in linear time.
+        # numpy sorts 16-bit integers in linear time.
         self._segment_of = relations.segment_of.astype(np.min_scalar_type(self._num_segments))
         self._known = known
         self._negatives = negatives
@@ -152,9 +156,9 @@ class _MakeBatch:
         weights = weights[order]
         known: Mapping[str, torch.Tensor] = {}
         if self._known is not None:
-            # Not those of filling: the entities 0 may have many.
+            # Skip padding: the entities 0 may have many known edges.
             real = weights.nonzero().flatten()
-            found = self._known(lhs[real], rel[real], rhs[real])
-            known = {side: torch.stack([real[position], entity]) for side, (position, entity) in found.items()}
+            pairs = self._known(lhs[real], rel[real], rhs[real])
+            known = {side: torch.stack([real[position], entity]) for side, (position, entity) in pairs.items()}
         negatives = self._negatives(lhs, rel, rhs) if self._negatives is not None else {}
         return EdgeBatch(lhs, rel, rhs, weights, tuple(sizes), known, negatives)

@@ -1,4 +1,4 @@
-"""Starts `projects.twhin.tools.generate`; kept so that older commands work."""
+"""Runs projects.twhin.tools.generate, so that older commands keep working."""
 
 import runpy
 

@@ -1,4 +1,4 @@
-"""The known edges that filtered ranks leave out: found for a batch in the thread that makes it."""
+"""Finds the known edges that filtered ranks ignore, in the thread that builds batches."""
 
 import logging
 import time
@@ -8,123 +8,131 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.errors import ConfigError
 from common.reader.parquet import ParquetTable, RowGroup
-from projects.twhin.config import RankingConfig
 from projects.twhin.data.edges import edge_table
-from projects.twhin.model.relations import SIDES, Relations, Side
+from projects.twhin.data.relations import SIDES, Relations, Side
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LINES = 10.0
+_LOG_INTERVAL_S = 10.0
 
 Numbers = NDArray[np.int64]
 
 
-def open_known_edges(config: RankingConfig, relations: Relations) -> list[ParquetTable]:
-    """The further tables of known edges.
+def open_known_edges(inputs: Sequence[str], relations: Relations) -> list[ParquetTable]:
+    """Open tables of known edges.
+
+    Args:
+      inputs: glob pattern, file or directory of each table.
+      relations: relations of the model.
 
     Raises:
-      ConfigError: there are some, but ranks are not filtered.
-      DataError: what is wrong with the files.
+      DataError: no file matches, or a file is not a table of edges.
     """
-    if config.known_edges and not config.filtered:
-        raise ConfigError("metrics.known_edges: given, but metrics.filtered is false; remove one of them")
-    return [edge_table(inputs, relations) for inputs in config.known_edges]
+    return [edge_table(each, relations) for each in inputs]
 
 
 class KnownEdges:
-    """Of the edges of some tables, those that answer a query of others: that share relation and one entity.
+    """Known edges that differ from an evaluated edge in one entity only.
 
-    Memory: 8 bytes per query, of which an edge has two, and 8 per answer; some three times that while it is built.
+    Each evaluated edge asks two queries, one per side: the relation and the entity on the other side. The known edges
+    that match a query give its answers.
+
+    Memory: 8 bytes per query and 8 bytes per answer, and about three times as much during construction.
     """
 
-    def __init__(
-        self, relations: Relations, evaluated: Sequence[ParquetTable], further: Sequence[ParquetTable]
-    ) -> None:
-        """Reads all tables, the evaluated ones twice, a row group at a time.
+    def __init__(self, relations: Relations, evaluated: Sequence[ParquetTable], others: Sequence[ParquetTable]) -> None:
+        """Read all tables one row group at a time. The evaluated ones are read twice.
 
         Args:
-          relations: of the model.
-          evaluated: what batches are made of; its edges are known ones, too.
-          further: of known edges.
+          relations: relations of the model.
+          evaluated: tables of edges to evaluate. Their edges are known edges, too.
+          others: tables of other known edges.
 
         Raises:
-          DataError: an edge is none of the relations.
+          DataError: an edge's relation or entity does not exist.
         """
-        self._sides = {side: _Answers(relations, side) for side in SIDES}
+        self._answers = {side: _Answers(relations, side) for side in SIDES}
         for edges in _row_groups(evaluated, "looking for queries"):
-            for answers in self._sides.values():
-                answers.ask(edges)
-        for answers in self._sides.values():
-            answers.all_asked()
-        for edges in _row_groups([*evaluated, *further], "looking for known edges"):
-            for answers in self._sides.values():
-                answers.add(edges)
-        for answers in self._sides.values():
-            answers.finish()
+            for answers in self._answers.values():
+                answers.add_queries(edges)
+        for answers in self._answers.values():
+            answers.finish_queries()
+        for edges in _row_groups([*evaluated, *others], "looking for known edges"):
+            for answers in self._answers.values():
+                answers.add_answers(edges)
+        for answers in self._answers.values():
+            answers.finish_answers()
 
     def __call__(self, lhs: torch.Tensor, rel: torch.Tensor, rhs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """EdgeBatch.known of edges lhs, rel and rhs: [batch], int64. An edge of no evaluated table may have none."""
+        """Return EdgeBatch.known. It is complete only for edges of the evaluated tables.
+
+        Args:
+          lhs, rel, rhs: the edges, each [batch], int64.
+        """
         edges: RowGroup = {"lhs": lhs.numpy(), "rel": rel.numpy(), "rhs": rhs.numpy()}
-        return {side: torch.from_numpy(answers.of(edges)) for side, answers in self._sides.items()}
+        return {side: torch.from_numpy(answers.pairs(edges)) for side, answers in self._answers.items()}
 
 
-def _row_groups(tables: Sequence[ParquetTable], doing: str) -> Iterator[RowGroup]:
+def _row_groups(tables: Sequence[ParquetTable], activity: str) -> Iterator[RowGroup]:
     total, done = sum(table.num_rows for table in tables), 0
-    told = time.monotonic()
+    last_logged = time.monotonic()
     for table in tables:
         for group in range(len(table.rows_per_group)):
             yield table.decode(group)
             done += int(table.rows_per_group[group])
-            if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
-                told = time.monotonic()
-                logger.info("%s: %s of %s edges read", doing, f"{done:,}", f"{total:,}")
+            if time.monotonic() - last_logged > _LOG_INTERVAL_S:
+                last_logged = time.monotonic()
+                logger.info("%s: %s of %s edges read", activity, f"{done:,}", f"{total:,}")
 
 
 class _Answers:
-    """The entities on one side, by query: a relation and an entity on the other side."""
+    """The entities on one side that answer each query.
+
+    First call add_queries() for all evaluated edges and finish_queries(), then add_answers() for all known edges and
+    finish_answers(), then pairs().
+    """
 
     def __init__(self, relations: Relations, side: Side) -> None:
         self._side: Side = side
         self._other: Side = "rhs" if side == "lhs" else "lhs"
         rows = relations.num_entities[self._other]
-        # Queries are numbered: relation by relation, by the rows of their tables.
+        # The number of a query is the first number of its relation plus the row of its entity.
         self._first = np.cumsum(rows) - rows
         self._num_entities = int(relations.num_entities[side].max())
-        self._asked: list[Numbers] = []
-        self._found: list[Numbers] = []
-        # Distinct ones, ascending; those of query i are entities[starts[i]:starts[i + 1]], ascending.
+        self._query_parts: list[Numbers] = []
+        self._answer_parts: list[Numbers] = []
+        # Distinct and ascending. The answers to query i are entities[starts[i]:starts[i + 1]], ascending.
         self._queries = np.empty(0, np.int64)
         self._starts = np.zeros(1, np.int64)
         self._entities = np.empty(0, np.int64)
 
-    def ask(self, edges: RowGroup) -> None:
-        """Adds the edges' queries."""
-        self._asked.append(np.unique(self._numbers(edges)))
+    def add_queries(self, edges: RowGroup) -> None:
+        """Add the queries of evaluated edges."""
+        self._query_parts.append(np.unique(self._query_numbers(edges)))
 
-    def all_asked(self) -> None:
-        """Ends the queries."""
-        self._queries = np.unique(np.concatenate([self._queries, *self._asked]))
-        self._asked.clear()
+    def finish_queries(self) -> None:
+        """Merge the queries."""
+        self._queries = np.unique(np.concatenate([self._queries, *self._query_parts]))
+        self._query_parts.clear()
 
-    def add(self, edges: RowGroup) -> None:
-        """Adds what of the edges answers the queries."""
-        position, end = self._range(self._numbers(edges))
-        is_asked = end > position
-        # One number of both: it sorts fast. 1e9 queries and as many entities are 1e18, within 64 bits.
-        self._found.append(np.unique(position[is_asked] * self._num_entities + edges[self._side][is_asked]))
+    def add_answers(self, edges: RowGroup) -> None:
+        """Add the known edges that answer a query."""
+        position, end = self._range(self._query_numbers(edges))
+        is_answer = end > position
+        # One number for both sorts fast. 1e9 queries and 1e9 entities give 1e18, which fits into 64 bits.
+        self._answer_parts.append(np.unique(position[is_answer] * self._num_entities + edges[self._side][is_answer]))
 
-    def finish(self) -> None:
-        """Ends the answers."""
-        found = np.unique(np.concatenate([self._entities, *self._found]))
-        self._found.clear()
-        queries, self._entities = np.divmod(found, self._num_entities)
+    def finish_answers(self) -> None:
+        """Merge the answers."""
+        answers = np.unique(np.concatenate([self._entities, *self._answer_parts]))
+        self._answer_parts.clear()
+        queries, self._entities = np.divmod(answers, self._num_entities)
         self._starts = np.searchsorted(queries, np.arange(len(self._queries) + 1))
 
-    def of(self, edges: RowGroup) -> Numbers:
-        """[2, pairs]: positions among the edges, ascending, and entities."""
-        begin, end = self._range(self._numbers(edges))
+    def pairs(self, edges: RowGroup) -> Numbers:
+        """Return the answers to the queries of `edges`: positions of edges, ascending, and entities, [2, pairs]."""
+        begin, end = self._range(self._query_numbers(edges))
         begins = self._starts[begin]
         counts = self._starts[end] - begins
         ends = np.cumsum(counts)
@@ -132,10 +140,10 @@ class _Answers:
         entities = self._entities[np.repeat(begins, counts) + within]
         return np.stack([np.repeat(np.arange(len(counts)), counts), entities])
 
-    def _numbers(self, edges: RowGroup) -> Numbers:
+    def _query_numbers(self, edges: RowGroup) -> Numbers:
         return self._first[edges["rel"]] + edges[self._other]
 
     def _range(self, queries: Numbers) -> tuple[Numbers, Numbers]:
-        """Of the sorted ones those that equal each: one from begin to end, or none."""
+        """Return begin and end of each query's positions in the sorted queries: one position, or none."""
         begin, end = (np.searchsorted(self._queries, queries, side) for side in ("left", "right"))
         return begin, end

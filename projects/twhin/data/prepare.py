@@ -1,4 +1,4 @@
-"""Starts `projects.twhin.tools.prepare`; kept so that older commands work."""
+"""Runs projects.twhin.tools.prepare, so that older commands keep working."""
 
 import runpy
 

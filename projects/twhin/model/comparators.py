@@ -1,6 +1,6 @@
-"""How two embeddings are compared: dot product, cosine, or negative Euclidean distance (arXiv 1903.12287, section 3).
+"""Similarities of embeddings: dot product, cosine, and negative Euclidean distance (arXiv 1903.12287, section 3).
 
-Higher is more alike.
+A higher score means more similar.
 """
 
 from typing import Literal, Protocol
@@ -9,31 +9,42 @@ import torch
 import torch.nn.functional as F
 
 _SMALLEST_SQUARE = 1e-30
-"""Squared distances below this count as this, with gradient 0: the root's own gradient at 0 is infinite."""
+"""Lower bound of squared distances. Below it the gradient is 0, because that of the square root is infinite at 0."""
 
 _ROUNDING = 2.0**-43
-"""Of a float64 sum of up to 1000 products, by the product of the norms."""
+"""Bound of the rounding error of a float64 dot product of up to 1000 terms, relative to the product of the norms."""
 
 
 class Comparator(Protocol):
-    """Compares rows. Under autocast products of matrices are in its dtype, except those of distances."""
+    """Compares rows of two matrices.
+
+    Under autocast, matrix products use its dtype, except for distances.
+    """
 
     def pairs(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """[n, dim] and [n, dim]: each row with its counterpart, [n]."""
+        """Compare each row of a [n, dim] with the same row of b [n, dim]. Returns [n]."""
 
     def all_pairs(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """[n, dim] and [m, dim]: each row with each, [n, m]."""
+        """Compare each row of a [n, dim] with each row of b [m, dim]. Returns [n, m]."""
 
     def tie_bounds(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[n, dim] and [n, dim], float64: between which two scores, [n] each, all_pairs() has a row's with one that
-        equals its counterpart, however it is rounded."""
+        """Return bounds of the score that all_pairs() gives a row of a and any copy of its counterpart in b.
+
+        Two scores of equal embeddings can differ by rounding. Both are within these bounds.
+
+        Args:
+          a, b: [n, dim], float64.
+
+        Returns:
+          lower and upper bounds, each [n], float64.
+        """
 
 
 class DotProduct(Comparator):
-    """a . b"""
+    """The dot product a . b."""
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
-        """[n, dim]: vectors whose dot products the scores are."""
+        """Return vectors [n, dim] whose dot products are the scores."""
         return x
 
     def pairs(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -49,21 +60,21 @@ class DotProduct(Comparator):
 
 
 class Cosine(DotProduct):
-    """a . b / (|a| |b|), with norms of at least 1e-12."""
+    """The cosine a . b / (|a| |b|), with norms of at least 1e-12."""
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
         return F.normalize(x, dim=1)
 
 
 class NegativeDistance(Comparator):
-    """-|a - b|"""
+    """The negative Euclidean distance -|a - b|."""
 
     def pairs(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return -_root((a - b).square().sum(1))
 
     def all_pairs(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        # As |a|^2 + |b|^2 - 2 a.b, nearly all of it one matrix product. Rounding leaves an error of about 1e-3 of the
-        # norms in float32; in a 16 bit type nothing would be left of small distances.
+        # |a|^2 + |b|^2 - 2 a.b is nearly all one matrix product. In float32, the rounding error is about 1e-3 of the
+        # norms. A 16-bit type would lose small distances entirely.
         with torch.autocast(a.device.type, enabled=False):
             squares = torch.addmm(b.square().sum(1), a, b.T, alpha=-2) + a.square().sum(1, keepdim=True)
         return -_root(squares)
@@ -78,7 +89,7 @@ def _root(squares: torch.Tensor) -> torch.Tensor:
 
 
 def comparator(name: Literal["dot", "cos", "l2"]) -> Comparator:
-    """By its name in the configuration."""
+    """Return the comparator with this name in the configuration."""
     match name:
         case "dot":
             return DotProduct()

@@ -1,14 +1,15 @@
-"""losses.py's losses of dot products, block by block of edges, without the matrix of all scores.
+"""Computes the losses of losses.py from dot products, one block of edges at a time, without the matrix of all scores.
 
-A block's scores are turned into the loss and its gradients at once, in a buffer that stays in the processor's cache:
-three matrix products and as few other passes over it as can be. Where G_ij is the gradient by the score of edge i's
-negative j, those of queries are G C, those of the candidates G^T Q.
+The scores of a block are turned into the loss and its gradients at once, in a buffer that stays in the processor's
+cache. This takes three matrix products and as few other passes over the buffer as possible. Let G_ij be the gradient by
+the score of edge i's negative j, C the candidates and Q the queries. The gradient by the queries is G C, and the
+gradient by the candidates is G^T Q.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,21 @@ from torch.autograd.function import once_differentiable
 from projects.twhin.model.losses import Loss
 
 _BLOCK_SCORES = 2**19
-"""Scores at a time on a CPU."""
+"""Number of scores per block on a CPU."""
+
+
+class _Settings(NamedTuple):
+    """Settings of the loss computation.
+
+    Attributes:
+      loss: name of the loss.
+      margin: margin of the margin loss.
+      dtype: dtype of matrix products.
+    """
+
+    loss: Loss
+    margin: float
+    dtype: torch.dtype
 
 
 def fused_loss(
@@ -30,29 +45,35 @@ def fused_loss(
     candidate_ids: torch.Tensor,
     weights: torch.Tensor,
 ) -> torch.Tensor:
-    """The weighted sum of losses.edge_losses(), scores being dot products.
+    """Return the weighted sum of losses.edge_losses() with dot products as scores.
 
-    Under autocast the matrix products are in its dtype, all else is in that of the inputs.
+    Under autocast, matrix products use its dtype. Everything else uses the dtype of the inputs.
 
     Args:
-      queries: [n, dim].
-      own: [n, dim], the edges' own entities, so that a positive score is a row of queries * own.
-      candidates: [m, dim].
-      own_ids: [n]; candidate_ids: [m]. Candidates with the edge's own id are left out.
-      weights: [n].
+      loss: name of the loss.
+      margin: margin of the margin loss.
+      queries: vectors to compare entities with: [n, dim].
+      own: vectors of the edges' own entities: [n, dim]. The score of an edge is the sum of its row of queries * own.
+      candidates: vectors of candidates: [m, dim].
+      own_ids: ids of the edges' own entities: [n].
+      candidate_ids: ids of the candidates: [m]. A candidate with the edge's own id is not one of its negatives.
+      weights: weights of the edges: [n].
 
     Returns:
-      a scalar, of the dtype of queries.
+      the loss: a scalar in the dtype of queries.
     """
     device = queries.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else queries.dtype
     with torch.autocast(device, enabled=False):
-        arguments = (queries, own, candidates, own_ids, candidate_ids, weights.to(queries.dtype))
-        result: torch.Tensor = _FusedLoss.apply(*arguments, loss, margin, dtype)  # type: ignore[no-untyped-call]
+        tensors = (queries, own, candidates, own_ids, candidate_ids, weights.to(queries.dtype))
+        settings = _Settings(loss, margin, dtype)
+        result: torch.Tensor = _FusedLoss.apply(*tensors, settings)  # type: ignore[no-untyped-call]
     return result
 
 
 class _FusedLoss(torch.autograd.Function):
+    """Computes the loss and its gradients in the forward pass, and scales the gradients in the backward pass."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -62,19 +83,17 @@ class _FusedLoss(torch.autograd.Function):
         own_ids: torch.Tensor,
         candidate_ids: torch.Tensor,
         weights: torch.Tensor,
-        loss: Loss,
-        margin: float,
-        dtype: torch.dtype,
+        settings: _Settings,
     ) -> torch.Tensor:
-        block = _edges_at_a_time(queries, candidates)
-        masked = _Masked(own_ids, candidate_ids, block)
-        # Where exponents are not looked at, exp can overflow: so rarely that it may cost a second pass. On a GPU one
-        # would have to wait to know; and a type of 16 bits needs small numbers.
-        careful = _is_asynchronous(queries) or dtype != queries.dtype
-        arguments = (queries, own, candidates, masked, weights, loss, margin, dtype, block)
-        total, *gradients = _loss_and_gradients(*arguments, careful=careful)
-        if not careful and not math.isfinite(total.item()):
-            total, *gradients = _loss_and_gradients(*arguments, careful=True)
+        block_size = _edges_per_block(queries, candidates)
+        mask = _OwnEntityMask(own_ids, candidate_ids, block_size)
+        # If exponents are not reduced, exp can overflow. This is so rare that a second pass is cheaper than reducing
+        # always. On a GPU, finding an overflow would mean waiting for the device. A 16-bit dtype needs small numbers.
+        reduce_exponents = _is_asynchronous(queries) or settings.dtype != queries.dtype
+        arguments = (queries, own, candidates, mask, weights, settings, block_size)
+        total, *gradients = _loss_and_gradients(*arguments, reduce_exponents=reduce_exponents)
+        if not reduce_exponents and not math.isfinite(total.item()):
+            total, *gradients = _loss_and_gradients(*arguments, reduce_exponents=True)
         ctx.save_for_backward(*gradients)
         return total
 
@@ -82,28 +101,36 @@ class _FusedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad_output,) = grad_outputs
-        of_queries, of_own, of_candidates = (gradient * grad_output for gradient in ctx.saved_tensors)
-        return of_queries, of_own, of_candidates, *(None,) * 6
+        by_queries, by_own, by_candidates = (gradient * grad_output for gradient in ctx.saved_tensors)
+        return by_queries, by_own, by_candidates, *(None,) * 4
 
 
 def _is_asynchronous(tensor: torch.Tensor) -> bool:
-    """Whether to read a value is to wait for all that the device has still to do."""
+    """Return True if reading a value waits for all pending work of the tensor's device."""
     return tensor.device.type != "cpu"
 
 
-def _edges_at_a_time(queries: torch.Tensor, candidates: torch.Tensor) -> int:
-    """On a GPU all; on a CPU as many as make blocks of one size."""
+def _edges_per_block(queries: torch.Tensor, candidates: torch.Tensor) -> int:
+    """Return the number of edges per block: all on a GPU, a number that gives blocks of equal size on a CPU."""
     edges = max(len(queries), 1)
     if _is_asynchronous(queries):
         return edges
     return math.ceil(edges / math.ceil(edges * len(candidates) / _BLOCK_SCORES or 1))
 
 
-class _Masked:
-    """Which candidates are an edge's own entity."""
+class _OwnEntityMask:
+    """Marks the candidates that are an edge's own entity.
 
-    def __init__(self, own_ids: torch.Tensor, candidate_ids: torch.Tensor, block: int) -> None:
-        """On a CPU as a list of the few that are; elsewhere their number is not known without waiting."""
+    Attributes:
+      counts: number of such candidates of each edge: [n].
+    """
+
+    def __init__(self, own_ids: torch.Tensor, candidate_ids: torch.Tensor, block_size: int) -> None:
+        """Find the candidates.
+
+        On a CPU, the mask is a list of the few positions. On other devices it is dense, because reading the number of
+        positions would wait for the device.
+        """
         self._dense: torch.Tensor | None = None
         if _is_asynchronous(own_ids):
             self._dense = own_ids[:, None] == candidate_ids
@@ -114,40 +141,57 @@ class _Masked:
         self.counts = torch.searchsorted(ascending, own_ids, right=True) - first
         before = self.counts.cumsum(0) - self.counts
         edges = torch.repeat_interleave(self.counts)
-        nth = torch.arange(len(edges)) - before[edges]  # of the candidates with the edge's id
+        nth = torch.arange(len(edges)) - before[edges]  # Index among the candidates with the edge's id.
         self._flat = edges * len(candidate_ids) + order[first[edges] + nth]
-        self._block = block
-        self._before = [*before[::block].tolist(), len(edges)]
+        self._block_size = block_size
+        self._before = [*before[::block_size].tolist(), len(edges)]
 
     def fill(self, scores: torch.Tensor, start: int, value: float) -> None:
-        """Sets those of a block; scores: contiguous [edges, candidates] of the edges from start on."""
+        """Set the masked scores of a block in place.
+
+        Args:
+          scores: scores of the edges from `start` on: [edges, candidates], contiguous.
+          start: position of the block's first edge.
+          value: value to set.
+        """
         if self._dense is not None:
             scores.masked_fill_(self._dense, value)
             return
-        block = start // self._block
+        block = start // self._block_size
         flat = self._flat[self._before[block] : self._before[block + 1]] - start * scores.shape[1]
         scores.view(-1).index_fill_(0, flat, value)
 
 
 class _Products:
-    """The three matrix products of a block, in a type of their own; all they return is in that of the queries."""
+    """The three matrix products of each block.
 
-    def __init__(self, queries: torch.Tensor, candidates: torch.Tensor, dtype: torch.dtype, block: int) -> None:
-        """Args:
-        dtype: of the products.
-        block: the most edges of one.
+    The products are computed in their own dtype, but results have the dtype of the queries.
+
+    Attributes:
+      by_queries: gradient by the queries, but for the terms of the edges' own entities: [n, dim].
+      by_candidates: gradient by the candidates, transposed: [dim, m].
+    """
+
+    def __init__(self, queries: torch.Tensor, candidates: torch.Tensor, dtype: torch.dtype, block_size: int) -> None:
+        """Allocate buffers and gradients.
+
+        Args:
+          queries: [n, dim].
+          candidates: [m, dim].
+          dtype: dtype of the products.
+          block_size: maximum number of edges per block.
         """
         self._queries = queries
         self._dtype = dtype
         self._rounded = dtype != queries.dtype
         self._left, self._right = queries.to(dtype), candidates.to(dtype)
-        self._buffer = queries.new_empty(block, len(candidates))
-        self.of_queries = torch.empty_like(queries)
-        # Transposed: of the two orders of this product the one that is faster.
-        self.of_candidates = torch.zeros_like(candidates.T, memory_format=torch.contiguous_format)
+        self._buffer = queries.new_empty(block_size, len(candidates))
+        self.by_queries = torch.empty_like(queries)
+        # The transposed product is the faster one.
+        self.by_candidates = torch.zeros_like(candidates.T, memory_format=torch.contiguous_format)
 
     def scores(self, block: slice) -> torch.Tensor:
-        """[edges, candidates], in a buffer that the next call uses too."""
+        """Return scores, [edges, candidates], in a buffer that the next call reuses."""
         left = self._left[block]
         buffer = self._buffer[: len(left)]
         if self._rounded:
@@ -155,81 +199,86 @@ class _Products:
         return torch.mm(left, self._right.T, out=buffer)
 
     def add_gradients(self, block: slice, by_scores: torch.Tensor, factors: torch.Tensor) -> None:
-        """Those of the queries and candidates.
+        """Add a block's part of the gradients by queries and candidates.
 
         Args:
-          by_scores: [edges, candidates]; factors: [edges], what those are still to be multiplied by.
+          block: edges of the block.
+          by_scores: gradients by the scores, up to a factor per edge: [edges, candidates].
+          factors: these factors: [edges].
         """
-        queries, of_queries = self._queries[block], self.of_queries[block]
+        queries, by_queries = self._queries[block], self.by_queries[block]
         if self._rounded:
-            # In float16 the factors, which are divided by the batch, would be next to 0.
+            # The factors are divided by the batch size and would be almost 0 in float16.
             greatest = factors.max().clamp_min(torch.finfo(factors.dtype).tiny)
             rounded = by_scores.to(self._dtype)
-            of_queries.copy_(rounded @ self._right)
-            self.of_candidates += ((queries * (factors / greatest)[:, None]).to(self._dtype).T @ rounded) * greatest
+            by_queries.copy_(rounded @ self._right)
+            self.by_candidates += ((queries * (factors / greatest)[:, None]).to(self._dtype).T @ rounded) * greatest
         else:
-            torch.mm(by_scores, self._right, out=of_queries)
-            self.of_candidates.addmm_((queries * factors[:, None]).T, by_scores)
-        of_queries *= factors[:, None]
+            torch.mm(by_scores, self._right, out=by_queries)
+            self.by_candidates.addmm_((queries * factors[:, None]).T, by_scores)
+        by_queries *= factors[:, None]
 
 
 def _loss_and_gradients(
     queries: torch.Tensor,
     own: torch.Tensor,
     candidates: torch.Tensor,
-    masked: _Masked,
+    mask: _OwnEntityMask,
     weights: torch.Tensor,
-    loss: Loss,
-    margin: float,
-    dtype: torch.dtype,
-    size: int,
+    settings: _Settings,
+    block_size: int,
     *,
-    careful: bool,
+    reduce_exponents: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The loss, and its gradients by queries, own and candidates.
+    """Return the loss and its gradients by queries, own and candidates.
 
     Args:
-      size: edges of a block.
-      careful: exponents may be of any size.
+      block_size: number of edges per block.
+      reduce_exponents: reduce exponents before exp, so that scores of any size give finite results.
     """
+    loss, margin, dtype = settings
     positives = (queries * own).sum(1)
-    products = _Products(queries, candidates, dtype, size)
-    negatives = (len(candidates) - masked.counts).clamp_min_(1)
-    aside, sums, factors = (torch.empty_like(positives) for _ in range(3))
-    for start in range(0, len(queries), size):
-        block = slice(start, start + size)
+    products = _Products(queries, candidates, dtype, block_size)
+    negatives = (len(candidates) - mask.counts).clamp_min_(1)
+    partials, sums, factors = (torch.empty_like(positives) for _ in range(3))
+    for start in range(0, len(queries), block_size):
+        block = slice(start, start + block_size)
         scores = products.scores(block)
         if loss != "logistic":
             scores -= (positives[block] - (margin if loss == "margin" else 0))[:, None]
-        aside[block] = _to_gradients(loss, scores, functools.partial(masked.fill, scores, start), careful)
+        partials[block] = _to_gradients(loss, scores, functools.partial(mask.fill, scores, start), reduce_exponents)
         sums[block] = scores.sum(1)
-        divisors = (-aside[block]).exp_() + sums[block] if loss == "softmax" else negatives[block]
+        divisors = (-partials[block]).exp_() + sums[block] if loss == "softmax" else negatives[block]
         torch.div(weights[block], divisors, out=factors[block])
         products.add_gradients(block, scores, factors[block])
     match loss:
         case "softmax":
-            losses = aside + ((-aside).exp_() + sums).log_()
-            of_positives = -factors * sums
+            losses = partials + ((-partials).exp_() + sums).log_()
+            by_positives = -factors * sums
         case "logistic":
-            losses = F.softplus(-positives) + aside / negatives
-            of_positives = -weights * (-positives).sigmoid_()
+            losses = F.softplus(-positives) + partials / negatives
+            by_positives = -weights * (-positives).sigmoid_()
         case "margin":
-            losses = aside / negatives
-            of_positives = -factors * sums
-    of_queries = products.of_queries.addcmul_(own, of_positives[:, None])
-    return (losses * weights).sum(), of_queries, queries * of_positives[:, None], products.of_candidates.T
+            losses = partials / negatives
+            by_positives = -factors * sums
+    by_queries = products.by_queries.addcmul_(own, by_positives[:, None])
+    return (losses * weights).sum(), by_queries, queries * by_positives[:, None], products.by_candidates.T
 
 
-def _to_gradients(loss: Loss, scores: torch.Tensor, fill: Callable[[float], None], careful: bool) -> torch.Tensor:
-    """Turns a block's scores into gradients by them, in place, but for a factor of each edge's.
+def _to_gradients(
+    loss: Loss, scores: torch.Tensor, fill: Callable[[float], None], reduce_exponents: bool
+) -> torch.Tensor:
+    """Turn a block's scores into the gradients by them, up to a factor per edge, in place.
 
     Args:
-      scores: [n, m], of negatives; of softmax less the positive's, of margin that and plus the margin.
-      fill: sets those that are masked to a value, in place.
+      loss: name of the loss.
+      scores: scores of candidates, [n, m]. For softmax, minus the positive's score; for margin, plus the margin, too.
+      fill: sets the masked scores to a value, in place.
+      reduce_exponents: reduce exponents before exp.
 
     Returns:
-      [n]: of logistic and margin the sum of the negatives' terms. Of softmax by how much exponents were reduced, and
-      with them the gradients: the loss is that + log(exp(-that) + the gradients' sum).
+      a number per edge, [n]. For logistic and margin, the sum of the negatives' terms. For softmax, the number r by
+      which exponents were reduced. Gradients are reduced accordingly, and the loss is r + log(exp(-r) + their sum).
     """
     if loss == "margin":
         scores.relu_()
@@ -239,14 +288,14 @@ def _to_gradients(loss: Loss, scores: torch.Tensor, fill: Callable[[float], None
         return terms
     if loss == "softmax":
         reduced = scores.new_zeros(len(scores))
-        if careful and scores.shape[1]:
+        if reduce_exponents and scores.shape[1]:
             fill(-torch.inf)
             reduced = scores.amax(1).clamp_min_(0)
             scores -= reduced[:, None]
         scores.exp_()
         fill(0)
         return reduced
-    if careful:
+    if reduce_exponents:
         fill(-torch.inf)
         terms = F.softplus(scores).sum(1)
         scores.sigmoid_()

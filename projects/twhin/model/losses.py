@@ -1,6 +1,6 @@
-"""Losses of edges' scores against those of their negatives, as formulas on the whole matrix of scores.
+"""Losses of edges' scores against the scores of their negatives, computed from the whole matrix of scores.
 
-fused_loss.py has the same losses without that matrix.
+fused_loss.py computes the same losses without that matrix.
 """
 
 from typing import Literal
@@ -14,22 +14,25 @@ Loss = Literal["logistic", "softmax", "margin"]
 def edge_losses(
     loss: Loss, margin: float, positives: torch.Tensor, negatives: torch.Tensor, masked: torch.Tensor
 ) -> torch.Tensor:
-    """The loss of each edge, whose score is s+, against its n negatives, whose scores are s-.
+    """Compute the loss of each edge with score s+ against its n negatives with scores s-.
 
-    logistic: softplus(-s+) + 1/n sum softplus(s-), the cross-entropy of labels 1 and 0 with as much weight on the
-    negatives as on the edge. Without negatives the first term alone.
-    softmax: -log(exp s+ / (exp s+ + sum exp s-)).
-    margin: 1/n sum max(0, margin - s+ + s-).
-    All as in PyTorch-BigGraph (arXiv 1903.12287, section 3; torchbiggraph/losses.py), but that it has no 1/n in margin.
+    - logistic: softplus(-s+) + 1/n sum softplus(s-), the cross-entropy of labels 1 and 0 where the negatives together
+      weigh as much as the edge. Without negatives, only the first term.
+    - softmax: -log(exp s+ / (exp s+ + sum exp s-)).
+    - margin: 1/n sum max(0, margin - s+ + s-).
+
+    The losses are those of PyTorch-BigGraph (arXiv 1903.12287, section 3; torchbiggraph/losses.py), except that its
+    margin loss has no factor 1/n.
 
     Args:
-      margin: of margin.
-      positives: float [n].
-      negatives: float [n, m].
-      masked: bool [n, m], which of those are none.
+      loss: name of the loss.
+      margin: margin of the margin loss.
+      positives: scores of the edges: [edges], floating point.
+      negatives: scores of candidates: [edges, candidates], floating point.
+      masked: True for candidates that are not negatives of the edge: [edges, candidates], bool.
 
     Returns:
-      [n], float32 at least.
+      losses: [edges], float32 or wider.
     """
     positives, negatives = (
         scores.float() if scores.dtype.itemsize < 4 else scores for scores in (positives, negatives)

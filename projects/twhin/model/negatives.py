@@ -1,6 +1,6 @@
-"""Entities that edges are told apart from: uniform ones of a table, and those of other edges of the batch.
+"""Samples negatives for training: entities drawn uniformly from a table, and entities of other edges of the batch.
 
-Sampled as PyTorch-BigGraph does (arXiv 1903.12287, section 4.3), which mixes both kinds too.
+PyTorch-BigGraph mixes both kinds in the same way (arXiv 1903.12287, section 4.3).
 """
 
 from collections.abc import Mapping
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import torch
 
 from projects.twhin.data.batch import EdgeBatch
-from projects.twhin.model.relations import SIDES, Relations, Side
+from projects.twhin.data.relations import SIDES, Relations, Side
 
 
 @dataclass(frozen=True)
 class Negatives:
-    """What all edges of a batch whose entity on a side is of a table share as their negatives on that side.
+    """Negatives by side and table. All edges of a batch whose entity on the side is in the table share them.
 
     Attributes:
-      uniform: by side and table: [global_negatives], int64, rows of the table.
-      in_batch: by side and table: [up to in_batch_negatives], int64, positions among those edges, in the batch's order,
-        whose entities they are; none twice.
+      uniform: rows of the table: [global_negatives], int64.
+      in_batch: distinct positions of the edges that the entities are taken from, counted among the edges that share
+        these negatives, in the batch's order: [up to in_batch_negatives], int64.
     """
 
     uniform: Mapping[tuple[Side, str], torch.Tensor]
@@ -27,8 +27,11 @@ class Negatives:
 
 
 def draw_negatives(batch: EdgeBatch, relations: Relations, global_negatives: int, in_batch_negatives: int) -> Negatives:
-    """Draws them for every side and table that the model has edges of, with torch's default generator of the batch's
-    device. An edge's own entity may be among them; edge_loss() leaves it out."""
+    """Draw negatives for every side and table that the relations use.
+
+    Draws come from torch's default generator of the batch's device. The negatives of an edge may contain its own
+    entity, which edge_loss() ignores.
+    """
     device = batch.lhs.device
     uniform, in_batch = {}, {}
     for side in SIDES:

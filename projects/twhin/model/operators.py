@@ -1,4 +1,4 @@
-"""What relations do to embeddings, with a parameter of each relation's own.
+"""Transformations that relations apply to embeddings, each relation with its own parameter.
 
 The operators are those of PyTorch-BigGraph (arXiv 1903.12287, section 3): x + r, x * r, W x, and a complex product.
 """
@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from projects.twhin.model.config import Operator
+from projects.twhin.data.relations import Operator
 
 
 def identity_init(operator: Operator, dim: int) -> torch.Tensor | None:
-    """The parameter of one relation with which its operator changes nothing, float32; None: it has no parameter.
+    """Return the parameter with which one relation's operator is the identity, float32, or None if it has none.
 
-    translation, diagonal, complex_diagonal (real parts, then imaginary ones): [dim]. linear: [dim, dim].
+    The shape is [dim, dim] for linear, otherwise [dim]. complex_diagonal stores real parts first, then imaginary parts.
     """
     match operator:
         case "identity":
@@ -30,8 +30,11 @@ def identity_init(operator: Operator, dim: int) -> torch.Tensor | None:
 
 
 def complex_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of vectors [n, dim] whose first half is real and whose second half is imaginary, as in ComplEx (arXiv
-    1606.06357)."""
+    """Multiply complex vectors elementwise, as ComplEx does (arXiv 1606.06357).
+
+    Args:
+      a, b: [n, dim]. The first half of each row holds real parts, the second half imaginary parts.
+    """
     (a_real, a_imaginary), (b_real, b_imaginary) = a.chunk(2, dim=1), b.chunk(2, dim=1)
     real = a_real * b_real - a_imaginary * b_imaginary
     imaginary = a_real * b_imaginary + a_imaginary * b_real
@@ -46,14 +49,22 @@ _ELEMENTWISE: dict[Operator, Callable[[torch.Tensor, torch.Tensor], torch.Tensor
 
 
 class RelationOperator(nn.Module):
-    """An operator, with the parameters of all relations that have it: row i of `weight` is relations[i]'s."""
+    """An operator with the parameters of all relations that use it.
+
+    Attributes:
+      operator: name of the operator.
+      weight: parameters, one row per relation: [n, ...].
+      relations: id of the relation that each row of `weight` belongs to: [n], int64.
+    """
 
     def __init__(self, operator: Operator, dim: int, relations: Sequence[int], num_relations: int) -> None:
-        """Args:
-        operator: any but identity. It begins as the identity.
-        dim: of the embeddings.
-        relations: ids of those that have this operator.
-        num_relations: of the model.
+        """Initialize the operator as the identity.
+
+        Args:
+          operator: any operator except identity.
+          dim: dimension of the embeddings.
+          relations: ids of the relations that use this operator.
+          num_relations: number of relations of the model.
         """
         super().__init__()
         initial = identity_init(operator, dim)
@@ -67,32 +78,32 @@ class RelationOperator(nn.Module):
         self._positions: torch.Tensor
         self.register_buffer("relations", torch.tensor(relations), persistent=False)
         self.relations: torch.Tensor
-        """[n], int64: whose each row of `weight` is."""
 
     def forward(
         self,
         embeddings: Sequence[torch.Tensor],
         relations: Sequence[torch.Tensor],
-        of_segments: Sequence[Sequence[int]],
+        segment_relations: Sequence[Sequence[int]],
     ) -> list[torch.Tensor]:
-        """Transforms the embeddings of edges, segment by segment.
+        """Transform the embeddings of edges, segment by segment.
 
-        `weight` gets a gradient, if need be zeros, even where there is no edge: ranks wait for each other's.
+        `weight` gets a gradient even if there are no edges, because ranks wait for each other's gradients.
 
         Args:
-          embeddings: of each segment, [edges, dim].
-          relations: of each segment, [edges], ids, int64; of a single segment also [1], that of all edges.
-          of_segments: the relations that each segment can have; of linear exactly one.
+          embeddings: embeddings of each segment's edges, [edges, dim].
+          relations: relation ids of each segment's edges, [edges], int64. For a single segment, [1] stands for the
+            relation of all edges.
+          segment_relations: relations that belong to each segment. For linear, exactly one.
 
         Returns:
-          of each segment, [edges, dim], of the embeddings' type also under autocast.
+          transformed embeddings of each segment, [edges, dim], in the embeddings' dtype, even under autocast.
         """
         if self.operator == "linear":
-            # A product for each relation. One unbind for all: its gradient is one tensor, not one for each relation.
+            # One product per relation. A single unbind gives one gradient tensor instead of one per relation.
             weights = self.weight.unbind(0)
             return [
                 (x @ weights[self._position[relation]].T.to(x.dtype)).to(x.dtype)
-                for x, (relation,) in zip(embeddings, of_segments, strict=True)
+                for x, (relation,) in zip(embeddings, segment_relations, strict=True)
             ]
         sizes = [len(x) for x in embeddings]
         rows = self.weight.index_select(0, self._positions.index_select(0, concat(relations)))
@@ -100,5 +111,5 @@ class RelationOperator(nn.Module):
 
 
 def concat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """torch.cat along the first dimension, without a copy of a single tensor."""
+    """Concatenate tensors along the first dimension. A single tensor is returned without a copy."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))

@@ -1,4 +1,4 @@
-"""Rows that a table starts from: of an export, by entity or by index, or of a checkpoint, by index."""
+"""Reads the rows that a table is initialized with: from an export, by entity or index, or a checkpoint, by index."""
 
 import logging
 from collections.abc import Iterator
@@ -22,16 +22,16 @@ from projects.twhin.model.saved import read_table, table_sizes
 
 logger = logging.getLogger(__name__)
 
-# Of a checkpoint's table, that are handed out together.
 _ROWS_PER_BLOCK = 65_536
+"""Number of rows of a checkpoint's table that are yielded together."""
 
 
 class Rows(NamedTuple):
-    """Rows of a table.
+    """Some rows of a table.
 
     Attributes:
-      indices: [n], int64, below num_embeddings.
-      values: [n, embedding_dim], float32.
+      indices: positions in the table, below num_embeddings: [n], int64.
+      values: embeddings: [n, embedding_dim], float32.
     """
 
     indices: NDArray[np.int64]
@@ -39,13 +39,16 @@ class Rows(NamedTuple):
 
 
 def check_vocabulary(table: EmbeddingBagConfig) -> None:
-    """Raises ConfigError where the table's vocabulary can't be read, or has more entities than the table has rows, and
-    warns where it has fewer."""
+    """Check the table's vocabulary, and log a warning if it has fewer entities than the table has rows.
+
+    Raises:
+      ConfigError: the vocabulary cannot be read, or has more entities than the table has rows.
+    """
     entities = read_table_vocabulary(table)
     if entities is not None and len(entities) < table.num_embeddings:
         logger.warning(
-            "table %s: num_embeddings is %d, but its vocabulary has %d entities; the other rows are nobody's, and are "
-            "drawn as negatives and ranked as candidates all the same",
+            "table %s: num_embeddings is %d, but its vocabulary has only %d entities. The other rows belong to no "
+            "entity, but they are still drawn as negatives and ranked as candidates.",
             table.name,
             table.num_embeddings,
             len(entities),
@@ -53,138 +56,155 @@ def check_vocabulary(table: EmbeddingBagConfig) -> None:
 
 
 def read_table_vocabulary(table: EmbeddingBagConfig) -> pa.Array | None:
-    """The entities of the table's first rows, [at most num_embeddings], strings or integers; None: it names none.
+    """Return the entities of the table's first rows, or None if the table has no vocabulary.
+
+    Returns:
+      entities: [at most num_embeddings], strings or integers.
 
     Raises:
-      ConfigError: the vocabulary can't be read, or has more entities than the table has rows.
+      ConfigError: the vocabulary cannot be read, or has more entities than the table has rows.
     """
     if table.vocab is None:
         return None
-    place = f"{_place(table)}.vocab"
+    key_path = f"{_key_path(table)}.vocab"
     try:
         entities = read_vocabulary(Path(table.vocab))
     except DataError as error:
-        raise ConfigError(f"{place}: {error}") from error
+        raise ConfigError(f"{key_path}: {error}") from error
     if len(entities) > table.num_embeddings:
         raise ConfigError(
-            f"{place}: {table.vocab} has {len(entities)} entities, but num_embeddings is {table.num_embeddings}; raise "
-            "it, or give this table's own vocabulary"
+            f"{key_path}: {table.vocab} has {len(entities)} entities, but num_embeddings is {table.num_embeddings}; "
+            "raise num_embeddings or give the vocabulary of this table"
         )
     return entities
 
 
 def pretrained_source(table: EmbeddingBagConfig) -> Path:
-    """What the table starts from: an export, or a checkpoint, of a save_dir the newest complete one.
+    """Return the export or the checkpoint that the table is initialized from.
+
+    If the configuration names a save_dir, this is its newest complete checkpoint.
 
     Args:
-      table: with `pretrained`.
+      table: table with `pretrained`.
 
     Raises:
-      ConfigError: there is no such directory, or no checkpoint in it.
+      ConfigError: the directory does not exist or contains no checkpoint.
     """
-    assert table.pretrained is not None, "the table starts from drawn values"
-    place, uri = f"{_place(table)}.pretrained.embedding_snapshot_uri", table.pretrained.embedding_snapshot_uri
+    assert table.pretrained is not None, "the table has no pretrained rows"
+    key_path, uri = f"{_key_path(table)}.pretrained.embedding_snapshot_uri", table.pretrained.embedding_snapshot_uri
     path = user_path(uri)
     if embedding_tables(path):
         return path
     if not path.is_dir():
-        raise ConfigError(f"{place}: {uri}: no such directory (looked from {Path.cwd()})")
+        raise ConfigError(f"{key_path}: {uri}: no such directory (current directory: {Path.cwd()})")
     try:
         return find_checkpoints(path)[-1]
     except UserError as error:
-        raise ConfigError(f"{place}: {error}") from error
+        raise ConfigError(f"{key_path}: {error}") from error
 
 
 def pretrained_rows(table: EmbeddingBagConfig, source: Path) -> Iterator[Rows]:
-    """The rows that the table starts from, in blocks; what shows without reading them all is checked at the call.
+    """Return an iterator over the rows that the table is initialized with, in blocks.
 
-    By entity where the table has a vocabulary and the export names its rows, else by index. How many rows there were
-    is logged at the end.
+    Rows are matched by entity if the table has a vocabulary and the export names its rows, otherwise by index. Errors
+    that show without reading all rows are raised by the call, others during the iteration. The number of rows is
+    logged at the end.
 
     Args:
-      table: with `pretrained`.
-      source: as pretrained_source() says.
+      table: table with `pretrained`.
+      source: path that pretrained_source() returns.
 
     Raises:
-      ConfigError: it is no checkpoint, has no such table, or one of another dimension, or of more rows than this one.
-      UserError: it can't be read; some of it perhaps not until the iteration.
+      ConfigError: the source is no checkpoint, lacks the table, or its table has another dimension or more rows.
+      UserError: the source cannot be read. Some of these errors are raised during the iteration.
     """
-    assert table.pretrained is not None, "the table starts from drawn values"
-    place, name = f"{_place(table)}.pretrained", table.pretrained.emb_name
+    assert table.pretrained is not None, "the table has no pretrained rows"
+    key_path, name = f"{_key_path(table)}.pretrained", table.pretrained.emb_name
     try:
         if files := embedding_tables(source):
-            _check_name(name, list(files), place, source)
+            _check_name(name, list(files), key_path, source)
             file = EmbeddingFile(files[name])
-            _check_dim(file.dim, table, place, file.path)
+            _check_dim(file.dim, table, key_path, file.path)
             vocabulary = read_table_vocabulary(table) if file.is_named else None
-            by = "index" if vocabulary is None else "entity"
-            blocks = _by_index(file, table, place) if vocabulary is None else _by_entity(file, vocabulary, table, place)
-        else:
-            checkpoint = CheckpointReader(source)
-            checkpoint.verify()
-            sizes = table_sizes(checkpoint)
-            _check_name(name, list(sizes), place, source)
-            num_rows, dim = sizes[name]
-            _check_dim(dim, table, place, source)
-            if num_rows > table.num_embeddings:
-                raise _beyond(num_rows - 1, table, place, source)
-            if table.vocab is not None:
-                logger.warning(
-                    "table %s starts from %s by index, whatever its vocabulary: a checkpoint doesn't say whose its "
-                    "rows are. Export another graph's, and start from the export",
-                    table.name,
-                    source,
-                )
-            by = "index"
-            blocks = _of_checkpoint(checkpoint, name, sizes[name])
+            if vocabulary is None:
+                return _log_count(_rows_by_index(file, table, key_path), table, source, "index")
+            return _log_count(_rows_by_entity(file, vocabulary, table, key_path), table, source, "entity")
+        return _log_count(_checkpoint_rows(source, table, key_path), table, source, "index")
     except ConfigError:
         raise
     except UserError as error:
-        raise ConfigError(f"{place}: {error}") from error
-    return _counted(blocks, table, source, by)
+        raise ConfigError(f"{key_path}: {error}") from error
 
 
-def _place(table: EmbeddingBagConfig) -> str:
-    """Of a table in the configuration, for messages."""
+def _key_path(table: EmbeddingBagConfig) -> str:
+    """Return the table's place in the configuration, for messages."""
     return f"model.embeddings.tables[{table.name}]"
 
 
-def _check_name(name: str, names: list[str], place: str, source: Path) -> None:
+def _check_name(name: str, names: list[str], key_path: str, source: Path) -> None:
     if name not in names:
-        raise ConfigError(f"{place}.emb_name: {source} has no table {name}; it has {', '.join(names) or 'none'}")
+        raise ConfigError(f"{key_path}.emb_name: {source} has no table {name}; it has {', '.join(names) or 'none'}")
 
 
-def _check_dim(dim: int, table: EmbeddingBagConfig, place: str, path: Path) -> None:
+def _check_dim(dim: int, table: EmbeddingBagConfig, key_path: str, path: Path) -> None:
     if dim != table.embedding_dim:
-        raise ConfigError(f"{place}: embeddings of {dim} numbers in {path}, but embedding_dim is {table.embedding_dim}")
+        raise ConfigError(
+            f"{key_path}: the embeddings in {path} have dimension {dim}, but embedding_dim is {table.embedding_dim}"
+        )
 
 
-def _beyond(index: int, table: EmbeddingBagConfig, place: str, path: Path) -> ConfigError:
-    return ConfigError(f"{place}: index {index} found in {path}, but num_embeddings is {table.num_embeddings}")
+def _index_error(index: int, table: EmbeddingBagConfig, key_path: str, path: Path) -> ConfigError:
+    return ConfigError(f"{key_path}: found index {index} in {path}, but num_embeddings is {table.num_embeddings}")
 
 
-def _by_index(file: EmbeddingFile, table: EmbeddingBagConfig, place: str) -> Iterator[Rows]:
+def _rows_by_index(file: EmbeddingFile, table: EmbeddingBagConfig, key_path: str) -> Iterator[Rows]:
     for block in file.blocks():
         wrong = (block.indices < 0) | (block.indices >= table.num_embeddings)
         if wrong.any():
-            raise _beyond(int(block.indices[np.argmax(wrong)]), table, place, file.path)
+            raise _index_error(int(block.indices[np.argmax(wrong)]), table, key_path, file.path)
         yield Rows(block.indices, block.values)
 
 
-def _by_entity(file: EmbeddingFile, vocabulary: pa.Array, table: EmbeddingBagConfig, place: str) -> Iterator[Rows]:
+def _rows_by_entity(
+    file: EmbeddingFile, vocabulary: pa.Array, table: EmbeddingBagConfig, key_path: str
+) -> Iterator[Rows]:
     entities = file.entities()
     both_integers = pa.types.is_integer(vocabulary.type) and pa.types.is_integer(entities.type)
-    kind = pa.int64() if both_integers else pa.large_string()
-    found = pc.index_in(entities.cast(kind), vocabulary.cast(kind))
-    if found.null_count == len(found):
-        raise ConfigError(f"{place}: no entity of {file.path} is in {table.vocab}; both must name entities alike")
-    rows = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    common_type = pa.int64() if both_integers else pa.large_string()
+    positions = pc.index_in(entities.cast(common_type), vocabulary.cast(common_type))
+    if positions.null_count == len(positions):
+        raise ConfigError(
+            f"{key_path}: no entity of {file.path} is in {table.vocab}; both must use the same names for entities"
+        )
+    rows = positions.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     for block in file.blocks():
         indices = rows[block.start : block.start + len(block.indices)]
         yield Rows(indices[indices >= 0], block.values[indices >= 0])
 
 
-def _of_checkpoint(checkpoint: CheckpointReader, name: str, size: tuple[int, int]) -> Iterator[Rows]:
+def _checkpoint_rows(source: Path, table: EmbeddingBagConfig, key_path: str) -> Iterator[Rows]:
+    """Check the checkpoint at once, and return an iterator that reads it."""
+    assert table.pretrained is not None
+    name = table.pretrained.emb_name
+    checkpoint = CheckpointReader(source)
+    checkpoint.verify()
+    sizes = table_sizes(checkpoint)
+    _check_name(name, list(sizes), key_path, source)
+    num_rows, dim = sizes[name]
+    _check_dim(dim, table, key_path, source)
+    if num_rows > table.num_embeddings:
+        raise _index_error(num_rows - 1, table, key_path, source)
+    if table.vocab is not None:
+        logger.warning(
+            "table %s is initialized from %s by index, and its vocabulary is ignored, because a checkpoint does not "
+            "name the entities of its rows. To start from another graph, export its embeddings and use the export.",
+            table.name,
+            source,
+        )
+    return _read_blocks(checkpoint, name, sizes[name])
+
+
+def _read_blocks(checkpoint: CheckpointReader, name: str, size: tuple[int, int]) -> Iterator[Rows]:
     with checkpoint:
         values = read_table(checkpoint, name, size)
     for start in range(0, len(values), _ROWS_PER_BLOCK):
@@ -192,16 +212,17 @@ def _of_checkpoint(checkpoint: CheckpointReader, name: str, size: tuple[int, int
         yield Rows(np.arange(start, start + len(block)), block)
 
 
-def _counted(blocks: Iterator[Rows], table: EmbeddingBagConfig, source: Path, by: str) -> Iterator[Rows]:
+def _log_count(blocks: Iterator[Rows], table: EmbeddingBagConfig, source: Path, key: str) -> Iterator[Rows]:
+    """Yield blocks, then log the number of rows."""
     count = 0
     for rows in blocks:
         count += len(rows.indices)
         yield rows
     logger.info(
-        "table %s: %s of %s rows start from %s, by %s",
+        "table %s: %s of %s rows initialized from %s, by %s",
         table.name,
         f"{count:,}",
         f"{table.num_embeddings:,}",
         source,
-        by,
+        key,
     )

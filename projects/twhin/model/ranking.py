@@ -1,7 +1,7 @@
-"""Ranks of edges' entities among all of a table, or a sample of it.
+"""Ranks edges' entities among all entities of a table or a sample of them.
 
-Candidates are looked up block by block, in collectives that all ranks make alike, whatever edges they have. Ranks are
-those of scores in float64, whatever autocast says.
+Candidates are looked up in blocks. These lookups are collective, so they are the same on all processes, whatever edges
+each process has. Scores are computed in float64, even under autocast.
 """
 
 import zlib
@@ -12,26 +12,35 @@ import numpy as np
 import torch
 
 from common.modules.embedding.tables import Lookup
-from projects.twhin.config import RankingConfig
 from projects.twhin.data.batch import EdgeBatch
-from projects.twhin.model.config import TwhinModelConfig
+from projects.twhin.data.relations import SIDES, Segment, Side
+from projects.twhin.model.config import RankingConfig, TwhinModelConfig
 from projects.twhin.model.operators import concat
-from projects.twhin.model.relations import SIDES, Segment, Side
 from projects.twhin.model.scorer import EdgeScorer
 
-# Scores computed at once: 8 MB of float64, that a cache holds.
+# Number of scores computed at once: 8 MB of float64, which fits into a cache.
 _TILE_QUERIES, _TILE_CANDIDATES = 512, 2048
 _TILE_EMBEDDINGS = 2**18
 
-# Numbers of embeddings looked up at once: 16 MB of float32.
-_LOOKED_UP = 2**22
+# Number of embedding values looked up at once: 16 MB of float32.
+_LOOKUP_VALUES = 2**22
 
 
 class Candidates:
-    """What entities of each table an edge's own are ranked among: the same on all ranks, for all edges."""
+    """The entities of each table that edges' own entities are ranked among: the same for all edges and processes.
+
+    Attributes:
+      embedding_dim: dimension of each table, by name.
+    """
 
     def __init__(self, config: RankingConfig, model: TwhinModelConfig, seed: int) -> None:
-        """seed: of the sample, if there is one."""
+        """Draw the sample of each table that has more rows than config.candidates.
+
+        Args:
+          config: number of candidates.
+          model: tables of the model.
+          seed: seed of the samples.
+        """
         self.embedding_dim = {name: table.embedding_dim for name, table in model.tables.items()}
         self._num_embeddings = {name: table.num_embeddings for name, table in model.tables.items()}
         self._samples: dict[str, torch.Tensor] = {}
@@ -42,18 +51,26 @@ class Candidates:
                 self._samples[table] = torch.from_numpy(np.sort(drawn))
 
     def count(self, table: str) -> int:
-        """Of the table's candidates."""
+        """Return the number of candidates in a table."""
         return len(self._samples[table]) if table in self._samples else self._num_embeddings[table]
 
     def blocks(self, table: str) -> Iterator[torch.Tensor]:
-        """All candidates, ascending, int64, in blocks of equal size but the last."""
-        size = max(1, _LOOKED_UP // self.embedding_dim[table] // _TILE_CANDIDATES) * _TILE_CANDIDATES
+        """Iterate over a table's candidates, ascending, int64, in blocks of equal size. The last one may be smaller."""
+        size = max(1, _LOOKUP_VALUES // self.embedding_dim[table] // _TILE_CANDIDATES) * _TILE_CANDIDATES
         for begin in range(0, count := self.count(table), size):
             end = min(begin + size, count)
             yield self._samples[table][begin:end] if table in self._samples else torch.arange(begin, end)
 
     def positions(self, table: str, entities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of entities [n], int64, their positions among the candidates [n], and which are among them, bool [n]."""
+        """Return the positions of entities among a table's candidates, and which of them are candidates.
+
+        Args:
+          table: name of the table.
+          entities: [n], int64.
+
+        Returns:
+          positions, [n], int64, meaningless for other entities; and True for candidates, [n], bool.
+        """
         if table not in self._samples:
             return entities, torch.ones_like(entities, dtype=torch.bool)
         sample = self._samples[table].to(entities.device)
@@ -62,24 +79,25 @@ class Candidates:
 
 
 def rank_edges(scorer: EdgeScorer, batch: EdgeBatch, lookup: Lookup, candidates: Candidates) -> dict[str, torch.Tensor]:
-    """Ranks each edge's entities, on either side, among the candidates of their tables.
+    """Rank both entities of each edge among the candidates of their tables.
 
-    A rank is 1 + the number of other candidates that score higher + half the number of those that score the same: the
-    mean rank of the ties. The edge's own entity is left out of the others by its id, be it a candidate or not; out of
-    filtered ranks' others, batch.known is left, too. A score that is NaN, or is compared with one, counts as the same.
-    Edges of weight 0, which fill a batch, are not ranked: theirs are 1.
+    A rank is 1 + the number of other candidates with a higher score + half the number of those with the same score.
+    This is the mean rank of the ties. The edge's own entity is never one of the others, whether it is a candidate or
+    not; it is recognized by its id. Filtered ranks ignore the entities of batch.known, too. A NaN score, or a score
+    compared with NaN, counts as the same. Padding (edges of weight 0) is not ranked and gets rank 1.
 
-    Collective where lookup is: all ranks call it with as many edges and negatives.
+    Collective if `lookup` is: all processes must pass the same number of edges and negatives.
 
     Args:
-      scorer: of the scores; its parameters are float32.
-      batch: with negatives; with known, filtered ranks are computed, too.
-      lookup: rows of the tables.
-      candidates: to rank among.
+      scorer: scorer with float32 parameters.
+      batch: edges with negatives. If batch.known is given, filtered ranks are computed, too.
+      lookup: looks up rows of tables.
+      candidates: candidates to rank among.
 
     Returns:
-      float64 [batch, 2], left entities and right ones: "raw_ranks", "filtered_ranks", and "negatives_beaten", the share
-      of the edge's negatives that score lower, ties half. "relations" [batch], int64, and "weights" [batch], float32.
+      outputs by name. "raw_ranks", "filtered_ranks" and "negatives_beaten", the share of the edge's negatives with a
+      lower score (ties count half): [batch, 2], float64, left entities first. "relations": [batch], int64. "weights":
+      [batch], float32.
     """
     with torch.autocast(batch.lhs.device.type, enabled=False):
         queries = _queries(scorer, batch, lookup)
@@ -87,8 +105,9 @@ def rank_edges(scorer: EdgeScorer, batch: EdgeBatch, lookup: Lookup, candidates:
         excluded = _excluded(batch)
         present = (batch.weights > 0).repeat(2)
         ahead = torch.zeros(2, 2 * batch.batch_size, dtype=torch.int64, device=batch.lhs.device)
-        for table, its in queries.items():
-            _count_ahead(scorer, table, [each.of(present) for each in its], excluded, lookup, candidates, ahead)
+        for table, table_queries in queries.items():
+            present_queries = [each.select(present) for each in table_queries]
+            _count_ahead(scorer, table, present_queries, excluded, lookup, candidates, ahead)
     raw, filtered = 1 + ahead.double() / 2
     outputs["raw_ranks"] = raw
     if batch.known:
@@ -99,13 +118,15 @@ def rank_edges(scorer: EdgeScorer, batch: EdgeBatch, lookup: Lookup, candidates:
 
 @dataclass(frozen=True)
 class _Queries:
-    """Entities to rank, on one side, that are compared with the same candidates.
+    """Entities to rank on one side, which are compared with the same candidate vectors.
 
     Attributes:
-      segment: that candidates go through the operator of, if they go through one.
-      numbers: [n], int64, positions in the batch; batch_size more for right entities.
-      vectors: [n, dim], float64, to compare candidates with.
-      low, high: [n], float64, bounds of scores that are the same as the entity's own.
+      side: side of the entities.
+      segment: segment whose operator transforms the candidates, if any operator does.
+      numbers: numbers of the queries: [n], int64. A number is a position in the batch, plus the batch size for right
+        entities.
+      vectors: vectors to compare candidates with: [n, dim], float64.
+      low, high: bounds of the scores that count as the score of the entity itself: [n], float64.
     """
 
     side: Side
@@ -115,49 +136,56 @@ class _Queries:
     low: torch.Tensor
     high: torch.Tensor
 
-    def of(self, present: torch.Tensor) -> "_Queries":
-        """Those whose number is present, bool [numbers]."""
+    def select(self, present: torch.Tensor) -> "_Queries":
+        """Return the queries whose numbers are present. `present` is a mask over all numbers, bool."""
         kept = present[self.numbers]
         parts = (x[kept] for x in (self.numbers, self.vectors, self.low, self.high))
         return _Queries(self.side, self.segment, *parts)
 
     def split(self, size: int) -> "list[_Queries]":
+        """Split into parts of at most `size` queries, none of them empty."""
         parts = [torch.split(x, size) for x in (self.numbers, self.vectors, self.low, self.high)]
         return [_Queries(self.side, self.segment, *part) for part in zip(*parts, strict=True) if len(part[0])]
 
     def twice_ahead(self, rows: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """2 where a score is higher than the own entity's of the query in that row, 1 where it is the same, else 0."""
+        """Return 2 for scores above that of the row's own entity, 1 for the same score, and 0 for scores below."""
         return (scores > self.high[rows]).long() + (~(scores < self.low[rows])).long()
 
 
 def _queries(scorer: EdgeScorer, batch: EdgeBatch, lookup: Lookup) -> dict[str, list[_Queries]]:
-    """By the table of the entities to rank, in an order that is the same on all ranks. One lookup."""
+    """Return the queries by the table of the entities to rank, in the same order on all processes.
+
+    Embeddings are looked up once.
+    """
     relations, sizes = scorer.relations, list(batch.segment_sizes)
     rel = torch.split(batch.rel, sizes)
     ids = {"lhs": torch.split(batch.lhs, sizes), "rhs": torch.split(batch.rhs, sizes)}
-    places: dict[str, list[tuple[Side, int]]] = {}
+    uses: dict[str, list[tuple[Side, int]]] = {}
     for side in SIDES:
         for table, segments in relations.segments_of(side).items():
-            places.setdefault(table, []).extend((side, segment) for segment in segments)
-    found = lookup({table: concat([ids[side][segment] for side, segment in its]) for table, its in places.items()})
+            uses.setdefault(table, []).extend((side, segment) for segment in segments)
+    looked_up = lookup(
+        {table: concat([ids[side][segment] for side, segment in table_uses]) for table, table_uses in uses.items()}
+    )
     rows: dict[tuple[Side, int], torch.Tensor] = {}
-    for table, its in places.items():
-        rows.update(zip(its, torch.split(found[table].double(), [sizes[segment] for _, segment in its]), strict=True))
+    for table, table_uses in uses.items():
+        parts = torch.split(looked_up[table].double(), [sizes[segment] for _, segment in table_uses])
+        rows.update(zip(table_uses, parts, strict=True))
 
-    queries: dict[str, list[_Queries]] = {table: [] for table in places}
+    queries: dict[str, list[_Queries]] = {table: [] for table in uses}
     numbers = torch.arange(2 * batch.batch_size, device=batch.lhs.device).view(2, -1)
-    for side, other, of_side in zip(SIDES, SIDES[::-1], numbers, strict=True):
-        its_numbers = torch.split(of_side, sizes)
+    for side, other, side_numbers in zip(SIDES, SIDES[::-1], numbers, strict=True):
+        segment_numbers = torch.split(side_numbers, sizes)
         vectors = scorer.queries(side, relations.segments, [rows[other, index] for index in range(len(sizes))], rel)
         for table, segments in relations.segments_of(side).items():
-            alike = [[index] for index in segments] if scorer.transforms_candidates(side) else [segments]
-            for part in alike:
+            parts_of_table = [[index] for index in segments] if scorer.transforms_candidates(side) else [segments]
+            for part in parts_of_table:
                 segment = relations.segments[part[0]]
-                its_vectors = concat([vectors[index] for index in part])
+                part_vectors = concat([vectors[index] for index in part])
                 own = scorer.candidates(side, segment, concat([rows[side, index] for index in part]))
-                bounds = scorer.comparator.tie_bounds(its_vectors, own)
-                ranked = concat([its_numbers[index] for index in part])
-                queries[table].append(_Queries(side, segment, ranked, its_vectors, *bounds))
+                bounds = scorer.comparator.tie_bounds(part_vectors, own)
+                part_numbers = concat([segment_numbers[index] for index in part])
+                queries[table].append(_Queries(side, segment, part_numbers, part_vectors, *bounds))
     return queries
 
 
@@ -168,37 +196,56 @@ def _negatives_beaten(
     lookup: Lookup,
     candidates: Candidates,
 ) -> torch.Tensor:
-    """By number, [2 * batch], float64. Lookups of some draws of all edges at a time."""
+    """Return the share of negatives that each query's own entity beats, by number: [2 * batch], float64.
+
+    Each lookup covers some draws of all edges.
+    """
     negatives = torch.cat([batch.negatives[side] for side in SIDES])
     beaten = torch.zeros(len(negatives), dtype=torch.float64, device=negatives.device)
-    size = max(1, _LOOKED_UP // (max(len(negatives), 1) * max(candidates.embedding_dim.values())))
+    size = max(1, _LOOKUP_VALUES // (max(len(negatives), 1) * max(candidates.embedding_dim.values())))
     for part in torch.split(negatives, size, dim=1):
         draws = part.shape[1]
-        found = lookup(
-            {table: concat([part[each.numbers].T.flatten() for each in its]) for table, its in queries.items()}
+        looked_up = lookup(
+            {
+                table: concat([part[each.numbers].T.flatten() for each in table_queries])
+                for table, table_queries in queries.items()
+            }
         )
-        for table, its in queries.items():
-            of_each = torch.split(found[table], [len(each.numbers) * draws for each in its])
-            for each, rows in zip(its, of_each, strict=True):
-                count, dim = each.vectors.shape
-                at_once = max(1, _TILE_EMBEDDINGS // max(count * dim, 1)) * count
-                for some in torch.split(rows, at_once) if count else ():
-                    compared = scorer.candidates(each.side, each.segment, some.double())
-                    query = torch.arange(count, device=rows.device).repeat(len(some) // count)
-                    scores = scorer.comparator.pairs(each.vectors[query], compared)
-                    lower = 2 - each.twice_ahead(query, scores)
-                    beaten[each.numbers] += lower.view(-1, count).sum(0) / 2
+        for table, table_queries in queries.items():
+            parts = torch.split(looked_up[table], [len(each.numbers) * draws for each in table_queries])
+            for each, rows in zip(table_queries, parts, strict=True):
+                beaten[each.numbers] += _count_beaten(scorer, each, rows)
     return beaten / negatives.shape[1]
+
+
+def _count_beaten(scorer: EdgeScorer, queries: _Queries, rows: torch.Tensor) -> torch.Tensor:
+    """Return the number of negatives with a lower score, ties counting half: [n], float64.
+
+    Args:
+      scorer: scorer of the model.
+      queries: n queries.
+      rows: embeddings of the negatives, one draw of all queries after the other: [draws * n, dim].
+    """
+    count, dim = queries.vectors.shape
+    beaten = torch.zeros(count, dtype=torch.float64, device=rows.device)
+    rows_per_tile = max(1, _TILE_EMBEDDINGS // max(count * dim, 1)) * count
+    for tile in torch.split(rows, rows_per_tile) if count else ():
+        compared = scorer.candidates(queries.side, queries.segment, tile.double())
+        query = torch.arange(count, device=rows.device).repeat(len(tile) // count)
+        scores = scorer.comparator.pairs(queries.vectors[query], compared)
+        twice_beaten = 2 - queries.twice_ahead(query, scores)
+        beaten += twice_beaten.view(-1, count).sum(0) / 2
+    return beaten
 
 
 @dataclass(frozen=True)
 class _Excluded:
-    """Entities that are left out of the others.
+    """Pairs of a query and an entity that its rank ignores.
 
     Attributes:
-      numbers: [pairs], int64, of the queries.
-      entities: [pairs], int64.
-      is_own: [pairs], bool: of the query's own entity, which is left out of raw ranks, too.
+      numbers: numbers of the queries: [pairs], int64.
+      entities: ignored entities: [pairs], int64.
+      is_own: True for the query's own entity, which raw ranks ignore, too: [pairs], bool.
     """
 
     numbers: torch.Tensor
@@ -216,8 +263,9 @@ def _excluded(batch: EdgeBatch) -> _Excluded:
             others = entity != own[number]
             numbers.append(number[others])
             entities.append(entity[others])
-    every = torch.cat(numbers)
-    return _Excluded(every, torch.cat(entities), torch.arange(len(every), device=own.device) < len(own))
+    all_numbers = torch.cat(numbers)
+    is_own = torch.arange(len(all_numbers), device=own.device) < len(own)
+    return _Excluded(all_numbers, torch.cat(entities), is_own)
 
 
 def _count_ahead(
@@ -229,40 +277,57 @@ def _count_ahead(
     candidates: Candidates,
     ahead: torch.Tensor,
 ) -> None:
-    """Adds to `ahead` [raw and filtered, numbers] twice the number of the others of one table that are ahead."""
+    """Add to `ahead`, for each query, twice the number of other candidates that are ahead of its own entity.
+
+    Args:
+      scorer: scorer of the model.
+      table: table of the entities.
+      queries: queries for entities of this table.
+      excluded: excluded pairs of all queries.
+      lookup: looks up rows of tables.
+      candidates: candidates to rank among.
+      ahead: counts for raw and filtered ranks, by number: [2, numbers], int64.
+    """
     tiles = -(-candidates.count(table) // _TILE_CANDIDATES)
     chunks = [each.split(_TILE_QUERIES) for each in queries]
-    left_out = _LeftOut(table, [chunk for its in chunks for chunk in its], excluded, candidates, tiles)
+    correction = _ExclusionCorrection(
+        table, [chunk for parts in chunks for chunk in parts], excluded, candidates, tiles
+    )
     tile = 0
     for ids in candidates.blocks(table):
-        rows = lookup({table: ids.to(ahead.device)})[table]
-        for some in torch.split(rows, _TILE_CANDIDATES):
-            wide = some.double()
-            number = 0
-            for its in chunks:
-                compared = scorer.candidates(its[0].side, its[0].segment, wide) if its else wide
-                for chunk in its:
+        block_rows = lookup({table: ids.to(ahead.device)})[table]
+        for tile_rows in torch.split(block_rows, _TILE_CANDIDATES):
+            wide = tile_rows.double()
+            chunk_number = 0
+            for parts in chunks:
+                compared = scorer.candidates(parts[0].side, parts[0].segment, wide) if parts else wide
+                for chunk in parts:
                     scores = scorer.comparator.all_pairs(chunk.vectors, compared)
                     higher = torch.count_nonzero(scores > chunk.high[:, None], dim=1)
                     lower = torch.count_nonzero(scores < chunk.low[:, None], dim=1)
-                    ahead[:, chunk.numbers] += higher + (len(some) - lower)
-                    left_out.subtract(number, tile, chunk, scores, ahead)
-                    number += 1
+                    ahead[:, chunk.numbers] += higher + (len(tile_rows) - lower)
+                    correction.subtract(chunk_number, tile, chunk, scores, ahead)
+                    chunk_number += 1
             tile += 1
 
 
-class _LeftOut:
-    """Excluded pairs of one table's queries, by the tile of scores that they are in."""
+class _ExclusionCorrection:
+    """Subtracts the excluded pairs of one table's queries from their counts, tile by tile.
+
+    A tile is the matrix of scores of one chunk of queries and _TILE_CANDIDATES candidates.
+    """
 
     def __init__(
         self, table: str, chunks: Sequence[_Queries], excluded: _Excluded, candidates: Candidates, tiles: int
     ) -> None:
-        """Args:
-        table: of the candidates.
-        chunks: queries that tiles are of.
-        excluded: of all queries.
-        candidates: to rank among.
-        tiles: of each chunk.
+        """Sort the excluded pairs by tile.
+
+        Args:
+          table: table of the candidates.
+          chunks: chunks of queries for this table.
+          excluded: excluded pairs of all queries.
+          candidates: candidates to rank among.
+          tiles: number of tiles per chunk.
         """
         device = excluded.numbers.device
         chunk_of = torch.full((int(excluded.is_own.sum()),), -1, device=device)
@@ -286,9 +351,17 @@ class _LeftOut:
     def subtract(
         self, chunk_number: int, tile: int, chunk: _Queries, scores: torch.Tensor, ahead: torch.Tensor
     ) -> None:
-        """Takes from `ahead` what the tile [queries, candidates] of a chunk has counted of them."""
-        at = chunk_number * self._tiles + tile
-        begin, end = self._bounds[at], self._bounds[at + 1]
+        """Subtract what a tile's excluded pairs added to `ahead`.
+
+        Args:
+          chunk_number: position of the chunk.
+          tile: position of the tile within the chunk.
+          chunk: queries of the chunk.
+          scores: scores of the tile: [queries, candidates].
+          ahead: counts for raw and filtered ranks, by number: [2, numbers], int64.
+        """
+        index = chunk_number * self._tiles + tile
+        begin, end = self._bounds[index], self._bounds[index + 1]
         if begin == end:
             return
         pairs = slice(begin, end)

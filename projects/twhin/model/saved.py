@@ -1,4 +1,4 @@
-"""What a checkpoint holds of the model: tables, and the relations' parameters."""
+"""Reads the model's tables and the relations' parameters from a checkpoint."""
 
 from typing import Any
 
@@ -13,25 +13,29 @@ _WEIGHT = ".weight"
 
 
 def table_sizes(checkpoint: CheckpointReader) -> dict[str, tuple[int, int]]:
-    """Rows and dimension of each table, by name; {} in a checkpoint of another model.
+    """Return the number of rows and the dimension of each table, by name.
+
+    The result is empty for a checkpoint of another model.
 
     Raises:
-      NoCheckpointError, DamagedCheckpointError: it was removed, or is damaged.
+      NoCheckpointError: the checkpoint was removed.
+      DamagedCheckpointError: the checkpoint is damaged.
     """
     tables = checkpoint.types(_TABLES)
     return {name.removesuffix(_WEIGHT): (table.size(0), table.size(1)) for name, table in tables.items()}
 
 
 def read_table(checkpoint: CheckpointReader, table: str, size: tuple[int, int]) -> NDArray[Any]:
-    """A whole table, [rows, dim], float32.
+    """Return a whole table, [rows, dim], float32.
 
     Args:
-      checkpoint: with this table.
-      table: its name.
-      size: as table_sizes() says.
+      checkpoint: checkpoint that contains the table.
+      table: name of the table.
+      size: size of the table that table_sizes() returns.
 
     Raises:
-      NoCheckpointError, DamagedCheckpointError: as table_sizes().
+      NoCheckpointError: the checkpoint was removed.
+      DamagedCheckpointError: the checkpoint is damaged.
     """
     values = torch.empty(size)
     checkpoint.load({table + _WEIGHT: values}, _TABLES)
@@ -39,12 +43,13 @@ def read_table(checkpoint: CheckpointReader, table: str, size: tuple[int, int]) 
 
 
 def read_operators(checkpoint: CheckpointReader) -> dict[tuple[str, str], NDArray[Any]]:
-    """Parameters of the relations' operators, [relations, ...], float32, by side and <operator>_<dim>.
+    """Return the parameters of the relations' operators, [relations, ...], float32, by side and <operator>_<dim>.
 
-    Rows are those of the relations with that operator and dimension, in the order of their ids.
+    The rows belong to the relations with that operator and dimension, in the order of their ids.
 
     Raises:
-      NoCheckpointError, DamagedCheckpointError: as table_sizes().
+      NoCheckpointError: the checkpoint was removed.
+      DamagedCheckpointError: the checkpoint is damaged.
     """
     operators = {}
     for name, weight in checkpoint.tensors(_OPERATORS).items():

@@ -1,7 +1,8 @@
-"""Scores of edges: embeddings, changed by the relation's operator, compared.
+"""Scores edges: transforms an embedding with the relation's operator and compares it with the other embedding.
 
-The model is PyTorch-BigGraph's (arXiv 1903.12287, section 3). An operator per direction, as its `dynamic_relations`
-have: of a translation and a dot product, (s + r) . t, the part r . t is the same for every s and can't rank them.
+The model is that of PyTorch-BigGraph (arXiv 1903.12287, section 3). As with its `dynamic_relations`, each direction has
+its own operator. With one translation and a dot product, the score is (s + r) . t = s . t + r . t. The term r . t is
+the same for every s, so the relation could not rank left entities.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,19 +10,21 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from projects.twhin.data.relations import SIDES, Relations, Segment, Side
 from projects.twhin.model.comparators import comparator
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.operators import RelationOperator
-from projects.twhin.model.relations import SIDES, Relations, Segment, Side
 
 
 class EdgeScorer(nn.Module):
-    """Holds the relations' parameters and makes what is compared.
+    """Holds the relations' parameters and computes the vectors that are compared.
 
-    Scores are comparator.pairs or .all_pairs of query() and candidates(). With op_lhs applied to left entities and
-    op_rhs to right ones, the ranking of right entities compares op_lhs(lhs) with rhs, that of left ones lhs with
-    op_rhs(rhs) (operator_sides: both). With one operator (lhs or rhs) both compare op_lhs(lhs) with rhs, or lhs with
-    op_rhs(rhs).
+    Scores are comparator.pairs() or comparator.all_pairs() of the results of query() and candidates(). Let op_lhs be
+    the operator of left entities and op_rhs that of right entities. The compared vectors are:
+
+    - operator_sides both: op_lhs(lhs) and rhs to rank right entities; lhs and op_rhs(rhs) to rank left entities.
+    - operator_sides lhs: op_lhs(lhs) and rhs for both sides.
+    - operator_sides rhs: lhs and op_rhs(rhs) for both sides.
     """
 
     def __init__(self, config: TwhinModelConfig, relations: Relations) -> None:
@@ -36,11 +39,11 @@ class EdgeScorer(nn.Module):
         }
         self.operators = nn.ModuleDict({side: nn.ModuleDict() for side in self._sides})
         for side in self._sides:
-            of_side = self.operators[side]
-            assert isinstance(of_side, nn.ModuleDict)
+            operators = self.operators[side]
+            assert isinstance(operators, nn.ModuleDict)
             for key in dict.fromkeys(self._key.values()):
-                segments = [segment for segment, its in self._key.items() if its == key]
-                of_side[key] = RelationOperator(
+                segments = [segment for segment, segment_key in self._key.items() if segment_key == key]
+                operators[key] = RelationOperator(
                     segments[0].operator,
                     config.tables[segments[0].lhs].embedding_dim,
                     sorted(relation for segment in segments for relation in segment.relations),
@@ -49,25 +52,23 @@ class EdgeScorer(nn.Module):
 
     @property
     def num_directions(self) -> int:
-        """Operators that a relation has."""
+        """Number of operators per relation."""
         return len(self._sides)
 
-    def parametrised(self) -> Iterator[RelationOperator]:
-        """All operators that have parameters, of all directions."""
+    def relation_operators(self) -> Iterator[RelationOperator]:
+        """Iterate over the operators of all directions, except identities, which have no parameters."""
         for module in self.operators.modules():
             if isinstance(module, RelationOperator):
                 yield module
 
     def query(self, side: Side, segment: Segment, other: torch.Tensor, relations: torch.Tensor) -> torch.Tensor:
-        """What entities of `side` are compared with.
+        """Return the vectors that entities on `side` are compared with, [n, dim].
 
         Args:
-          segment: of the edges.
-          other: [n, dim], embeddings of the edges' entities on the other side.
-          relations: [n], int64, ids of the edges' relations.
-
-        Returns:
-          [n, dim].
+          side: side whose entities are ranked.
+          segment: segment of the edges.
+          other: embeddings of the edges' entities on the other side, [n, dim].
+          relations: ids of the edges' relations, [n], int64.
         """
         return self.queries(side, [segment], [other], [relations])[0]
 
@@ -78,33 +79,32 @@ class EdgeScorer(nn.Module):
         others: Sequence[torch.Tensor],
         relations: Sequence[torch.Tensor],
     ) -> list[torch.Tensor]:
-        """query() of several segments at once: each operator's parameters are read once."""
+        """Return the result of query() for several segments. Each operator's parameters are read only once."""
         other_side: Side = "rhs" if side == "lhs" else "lhs"
         if other_side not in self._sides:
             return list(others)
         results = list(others)
-        of_key: dict[str, list[int]] = {}
+        positions_by_key: dict[str, list[int]] = {}
         for position, segment in enumerate(segments):
             if segment in self._key:
-                of_key.setdefault(self._key[segment], []).append(position)
-        for key, positions in of_key.items():
-            changed = self._operator(other_side, key)(
+                positions_by_key.setdefault(self._key[segment], []).append(position)
+        for key, positions in positions_by_key.items():
+            transformed = self._operator(other_side, key)(
                 [others[position] for position in positions],
                 [relations[position] for position in positions],
                 [segments[position].relations for position in positions],
             )
-            for position, result in zip(positions, changed, strict=True):
+            for position, result in zip(positions, transformed, strict=True):
                 results[position] = result
         return results
 
     def candidates(self, side: Side, segment: Segment, rows: torch.Tensor) -> torch.Tensor:
-        """Entities of `side` as they are compared with the queries of a segment's edges.
+        """Return the vectors that the queries of a segment's edges are compared with, [m, dim].
 
         Args:
-          rows: [m, dim], their embeddings.
-
-        Returns:
-          [m, dim].
+          side: side whose entities are ranked.
+          segment: segment of the edges.
+          rows: embeddings of candidates for that side, [m, dim].
         """
         if not self.transforms_candidates(side) or segment not in self._key:
             return rows
@@ -115,10 +115,10 @@ class EdgeScorer(nn.Module):
         return results[0]
 
     def transforms_candidates(self, side: Side) -> bool:
-        """Whether candidates() depends on the segment: one operator, applied to this side always."""
+        """Return True if candidates() depends on the segment, because operators apply to this side only."""
         return self._sides == (side,)
 
     def _operator(self, side: Side, key: str) -> nn.Module:
-        of_side = self.operators[side]
-        assert isinstance(of_side, nn.ModuleDict)
-        return of_side[key]
+        operators = self.operators[side]
+        assert isinstance(operators, nn.ModuleDict)
+        return operators[key]

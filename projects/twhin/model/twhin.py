@@ -1,4 +1,4 @@
-"""TwHIN: embeddings of entities in sharded tables, and the scores of the edges between them."""
+"""TwHIN: embeddings of entities in sharded tables, and a scorer of the edges between them."""
 
 from collections.abc import Mapping
 
@@ -7,17 +7,19 @@ from torch import nn
 
 from common.modules.embedding.tables import build_tables, look_up
 from projects.twhin.data.batch import EdgeBatch
+from projects.twhin.data.relations import Relations
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.edge_loss import edge_loss
 from projects.twhin.model.negatives import draw_negatives
 from projects.twhin.model.ranking import Candidates, rank_edges
-from projects.twhin.model.relations import Relations
 from projects.twhin.model.scorer import EdgeScorer
 
 
 class Twhin(nn.Module):
-    """`loss, outputs = model(batch)`. In training the loss, and no outputs; in evaluation the edges' ranks, and no
-    loss (0)."""
+    """Computes `loss, outputs = model(batch)`.
+
+    In training, the outputs are empty. In evaluation, the loss is 0 and the outputs are the edges' ranks.
+    """
 
     def __init__(
         self,
@@ -28,11 +30,14 @@ class Twhin(nn.Module):
         in_batch_negatives: int,
         candidates: Candidates,
     ) -> None:
-        """Args:
-        config: of the model. Its tables have no memory until they are sharded (core.models.sharded.shard()).
-        relations: of the model.
-        global_negatives, in_batch_negatives: of training, of each side.
-        candidates: of evaluation.
+        """Build the model. Its tables have no memory until core.models.sharded.shard() allocates it.
+
+        Args:
+          config: configuration of the model.
+          relations: relations of the model.
+          global_negatives: number of uniform negatives per side and table in training.
+          in_batch_negatives: maximum number of in-batch negatives per side and table in training.
+          candidates: candidates for ranking in evaluation.
         """
         super().__init__()
         self._config = config

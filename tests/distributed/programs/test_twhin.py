@@ -1,4 +1,4 @@
-"""TwHIN on two ranks trains as on one."""
+"""TwHIN trains on two ranks as on one."""
 
 import contextlib
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ from core.loop.step import TrainStep
 from core.models.sharded import shard
 from core.run.tensors import training_tensors
 from projects.twhin.data.batch import EdgeBatch
+from projects.twhin.data.relations import Relations
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.edge_loss import edge_loss
 from projects.twhin.model.negatives import Negatives, draw_negatives
-from projects.twhin.model.relations import Relations
 from projects.twhin.model.scorer import EdgeScorer
 from projects.twhin.optimizer import build_optimizers
 from tests.support.ranks import run_ranks
@@ -51,7 +51,7 @@ def model_config(optimizer: str, sharding: str, sides: str) -> TwhinModelConfig:
                 {"name": "lives_in", "lhs": "user", "rhs": "user_geo", "operator": "translation"},
                 {"name": "follows", "lhs": "user", "rhs": "user", "operator": "complex_diagonal"},
                 {"name": "mutes", "lhs": "user", "rhs": "user", "operator": "linear"},
-                # Of which no batch has an edge.
+                # No batch has an edge of this relation.
                 {"name": "near", "lhs": "user_geo", "rhs": "user_geo", "operator": "diagonal"},
             ],
             "operator_sides": sides,
@@ -63,7 +63,7 @@ def model_config(optimizer: str, sharding: str, sides: str) -> TwhinModelConfig:
 
 
 def edges(relations: Relations, step: int, rank: int) -> tuple[EdgeBatch, Negatives]:
-    """A rank's batch and negatives of a step."""
+    """Return a rank's batch and negatives for a step."""
     generator = torch.Generator().manual_seed(1000 * step + rank)
     rel = torch.randint(3, (EDGES,), generator=generator).sort().values
     segments = torch.from_numpy(relations.segment_of)[rel]
@@ -76,13 +76,15 @@ def edges(relations: Relations, step: int, rank: int) -> tuple[EdgeBatch, Negati
     return batch, draw_negatives(batch, relations, 7, 5)
 
 
-class AskedError(Exception):
-    """Ends a loss at its lookup."""
+class LookupCalledError(Exception):
+    """Stops the computation of a loss at its lookup."""
 
 
-class Given(nn.Module):
-    """The loss with given negatives, a mean over the batches of several ranks, with one lookup for all: a row is
-    updated once a step, by the sum of its gradients."""
+class MeanLoss(nn.Module):
+    """Computes the mean loss of the batches of several ranks with given negatives.
+
+    There is one lookup for all batches, so each row is updated once per step, by the sum of its gradients.
+    """
 
     def __init__(self, config: TwhinModelConfig, relations: Relations) -> None:
         super().__init__()
@@ -91,17 +93,17 @@ class Given(nn.Module):
         self.scorer = EdgeScorer(config, relations)
 
     def forward(self, batches: list[tuple[EdgeBatch, Negatives]]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        asked: list[dict[str, torch.Tensor]] = []
+        requests: list[dict[str, torch.Tensor]] = []
 
-        def ask(ids: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            asked.append(dict(ids))
-            raise AskedError
+        def record(ids: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            requests.append(dict(ids))
+            raise LookupCalledError
 
         for batch, negatives in batches:
-            with contextlib.suppress(AskedError):
-                edge_loss(self.scorer, self.config, batch, negatives, ask)
-        rows = look_up(self.tables, list(ROWS), {name: torch.cat([ids[name] for ids in asked]) for name in ROWS})
-        parts = {name: iter(torch.split(rows[name], [len(ids[name]) for ids in asked])) for name in ROWS}
+            with contextlib.suppress(LookupCalledError):
+                edge_loss(self.scorer, self.config, batch, negatives, record)
+        rows = look_up(self.tables, list(ROWS), {name: torch.cat([ids[name] for ids in requests]) for name in ROWS})
+        parts = {name: iter(torch.split(rows[name], [len(ids[name]) for ids in requests])) for name in ROWS}
         losses = [
             edge_loss(self.scorer, self.config, batch, negatives, lambda ids: {name: next(parts[name]) for name in ids})
             for batch, negatives in batches
@@ -110,29 +112,29 @@ class Given(nn.Module):
 
 
 def train(world: World, root: Path, cases: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
-    """The same global batches and negatives on any number of ranks up to RANKS."""
+    """Train on the same global batches and negatives on any number of ranks up to RANKS."""
     group = dist.new_group(backend="gloo") if world.size > 1 else None
-    found = []
+    results = []
     for case in cases:
         config = model_config(*case)
-        relations = Relations(config)
+        relations = config.build_relations()
         torch.manual_seed(0)
-        given = Given(config, relations)
-        for parameter in given.scorer.parameters():
+        mean_loss = MeanLoss(config, relations)
+        for parameter in mean_loss.scorer.parameters():
             nn.init.normal_(parameter)
-        model = shard(given, config.embeddings.tables, "tables", world, seed=1, deterministic=False)
-        optimizer, rates = build_optimizers(model, config, given.scorer)
+        model = shard(mean_loss, config.embeddings.tables, "tables", world, seed=1, deterministic=False)
+        optimizer, rates = build_optimizers(model, config, mean_loss.scorer)
         model.replicate()
         step = TrainStep(model, optimizer, rates, world=world, autocast=Autocast(world.device, None))
         gradients: list[dict[str, torch.Tensor]] = []
         for number in range(1, STEPS + 1):
             batches = [edges(relations, number, rank) for rank in range(world.rank, RANKS, world.size)]
             step([batches], number)  # type: ignore[list-item]
-            grads = {name: p.grad for name, p in given.scorer.named_parameters()}
+            grads = {name: p.grad for name, p in mean_loss.scorer.named_parameters()}
             gradients.append({name: grad.clone() for name, grad in grads.items() if grad is not None})
         path = write_checkpoint(root / "-".join(case), STEPS, training_tensors(model, optimizer), {}, group)
-        found.append({"gradients": gradients, "tensors": read_tensors(path)})
-    return found
+        results.append({"gradients": gradients, "tensors": read_tensors(path)})
+    return results
 
 
 CASES = [
@@ -144,8 +146,8 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = run_ranks(train, tmp_path_factory.mktemp("one"), CASES, world_size=1)[0]
-    return found
+    results: list[dict[str, Any]] = run_ranks(train, tmp_path_factory.mktemp("one"), CASES, world_size=1)[0]
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +160,11 @@ def test_two_ranks_train_as_one_on_the_same_edges_and_negatives(one, two, case):
     expected = one[case]
     for rank in two:
         found = rank[case]
-        for its, other in zip(found["gradients"], expected["gradients"], strict=True):
-            assert its.keys() == other.keys()
-            assert len(its) == {"both": 8, "rhs": 4}[CASES[case][2]], "also of the relation without edges"
-            assert max((its[name] - other[name]).abs().max().item() for name in its) < 1e-6
-            assert any(gradient.abs().max() > 1e-3 for gradient in other.values())
+        for actual, exact in zip(found["gradients"], expected["gradients"], strict=True):
+            assert actual.keys() == exact.keys()
+            assert len(actual) == {"both": 8, "rhs": 4}[CASES[case][2]], "including the relation without edges"
+            assert max((actual[name] - exact[name]).abs().max().item() for name in actual) < 1e-6
+            assert any(gradient.abs().max() > 1e-3 for gradient in exact.values())
         assert found["tensors"].keys() == expected["tensors"].keys()
         for name, tensor in expected["tensors"].items():
             assert (found["tensors"][name].double() - tensor.double()).abs().max() < 1e-5, name

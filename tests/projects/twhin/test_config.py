@@ -1,4 +1,4 @@
-"""The shipped configurations, and what a user is told who makes a mistake in one."""
+"""The shipped configurations load, and errors in them are reported with file, key path and allowed values."""
 
 import re
 
@@ -14,7 +14,7 @@ SHIPPED = sorted(TWHIN_LOCAL_YAML.parent.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_configurations_load_and_print_themselves(path, tmp_path):
+def test_shipped_configurations_load_and_print(path, tmp_path):
     config = load_config_from_yaml(TwhinConfig, path)
     printed = tmp_path / "printed.yaml"
     printed.write_text(config.pretty_print())
@@ -22,7 +22,7 @@ def test_shipped_configurations_load_and_print_themselves(path, tmp_path):
     assert load_config_from_yaml(TwhinConfig, printed).pretty_print() == config.pretty_print()
 
 
-def test_every_field_of_every_class_is_described():
+def test_every_class_and_field_has_a_description():
     classes = config_classes(TwhinConfig, set())
     assert len(classes) >= 20
     fields = {f"{kind.__name__}.{name}": field for kind in classes for name, field in kind.model_fields.items()}
@@ -30,7 +30,7 @@ def test_every_field_of_every_class_is_described():
     assert [kind.__name__ for kind in classes if not kind.__doc__] == []
 
 
-# --- What a run is ---
+# --- The identity of a run ---
 
 TABLE = "model.embeddings.tables[0]"
 
@@ -49,7 +49,7 @@ TABLE = "model.embeddings.tables[0]"
         ["train_data.lanes=24"],
     ],
 )
-def test_what_training_does_not_depend_on_may_change(overrides):
+def test_keys_that_training_does_not_depend_on_are_not_part_of_the_identity(overrides):
     one = load_config_from_yaml(TwhinConfig, TWHIN_LOCAL_YAML)
     other = load_config_from_yaml(TwhinConfig, TWHIN_LOCAL_YAML, overrides)
     assert one != other
@@ -71,17 +71,17 @@ def test_what_training_does_not_depend_on_may_change(overrides):
         "train_data.global_batch_size=600",
     ],
 )
-def test_what_training_depends_on_is_part_of_what_a_run_is(override):
+def test_keys_that_training_depends_on_are_part_of_the_identity(override):
     one = load_config_from_yaml(TwhinConfig, TWHIN_LOCAL_YAML)
     other = load_config_from_yaml(TwhinConfig, TWHIN_LOCAL_YAML, [override])
     assert one.identity() != other.identity()
 
 
-# --- A partition, or several by name ---
+# --- One evaluation set, or several by name ---
 
 
 @pytest.mark.parametrize(
-    ("validation_data", "partitions", "paths"),
+    ("validation_data", "partitions", "key_paths"),
     [
         ("{data_root: d, global_batch_size: 4}", ["validation"], ["validation_data"]),
         ("{data_root: d, limit: null, global_batch_size: 4}", ["validation"], ["validation_data"]),
@@ -94,65 +94,65 @@ def test_what_training_depends_on_is_part_of_what_a_run_is(override):
         ("{}", [], []),
     ],
 )
-def test_validation_data_is_one_or_several_by_name(tmp_path, validation_data, partitions, paths):
+def test_validation_data_is_one_evaluation_set_or_several_by_name(tmp_path, validation_data, partitions, key_paths):
     config = load_config_from_yaml(TwhinConfig, TWHIN_LOCAL_YAML, [f"validation_data={validation_data}"])
-    assert list(config.partitions) == partitions
-    assert list(config.data_sets()) == ["train_data", *paths]
+    assert list(config.evaluation_data) == partitions
+    assert list(config.data_sets()) == ["train_data", *key_paths]
     printed = tmp_path / "printed.yaml"
     printed.write_text(config.pretty_print())
     assert load_config_from_yaml(TwhinConfig, printed) == config
 
 
-# --- Mistakes in values, made by overrides of local.yaml ---
+# --- Wrong values, set by overrides of local.yaml ---
 
 OPTIMIZER = "optimizer: {sgd: {lr: 0.1}}"
 TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" for name in ("user", "tweet", "list")]
 
 
 @pytest.mark.parametrize(
-    ("override", "path", "given", "allowed"),
+    ("override", "key_path", "given", "allowed"),
     [
         # Keys.
         ("model.relation=[]", "model.relation", "unknown key", "did you mean 'relations'?"),
         ("train_data.inputs=d", "train_data.inputs", "unknown key", "allowed here: data_root, per_replica_batch_size"),
         ("train_data={global_batch_size: 4}", "train_data.data_root", "missing", "it has no default"),
         # Tables.
-        (f"{TABLE}.name=a.b", f"{TABLE}.name", "'a.b' is invalid", "should match pattern"),
-        (f"{TABLE}.name=tweet", "model.embeddings", "several tables are named tweet", "names must differ"),
-        (f"{TABLE}.num_embeddings=0", f"{TABLE}.num_embeddings", "0 is invalid", "greater than 0"),
-        (f"{TABLE}.embedding_dim=0", f"{TABLE}.embedding_dim", "0 is invalid", "greater than 0"),
-        (f"{TABLE}.init_scale=0", f"{TABLE}.init_scale", "0 is invalid", "greater than 0"),
-        (f"{TABLE}.data_type=fp8", f"{TABLE}.data_type", "'fp8' is invalid", "'fp32' or 'fp16'"),
-        (f"{TABLE}.sharding=data_parallel", f"{TABLE}.sharding", "'data_parallel' is invalid", "'row_wise' or"),
+        (f"{TABLE}.name=a.b", f"{TABLE}.name", ": 'a.b' ", "should match pattern"),
+        (f"{TABLE}.name=tweet", "model.embeddings", "tweet", "names must differ"),
+        (f"{TABLE}.num_embeddings=0", f"{TABLE}.num_embeddings", ": 0 ", "greater than 0"),
+        (f"{TABLE}.embedding_dim=0", f"{TABLE}.embedding_dim", ": 0 ", "greater than 0"),
+        (f"{TABLE}.init_scale=0", f"{TABLE}.init_scale", ": 0 ", "greater than 0"),
+        (f"{TABLE}.data_type=fp8", f"{TABLE}.data_type", ": 'fp8' ", "'fp32' or 'fp16'"),
+        (f"{TABLE}.sharding=data_parallel", f"{TABLE}.sharding", ": 'data_parallel' ", "'row_wise' or"),
         (
             f"{TABLE}.optimizer.learning_rate=null",
             f"{TABLE}.optimizer",
             "no learning rate",
-            "Set learning_rate, or lr",
+            "lr",
         ),
         (f"{TABLE}.optimizer.sgd={{}}", f"{TABLE}.optimizer", "set: sgd, adagrad", "exactly one of"),
         ("model.embeddings.tables=[]", "model.embeddings.tables", "not 0", "at least 1 item"),
-        ("model.embeddings.tables_to_log=[usr]", "model.embeddings", "tables_to_log contains usr", "are user, tweet"),
+        ("model.embeddings.tables_to_log=[usr]", "model.embeddings", "usr", "are user, tweet"),
         # Relations.
         (
             "model.relations[0].operator=rotation",
             "model.relations[0].operator",
-            "'rotation' is invalid",
+            ": 'rotation' ",
             "'identity', 'translation', 'diagonal', 'linear' or 'complex_diagonal'",
         ),
         ("model.relations=[]", "model.relations", "not 0", "at least 1 item"),
-        ("model.relations=fav", "model.relations", "'fav' is invalid", "should be a list"),
+        ("model.relations=fav", "model.relations", ": 'fav' ", "should be a list"),
         ("model.relations={lhs: user, rhs: tweet}", "model.relations.names_path", "missing", "it has no default"),
-        ("model.relations={names_path: n, lhs: user, rhs: tw}", "model", "relation(s) (n): of tw", "which is no table"),
+        ("model.relations={names_path: n, lhs: user, rhs: tw}", "model", "relation(s) (n): ", "no table tw;"),
         ("model.relations[1].name=fav", "model", "several relations are called fav", "names must differ"),
-        ("model.relations[1].rhs=twete", "model", "relation(s) reply: of twete", "which is no table"),
+        ("model.relations[1].rhs=twete", "model", "relation(s) reply: ", "no table twete;"),
         (
             f"{TABLE}.embedding_dim=16",
             "model.embeddings",
             "embedding_dim differs (user 16, tweet 32)",
-            "all tables must have the same dimension",
+            "dimension",
         ),
-        (f"model.embeddings.tables=[{', '.join(TABLES)}]", "model", "uses the table list", "or add a relation"),
+        (f"model.embeddings.tables=[{', '.join(TABLES)}]", "model", "uses the table list", "add a relation"),
         (
             "model.translation_optimizer={row_wise_adagrad: {lr: 0.1}}",
             "model",
@@ -160,8 +160,8 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
             "use adagrad",
         ),
         # The loss.
-        ("model.comparator=cosine", "model.comparator", "'cosine' is invalid", "'dot', 'cos' or 'l2'"),
-        ("model.margin=0.0", "model.margin", "0.0 is invalid", "greater than 0"),
+        ("model.comparator=cosine", "model.comparator", ": 'cosine' ", "'dot', 'cos' or 'l2'"),
+        ("model.margin=0.0", "model.margin", ": 0.0 ", "greater than 0"),
         ("model.regularization={n3: 1.0, l2: 1.0}", "model.regularization", "set: n3, l2", "at most one of"),
         ("model.regularization.operators=true", "model.regularization", "neither n3 nor l2", "give one of them"),
         # Data.
@@ -172,23 +172,23 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
             "exactly one of",
         ),
         ("train_data.global_batch_size=null", "train_data", "set: none", "exactly one of per_replica_batch_size, "),
-        ("train_data.limit=0", "train_data.limit", "0 is invalid", "greater than 0"),
-        ("train_data.offset=-1", "train_data.offset", "-1 is invalid", "or equal to 0"),
-        ("train_data.global_negatives=-1", "train_data.global_negatives", "-1 is invalid", "or equal to 0"),
-        ("validation_data=d", "validation_data", "'d' is invalid", "should be a mapping"),
+        ("train_data.limit=0", "train_data.limit", ": 0 ", "greater than 0"),
+        ("train_data.offset=-1", "train_data.offset", ": -1 ", "or equal to 0"),
+        ("train_data.global_negatives=-1", "train_data.global_negatives", ": -1 ", "or equal to 0"),
+        ("validation_data=d", "validation_data", ": 'd' ", "should be a mapping"),
         ("validation_data={data_root: d}", "validation_data", "set: none", "exactly one of"),
         ("validation_data={limit: 1, global_batch_size: 4}", "validation_data.data_root", "missing", "no default"),
         ("validation_data={v: {data_root: d}}", "validation_data.v", "set: none", "exactly one of"),
         (
             "validation_data={v: {data_root: d, global_batch_size: 0}}",
             "validation_data.v.global_batch_size",
-            "0 is invalid",
+            ": 0 ",
             "greater than 0",
         ),
         # Evaluation.
-        ("metrics.hits_at=[1, 1]", "metrics.hits_at", "1 stands there twice", "give each once"),
-        ("metrics.candidates=0", "metrics.candidates", "0 is invalid", "greater than 0"),
-        # What can't be done to tables that are updated within the backward pass.
+        ("metrics.hits_at=[1, 1]", "metrics.hits_at", "1 is given more than once", "give each value once"),
+        ("metrics.candidates=0", "metrics.candidates", ": 0 ", "greater than 0"),
+        # Options that do not work with tables that are updated during the backward pass.
         (
             "runtime={enable_amp: true, amp_dtype: float16}",
             "(top level)",
@@ -198,10 +198,10 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
         (
             "training.gradient_accumulation=2",
             "(top level)",
-            "training.gradient_accumulation: 2 given",
+            "training.gradient_accumulation is 2",
             "raise the batch size instead",
         ),
-        ("training.max_grad_norm=1.0", "(top level)", "training.max_grad_norm: tables are", "leave it out, or lower"),
+        ("training.max_grad_norm=1.0", "(top level)", "training.max_grad_norm: tables are", "lower the learning rates"),
         (
             "train_data={data_root: x, global_batch_size: 24}",
             "(top level)",
@@ -210,18 +210,20 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
         ),
     ],
 )
-def test_a_wrong_value_is_named_with_file_path_and_what_is_allowed(override, path, given, allowed):
+def test_a_wrong_value_is_reported_with_file_key_path_and_allowed_values(override, key_path, given, allowed):
     with pytest.raises(ConfigError) as caught:
         load_config_from_yaml(TwhinConfig, TWHIN_LOCAL_YAML, [override])
-    first, *mistakes = str(caught.value).splitlines()
-    assert first == f"{TWHIN_LOCAL_YAML}: 1 error"
-    [mistake] = mistakes
-    assert re.match(rf"  {re.escape(path)}( \((line \d+|--set .*)\))?: ", mistake)
-    assert given in mistake
-    assert allowed in mistake
+    first, *errors = str(caught.value).splitlines()
+    assert first.startswith(f"{TWHIN_LOCAL_YAML}: 1 ")
+    [error] = errors
+    where = re.match(rf"  {re.escape(key_path)}( \((line \d+|--set .*?)\))?(?=: )", error)
+    assert where
+    message = error[where.end() :]
+    assert given in message
+    assert allowed in message
 
 
-def test_a_single_partition_with_a_mistake_in_a_key_is_still_one():
+def test_a_single_evaluation_set_with_an_unknown_key_is_reported_as_such():
     with pytest.raises(ConfigError) as caught:
         load_config_from_yaml(
             TwhinConfig, TWHIN_LOCAL_YAML, ["validation_data={data_rot: d, per_replica_batch_size: 4}"]

@@ -1,4 +1,4 @@
-"""The program of TwHIN, in this process and in two: what its options do, and how mistakes end."""
+"""Runs TwHIN's program in this process and in two processes: effects of its options, and errors."""
 
 import contextlib
 import json
@@ -33,14 +33,14 @@ TABLES = "model.embeddings.tables"
 
 
 def arguments(data: Path, save_dir: Path, *options: str) -> list[str]:
-    """Of the program; flags begin with --, all else is an override."""
+    """Return arguments of the program. Options that begin with -- are flags, and all others are overrides."""
     flags = [word for option in options if option.startswith("--") for word in option.split()]
     return [*small_twhin_run(data, save_dir, *(o for o in options if not o.startswith("--"))), *flags]
 
 
 @pytest.fixture
 def train(twhin_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """Runs the program with small_twhin_run()'s arguments."""
+    """Return a function that runs the program with the arguments of small_twhin_run()."""
 
     def run(*options: str, save_dir: Path = tmp_path / "run") -> int:
         monkeypatch.setattr(sys, "argv", ["main", *arguments(twhin_data, save_dir, *options)])
@@ -65,10 +65,10 @@ def write_edges(path: Path, lhs: list[int], rel: list[int], rhs: list[int]) -> N
     pq.write_table(pa.table({"lhs": np.array(lhs, int), "rel": np.array(rel, int), "rhs": np.array(rhs, int)}), path)
 
 
-# --- Without evaluation between, and after ---
+# --- One process ---
 
 
-def test_norms_of_tables_are_logged(train: Train, tmp_path: Path) -> None:
+def test_mean_norms_of_tables_are_logged(train: Train, tmp_path: Path) -> None:
     assert train("training.eval_every_n=0") == 0
     assert complete_steps(tmp_path / "run/checkpoints") == [8, 12]
     logged = lines(tmp_path / "run/metrics.jsonl", "train")
@@ -79,7 +79,7 @@ def test_norms_of_tables_are_logged(train: Train, tmp_path: Path) -> None:
         assert logged[-1]["metrics"][f"mean_norm/{name}"] == pytest.approx(mean_norm, rel=1e-12)
 
 
-def test_the_debug_loop_makes_the_same_first_step_and_writes_nothing(
+def test_the_debug_loop_takes_the_same_first_step_and_writes_nothing(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("training.train_log_every_n=1", "training.num_train_steps=1") == 0
@@ -92,73 +92,74 @@ def test_the_debug_loop_makes_the_same_first_step_and_writes_nothing(
     assert "step 2: loss" in printed
 
 
-def test_a_table_starts_from_an_export_which_a_resume_does_not_need(train: Train, tmp_path: Path) -> None:
+def test_a_table_is_initialized_from_an_export_that_a_resume_does_not_need(train: Train, tmp_path: Path) -> None:
     assert train("training.eval_every_n=0") == 0
     export(tmp_path / "run/checkpoints/12", tmp_path / "export")
-    rest = "optimizer={sgd: {lr: 0.0}}"
+    frozen = "optimizer={sgd: {lr: 0.0}}"
     options = (
         "training.eval_every_n=0",
         f"{TABLES}[0].pretrained={{emb_name: user, embedding_snapshot_uri: {tmp_path}/export}}",
-        f"{TABLES}[0].{rest}",
-        f"{TABLES}[1].{rest}",
+        f"{TABLES}[0].{frozen}",
+        f"{TABLES}[1].{frozen}",
     )
     assert train(*options, "training.num_train_steps=1", save_dir=tmp_path / "second") == 0
-    trained, started = (
+    trained, initialized = (
         read_tensors(path, "model.tables.embeddings.")
         for path in (tmp_path / "run/checkpoints/12", tmp_path / "second/checkpoints/1")
     )
-    assert torch.equal(trained["user.weight"], started["user.weight"])
-    assert not torch.equal(trained["tweet.weight"], started["tweet.weight"])
+    assert torch.equal(trained["user.weight"], initialized["user.weight"])
+    assert not torch.equal(trained["tweet.weight"], initialized["tweet.weight"])
     shutil.rmtree(tmp_path / "export")
     assert train(*options, "training.num_train_steps=2", save_dir=tmp_path / "second") == 0
     with pytest.raises(ConfigError, match=r"embedding_snapshot_uri: .*/export: no such directory"):
         train(*options, save_dir=tmp_path / "third")
 
 
-# --- One process and two ---
+# --- Two processes ---
 
 
 def tables(**rows: int) -> str:
     optimizer = "optimizer: {adagrad: {lr: 0.1}}"
-    its = (
+    definitions = (
         f"name: {name}, num_embeddings: {n}, embedding_dim: 8, data_type: fp16, {optimizer}" for name, n in rows.items()
     )
-    return f"{TABLES}=[{', '.join(f'{{{table}}}' for table in its)}]"
+    return f"{TABLES}=[{', '.join(f'{{{table}}}' for table in definitions)}]"
 
 
 def relations(operator: str, **rhs: str) -> str:
-    its = (f"name: {name}, lhs: user, rhs: {table}, operator: {operator}" for name, table in rhs.items())
-    return f"model.relations=[{', '.join(f'{{{relation}}}' for relation in its)}]"
+    definitions = (f"name: {name}, lhs: user, rhs: {table}, operator: {operator}" for name, table in rhs.items())
+    return f"model.relations=[{', '.join(f'{{{relation}}}' for relation in definitions)}]"
 
 
-# No dense parameters, tables of 16 bits, and one of which there is no edge.
+# No dense parameters, 16-bit tables, and a table without edges.
 BARE = (
     "model.embeddings.tables_to_log=null",
     tables(user=1000, tweet=600, list=50),
     relations("identity", fav="tweet", reply="tweet", retweet="tweet", magic_recs="tweet", lists="list"),
     "training.eval_every_n=0",
 )
+BARE_FLOAT32 = tuple(option.replace("data_type: fp16, ", "") for option in BARE)
 
 
 def run_all(world: World, runs: list[list[str]]) -> list[int | str]:
-    """What the program ends with, run after run: its status, or what it tells of a mistake."""
-    ended: list[int | str] = []
+    """Run the program once per list of arguments. Returns each exit status or error message."""
+    outcomes: list[int | str] = []
     with pytest.MonkeyPatch.context() as patcher:
         patcher.setattr(command_line, "joined_world", lambda *_, **__: contextlib.nullcontext(world))
         for run in runs:
             patcher.setattr(sys, "argv", ["main", *run])
             try:
-                ended.append(main())
+                outcomes.append(main())
             except UserError as error:
-                ended.append(str(error))
-    return ended
+                outcomes.append(str(error))
+    return outcomes
 
 
 @pytest.fixture(scope="module")
 def two(twhin_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """What two processes make, by name, and how they end."""
+    """Run two processes. Returns the directory of the runs, and each run's exit status or error message by name."""
     root = tmp_path_factory.mktemp("two")
-    # Of one process, with a batch that is another one of two.
+    # A run of one process, whose per-replica batch size gives another global batch size on two processes.
     with pytest.MonkeyPatch.context() as patcher:
         per_replica = ("train_data.global_batch_size=null", "train_data.per_replica_batch_size=300")
         one = arguments(twhin_data, root / "replica", *per_replica, "training.eval_every_n=0")
@@ -168,6 +169,7 @@ def two(twhin_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         "run": arguments(twhin_data, root / "run"),
         "evaluator": arguments(twhin_data, root / "run", "--mode evaluate"),
         "whole": arguments(twhin_data, root / "whole", *BARE),
+        "float32": arguments(twhin_data, root / "float32", *BARE_FLOAT32),
         "part": arguments(twhin_data, root / "parts", *BARE, "training.num_train_steps=4"),
         "rest": arguments(twhin_data, root / "parts", *BARE),
         "replica": arguments(twhin_data, root / "replica", *per_replica, "training.num_train_steps=16"),
@@ -185,11 +187,11 @@ def two(twhin_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return root, dict(zip(runs, ranks[0], strict=True))
 
 
-def test_an_evaluator_measures_what_the_trainer_does_on_any_number_of_processes(
+def test_a_follower_computes_the_trainers_metrics_on_any_number_of_processes(
     two: tuple[Path, dict[str, Any]], train: Train, tmp_path: Path
 ) -> None:
-    root, ended = two
-    assert (ended["run"], ended["evaluator"]) == (0, 0)
+    root, outcomes = two
+    assert (outcomes["run"], outcomes["evaluator"]) == (0, 0)
     shutil.copytree(root / "run/checkpoints", tmp_path / "run/checkpoints")
     assert train("--mode evaluate") == 0
     [*_, by_trainer] = lines(root / "run/metrics.jsonl", "evaluate")
@@ -201,12 +203,13 @@ def test_an_evaluator_measures_what_the_trainer_does_on_any_number_of_processes(
         assert other["metrics"] == pytest.approx(by_trainer["metrics"], rel=1e-12)
 
 
-def test_identities_between_tables_of_16_bits_one_of_them_without_edges(
+def test_16_bit_tables_resume_bit_for_bit_and_are_close_to_float32_tables(
     two: tuple[Path, dict[str, Any]], train: Train, tmp_path: Path
 ) -> None:
-    """In two processes and in one: trained, saved, and resumed bit for bit."""
-    root, ended = two
-    assert (ended["whole"], ended["part"], ended["rest"]) == (0, 0, 0)
+    """Operators are identities, and one table has no edges. Runs on two processes and on one."""
+    root, outcomes = two
+    assert [outcomes[name] for name in ("whole", "float32", "part", "rest")] == [0] * 4
+    assert train(*BARE_FLOAT32, save_dir=tmp_path / "float32") == 0
     assert train(*BARE, save_dir=tmp_path / "whole") == 0
     assert train(*BARE, "training.num_train_steps=4", save_dir=tmp_path / "parts") == 0
     assert train(*BARE, save_dir=tmp_path / "parts") == 0
@@ -220,45 +223,55 @@ def test_identities_between_tables_of_16_bits_one_of_them_without_edges(
             "tweet.weight": (torch.float16, 600),
             "list.weight": (torch.float16, 50),
         }
-        assert all(torch.isfinite(tensor).all() for tensor in after.values())
+        exact = read_tensors(directory / "float32/checkpoints/12", "model.tables.embeddings.")
+        for name, tensor in after.items():
+            # Adagrad's first updates only depend on signs of gradients, so a few differ when gradients are near 0.
+            assert (tensor.double() - exact[name].double()).norm() < 0.1 * exact[name].double().norm()
         assert [name for name in after if torch.equal(after[name], before[name])] == ["list.weight"]
         losses = [line["metrics"]["loss"] for line in lines(directory / "whole/metrics.jsonl", "train")]
         assert losses[-1] < losses[0]
 
 
-# --- Mistakes ---
+# --- Errors ---
 
 
-def test_what_does_not_fit_two_processes_is_told(two: tuple[Path, dict[str, Any]]) -> None:
-    _, ended = two
-    assert "train_data.global_batch_size: 300 in the run, 600 now; that of all processes together: " in ended["replica"]
-    assert "give global_batch_size, as it is in the run, instead of per_replica_batch_size" in ended["replica"]
-    assert ended["lanes"].startswith("train_data: ")
-    assert "lanes" in ended["lanes"]
-    assert ended["adam"].startswith(f"{TABLES}[1].optimizer.adam: TorchRec updates tables with Adam on CUDA only")
-    assert ended["columns"].startswith(f"{TABLES}[0].sharding: column_wise cuts rows apart")
+def test_options_that_do_not_fit_two_processes_are_errors(two: tuple[Path, dict[str, Any]]) -> None:
+    _, outcomes = two
+    for fact in ("train_data.global_batch_size: ", "300", "600", "all processes together", "per_replica_batch_size"):
+        assert fact in outcomes["replica"]
+    assert outcomes["lanes"].startswith("train_data: ")
+    assert "lanes" in outcomes["lanes"]
+    assert outcomes["adam"].startswith(f"{TABLES}[1].optimizer.adam: ")
+    assert "CUDA" in outcomes["adam"]
+    assert outcomes["columns"].startswith(f"{TABLES}[0].sharding: column_wise ")
+    assert "row_wise_adagrad" in outcomes["columns"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["train_data.data_root={tmp}/entity"], r"b.parquet: row group 0, row 1 .*: column 'rhs': 600 found"),
-        (["train_data.data_root={tmp}/relation"], r"a.parquet: row group 0, row 0 .*: column 'rel': 4 found"),
+        (["train_data.data_root={tmp}/entity"], r"b.parquet: row group 0, row 1 .*: column 'rhs': found 600"),
+        (["train_data.data_root={tmp}/relation"], r"a.parquet: row group 0, row 0 .*: column 'rel': found 4"),
         (["train_data.data_root={tmp}/no"], r"/no: no file matches"),
-        (["train_data.data_root={tmp}/empty"], r"empty/a.parquet: cannot read this file as Parquet: "),
-        (["train_data.data_root={tmp}/no_rows"], r"/no_rows: 1 file\(s\) with no rows"),
-        (["train_data.offset=4800"], r"train_data.offset: 4800 given, but .* has 4800 edges"),
-        (["validation_data.validation.offset=500"], r"validation_data.validation.offset: 500 given, but "),
+        (["train_data.data_root={tmp}/empty"], r"empty/a.parquet: .*Parquet: "),
+        (["train_data.data_root={tmp}/no_rows"], r"/no_rows: 1 file.* row"),
+        (["train_data.offset=4800"], r"train_data.offset is 4800, but .* has only 4800 edges"),
+        (["validation_data.validation.offset=500"], r"validation_data.validation.offset is 500, but "),
         ([f"{TABLES}[0].vocab={{tmp}}/vocabulary.parquet"], r"tables\[user\].vocab: .* has 1001 entities, but .* 1000"),
-        ([f"{TABLES}[0].embedding_dim=30", f"{TABLES}[1].embedding_dim=30"], r"\[0\].embedding_dim: 30 given, but"),
+        ([f"{TABLES}[0].embedding_dim=30", f"{TABLES}[1].embedding_dim=30"], r"\[0\].embedding_dim\b.* 30\b"),
         (
             ["model.relations[0].operator=complex_diagonal", *(f"{TABLES}[{i}].embedding_dim=5" for i in range(2))],
-            r"\[0\].embedding_dim: 5 given, but",
+            r"\[0\].embedding_dim\b.* 5\b",
         ),
-        (["metrics={filtered: false, known_edges: [{tmp}/entity]}"], r"metrics.known_edges: given, but"),
+        (
+            ["metrics={filtered: false, known_edges: [{tmp}/entity]}"],
+            r"metrics.*: known_edges is given, but filtered is false",
+        ),
     ],
 )
-def test_a_mistake_is_told_and_nothing_is_made(train: Train, tmp_path: Path, options: list[str], message: str) -> None:
+def test_a_user_error_is_raised_before_anything_is_written(
+    train: Train, tmp_path: Path, options: list[str], message: str
+) -> None:
     write_edges(tmp_path / "entity/a.parquet", [0, 1], [0, 3], [0, 599])
     write_edges(tmp_path / "entity/b.parquet", [0, 999], [0, 3], [0, 600])
     write_edges(tmp_path / "relation/a.parquet", [0, 1], [4, 3], [0, 599])
@@ -271,16 +284,16 @@ def test_a_mistake_is_told_and_nothing_is_made(train: Train, tmp_path: Path, opt
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mistake_that_one_rank_meets_is_one_message_and_status_2_of_both(twhin_data: Path, tmp_path: Path) -> None:
-    """In edges that the other one doesn't read."""
+def test_an_error_on_one_rank_is_one_message_and_status_2_on_both(twhin_data: Path, tmp_path: Path) -> None:
+    """The bad edge is in a lane that the other rank does not read."""
     write_edges(tmp_path / "edges/a.parquet", [*range(400)], [0] * 400, [*range(400)])
     write_edges(tmp_path / "edges/b.parquet", [*range(400)], [3] * 400, [*range(399), 600])
     options = ("validation_data={}", f"train_data.data_root={tmp_path}/edges", "train_data.lanes=2")
     ended = finish(arguments(twhin_data, tmp_path / "run", *options), 2, module=TWHIN)
     assert (
         ended.stderr.count(
-            f"{tmp_path}/edges/b.parquet: row group 0, row 399 (both counted from 0): column 'rhs': 600 found, but the "
-            "table tweet has 600 rows (relation magic_recs); raise num_embeddings, or correct the data"
+            f"{tmp_path}/edges/b.parquet: row group 0, row 399 (both counted from 0): column 'rhs': found 600, but the "
+            "table tweet has 600 rows (relation magic_recs)"
         )
         == 1
     )

@@ -1,18 +1,18 @@
 from typing import Any
 
-import pydantic
 import pytest
 import torch
 
 from common.tracking.measurement import Measurement
-from projects.twhin.config import RankingConfig, TwhinConfig
+from projects.twhin.config import TwhinConfig
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.metrics import metrics_table, partition_metrics
+from projects.twhin.model.config import RankingConfig
 from tests.support.toy_twhin import model_config
 
 
 def measured(count: int, **options: Any) -> Measurement:
-    """Edges of relations 0 (two of three) and 1, of the eight that there are."""
+    """Return a measurement of the first `count` of three edges: one of relation 1 and two of relation 0."""
     train_data = TwhinDataConfig(data_root="x", global_batch_size=1)
     config = TwhinConfig.model_construct(model=model_config(), train_data=train_data, metrics=RankingConfig(**options))
     metrics = partition_metrics(config)(torch.device("cpu"))
@@ -34,7 +34,7 @@ def cells(table: str) -> list[list[str]]:
     return [line.split() for line in (header, *rows)]
 
 
-def test_a_row_of_all_edges_and_one_per_relation_that_has_some():
+def test_the_table_has_a_row_for_all_edges_and_one_per_relation_with_edges():
     assert cells(metrics_table(measured(3))) == [
         ["relation", "examples", "MRR", "Hits@1", "Hits@10", "Hits@50", "mean", "rank", "raw", "MRR", "AUC"],
         ["all", "3", "0.3909", "0.1667", "0.6667", "0.8333", "836.6", "0.1955", "0.6250"],
@@ -43,19 +43,19 @@ def test_a_row_of_all_edges_and_one_per_relation_that_has_some():
     ]
 
 
-def test_without_filtered_ranks_and_relations():
+def test_without_filtered_ranks_the_table_shows_raw_ones():
     assert cells(metrics_table(measured(3, filtered=False, per_relation=False, hits_at=[2]))) == [
         ["relation", "examples", "MRR", "Hits@2", "mean", "rank", "AUC"],
         ["all", "3", "0.1955", "0.1667", "1,673.2", "0.6250"],
     ]
 
 
-def test_a_dash_where_nothing_was_measured():
+def test_a_dash_marks_an_unavailable_metric():
     assert cells(metrics_table(measured(0)))[1:] == [["all", "0", *"-------"]]
 
 
-@pytest.mark.parametrize(("count", "told"), [(30, False), (31, True), (237, True)])
-def test_of_many_relations_those_with_the_most_edges(count, told):
+@pytest.mark.parametrize(("count", "is_cut"), [(30, False), (31, True), (237, True)])
+def test_the_table_shows_the_30_relations_with_the_most_edges(count, is_cut):
     one = {key: value for key, value in measured(1).metrics.items() if not key.startswith("relation/")}
     metrics = dict(one)
     for index in range(count):
@@ -64,9 +64,4 @@ def test_of_many_relations_those_with_the_most_edges(count, told):
     lines = metrics_table(Measurement(3, "evaluate", "validation", metrics, {})).splitlines()
     names = [line.split()[0] for line in lines[2 : 2 + 31]]
     assert names == ["all", *(f"r{index}" for index in reversed(range(count - 30, count)))]
-    assert lines[33:] == ([f"and {count - 30} more relation(s) in metrics.jsonl"] if told else [])
-
-
-def test_hits_at_the_same_rank_twice():
-    with pytest.raises(pydantic.ValidationError, match="10 stands there twice; give each once"):
-        RankingConfig(hits_at=[1, 10, 10])
+    assert lines[33:] == ([f"and {count - 30} more relation(s) in metrics.jsonl"] if is_cut else [])

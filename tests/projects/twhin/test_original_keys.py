@@ -1,4 +1,4 @@
-"""A YAML of the original loads with its meaning and trains."""
+"""A YAML file of the original project loads with its original meaning and trains."""
 
 import json
 import math
@@ -90,7 +90,7 @@ Train = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the YAML, and a graph of 13,000 edges, of which 12,480 are for training."""
+    """Return a directory with the YAML file and a graph of 13,000 edges, 12,480 of them for training."""
     directory = tmp_path_factory.mktemp("home")
     generate(directory / "edges", 0, 2000, 1000, 13_000)
     (directory / "local.yaml").write_text(YAML)
@@ -99,7 +99,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def train(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """Trains with small tables and overrides; returns the run's directory."""
+    """Return a function that trains with small tables and overrides and returns the run's directory."""
     monkeypatch.setenv("HOME", str(home))
 
     def run(*overrides: str, name: str = "run") -> Path:
@@ -122,7 +122,7 @@ def tables(save_dir: Path, step: int) -> dict[str, torch.Tensor]:
     return read_tensors(save_dir / f"checkpoints/{step}", "model.tables.")
 
 
-def test_its_keys_have_their_meaning(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_original_keys_keep_their_meaning(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(home))
     config = load_config_from_yaml(TwhinConfig, home / "local.yaml")
     model, training = config.model, config.training
@@ -134,14 +134,14 @@ def test_its_keys_have_their_meaning(home: Path, monkeypatch: pytest.MonkeyPatch
     relations = [(relation.name, relation.lhs, relation.rhs, relation.operator) for relation in model.relation_list]
     assert relations == [(name, "user", "tweet", "translation") for name in RELATIONS]
     assert (training.num_train_steps, training.num_epochs, training.eval_timeout_in_s) == (100000, 5, 10000.0)
-    assert list(config.partitions) == ["validation"]
-    # A batch of each process.
+    assert list(config.evaluation_data) == ["validation"]
+    # The batch size is that of each process.
     assert [config.train_data.batch_size(processes) for processes in (1, 2)] == [500, 1000]
 
 
-def test_it_trains(train: Train, home: Path) -> None:
+def test_the_original_yaml_trains(train: Train, home: Path) -> None:
     run = train()
-    # Of each epoch's 9,990 edges 19 batches of 500.
+    # Each epoch's 9,990 edges give 19 batches of 500.
     assert complete_steps(run / "checkpoints") == [5 * 19]
     trained = lines(run, "train")
     assert [line["step"] for line in trained] == [*range(10, 100, 10), 95]
@@ -153,9 +153,9 @@ def test_it_trains(train: Train, home: Path) -> None:
     }
     [evaluated] = lines(run, "evaluate")
     assert evaluated["partition"] == "validation"
-    of_relations = pq.read_table(home / "edges/train", columns=["rel"])["rel"].to_numpy()[9990:10000]
+    relation_ids = pq.read_table(home / "edges/train", columns=["rel"])["rel"].to_numpy()[9990:10000]
     for number, name in enumerate(RELATIONS):
-        assert evaluated["metrics"][f"relation/{name}/examples"] == (of_relations == number).sum()
+        assert evaluated["metrics"][f"relation/{name}/examples"] == (relation_ids == number).sum()
     assert evaluated["metrics"]["examples"] == 10
 
 
@@ -166,7 +166,7 @@ def test_learning_rate_overrides_lr(train: Train) -> None:
     other_lr = train(*steps, *(f"{optimizer}.sgd.lr=7.0" for optimizer in optimizers), name="other_lr")
     lr_alone = train(*steps, *(f"{optimizer}.learning_rate=null" for optimizer in optimizers), name="lr_alone")
     one, other, third = (read_tensors(run / "checkpoints/2", "model.") for run in (as_given, other_lr, lr_alone))
-    assert len(one) == 2 + 2, "the tables, and the relations of each direction"
+    assert len(one) == 2 + 2, "two tables, and the relations of two directions"
     assert all(torch.equal(tensor, other[name]) and torch.equal(tensor, third[name]) for name, tensor in one.items())
 
 
@@ -183,13 +183,13 @@ def test_limit_and_offset_choose_the_edges_that_are_trained_on(train: Train, hom
     for table, side in (("user", "lhs"), ("tweet", "rhs")):
         name = f"embeddings.{table}.weight"
         changed = (before[name] != after[name]).any(dim=1).nonzero().flatten()
-        # Negatives are of the batch, and so of these edges.
+        # Negatives come from the batch, so they are entities of these edges, too.
         assert changed.tolist() == sorted(set(edges[side].to_pylist()))
 
 
 @pytest.mark.parametrize(("in_batch", "uniform"), [(10, 0), (0, 10), (10, 10)])
-def test_the_first_loss_is_that_of_scores_near_0(train: Train, in_batch: int, uniform: int) -> None:
-    """Of an edge and, together, its negatives, on either side: softplus(0) = log 2."""
+def test_the_first_loss_is_the_loss_of_scores_near_0(train: Train, in_batch: int, uniform: int) -> None:
+    """The edge and its negatives together contribute softplus(0) = log 2 each, on both sides."""
     negatives = (f"train_data.in_batch_negatives={in_batch}", f"train_data.global_negatives={uniform}")
     steps = ("training.num_train_steps=1", "training.train_log_every_n=1", "validation_data={}")
     [line] = lines(train(*negatives, *steps), "train")

@@ -12,29 +12,19 @@ from common.reader.files import DataError
 from projects.twhin.data.batch import EdgeBatch
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.data.edges import EdgeDataset, check_batching
-from projects.twhin.model.config import TwhinModelConfig
-from projects.twhin.model.relations import Relations
+from projects.twhin.data.relations import OperatorSides, Relation, Relations
 
 USERS, TWEETS = 900, 500
 
 
-def relations(operator_sides: str = "both") -> Relations:
-    """Of two segments, 0 and 2 (users to tweets), and 1 (users to users); of three with operators on one side."""
-    adagrad: dict[str, Any] = {"adagrad": {}, "learning_rate": {"constant": 0.1}}
-    tables = [
-        {"name": name, "num_embeddings": rows, "embedding_dim": 4, "optimizer": adagrad}
-        for name, rows in (("user", USERS), ("tweet", TWEETS))
-    ]
+def relations(operator_sides: OperatorSides = "both") -> Relations:
+    """Return relations 0 and 2 (users to tweets) and 1 (users to users): two segments, or three with operators on one
+    side."""
     pairs = {"fav": ("user", "tweet"), "follow": ("user", "user"), "reply": ("user", "tweet")}
     return Relations(
-        TwhinModelConfig.model_validate(
-            {
-                "embeddings": {"tables": tables},
-                "relations": [{"name": name, "lhs": lhs, "rhs": rhs} for name, (lhs, rhs) in pairs.items()],
-                "operator_sides": operator_sides,
-                "translation_optimizer": adagrad,
-            }
-        )
+        [Relation(name=name, lhs=lhs, rhs=rhs) for name, (lhs, rhs) in pairs.items()],
+        {"user": USERS, "tweet": TWEETS},
+        operator_sides,
     )
 
 
@@ -59,17 +49,17 @@ def opened(path: Path, **changes: Any) -> EdgeDataset:
 
 
 def real(batches: list[EdgeBatch]) -> list[tuple[int, int, int]]:
-    """All edges that are no filling."""
+    """Return all edges except padding."""
     columns = [torch.stack([batch.lhs, batch.rel, batch.rhs], 1)[batch.weights == 1] for batch in batches]
     return [(int(lhs), int(rel), int(rhs)) for lhs, rel, rhs in torch.cat(columns).tolist()]
 
 
 def evaluated(dataset: EdgeDataset, ranks: int = 1) -> list[EdgeBatch]:
-    return [placed.batch for rank in range(ranks) for placed in dataset.reader(rank, ranks).evaluate()]
+    return [each.batch for rank in range(ranks) for each in dataset.reader(rank, ranks).evaluate()]
 
 
 @pytest.mark.parametrize("operator_sides", ["both", "lhs"])
-def test_batches_are_sorted_by_segment_and_stably(tmp_path, operator_sides):
+def test_batches_are_sorted_by_segment_in_stable_order(tmp_path, operator_sides):
     path = write(tmp_path / "a.parquet", columns := make_edges(64))
     dataset = EdgeDataset.open(config(path, lanes=1), relations(operator_sides), "train_data")
     stored = list(zip(*(column.tolist() for column in columns.values()), strict=True))
@@ -85,28 +75,28 @@ def test_batches_are_sorted_by_segment_and_stably(tmp_path, operator_sides):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_every_edge_is_evaluated_once_and_filling_weighs_nothing(tmp_path, ranks):
+def test_every_edge_is_evaluated_once_and_padding_has_weight_0(tmp_path, ranks):
     path = write(tmp_path / "a.parquet", columns := make_edges(70))
     batches = evaluated(opened(path), ranks)
     assert sorted(real(batches)) == sorted(zip(*(column.tolist() for column in columns.values()), strict=True))
-    filling = torch.cat([torch.stack([b.lhs, b.rel, b.rhs], 1)[b.weights == 0] for b in batches])
-    assert len(filling) == 80 - 70
-    assert not filling.any()
+    padding = torch.cat([torch.stack([b.lhs, b.rel, b.rhs], 1)[b.weights == 0] for b in batches])
+    assert len(padding) == 80 - 70
+    assert not padding.any()
     assert all(sum(batch.segment_sizes) == batch.batch_size == 16 // ranks for batch in batches)
 
 
-def test_training_sees_every_edge_once_an_epoch_in_batches_of_a_process_or_of_all(tmp_path):
+def test_training_reads_every_edge_once_per_epoch_with_local_and_global_batch_sizes(tmp_path):
     path = write(tmp_path / "a.parquet", columns := make_edges(64))
     expected = sorted(zip(*(column.tolist() for column in columns.values()), strict=True))
     for changes in ({}, {"global_batch_size": None, "per_replica_batch_size": 8, "lanes": None}):
         dataset = opened(path, **changes)
-        batches = [placed.batch for rank in range(2) for placed in dataset.reader(rank, 2).train(seed=1)]
+        batches = [each.batch for rank in range(2) for each in dataset.reader(rank, 2).train(seed=1)]
         assert {batch.batch_size for batch in batches} == {8}
         assert sorted(real(batches)) == expected
 
 
 @pytest.mark.parametrize(("offset", "limit"), [(None, 33), (21, None), (0, 20), (39, 2), (19, 60), (99, 1), (30, 999)])
-def test_offset_and_limit_count_over_files(tmp_path, offset, limit):
+def test_offset_and_limit_count_across_files(tmp_path, offset, limit):
     halves = [make_edges(50, seed=1), make_edges(50, seed=2)]
     for name, half in zip("ab", halves, strict=True):
         write(tmp_path / f"{name}.parquet", half)
@@ -118,14 +108,15 @@ def test_offset_and_limit_count_over_files(tmp_path, offset, limit):
     assert sorted(real(evaluated(dataset))) == sorted(expected)
 
 
-def test_an_offset_beyond_the_data(tmp_path):
+def test_an_offset_beyond_the_data_is_a_config_error(tmp_path):
     write(tmp_path / "a.parquet", make_edges(50))
     with pytest.raises(ConfigError) as caught:
         opened(tmp_path, offset=50)
-    assert str(caught.value) == f"train_data.offset: 50 given, but {tmp_path} has 50 edges"
+    for fact in ("train_data.offset is 50", f"{tmp_path} has only 50 edges"):
+        assert fact in str(caught.value)
 
 
-def test_what_evaluation_needs_is_made_of_the_edges_in_the_order_of_the_batch(tmp_path):
+def test_known_edges_and_negatives_follow_the_order_of_the_batch(tmp_path):
     path = write(tmp_path / "a.parquet", make_edges(24))
 
     def negatives(lhs: torch.Tensor, rel: torch.Tensor, rhs: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -135,94 +126,97 @@ def test_what_evaluation_needs_is_made_of_the_edges_in_the_order_of_the_batch(tm
         positions = torch.arange(len(rel)).repeat(2)
         return {"lhs": torch.stack([positions, lhs.repeat(2)]), "rhs": torch.stack([positions, rhs.repeat(2)])}
 
-    batches = [placed.batch for placed in opened(path).reader(0, 1, known=known, negatives=negatives).evaluate()]
+    batches = [each.batch for each in opened(path).reader(0, 1, known=known, negatives=negatives).evaluate()]
     assert [int(batch.weights.sum()) for batch in batches] == [16, 8]
     for batch in batches:
         assert torch.equal(batch.negatives["lhs"], torch.stack([batch.lhs, batch.rel], 1))
         assert torch.equal(batch.negatives["rhs"], torch.stack([batch.rhs, batch.rel], 1))
-        # Filling has no known edges.
+        # Padding has no known edges.
         real = batch.weights.nonzero().flatten().repeat(2)
         assert torch.equal(batch.known["lhs"], torch.stack([real, batch.lhs[real]]))
         assert torch.equal(batch.known["rhs"], torch.stack([real, batch.rhs[real]]))
 
 
-ADVICE = "raise num_embeddings, or correct the data"
+ADVICE = "raise num_embeddings or correct the data"
 
 
 @pytest.mark.parametrize(
     ("column", "edge", "problem"),
     [
-        ("rhs", (0, 0, TWEETS), f"500 found, but the table tweet has 500 rows (relation fav); {ADVICE}"),
-        ("rhs", (0, 1, USERS), f"900 found, but the table user has 900 rows (relation follow); {ADVICE}"),
-        ("lhs", (2**40, 2, 0), f"{2**40} found, but the table user has 900 rows (relation reply); {ADVICE}"),
-        ("lhs", (-1, 0, 0), "-1 found, rows are counted from 0"),
-        ("rel", (0, 3, 0), "3 found, but model.relations are 3 (ids from 0 to 2)"),
-        ("rel", (0, -2, 0), "-2 found, but model.relations are 3 (ids from 0 to 2)"),
+        ("rhs", (0, 0, TWEETS), f"found 500, but the table tweet has 500 rows (relation fav); {ADVICE}"),
+        ("rhs", (0, 1, USERS), f"found 900, but the table user has 900 rows (relation follow); {ADVICE}"),
+        ("lhs", (2**40, 2, 0), f"found {2**40}, but the table user has 900 rows (relation reply); {ADVICE}"),
+        ("lhs", (-1, 0, 0), "found -1, but rows are counted from 0"),
+        ("rel", (0, 3, 0), "found 3, but model.relations has 3 (ids from 0 to 2)"),
+        ("rel", (0, -2, 0), "found -2, but model.relations has 3 (ids from 0 to 2)"),
     ],
 )
-def test_bad_values_are_told_with_their_place(tmp_path, column, edge, problem):
+def test_bad_values_are_reported_with_file_row_group_row_and_column(tmp_path, column, edge, problem):
     columns = make_edges(100)
     for name, value in zip(columns, edge, strict=True):
         columns[name][77] = value
     path = write(tmp_path / "a.parquet", columns)
     with pytest.raises(DataError) as caught:
         evaluated(opened(path))
-    assert str(caught.value) == (f"{path}: row group 3, row 17 (both counted from 0): column '{column}': {problem}")
+    for fact in (f"{path}: ", "row group 3, row 17 ", f"column '{column}'", problem):
+        assert fact in str(caught.value)
     assert len(real(evaluated(opened(path, limit=60)))) == 60
 
 
-def test_a_null_and_the_greatest_entities(tmp_path):
+def test_the_greatest_entities_are_read_and_a_null_is_a_data_error(tmp_path):
     good = {"lhs": [USERS - 1], "rel": pa.array([1], pa.int8()), "rhs": pa.array([USERS - 1], pa.uint16())}
     assert real(evaluated(opened(write(tmp_path / "a.parquet", good)))) == [(USERS - 1, 1, USERS - 1)]
     path = write(tmp_path / "b.parquet", good | {"rhs": pa.array([None], pa.int64())})
-    with pytest.raises(DataError, match=r"row 0 .* column 'rhs': found null"):
+    with pytest.raises(DataError, match=r"row 0\b.* column 'rhs': .*\bnull\b"):
         evaluated(opened(path))
 
 
 @pytest.mark.parametrize(
-    ("columns", "problem"),
+    ("columns", "facts"),
     [
-        ({"lhs": [1], "rhs": [1]}, "no column 'rel', or more than one; columns found: lhs, rhs"),
-        ({"lhs": [1], "rel": ["fav"], "rhs": [1]}, "column 'rel': found string, expected integers"),
-        ({"lhs": [1.0], "rel": [0], "rhs": [1]}, "column 'lhs': found double, expected integers"),
-        ({"lhs": [1], "rel": [True], "rhs": [1]}, "column 'rel': found bool, expected integers"),
+        ({"lhs": [1], "rhs": [1]}, ["column 'rel'", "lhs, rhs"]),
+        ({"lhs": [1], "rel": ["fav"], "rhs": [1]}, ["column 'rel': ", "string", "integers"]),
+        ({"lhs": [1.0], "rel": [0], "rhs": [1]}, ["column 'lhs': ", "double", "integers"]),
+        ({"lhs": [1], "rel": [True], "rhs": [1]}, ["column 'rel': ", "bool", "integers"]),
     ],
 )
-def test_what_metadata_show_is_told_when_opened(tmp_path, columns, problem):
+def test_errors_that_metadata_show_are_raised_on_opening(tmp_path, columns, facts):
     path = write(tmp_path / "a.parquet", columns)
     with pytest.raises(DataError) as caught:
         opened(path)
-    assert str(caught.value) == f"{path}: {problem}"
+    assert str(caught.value).startswith(f"{path}: ")
+    for fact in facts:
+        assert fact in str(caught.value)
 
 
-def test_no_file_and_no_edge(tmp_path):
-    with pytest.raises(DataError, match="no file matches"):
+def test_a_data_set_without_files_or_edges_is_a_data_error(tmp_path):
+    with pytest.raises(DataError, match=str(tmp_path)):
         opened(tmp_path)
     write(tmp_path / "a.parquet", make_edges(0))
-    with pytest.raises(DataError, match=r"1 file\(s\) with no rows"):
+    with pytest.raises(DataError, match=r"1 file.* row"):
         opened(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "world_size", "problem"),
+    ("changes", "world_size", "facts"),
     [
         (
             {"lanes": None},
             3,
-            "train_data.global_batch_size: 16 is not a multiple of the 3 processes; every process takes equally many "
-            "edges of a batch",
+            ["train_data.global_batch_size: 16 is not a multiple of the 3 processes"],
         ),
-        ({"lanes": 3}, 1, "train_data: global_batch_size 16 is not a multiple of lanes 3"),
-        ({"lanes": 4}, 8, "train_data: lanes 4 is not a multiple of the world size 8"),
+        ({"lanes": 3}, 1, ["train_data: ", "global_batch_size", "16", "lanes", "3"]),
+        ({"lanes": 4}, 8, ["train_data: ", "lanes", "4", "world size", "8"]),
     ],
 )
-def test_batches_that_do_not_fit(changes, world_size, problem):
+def test_batch_sizes_and_lanes_that_do_not_fit_are_config_errors(changes, world_size, facts):
     with pytest.raises(ConfigError) as caught:
         check_batching(config(Path("x"), **changes), "train_data", world_size)
-    assert str(caught.value).startswith(problem)
+    for fact in facts:
+        assert fact in str(caught.value)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
-def test_batches_of_a_process_fit_any_number_of_them(world_size):
+def test_a_batch_size_per_process_fits_any_number_of_processes(world_size):
     one = config(Path("x"), global_batch_size=None, per_replica_batch_size=7, lanes=None)
     check_batching(one, "train_data", world_size)

@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import ConfigError
 from common.reader.files import DataError
-from projects.twhin.config import RankingConfig
 from projects.twhin.data.edges import edge_table
 from projects.twhin.data.known_edges import KnownEdges, open_known_edges
 from tests.projects.twhin.data.test_edges import USERS, evaluated, make_edges, opened, real, relations, write
@@ -13,7 +11,7 @@ Edge = tuple[int, int, int]
 
 
 def few_entities(count: int, seed: int) -> dict[str, np.ndarray]:
-    """Edges of which many share an entity, and some are the same."""
+    """Return edges, many of which share an entity and some of which are equal."""
     columns = make_edges(count, seed)
     return {name: column % 9 if name != "rel" else column for name, column in columns.items()}
 
@@ -43,7 +41,7 @@ def expected_of(every: set[Edge], edges: list[Edge]) -> dict[str, list[list[int]
     }
 
 
-def test_all_entities_that_edges_of_any_table_have(tmp_path):
+def test_known_edges_of_all_tables_are_found(tmp_path):
     columns = [few_entities(count, seed) for seed, count in enumerate((70, 90, 500))]
     tables = [
         edge_table(str(write(tmp_path / f"{index}.parquet", each)), relations()) for index, each in enumerate(columns)
@@ -54,56 +52,51 @@ def test_all_entities_that_edges_of_any_table_have(tmp_path):
         assert pairs_of(known, edges) == expected_of(every, edges)
 
 
-def test_edges_that_answer_no_query_are_not_kept(tmp_path):
-    asked = edge_table(str(write(tmp_path / "a.parquet", {"lhs": [1], "rel": [0], "rhs": [2]})), relations())
+def test_edges_that_answer_no_query_are_ignored(tmp_path):
+    queried = edge_table(str(write(tmp_path / "a.parquet", {"lhs": [1], "rel": [0], "rhs": [2]})), relations())
     others = {"lhs": [1, 3, 1, 4], "rel": [0, 0, 1, 0], "rhs": [5, 2, 2, 4]}
-    known = KnownEdges(relations(), [asked], [edge_table(str(write(tmp_path / "b.parquet", others)), relations())])
+    known = KnownEdges(relations(), [queried], [edge_table(str(write(tmp_path / "b.parquet", others)), relations())])
     assert pairs_of(known, [(1, 0, 2)]) == {"lhs": [[0, 1], [0, 3]], "rhs": [[0, 2], [0, 5]]}
     assert pairs_of(known, [(1, 1, 2), (4, 0, 4), (0, 0, 0), (USERS - 1, 2, 499)]) == {"lhs": [], "rhs": []}
 
 
-def test_without_an_evaluated_table_nothing_is_known(tmp_path):
+def test_without_an_queried_there_are_no_known_edges(tmp_path):
     table = edge_table(str(write(tmp_path / "a.parquet", make_edges(9))), relations())
     assert pairs_of(KnownEdges(relations(), [], [table]), [(0, 0, 0)]) == {"lhs": [], "rhs": []}
 
 
-def test_edges_that_offset_and_limit_leave_out_are_not_known(tmp_path):
+def test_edges_that_offset_and_limit_skip_are_not_known(tmp_path):
     train = opened(write(tmp_path / "train.parquet", {"lhs": [0] * 4, "rel": [0] * 4, "rhs": [5, 6, 7, 8]}), offset=1)
     validation = opened(write(tmp_path / "v.parquet", {"lhs": [0], "rel": [0], "rhs": [9]}))
     known = KnownEdges(relations(), [validation.table], [train.table])
     assert pairs_of(known, [(0, 0, 9)]) == {"lhs": [[0, 0]], "rhs": [[0, 6], [0, 7], [0, 8], [0, 9]]}
 
 
-def test_a_reader_brings_them_for_its_batches(tmp_path):
+def test_a_reader_adds_known_edges_to_its_batches(tmp_path):
     dataset = opened(write(tmp_path / "a.parquet", few_entities(40, seed=0)))
     known = KnownEdges(relations(), [dataset.table], [])
     every = set(real(evaluated(dataset)))
-    for placed in dataset.reader(0, 1, known=known).evaluate():
-        batch = placed.batch
+    for positioned in dataset.reader(0, 1, known=known).evaluate():
+        batch = positioned.batch
         edges = [(int(a), int(b), int(c)) for a, b, c in zip(batch.lhs, batch.rel, batch.rhs, strict=True)]
-        no_filling = set(batch.weights.nonzero().flatten().tolist())
+        real_edges = set(batch.weights.nonzero().flatten().tolist())
         expected = {
-            side: [pair for pair in pairs if pair[0] in no_filling] for side, pairs in expected_of(every, edges).items()
+            side: [pair for pair in pairs if pair[0] in real_edges] for side, pairs in expected_of(every, edges).items()
         }
         assert {side: pairs.T.tolist() for side, pairs in batch.known.items()} == expected
 
 
-def test_known_edges_are_checked_like_others(tmp_path):
+def test_known_edges_are_checked_like_other_edges(tmp_path):
     path = write(tmp_path / "a.parquet", {"lhs": [USERS], "rel": [0], "rhs": [0]})
-    (table,) = open_known_edges(RankingConfig(known_edges=[str(path)]), relations())
-    with pytest.raises(DataError, match=f"column 'lhs': {USERS} found, but the table user has"):
+    (table,) = open_known_edges([str(path)], relations())
+    with pytest.raises(DataError, match=f"column 'lhs': found {USERS}, but the table user has"):
         KnownEdges(relations(), [], [table])
-    with pytest.raises(DataError, match="no file matches"):
-        open_known_edges(RankingConfig(known_edges=[str(tmp_path / "none")]), relations())
+    with pytest.raises(DataError, match=f"{tmp_path}/none"):
+        open_known_edges([str(tmp_path / "none")], relations())
 
 
-def test_known_edges_that_no_rank_asks_for():
-    with pytest.raises(ConfigError, match=r"metrics.known_edges: given, but metrics.filtered is false"):
-        open_known_edges(RankingConfig(known_edges=["x"], filtered=False), relations())
-
-
-def test_a_long_reading_is_told(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("projects.twhin.data.known_edges._SECONDS_BETWEEN_LINES", 0)
+def test_progress_of_a_long_read_is_logged(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("projects.twhin.data.known_edges._LOG_INTERVAL_S", 0)
     dataset = opened(write(tmp_path / "a.parquet", make_edges(40)))
     with caplog.at_level("INFO"):
         KnownEdges(relations(), [], [dataset.table])

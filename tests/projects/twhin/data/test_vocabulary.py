@@ -9,12 +9,12 @@ from projects.twhin.data.vocabulary import read_vocabulary, write_vocabulary
 
 
 @pytest.mark.parametrize("entities", [pa.array(["b", "", "ä"]), pa.array([7, -1, 2**62]), pa.array([], pa.string())])
-def test_what_is_written_is_read(tmp_path, entities):
+def test_reading_returns_the_written_entities(tmp_path, entities):
     write_vocabulary(tmp_path / "v.parquet", entities)
     assert read_vocabulary(tmp_path / "v.parquet") == entities
 
 
-def test_rows_in_any_order(tmp_path):
+def test_rows_may_be_in_any_order(tmp_path):
     pq.write_table(
         pa.table({"index": pa.array([2, 0, 1], pa.int8()), "entity": ["c", "a", "b"], "more": [1, 2, 3]}),
         tmp_path / "v.parquet",
@@ -25,34 +25,33 @@ def test_rows_in_any_order(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "problem"),
     [
-        ({"entity": ["a"]}, "no column 'index'; a vocabulary has the columns entity and index"),
-        ({"entity": [1.5], "index": [0]}, "column 'entity': double found, strings or integers expected"),
-        ({"entity": ["a"], "index": ["0"]}, "column 'index': string found, integers expected"),
-        ({"entity": ["a", None], "index": [0, 1]}, "row 1: column 'entity': null found"),
-        ({"entity": ["a", "b"], "index": [None, 0]}, "row 0: column 'index': null found"),
+        ({"entity": ["a"]}, "no column 'index'"),
+        ({"entity": [1.5], "index": [0]}, "column 'entity': found double"),
+        ({"entity": ["a"], "index": ["0"]}, "column 'index': found string"),
+        ({"entity": ["a", None], "index": [0, 1]}, "row 1: column 'entity': found null"),
+        ({"entity": ["a", "b"], "index": [None, 0]}, "row 0: column 'index': found null"),
         (
             {"entity": ["a", "b"], "index": [2, 0]},
-            "column 'index': 2 found where 1 comes next; the 2 rows of a vocabulary have the indices from 0 to 1, "
-            "each once",
+            "column 'index': found 2, but 1 is the next index",
         ),
         (
             {"entity": ["a", "b"], "index": [0, 0]},
-            "column 'index': 0 found where 1 comes next; the 2 rows of a vocabulary have the indices from 0 to 1, "
-            "each once",
+            "column 'index': found 0, but 1 is the next index",
         ),
-        ({"entity": ["a", "b", "b"], "index": [0, 1, 2]}, "column 'entity': 'b' is there several times"),
+        ({"entity": ["a", "b", "b"], "index": [0, 1, 2]}, "column 'entity': 'b' occurs more than once"),
     ],
 )
-def test_mistakes_are_told(tmp_path, columns: dict[str, Any], problem: str):
+def test_bad_vocabularies_are_data_errors(tmp_path, columns: dict[str, Any], problem: str):
     path = tmp_path / "v.parquet"
     pq.write_table(pa.table(columns), path)
     with pytest.raises(DataError) as caught:
         read_vocabulary(path)
-    assert str(caught.value) == f"{path}: {problem}"
+    assert str(caught.value).startswith(f"{path}: ")
+    assert problem in str(caught.value)
 
 
-def test_what_is_no_file_of_parquet(tmp_path):
+def test_an_unreadable_vocabulary_is_a_data_error(tmp_path):
     (tmp_path / "v.parquet").write_text("entity\tindex\n")
     for path in (tmp_path / "v.parquet", tmp_path / "none.parquet", tmp_path):
-        with pytest.raises(DataError, match="can't be read as a vocabulary"):
+        with pytest.raises(DataError, match=f"{path}: .*vocabulary"):
             read_vocabulary(path)

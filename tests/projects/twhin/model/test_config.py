@@ -1,10 +1,9 @@
 from pathlib import Path
 
+import pydantic
 import pytest
 
-from common.errors import ConfigError
-from projects.twhin.model.config import NamedRelations, TwhinModelConfig
-from projects.twhin.model.relations import Relations
+from projects.twhin.model.config import RankingConfig, TwhinModelConfig
 
 
 def config(path: Path) -> TwhinModelConfig:
@@ -18,10 +17,10 @@ def config(path: Path) -> TwhinModelConfig:
     )
 
 
-def test_names_of_relations_from_a_file(tmp_path):
+def test_relation_names_come_from_a_file(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("/film/actor\nis a\u2028kind of\n", encoding="utf-8")
-    relations = Relations(config(path))
+    relations = config(path).build_relations()
     assert relations.names == ("/film/actor", "is a\u2028kind of")
     assert relations.operators == ("diagonal", "diagonal")
     assert [(segment.lhs, segment.rhs, segment.relations) for segment in relations.segments] == [
@@ -29,20 +28,11 @@ def test_names_of_relations_from_a_file(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "can't be read: "),
-        (b"", "line 1: empty; a name is expected on each line"),
-        (b"a\n\nb\n", "line 2: empty"),
-        (b"a\nb\na\n", "line 3: a stands on line 1 too; names must differ"),
-        (b"\xff\n", "can't be read: 'utf-8' codec"),
-    ],
-)
-def test_a_file_that_is_not_as_it_must_be(tmp_path, content, message):
-    path = tmp_path / "names.txt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ConfigError) as caught:
-        NamedRelations(names_path=str(path), lhs="x", rhs="y").read()
-    assert str(caught.value).startswith(f"model.relations.names_path: {path}: {message}")
+def test_hits_at_the_same_k_twice_is_refused():
+    with pytest.raises(pydantic.ValidationError, match="10 is given more than once"):
+        RankingConfig(hits_at=[1, 10, 10])
+
+
+def test_known_edges_without_filtered_ranks_are_refused():
+    with pytest.raises(pydantic.ValidationError, match="known_edges is given, but filtered is false"):
+        RankingConfig(known_edges=["x"], filtered=False)

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from projects.twhin.data.batch import EdgeBatch
+from projects.twhin.data.relations import SIDES
 from projects.twhin.model import fused_loss
 from projects.twhin.model.config import RegularizationConfig, TwhinModelConfig
 from projects.twhin.model.edge_loss import edge_loss, penalty
 from projects.twhin.model.losses import Loss
 from projects.twhin.model.negatives import Negatives, draw_negatives
-from projects.twhin.model.relations import SIDES, Relations
 from projects.twhin.model.scorer import EdgeScorer
 from tests.support.toy_twhin import (
     LOSSES,
-    NothingIsRead,
+    NoHostSync,
     edge_batch,
     loss_of_edge,
     model_config,
@@ -33,19 +33,19 @@ COMPARATORS: tuple[Comparator, ...] = ("dot", "cos", "l2")
 
 
 def lookup_in(tables: Mapping[str, torch.Tensor]) -> Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    return lambda ids: {table: tables[table][its_ids] for table, its_ids in ids.items()}
+    return lambda ids: {table: tables[table][rows] for table, rows in ids.items()}
 
 
 def weighted_edges(config: TwhinModelConfig, count: int) -> EdgeBatch:
     weights = np.random.default_rng(1).choice([0.0, 0.5, 2.0], count).tolist()
-    return edge_batch(Relations(config), random_edges(config, count), weights)
+    return edge_batch(config.build_relations(), random_edges(config, count), weights)
 
 
 def negatives_of(
     config: TwhinModelConfig, batch: EdgeBatch, global_negatives: int = 6, in_batch_negatives: int = 4
 ) -> Negatives:
     torch.manual_seed(0)
-    return draw_negatives(batch, Relations(config), global_negatives, in_batch_negatives)
+    return draw_negatives(batch, config.build_relations(), global_negatives, in_batch_negatives)
 
 
 def truth(
@@ -55,23 +55,24 @@ def truth(
     batch: EdgeBatch,
     negatives: Negatives,
 ) -> float:
-    """A loop over edges, sides and candidates."""
+    """Return the loss by a loop over edges, sides and candidates."""
     edges = list(zip(batch.lhs.tolist(), batch.rel.tolist(), batch.rhs.tolist(), strict=True))
     total = 0.0
     for side in SIDES:
-        place = 0 if side == "lhs" else 2
+        column = 0 if side == "lhs" else 2
         for edge, weight in zip(edges, batch.weights.tolist(), strict=True):
             table = getattr(config.relation_list[edge[1]], side)
-            of_table = [other for other in edges if getattr(config.relation_list[other[1]], side) == table]
+            sharing = [other for other in edges if getattr(config.relation_list[other[1]], side) == table]
             candidates = negatives.uniform[side, table].tolist()
-            candidates += [of_table[position][place] for position in negatives.in_batch[side, table].tolist()]
-            corrupted = [(*edge[:place], entity, *edge[place + 1 :]) for entity in candidates if entity != edge[place]]
+            candidates += [sharing[position][column] for position in negatives.in_batch[side, table].tolist()]
+            others = [entity for entity in candidates if entity != edge[column]]
+            corrupted = [(*edge[:column], entity, *edge[column + 1 :]) for entity in others]
             scores = [score(config, scorer, tables, other, side) for other in corrupted]
             positive = score(config, scorer, tables, edge, side)
             total += weight * loss_of_edge(config.loss, config.margin, positive, scores)
-            row = tables[table][edge[place]].tolist()
+            row = tables[table][edge[column]].tolist()
             if config.regularization != RegularizationConfig():
-                total += weight * size(config.regularization, config.relation_list[edge[1]].operator, row)
+                total += weight * row_penalty(config.regularization, config.relation_list[edge[1]].operator, row)
     if config.regularization.operators:
         relations = [relation for _, relation, _ in edges]
         for name, weight in scorer.named_parameters():
@@ -80,11 +81,11 @@ def truth(
             for owner, row in zip(owners, weight.flatten(1).tolist(), strict=True):
                 times = sum(w for w, r in zip(batch.weights.tolist(), relations, strict=True) if r == owner)
                 directions = 2 if config.operator_sides == "both" else 1
-                total += times / directions * size(config.regularization, operator, row)
+                total += times / directions * row_penalty(config.regularization, operator, row)
     return total / max(len(edges), 1)
 
 
-def size(config: RegularizationConfig, operator: str, row: list[float]) -> float:
+def row_penalty(config: RegularizationConfig, operator: str, row: list[float]) -> float:
     if config.l2 is not None:
         return config.l2 * sum(x**2 for x in row)
     assert config.n3 is not None
@@ -107,7 +108,7 @@ def check(config: TwhinModelConfig, batch: EdgeBatch, **negatives: int) -> None:
 @pytest.mark.parametrize("comparator", COMPARATORS)
 @pytest.mark.parametrize("operator_sides", OPERATOR_SIDES)
 def test_equals_the_closed_form(loss: Loss, comparator: Comparator, operator_sides: OperatorSides):
-    """All operators; candidates that are edges' own entities; weights of 0."""
+    """The example has all operators, candidates that are edges' own entities, and weights of 0."""
     config = model_config(loss=loss, comparator=comparator, operator_sides=operator_sides, margin=0.4)
     check(config, weighted_edges(config, 17))
 
@@ -115,7 +116,7 @@ def test_equals_the_closed_form(loss: Loss, comparator: Comparator, operator_sid
 @pytest.mark.parametrize("comparator", COMPARATORS)
 @pytest.mark.parametrize("operator_sides", OPERATOR_SIDES)
 @pytest.mark.parametrize(("edges", "uniform", "in_batch"), [(0, 3, 3), (5, 0, 0), (5, 0, 3), (1, 3, 0), (0, 0, 0)])
-def test_few_edges_and_few_candidates(
+def test_few_or_no_edges_and_candidates(
     comparator: Comparator, operator_sides: OperatorSides, edges: int, uniform: int, in_batch: int
 ):
     config = model_config(comparator=comparator, operator_sides=operator_sides)
@@ -125,13 +126,15 @@ def test_few_edges_and_few_candidates(
 @pytest.mark.parametrize("operator_sides", ["both", "rhs"])
 @pytest.mark.parametrize("operators", [False, True])
 @pytest.mark.parametrize("penalty", [{"n3": 0.3}, {"l2": 0.2}])
-def test_regularization(penalty: dict[str, float], operators: bool, operator_sides: OperatorSides):
+def test_regularization_equals_the_closed_form(
+    penalty: dict[str, float], operators: bool, operator_sides: OperatorSides
+):
     regularization = RegularizationConfig.model_validate({**penalty, "operators": operators})
     config = model_config(regularization=regularization, operator_sides=operator_sides)
     check(config, weighted_edges(config, 17))
 
 
-def test_gradient_of_n3_at_zero_is_finite():
+def test_the_gradient_of_n3_is_0_at_0():
     for operator in ("translation", "complex_diagonal"):
         zeros = torch.zeros(2, 4, requires_grad=True)
         total = penalty(RegularizationConfig(n3=1.0), operator, zeros, torch.ones(2))
@@ -141,8 +144,7 @@ def test_gradient_of_n3_at_zero_is_finite():
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("comparator", COMPARATORS)
 @pytest.mark.parametrize("operator_sides", OPERATOR_SIDES)
-def test_gradients(loss: Loss, comparator: Comparator, operator_sides: OperatorSides):
-    """Of tables and of operators' parameters."""
+def test_gradients_equal_finite_differences(loss: Loss, comparator: Comparator, operator_sides: OperatorSides):
     config = model_config(
         dim=2,
         loss=loss,
@@ -177,42 +179,53 @@ def test_gradients(loss: Loss, comparator: Comparator, operator_sides: OperatorS
 def test_every_parameter_and_table_gets_a_gradient(
     comparator: Comparator, operator_sides: OperatorSides, edges: Sequence[tuple[int, int, int]]
 ):
-    """Of a batch without an edge of most relations: other ranks wait for it."""
+    """Most relations have no edge in the batch, but other ranks wait for their gradients."""
     config = model_config(comparator=comparator, operator_sides=operator_sides)
     scorer, tables = scorer_of(config), table_rows(config)
-    batch = edge_batch(Relations(config), edges)
-    torch.autograd.backward(edge_loss(scorer, config, batch, negatives_of(config, batch), lookup_in(tables)))
+    batch = edge_batch(config.build_relations(), edges)
+    drawn = negatives_of(config, batch)
+    torch.autograd.backward(edge_loss(scorer, config, batch, drawn, lookup_in(tables)))
+    generator, step = torch.Generator().manual_seed(0), 1e-5
     for name, leaf in [*scorer.named_parameters(), *tables.items()]:
         assert leaf.grad is not None, name
-        assert leaf.grad.isfinite().all()
         if not edges:
             assert not leaf.grad.any()
+        direction = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
+        losses = []
+        for shift in (step, -2 * step):
+            with torch.no_grad():
+                leaf += shift * direction
+            losses.append(truth(config, scorer, tables, batch, drawn))
+        with torch.no_grad():
+            leaf += step * direction
+        slope = (losses[0] - losses[1]) / (2 * step)
+        assert (leaf.grad * direction).sum().item() == pytest.approx(slope, rel=1e-5, abs=1e-7), name
 
 
-def test_one_lookup_of_every_table():
+def test_each_table_is_looked_up_once():
     config = model_config()
     tables = table_rows(config)
     seen = []
 
     def lookup(ids: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        seen.append({table: len(its_ids) for table, its_ids in ids.items()})
+        seen.append({table: len(rows) for table, rows in ids.items()})
         return lookup_in(tables)(ids)
 
-    batch = edge_batch(Relations(config), [(0, 0, 1), (0, 1, 1)])
+    batch = edge_batch(config.build_relations(), [(0, 0, 1), (0, 1, 1)])
     edge_loss(scorer_of(config), config, batch, negatives_of(config, batch), lookup)
     assert seen == [{"user": 3 + 2 * 6, "tweet": 1 + 2 * 6}]
 
 
 @pytest.mark.parametrize("comparator", COMPARATORS)
 @pytest.mark.parametrize("operator_sides", OPERATOR_SIDES)
-def test_no_step_waits_for_a_device(
+def test_no_operation_waits_for_the_device(
     comparator: Comparator, operator_sides: OperatorSides, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(fused_loss, "_is_asynchronous", lambda _: True)
     config = model_config(comparator=comparator, operator_sides=operator_sides)
     scorer, tables = scorer_of(config), table_rows(config)
     batch = weighted_edges(config, 17)
-    with NothingIsRead():  # type: ignore[no-untyped-call]
+    with NoHostSync():  # type: ignore[no-untyped-call]
         drawn = negatives_of(config, batch)
         total = edge_loss(scorer, config, batch, drawn, lookup_in(tables))
         torch.autograd.backward(total)
@@ -220,10 +233,10 @@ def test_no_step_waits_for_a_device(
 
 
 def test_halves_of_a_batch_average_to_the_whole():
-    """Of the same negatives: two ranks against one."""
+    """Two ranks with the same negatives have the loss of one rank."""
     config = model_config(regularization=RegularizationConfig(l2=0.1))
     scorer, tables = scorer_of(config), table_rows(config)
-    relations = Relations(config)
+    relations = config.build_relations()
     edges, weights = random_edges(config, 16), np.linspace(0, 1, 16).tolist()
     batches = [edge_batch(relations, edges[part], weights[part]) for part in (slice(16), slice(8), slice(8, 16))]
     drawn = negatives_of(config, batches[0], in_batch_negatives=0)
@@ -233,7 +246,7 @@ def test_halves_of_a_batch_average_to_the_whole():
 
 @pytest.mark.parametrize("comparator", COMPARATORS)
 def test_autocast(comparator: Comparator):
-    """bfloat16 in products; the loss and all gradients are float32."""
+    """Products use bfloat16, but the loss and all gradients are float32."""
     config = model_config(comparator=comparator, loss="softmax")
     batch = weighted_edges(config, 40)
     drawn = negatives_of(config, batch)
@@ -250,8 +263,7 @@ def test_autocast(comparator: Comparator):
         assert (rounded - exact).norm() < 0.05 * exact.norm()
 
 
-def test_tables_of_different_dimensions():
-    """Relations of one operator but of different tables."""
+def test_relations_with_one_operator_may_use_tables_of_different_dimensions():
     config = model_config(
         [relation("follow", "user", "user", "translation"), relation("same", "tweet", "tweet", "translation")]
     )
@@ -263,6 +275,7 @@ def test_tables_of_different_dimensions():
         "operators.lhs.translation_4.weight": (1, 4),
         "operators.lhs.translation_6.weight": (1, 6),
     }
-    batch = edge_batch(Relations(config), [(0, 0, 1), (3, 1, 4), (5, 1, 3)])
-    total = edge_loss(scorer, config, batch, negatives_of(config, batch), lookup_in(tables))
-    assert total.isfinite()
+    batch = edge_batch(config.build_relations(), [(0, 0, 1), (3, 1, 4), (5, 1, 3)])
+    drawn = negatives_of(config, batch)
+    total = edge_loss(scorer, config, batch, drawn, lookup_in(tables))
+    np.testing.assert_allclose(total.item(), truth(config, scorer, tables, batch, drawn), rtol=1e-6)

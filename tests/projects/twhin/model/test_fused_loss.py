@@ -6,13 +6,13 @@ import torch
 from projects.twhin.model import fused_loss as module
 from projects.twhin.model.fused_loss import fused_loss
 from projects.twhin.model.losses import Loss, edge_losses
-from tests.support.toy_twhin import LOSSES, NothingIsRead
+from tests.support.toy_twhin import LOSSES, NoHostSync
 
 MARGIN = 0.7
 
 
 def inputs(edges: int, candidates: int, dim: int = 5, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Any:
-    """Queries, own, candidates, own_ids, candidate_ids, weights; ids meet often, weights can be 0."""
+    """Return queries, own, candidates, own_ids, candidate_ids and weights. Ids often match, and weights can be 0."""
     generator = torch.Generator().manual_seed(edges + 1000 * candidates)
 
     def vectors(rows: int) -> torch.Tensor:
@@ -38,7 +38,7 @@ def with_gradients(total: torch.Tensor, leaves: Any) -> list[torch.Tensor]:
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(("edges", "candidates"), [(1, 1), (7, 3), (8, 13), (9, 30), (0, 4), (5, 0), (0, 0)])
 def test_equals_the_formula_and_its_gradients(loss: Loss, edges: int, candidates: int, monkeypatch: pytest.MonkeyPatch):
-    """Of blocks that are full, part full, one, and none."""
+    """The cases have full blocks, partial blocks, a single block, and none."""
     monkeypatch.setattr(module, "_BLOCK_SCORES", 36)
     arguments = inputs(edges, candidates)
     expected = with_gradients(eager(loss, *arguments), arguments[:3])
@@ -47,7 +47,7 @@ def test_equals_the_formula_and_its_gradients(loss: Loss, edges: int, candidates
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_gradcheck(loss: Loss, monkeypatch: pytest.MonkeyPatch):
+def test_gradients_equal_finite_differences(loss: Loss, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_BLOCK_SCORES", 36)
     queries, own, candidates, *rest = inputs(7, 9)
     assert torch.autograd.gradcheck(
@@ -57,18 +57,18 @@ def test_gradcheck(loss: Loss, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("scale", [1, 30])
-def test_a_device_that_is_not_waited_for(loss: Loss, scale: float, monkeypatch: pytest.MonkeyPatch):
-    """What a GPU computes, here on the CPU, and that nothing of it needs a value on the host."""
+def test_an_asynchronous_device_is_not_waited_for(loss: Loss, scale: float, monkeypatch: pytest.MonkeyPatch):
+    """Runs the GPU's path on the CPU and checks that no operation needs a value on the host."""
     monkeypatch.setattr(module, "_is_asynchronous", lambda _: True)
     arguments = inputs(20, 30, scale=scale)
     expected = with_gradients(eager(loss, *arguments), arguments[:3])
-    with NothingIsRead():  # type: ignore[no-untyped-call]
+    with NoHostSync():  # type: ignore[no-untyped-call]
         found = with_gradients(fused_loss(loss, MARGIN, *arguments), arguments[:3])
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_float32_with_blocks_of_its_own(loss: Loss):
+def test_float32_with_the_default_block_size(loss: Loss):
     arguments = inputs(700, 90, scale=0.7, dtype=torch.float32)
     expected = with_gradients(
         eager(loss, *(x.double() if x.is_floating_point() else x for x in arguments)), arguments[:3]
@@ -78,8 +78,8 @@ def test_float32_with_blocks_of_its_own(loss: Loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_exponents_that_overflow(loss: Loss):
-    """Scores in thousands, of float32's exp beyond 88."""
+def test_scores_whose_exponents_overflow_equal_the_formula(loss: Loss):
+    """Scores are in the thousands, but exp overflows above 88 in float32."""
     arguments = inputs(20, 30, scale=30, dtype=torch.float32)
     expected = with_gradients(
         eager(loss, *(x.double() if x.is_floating_point() else x for x in arguments)), arguments[:3]
@@ -92,8 +92,8 @@ def test_exponents_that_overflow(loss: Loss):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(loss: Loss, dtype: torch.dtype):
-    """Loss and gradients in float32, off by no more than products of the type are, whose weights are divided by a
-    batch."""
+    """Loss and gradients are float32 and differ only by the products' rounding, even with weights divided by a large
+    batch size."""
     *arguments, weights = inputs(300, 40, dtype=torch.float32)
     arguments.append(weights / 1e5)
     expected = with_gradients(eager(loss, *arguments), arguments[:3])
@@ -101,18 +101,18 @@ def test_autocast(loss: Loss, dtype: torch.dtype):
         total = fused_loss(loss, MARGIN, *arguments)
     found = with_gradients(total, arguments[:3])
     assert {x.dtype for x in found} == {torch.float32}
-    for tensor, truth in zip(found, expected, strict=True):
-        assert (tensor - truth).norm() < 0.05 * truth.norm()
+    for actual, exact in zip(found, expected, strict=True):
+        assert (actual - exact).norm() < 0.05 * exact.norm()
 
 
-def test_what_is_not_a_number_stays_none():
+def test_a_nan_query_gives_a_nan_loss():
     arguments = inputs(4, 5)
     with torch.no_grad():
         arguments[0][0, 0] = torch.nan
     assert fused_loss("softmax", MARGIN, *arguments).isnan()
 
 
-def test_a_second_backward_finds_the_same():
+def test_a_second_backward_gives_the_same_gradient():
     arguments = inputs(4, 5)
     total = fused_loss("softmax", MARGIN, *arguments)
     first, second = (torch.autograd.grad(total, arguments[0], retain_graph=True)[0] for _ in range(2))

@@ -20,8 +20,7 @@ def test_equals_the_closed_form(loss: Loss):
     np.testing.assert_allclose(edge_losses(loss, 0.3, positives, negatives, masked), expected, rtol=1e-12)
 
 
-def test_without_negatives():
-    """The positive's term alone."""
+def test_without_negatives_only_the_positive_term_remains():
     positives, none = torch.tensor([0.5, -2.0]), torch.empty(2, 0)
     expected = {"logistic": [math.log1p(math.exp(-0.5)), math.log1p(math.exp(2.0))]}
     for loss in LOSSES:
@@ -30,7 +29,7 @@ def test_without_negatives():
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_great_scores_and_types_of_16_bits(loss: Loss):
+def test_large_scores_in_bfloat16_equal_the_closed_form(loss: Loss):
     positives, negatives = torch.tensor([-300.0, 300.0]), torch.tensor([[200.0, 250.0], [-200.0, 250.0]])
     losses = edge_losses(loss, 0.5, positives.bfloat16(), negatives.bfloat16(), torch.zeros(2, 2, dtype=torch.bool))
     expected = {"logistic": [525.0, 125.0], "softmax": [550.0, 0.0], "margin": [525.5, 0.0]}[loss]

@@ -1,16 +1,16 @@
 import numpy as np
 import torch
 
+from projects.twhin.data.relations import SIDES
 from projects.twhin.model.negatives import draw_negatives
-from projects.twhin.model.relations import SIDES, Relations
 from tests.support.toy_twhin import edge_batch, model_config, random_edges
 
 ROWS = {"user": 11, "tweet": 7}
 
 
-def test_sizes_and_bounds():
+def test_negatives_have_the_right_counts_and_ranges():
     config = model_config()
-    relations = Relations(config)
+    relations = config.build_relations()
     batch = edge_batch(relations, random_edges(config, 40))
     torch.manual_seed(0)
     negatives = draw_negatives(batch, relations, 5000, 9)
@@ -29,18 +29,18 @@ def test_sizes_and_bounds():
         assert 0 <= positions.min() <= positions.max() < edges[key]
 
 
-def test_every_edge_of_the_batch_is_drawn_alike():
+def test_every_edge_of_the_batch_is_drawn_with_the_same_probability():
     config = model_config()
-    relations = Relations(config)
+    relations = config.build_relations()
     batch = edge_batch(relations, [(0, 0, 0)] * 6)
     torch.manual_seed(0)
     drawn = [draw_negatives(batch, relations, 0, 2).in_batch["lhs", "user"] for _ in range(600)]
     assert (abs(np.bincount(torch.cat(drawn).numpy(), minlength=6) / 200 - 1) < 0.3).all()
 
 
-def test_fewer_edges_than_asked_for_and_none():
+def test_small_and_empty_batches_give_fewer_in_batch_negatives():
     config = model_config()
-    relations = Relations(config)
+    relations = config.build_relations()
     negatives = draw_negatives(edge_batch(relations, [(0, 0, 1), (2, 1, 3)]), relations, 4, 50)
     sizes = {key: len(positions) for key, positions in negatives.in_batch.items()}
     assert sizes == {("lhs", "user"): 2, ("lhs", "tweet"): 0, ("rhs", "user"): 1, ("rhs", "tweet"): 1}
@@ -48,9 +48,9 @@ def test_fewer_edges_than_asked_for_and_none():
     assert not len(draw_negatives(edge_batch(relations, []), relations, 0, 50).uniform["lhs", "user"])
 
 
-def test_a_seed_gives_the_same():
+def test_the_same_seed_gives_the_same_negatives():
     config = model_config()
-    relations = Relations(config)
+    relations = config.build_relations()
     batch = edge_batch(relations, random_edges(config, 40))
     drawn = []
     for _ in range(2):

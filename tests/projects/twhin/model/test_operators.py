@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from projects.twhin.model.config import Operator
+from projects.twhin.data.relations import Operator
 from projects.twhin.model.operators import RelationOperator, identity_init
 from tests.support.toy_twhin import OPERATORS, transformed
 
@@ -10,7 +10,7 @@ WITH_PARAMETERS = OPERATORS[1:]
 
 
 @pytest.mark.parametrize("operator", WITH_PARAMETERS)
-def test_begins_as_the_identity(operator: Operator):
+def test_an_operator_starts_as_the_identity(operator: Operator):
     module = RelationOperator(operator, 4, [2, 5], 6)
     x = torch.randn(3, 4)
     relations = torch.full((3,), 5)
@@ -25,7 +25,7 @@ def test_the_identity_has_no_parameter():
 
 @pytest.mark.parametrize("operator", WITH_PARAMETERS)
 def test_equals_the_closed_form(operator: Operator):
-    """Each edge with its own relation's parameter, segments of several relations in any order of edges."""
+    """Edges use their own relation's parameter. Segments mix relations in any order."""
     module = RelationOperator(operator, 6, [1, 3, 4], 5).double()
     torch.nn.init.normal_(module.weight)
     segments = [(3,), (1,), (4,)] if operator == "linear" else [(3, 1), (4,)]
@@ -40,7 +40,7 @@ def test_equals_the_closed_form(operator: Operator):
 
 
 @pytest.mark.parametrize("operator", WITH_PARAMETERS)
-def test_no_edge_is_a_gradient_of_zeros(operator: Operator):
+def test_without_edges_the_gradient_is_zero(operator: Operator):
     module = RelationOperator(operator, 4, [0, 1], 2)
     empty, none = torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
     results = module([empty, empty], [none, none], [(0,), (1,)])

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from projects.twhin.config import RankingConfig
 from projects.twhin.data.batch import EdgeBatch
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.data.evaluation_negatives import EvaluationNegatives
-from projects.twhin.model.config import TwhinModelConfig
+from projects.twhin.data.relations import SIDES, Relations, Side
+from projects.twhin.model.config import RankingConfig, TwhinModelConfig
 from projects.twhin.model.ranking import Candidates, rank_edges
-from projects.twhin.model.relations import SIDES, Relations, Side
 from projects.twhin.model.scorer import EdgeScorer
 from tests.support.toy_twhin import (
     MIXED,
@@ -31,7 +30,7 @@ Tables = Mapping[str, torch.Tensor]
 
 
 def float32_tables(config: TwhinModelConfig) -> dict[str, torch.Tensor]:
-    """Half of their rows twice."""
+    """Return tables in which half of the rows are copies of the other half."""
     tables = {name: rows.detach().float() for name, rows in table_rows(config).items()}
     for rows in tables.values():
         rows[len(rows) // 2 :] = rows[: len(rows) - len(rows) // 2].clone()
@@ -45,14 +44,14 @@ def float32_scorer(config: TwhinModelConfig) -> EdgeScorer:
 def lookup_in(tables: Tables, calls: list[dict[str, int]] | None = None) -> Callable[..., dict[str, torch.Tensor]]:
     def lookup(ids: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if calls is not None:
-            calls.append({table: len(its) for table, its in ids.items()})
-        return {table: tables[table][its] for table, its in ids.items()}
+            calls.append({table: len(rows) for table, rows in ids.items()})
+        return {table: tables[table][rows] for table, rows in ids.items()}
 
     return lookup
 
 
 def evaluation_batch(relations: Relations, edges: Sequence[Edge], known: Sequence[Edge] = (), draws: int = 5) -> Any:
-    """With the negatives and known edges that a reader brings."""
+    """Return a batch with negatives and known edges, as a reader builds it."""
     batch = edge_batch(relations, edges)
     config = TwhinDataConfig(data_root="x", global_batch_size=1, global_negatives=draws)
     negatives = EvaluationNegatives(config, relations, seed=3)(batch.lhs, batch.rel, batch.rhs)
@@ -70,12 +69,12 @@ def edges_of(batch: EdgeBatch) -> list[Edge]:
     return [(int(a), int(b), int(c)) for a, b, c in zip(batch.lhs, batch.rel, batch.rhs, strict=True)]
 
 
-def changed(edge: Edge, side: Side, entity: int) -> Edge:
+def replaced(edge: Edge, side: Side, entity: int) -> Edge:
     return (entity, *edge[1:]) if side == "lhs" else (*edge[:2], entity)
 
 
 def ahead_of(scores: Sequence[float], own: float) -> float:
-    """How many scores are ahead, ties half. float64 rounds by some 1e-16."""
+    """Return the number of scores that are higher, ties counting half. Rounding errors are about 1e-16."""
     return sum(0.5 if abs(each - own) < 1e-9 else float(each > own) for each in scores)
 
 
@@ -87,25 +86,26 @@ def brute_force(
     known: Sequence[Edge] = (),
     candidates: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Edge by edge, side by side, candidate by candidate."""
+    """Rank by a loop over edges, sides and candidates."""
     expected: dict[str, list[list[float]]] = {"raw_ranks": [], "filtered_ranks": [], "negatives_beaten": []}
     wide = {name: rows.double() for name, rows in tables.items()}
     for position, edge in enumerate(edges_of(batch)):
         ranks: dict[str, list[float]] = {key: [] for key in expected}
         for side, own in zip(SIDES, (edge[0], edge[2]), strict=True):
             table = getattr(config.relation_list[edge[1]], side)
-            of = {
-                each: score(config, scorer, wide, changed(edge, side, each), side)
+            scores = {
+                each: score(config, scorer, wide, replaced(edge, side, each), side)
                 for each in range(config.tables[table].num_embeddings)
             }
-            others = [each for each in (candidates[table] if candidates else of) if each != own]
-            unknown = [each for each in others if changed(edge, side, each) not in known]
+            others = [each for each in (candidates[table] if candidates else scores) if each != own]
+            unknown = [each for each in others if replaced(edge, side, each) not in known]
             negatives = batch.negatives[side][position].tolist()
-            ranks["raw_ranks"].append(1 + ahead_of([of[each] for each in others], of[own]))
-            ranks["filtered_ranks"].append(1 + ahead_of([of[each] for each in unknown], of[own]))
-            ranks["negatives_beaten"].append(1 - ahead_of([of[each] for each in negatives], of[own]) / len(negatives))
-        for key, its in ranks.items():
-            expected[key].append(its)
+            ranks["raw_ranks"].append(1 + ahead_of([scores[each] for each in others], scores[own]))
+            ranks["filtered_ranks"].append(1 + ahead_of([scores[each] for each in unknown], scores[own]))
+            ahead = ahead_of([scores[each] for each in negatives], scores[own])
+            ranks["negatives_beaten"].append(1 - ahead / len(negatives))
+        for key, values in ranks.items():
+            expected[key].append(values)
     return {key: torch.tensor(values, dtype=torch.float64) for key, values in expected.items()}
 
 
@@ -119,8 +119,8 @@ def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.
 @pytest.mark.parametrize("operator_sides", ["both", "lhs", "rhs"])
 @pytest.mark.parametrize("count", [None, 5])
 def test_equals_a_loop_over_edges_and_candidates(monkeypatch, operator_sides, comparator, count):
-    # Tiles and blocks that neither queries nor candidates fill.
-    for name, size in {"_TILE_QUERIES": 3, "_TILE_CANDIDATES": 2, "_LOOKED_UP": 24}.items():
+    # These sizes leave partial tiles and blocks of both queries and candidates.
+    for name, size in {"_TILE_QUERIES": 3, "_TILE_CANDIDATES": 2, "_LOOKUP_VALUES": 24}.items():
         monkeypatch.setattr(f"projects.twhin.model.ranking.{name}", size)
     config = model_config(operator_sides=operator_sides, comparator=comparator)
     scorer, tables = float32_scorer(config), float32_tables(config)
@@ -134,30 +134,33 @@ def test_equals_a_loop_over_edges_and_candidates(monkeypatch, operator_sides, co
     assert_same(found, expected)
     assert torch.equal(found["relations"], batch.rel)
     assert torch.equal(found["weights"], batch.weights)
-    # The example has ties, and known edges that are ahead.
+    # The example has ties and known edges that are ahead.
     assert (expected["raw_ranks"] % 1 == 0.5).any()
     assert (expected["raw_ranks"] > expected["filtered_ranks"]).any()
 
 
 @pytest.mark.parametrize("operator_sides", ["both", "lhs"])
-def test_edges_that_fill_a_batch_are_not_ranked(operator_sides):
+def test_padding_is_not_ranked(operator_sides):
     config = model_config(operator_sides=operator_sides)
     scorer, tables = float32_scorer(config), float32_tables(config)
     batch = evaluation_batch(scorer.relations, random_edges(config, 30), random_edges(config, 400, seed=1))
-    fills = torch.arange(30) % 3 == 1
+    padding = torch.arange(30) % 3 == 1
     candidates = Candidates(RankingConfig(), config, seed=0)
     with torch.inference_mode():
         expected = rank_edges(scorer, batch, lookup_in(tables), candidates)
-        filled = dataclasses.replace(batch, weights=batch.weights.masked_fill(fills, 0.0))
-        found = rank_edges(scorer, filled, lookup_in(tables), candidates)
+        padded = dataclasses.replace(batch, weights=batch.weights.masked_fill(padding, 0.0))
+        found = rank_edges(scorer, padded, lookup_in(tables), candidates)
     for key in ("raw_ranks", "filtered_ranks"):
-        assert torch.equal(found[key][~fills], expected[key][~fills])
-        assert (found[key][fills] == 1).all()
-        assert (expected[key][fills] > 1).any()
+        assert torch.equal(found[key][~padding], expected[key][~padding])
+        assert (found[key][padding] == 1).all()
+        assert (expected[key][padding] > 1).any()
 
 
 def by_hand(comparator: str = "dot") -> tuple[TwhinModelConfig, EdgeScorer, dict[str, torch.Tensor]]:
-    """Users 0 to 10 are at 0 to 10 on a line (y is 1), the tweets 0 to 6 at 0, 2, 4, 4, 4, 8, 10; no operator."""
+    """Return a model without operators.
+
+    Users 0 to 10 are at x = 0 to 10, and tweets 0 to 6 at x = 0, 2, 4, 4, 4, 8, 10. y is always 1.
+    """
     config = model_config([relation("fav", "user", "tweet", "identity")], dim=2, comparator=comparator)
     x = {"user": [*range(11)], "tweet": [0, 2, 4, 4, 4, 8, 10]}
     tables = {name: torch.tensor([[float(value), 1.0] for value in values]) for name, values in x.items()}
@@ -176,18 +179,18 @@ def ranked(
     return {key: values.tolist() for key, values in found.items()}
 
 
-def test_a_graph_whose_ranks_are_worked_out_on_paper():
-    # Distances from user 4: 4, 2, 0, 0, 0, 4, 6; from tweet 5, at 8: 8, 7, ..., 0, 1, 2.
+def test_ranks_equal_those_computed_by_hand():
+    # The distances of tweets from user 4 are 4, 2, 0, 0, 0, 4, 6. Those of users from tweet 5 are 8, 7, ..., 0, 1, 2.
     known = [(4, 0, 2), (4, 0, 3), (4, 0, 5), (8, 0, 5), (9, 0, 5)]
     found = ranked(by_hand("l2"), [(4, 0, 5), (4, 0, 3)], known)
-    # Of (4, 0, 5): right: tweets 2, 3 and 4 and 1 are nearer, 0 as near; left: users 8, 7, 9, 6, 10, 5 are nearer.
-    # Of (4, 0, 3): right: 2 and 4 are as near; left: no user is as near.
+    # (4, 0, 5): tweets 1 to 4 are nearer and tweet 0 is as near; users 5 to 10 are nearer.
+    # (4, 0, 3): tweets 2 and 4 are as near; no other user is as near.
     assert found["raw_ranks"] == [[7, 5.5], [1, 2]]
-    # Without tweets 2 and 3; without users 8 and 9. Without tweet 2 (and 5).
+    # (4, 0, 5) ignores tweets 2 and 3 and users 8 and 9. (4, 0, 3) ignores tweets 2 and 5.
     assert found["filtered_ranks"] == [[5, 3.5], [1, 1.5]]
 
 
-def test_the_edges_own_entity_is_no_other_known_one():
+def test_the_edges_own_entity_is_not_another_known_one():
     edges = [(4, 0, 5), (10, 0, 6)]
     found = ranked(by_hand(), edges, edges)
     assert found["filtered_ranks"] == found["raw_ranks"] == [[7, 2], [1, 1]]
@@ -195,7 +198,7 @@ def test_the_edges_own_entity_is_no_other_known_one():
 
 @pytest.mark.parametrize("comparator", ["dot", "cos", "l2"])
 @pytest.mark.parametrize("value", [0.0, 0.1, float("nan")])
-def test_equal_embeddings_are_ranked_by_chance(comparator, value):
+def test_equal_embeddings_get_the_mean_rank(comparator, value):
     config, scorer, tables = by_hand(comparator)
     alike = {name: torch.full_like(rows, value) for name, rows in tables.items()}
     found = ranked((config, scorer, alike), [(0, 0, 0), (10, 0, 3)], [(9, 0, 3), (0, 0, 6)])
@@ -205,11 +208,11 @@ def test_equal_embeddings_are_ranked_by_chance(comparator, value):
 
 
 @pytest.mark.parametrize("comparator", ["dot", "cos", "l2"])
-def test_equal_rows_tie_wherever_they_are_in_a_large_table(comparator):
+def test_equal_rows_of_a_large_table_tie(comparator):
     rows, dim = 5003, 33
     config = model_config([relation("fav", "user", "user", "translation")], dim=dim, comparator=comparator)
     config.embeddings.tables[0].__dict__["num_embeddings"] = rows
-    scorer = EdgeScorer(config, Relations(config))
+    scorer = EdgeScorer(config, config.build_relations())
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(1, dim, generator=generator).repeat(rows, 1)
     table[1::2] *= -1
@@ -217,7 +220,7 @@ def test_equal_rows_tie_wherever_they_are_in_a_large_table(comparator):
     found = ranked((config, scorer, {"user": table}), edges)
     even, odd = 2502, 2501
     for (lhs, _, rhs), ranks in zip(edges, found["raw_ranks"], strict=True):
-        # First those that are like the query, then the others; the own entity amid its like.
+        # Rows equal to the query come first, then the others. The own entity ties with the rows equal to it.
         expected = [
             (1 + (among - 1) / 2) if lhs % 2 == rhs % 2 else 1 + other + (among - 1) / 2
             for own in (lhs, rhs)
@@ -226,13 +229,13 @@ def test_equal_rows_tie_wherever_they_are_in_a_large_table(comparator):
         assert ranks == expected
 
 
-def test_a_nan_is_compared_as_the_same():
+def test_a_nan_counts_as_a_tie():
     config, scorer, tables = by_hand("l2")
     tables["tweet"][6] = torch.nan
     assert ranked((config, scorer, tables), [(4, 0, 1)])["raw_ranks"][0][1] == 1 + 3 + 0.5
 
 
-def test_a_sample_is_a_function_of_the_seed():
+def test_a_sample_depends_on_the_seed_only():
     config = model_config()
 
     def drawn(seed: int) -> list[list[int]]:
@@ -246,7 +249,7 @@ def test_a_sample_is_a_function_of_the_seed():
     assert drawn(seed=0) == drawn(seed=0) != drawn(seed=1)
 
 
-def test_as_many_candidates_as_rows_are_all_of_them():
+def test_with_as_many_candidates_as_rows_all_rows_are_candidates():
     candidates = Candidates(RankingConfig(candidates=11), model_config(), seed=0)
     assert [torch.cat(list(candidates.blocks(name))).tolist() for name in ("user", "tweet")] == [
         [*range(11)],
@@ -254,11 +257,11 @@ def test_as_many_candidates_as_rows_are_all_of_them():
     ]
 
 
-def test_lookups_are_the_same_whatever_the_edges(monkeypatch):
-    monkeypatch.setattr("projects.twhin.model.ranking._LOOKED_UP", 2048 * 6)
+def test_lookups_do_not_depend_on_the_edges(monkeypatch):
+    monkeypatch.setattr("projects.twhin.model.ranking._LOOKUP_VALUES", 2048 * 6)
     config = model_config(MIXED)
     config.embeddings.tables[0].__dict__["num_embeddings"] = 5000
-    relations = Relations(config)
+    relations = config.build_relations()
     scorer, tables = EdgeScorer(config, relations), {"user": torch.zeros(5000, 6), "tweet": torch.zeros(7, 6)}
     kinds = []
     for edges in (random_edges(config, 12), [(1, 0, 2)] * 12, [(0, 4, 6)] * 12):
@@ -276,7 +279,7 @@ def test_without_known_edges_there_are_no_filtered_ranks():
     assert "filtered_ranks" not in ranked(by_hand(), [(4, 0, 5)])
 
 
-def test_the_share_of_its_own_negatives_that_an_edge_beats():
+def test_negatives_beaten_is_a_share_of_the_edges_own_negatives():
     setup = by_hand("l2")
     batch = evaluation_batch(setup[1].relations, [(4, 0, 5), (4, 0, 3)])
     negatives = {"lhs": torch.tensor([[0, 3, 8], [5, 3, 10]]), "rhs": torch.tensor([[6, 0, 3], [2, 4, 6]])}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from projects.twhin.model.relations import SIDES, Relations
+from projects.twhin.data.relations import SIDES
 from projects.twhin.model.scorer import EdgeScorer
 from tests.support.toy_twhin import MIXED, edge_batch, model_config, relation, score, scorer_of, table_rows
 
@@ -16,9 +16,9 @@ Comparator = Literal["dot", "cos", "l2"]
 @pytest.mark.parametrize("operator_sides", ["both", "lhs", "rhs"])
 @pytest.mark.parametrize("comparator", ["dot", "cos", "l2"])
 def test_scores_equal_the_closed_form(operator_sides: OperatorSides, comparator: Comparator):
-    """Every relation's edges against every entity, from both sides."""
+    """Edges of every relation are scored against every entity, on both sides."""
     config = model_config(operator_sides=operator_sides, comparator=comparator)
-    scorer, tables, relations = scorer_of(config), table_rows(config), Relations(config)
+    scorer, tables, relations = scorer_of(config), table_rows(config), config.build_relations()
     batch = edge_batch(relations, [(lhs, rel, lhs + 3) for rel, lhs in itertools.product(range(len(MIXED)), (0, 2))])
     ids = {"lhs": batch.lhs, "rhs": batch.rhs}
     start = 0
@@ -39,24 +39,26 @@ def test_scores_equal_the_closed_form(operator_sides: OperatorSides, comparator:
                     np.testing.assert_allclose(scores[row, entity].item(), expected, rtol=1e-8, atol=1e-6)
 
 
-def test_parameters_are_few_and_the_same_for_any_order_of_relations():
-    names = dict(EdgeScorer(model_config(), Relations(model_config())).named_parameters())
+def test_there_is_one_parameter_per_side_operator_and_dimension():
+    names = dict(EdgeScorer(model_config(), model_config().build_relations()).named_parameters())
     operators = ("translation_6", "diagonal_6", "complex_diagonal_6", "linear_6")
     assert sorted(names) == sorted(f"operators.{side}.{name}.weight" for side in SIDES for name in operators)
     assert names["operators.lhs.translation_6.weight"].shape == (2, 6)
     for side in SIDES:
         config = model_config(operator_sides=side)
-        assert {name.split(".")[1] for name, _ in EdgeScorer(config, Relations(config)).named_parameters()} == {side}
+        assert {name.split(".")[1] for name, _ in EdgeScorer(config, config.build_relations()).named_parameters()} == {
+            side
+        }
 
 
-def test_only_identities_have_no_parameters():
+def test_identities_have_no_parameters():
     config = model_config([relation("block", "user", "user", "identity")])
-    assert not list(EdgeScorer(config, Relations(config)).parameters())
+    assert not list(EdgeScorer(config, config.build_relations()).parameters())
 
 
-def test_every_parameter_gets_a_gradient_of_no_edges():
+def test_without_edges_every_parameter_gets_a_zero_gradient():
     config = model_config()
-    scorer, relations = scorer_of(config), Relations(config)
+    scorer, relations = scorer_of(config), config.build_relations()
     count = len(relations.segments)
     empty = [torch.empty(0, 6, dtype=torch.float64)] * count
     none = [torch.empty(0, dtype=torch.int64)] * count

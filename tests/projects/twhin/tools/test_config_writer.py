@@ -30,7 +30,7 @@ def test_configuration_describes_the_graph(tmp_path):
     relations = [(relation.name, relation.lhs, relation.rhs) for relation in config.model.relation_list]
     assert relations == [("fav", "user", "tweet"), ("follow: a", "user", "user")]
     assert config.train_data.data_root == "data/mine/train"
-    assert config.partitions["validation"].data_root == "data/mine/validation"
+    assert config.evaluation_data["validation"].data_root == "data/mine/validation"
     assert config.metrics.known_edges == ["data/mine/test"]
     assert config.training.num_train_steps == 10 * (100_000 // config.train_data.batch_size(1))
 
@@ -80,4 +80,4 @@ def test_evaluation_of_large_graphs_is_bounded(tmp_path):
     assert (small.metrics.candidates, large.metrics.candidates) == (None, 100_000)
     assert (small.metrics.filtered, large.metrics.filtered) == (True, False)
     assert large.metrics.known_edges == []
-    assert (small.partitions["validation"].limit, large.partitions["validation"].limit) == (None, 20_000)
+    assert (small.evaluation_data["validation"].limit, large.evaluation_data["validation"].limit) == (None, 20_000)

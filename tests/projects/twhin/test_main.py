@@ -241,10 +241,11 @@ def test_options_that_do_not_fit_two_processes_are_errors(two: tuple[Path, dict[
         assert fact in outcomes["replica"]
     assert outcomes["lanes"].startswith("train_data: ")
     assert "lanes" in outcomes["lanes"]
-    assert outcomes["adam"].startswith(f"{TABLES}[1].optimizer.adam: ")
+    assert outcomes["adam"].startswith(f"{TABLES}[1].optimizer")
     assert "CUDA" in outcomes["adam"]
-    assert outcomes["columns"].startswith(f"{TABLES}[0].sharding: column_wise ")
-    assert "row_wise_adagrad" in outcomes["columns"]
+    assert outcomes["columns"].startswith(f"{TABLES}[0].sharding")
+    for fact in ("column_wise", "row_wise_adagrad"):
+        assert fact in outcomes["columns"]
 
 
 @pytest.mark.parametrize(

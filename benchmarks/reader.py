@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ def small_rows(folder: Path) -> Iterator[int]:
     from common.reader.parquet import ParquetTable
     from common.reader.reader import BatchReader
 
-    columns = {"x": Column("x", width=4), "label": Column("label")}
+    columns: dict[Hashable, Column] = {"x": Column("x", width=4), "label": Column("label")}
     reader = BatchReader(
         ParquetTable(matching_files(str(folder)), columns), lambda *_: Batch(), global_batch_size=1024, lanes=LANES
     )

@@ -9,7 +9,7 @@ import bisect
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from common.reader.column import Column, bad_value, checked_values, numpy_dtype, stored_dtype
 from common.reader.files import UNREADABLE, DataError, Files
 
-RowGroup = dict[str, NDArray[Any]]
-"""Columns of a row group as they are stored, [rows] or [rows, width]."""
+RowGroup = dict[Hashable, NDArray[Any]]
+"""Columns of a row group as they are stored, by key, each [rows] or [rows, width]."""
 
 
 class BadValue(NamedTuple):
     """A mistake in the column that has this key, and what is wrong there."""
 
-    key: str
+    key: Hashable
     row: int
     problem: str
 
@@ -50,7 +50,7 @@ class ParquetTable:
     def __init__(
         self,
         files: Files,
-        columns: Mapping[str, Column],
+        columns: Mapping[Hashable, Column],
         *,
         rows: Callable[[int], range] | None = None,
         check: Callable[[RowGroup], BadValue | None] | None = None,
@@ -74,7 +74,7 @@ class ParquetTable:
           DataError: a file can't be read, lacks a column, has it in another type or width, or there are no rows.
         """
         self.inputs = files.description
-        self.columns: Mapping[str, Column] = dict(columns)
+        self.columns: Mapping[Hashable, Column] = dict(columns)
         self._paths = files.paths
         self._check = check
         self._prepare = prepare
@@ -82,7 +82,7 @@ class ParquetTable:
         self._footer = functools.lru_cache(maxsize=_FOOTERS)(pq.read_metadata)
         self._versions: list[_Version] = []
         self._first_group: list[int] = []
-        self._dtypes: dict[str, np.dtype[Any]] = {}
+        self._dtypes: dict[Hashable, np.dtype[Any]] = {}
         self.column_names: set[str] = set()
         """Of all columns of the files."""
         in_files: list[int] = []

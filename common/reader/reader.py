@@ -1,7 +1,7 @@
 """Batches from a Parquet table: this rank's lanes, in order, decoded ahead, from any position on."""
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -20,8 +20,8 @@ from common.reader.sampling import Sampling
 
 B = TypeVar("B", bound=Batch)
 
-Columns = dict[str, torch.Tensor]
-"""Of a batch, [rows] or [rows, values]."""
+Columns = dict[Hashable, torch.Tensor]
+"""Columns of a batch, by key, each [rows] or [rows, values]."""
 
 
 class PrefetchOptions(NamedTuple):

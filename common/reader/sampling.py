@@ -1,5 +1,6 @@
 """Leaving out rows that are read, such as most of the negatives: what a reader asks for."""
 
+from collections.abc import Hashable
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ class Sampling(Protocol):
         """Rows that are read for each that a batch has room for."""
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def columns(self) -> tuple[Hashable, ...]:
         """What choose() looks at."""
 
     def choose(

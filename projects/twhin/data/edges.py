@@ -1,6 +1,6 @@
 """From the files of edges to batches, sorted into the model's segments."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Self
 
 import numpy as np
@@ -16,7 +16,7 @@ from projects.twhin.data.batch import EdgeBatch
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.model.relations import SIDES, Relations, Side
 
-COLUMNS = {name: Column(name, torch.int64, booleans=False) for name in ("lhs", "rel", "rhs")}
+COLUMNS: dict[Hashable, Column] = {name: Column(name, torch.int64, booleans=False) for name in ("lhs", "rel", "rhs")}
 """Of a table of edges: row of the left entity, id of the relation, row of the right entity."""
 
 OfEdges = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Mapping[str, torch.Tensor]]

@@ -66,7 +66,7 @@ class KnownEdges:
 
     def __call__(self, lhs: torch.Tensor, rel: torch.Tensor, rhs: torch.Tensor) -> dict[str, torch.Tensor]:
         """EdgeBatch.known of edges lhs, rel and rhs: [batch], int64. An edge of no evaluated table may have none."""
-        edges = {"lhs": lhs.numpy(), "rel": rel.numpy(), "rhs": rhs.numpy()}
+        edges: RowGroup = {"lhs": lhs.numpy(), "rel": rel.numpy(), "rhs": rhs.numpy()}
         return {side: torch.from_numpy(answers.of(edges)) for side, answers in self._sides.items()}
 
 

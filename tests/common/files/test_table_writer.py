@@ -1,3 +1,4 @@
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_a_missing_column_is_refused(tmp_path):
 @pytest.mark.parametrize("name", COLUMNS)
 def test_other_values_are_another_table_to_a_run_that_is_resumed(tmp_path, name):
     """Of the same sizes and statistics: none of the vectors shrinks."""
-    columns = {"vector": ReadColumn("vector", width=3)}
+    columns: dict[Hashable, ReadColumn] = {"vector": ReadColumn("vector", width=3)}
     arrays = rows(4)
     found = set()
     for change in (0, 0, 1):

@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ def write(path: Path, columns: dict[str, Any], row_group_size: int = 2) -> Path:
     return path
 
 
-def read(path: Path, **columns: Column) -> dict[str, torch.Tensor]:
+def read(path: Path, **columns: Column) -> Columns:
     """All rows in stored order, as they get into a batch."""
-    table = ParquetTable(matching_files(str(path)), columns)
+    table = ParquetTable(matching_files(str(path)), dict(columns.items()))
     reader = BatchReader(table, Rows, global_batch_size=table.num_rows, lanes=1)
     (placed,) = reader.evaluate()
     return placed.batch.columns
@@ -122,7 +123,7 @@ def test_a_range_of_rows(three_files):
 
 def test_row_groups_outside_a_range_are_not_decoded(tmp_path):
     path = write(tmp_path / "a.parquet", {"x": [5, 0, 0, 1, 1, 5]})
-    label = {"x": Column("x", torch.int64, values="label")}
+    label: dict[Hashable, Column] = {"x": Column("x", torch.int64, values="label")}
     table = ParquetTable(matching_files(str(path)), label, rows=lambda num_rows: range(2, num_rows - 2))
     assert table.decode(0)["x"].tolist() == [0, 1]
     assert len(table.rows_per_group) == 1
@@ -393,7 +394,7 @@ def test_a_check_of_several_columns_is_told_with_its_place(tmp_path):
         return BadValue("low", int(misfits[0]), f"{stored['low'][misfits[0]]} found") if len(misfits) else None
 
     path = write(tmp_path / "a.parquet", {"from": [1, 2, 3, 9], "to": [1, 3, 4, 5]})
-    columns = {"low": Column("from", torch.int64), "high": Column("to", torch.int64)}
+    columns: dict[Hashable, Column] = {"low": Column("from", torch.int64), "high": Column("to", torch.int64)}
     # The second row of the row group: rows are counted in it, whatever range is read.
     table = ParquetTable(matching_files(str(path)), columns, check=check, rows=lambda num_rows: range(1, num_rows))
     assert table.decode(0)["low"].tolist() == [2]

@@ -3,7 +3,7 @@ import dataclasses
 import itertools
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from common.reader.order import Position
 from common.reader.parquet import ParquetTable, RowGroup
 from common.reader.reader import BatchReader, Columns, PositionedBatch, PrefetchOptions
 
-COLUMNS = {
+COLUMNS: dict[Hashable, Column] = {
     "id": Column("id", torch.int64),
     "vector": Column("vector", width=2),
     "label": Column("label", torch.int8, values="label"),

@@ -290,7 +290,7 @@ def mistake(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
         (["--schema", "b.json", "--inputs", "x", "--set", "a=b"], "--set and --data_set go with --config"),
         (["--schema", "b.json", "--inputs", "x", "--data_set", "train_data"], "--set and --data_set go with --config"),
         (["--config", "a.yaml", "--processes", "0"], "'0' is not a whole number >= 1"),
-        (["--schema", "nowhere.json", "--inputs", "x"], "--schema: nowhere.json can't be read: No such file"),
+        (["--schema", "nowhere.json", "--inputs", "x"], "--schema: cannot read nowhere.json: No such file"),
     ],
 )
 def test_mistakes_of_the_command_line(arguments, message, tmp_path, monkeypatch):

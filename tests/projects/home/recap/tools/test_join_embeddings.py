@@ -158,7 +158,7 @@ def test_mistakes_leave_nothing(tmp_path, sources):
         )
     assert refused(data=data / "schema.json").startswith(f"--data {data}/schema.json: a file; give the directory of a")
     assert refused(data=data / "no").startswith(f"--data {data}/no: no such directory (looked from ")
-    assert refused(data=empty).startswith(f"--data: {empty}/schema.json can't be read: No such file or directory")
+    assert refused(data=empty).startswith(f"--data: cannot read {empty}/schema.json: No such file or directory")
     write_embeddings(tmp_path / "names.parquet", pa.array(["ann", "bob"]), np.ones((2, 3), np.float32))
     assert "no entity is an integer" in refused(user_embedding=Source("meta__user_id", str(tmp_path / "names.parquet")))
     write_embeddings(tmp_path / "far.parquet", pa.array([77]), np.ones((1, 3), np.float32))
@@ -174,7 +174,7 @@ def test_mistakes_leave_nothing(tmp_path, sources):
     damaged.unlink()
     assert refused() == f"--data {data}: no *.parquet file in this directory or below it"
     (data / "schema.json").unlink()
-    assert refused().startswith(f"--data: {data}/schema.json can't be read")
+    assert refused().startswith(f"--data: cannot read {data}/schema.json")
 
 
 def test_a_null_among_the_ids(tmp_path, sources):

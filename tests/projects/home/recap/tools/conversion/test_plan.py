@@ -173,7 +173,7 @@ def test_a_feature_whose_own_name_is_taken_is_left_out(tmp_path, caplog):
         (
             {},
             {"renamed_features": {"continuous": "home.cont"}},
-            "which has continuous, binary, like; converted files have our names: leave renamed_features out",
+            "which has continuous, binary, like. Converted files use the standard names: remove renamed_features",
         ),
     ],
 )

@@ -174,7 +174,7 @@ def test_the_expected_loss_is_the_loss_over_all_rows(tmp_path):
 
 
 def test_an_evaluation_counts_every_row_equally(tmp_path):
-    """In each class, the weights sum to the number of rows divided by the multiplier, despite shorter last shares."""
+    """The weights of each class sum to its rows divided by the multiplier, although the last shares are shorter."""
     write(tmp_path, numbered_rows(61))
     data = config(tmp_path, downsample(["like"], multiplier=4), global_batch_size=8, lanes=4)
     for ranks in (1, 2):

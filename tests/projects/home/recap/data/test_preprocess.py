@@ -122,7 +122,7 @@ def test_the_expected_weighted_sum_is_the_sum_over_all_rows_divided_by_the_multi
 
 @pytest.mark.parametrize(FLAGS, [share for share in SHARES if len(share[0]) == share[1] * share[2]])
 def test_loss_and_gradient_are_unbiased(is_positive, keep, multiplier):
-    """For a full share, the expected loss and gradient are those of the mean loss over all rows read."""
+    """The expected loss and gradient of a full share are those of the mean loss over all rows read."""
     rng = np.random.default_rng(1)
     features = torch.from_numpy(rng.normal(size=(len(is_positive), 3)))
     labels = torch.from_numpy(np.stack([is_positive, rng.integers(0, 2, len(is_positive))], axis=1)).double()

@@ -20,7 +20,8 @@ class SegDenseSchema(BaseConfig):
 
     schema_path: str = pydantic.Field(
         min_length=1,
-        description='JSON: {"schema": [{"feature_name": ..., "dtype": "float_list" or "int64_list", "length": ...}]}.',
+        description="Path of the schema, a JSON file: "
+        '{"schema": [{"feature_name": ..., "dtype": "float_list" or "int64_list", "length": ...}]}.',
     )
     features: list[str] = pydantic.Field(
         [], description="Names of the features to read; empty reads all that the schema has."
@@ -57,7 +58,7 @@ class DownCast(BaseConfig):
     """Narrower types that features have between the reader and the device. The model widens them again."""
 
     features: dict[str, Literal["bfloat16", "bool", "float32", "float16", "uint8"]] | None = pydantic.Field(
-        None, description="Maps the name of a feature to its type in batches; null changes none."
+        None, description="Maps the name of a feature to its type in batches; null keeps all types."
     )
 
 
@@ -107,7 +108,7 @@ class DownsampleNegatives(BaseConfig):
     engagements_list: list[str] = pydantic.Field(
         [], description="Labels (keys of tasks) that make a row positive if any of them is 1; empty means all tasks."
     )
-    num_engagements: pydantic.PositiveInt = pydantic.Field(description="Number of tasks, as a check.")
+    num_engagements: pydantic.PositiveInt = pydantic.Field(description="Number of tasks; a consistency check.")
 
 
 class Preprocess(BaseConfig):
@@ -116,7 +117,7 @@ class Preprocess(BaseConfig):
     truncate_and_slice: TruncateAndSlice | None = pydantic.Field(
         None, description="Selects values of features; null uses all."
     )
-    downcast: DownCast | None = pydantic.Field(None, description="Narrower types for features; null changes none.")
+    downcast: DownCast | None = pydantic.Field(None, description="Narrower types for features; null keeps all types.")
     rectify_labels: RectifyLabels | None = pydantic.Field(
         None, description="Sets labels that came too long after serving to 0; null keeps all labels."
     )
@@ -129,7 +130,7 @@ class Preprocess(BaseConfig):
 
 
 # A century. A longer range is surely a typo, and searching it would take very long.
-_MOST_DAYS = 36_525
+_MAX_DAYS = 36_525
 
 
 class ExplicitDateInputs(BaseConfig):
@@ -137,7 +138,7 @@ class ExplicitDateInputs(BaseConfig):
 
     data_root: str = pydantic.Field(min_length=1, description="Directory of the folders by year.")
     end_date: str = pydantic.Field(description="Last day, YYYY-MM-DD or YYYY/MM/DD.")
-    days: int = pydantic.Field(gt=0, le=_MOST_DAYS, description="Number of days, including end_date.")
+    days: int = pydantic.Field(gt=0, le=_MAX_DAYS, description="Number of days, including end_date.")
     num_missing_days_tol: pydantic.NonNegativeInt = pydantic.Field(
         0, description="Number of days that may have no file; more is an error."
     )
@@ -156,7 +157,7 @@ class ExplicitDatetimeInputs(BaseConfig):
     end_datetime: str = pydantic.Field(
         description="Last hour, YYYY-MM-DDTHH, YYYY-MM-DD HH or YYYY/MM/DD/HH, optionally followed by :00."
     )
-    hours: int = pydantic.Field(gt=0, le=24 * _MOST_DAYS, description="Number of hours, including end_datetime.")
+    hours: int = pydantic.Field(gt=0, le=24 * _MAX_DAYS, description="Number of hours, including end_datetime.")
     num_missing_hours_tol: pydantic.NonNegativeInt = pydantic.Field(
         0, description="Number of hours that may have no file; more is an error."
     )

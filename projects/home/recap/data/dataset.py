@@ -85,16 +85,17 @@ class RecapDataset:
         columns |= preparation.columns
         downsample = config.preprocess.downsample_negatives if config.preprocess is not None else None
         sampling = None if downsample is None else NegativeSampling(downsample, len(config.tasks), key_path)
-        data = {task: config.tasks[task] for task in tasks}
-        rates = {task: (of.pos_downsampling_rate, of.neg_downsampling_rate) for task, of in data.items()}
-        none = dict.fromkeys(tasks, (1.0, 1.0))
-        # Sampling is corrected once: by the weights of the examples, or else by the model.
-        by_weights, by_model = (rates, none) if evaluation or config.weigh_loss_by_sampling_rates else (none, rates)
+        data = {name: config.tasks[name] for name in tasks}
+        rates = {name: (task.pos_downsampling_rate, task.neg_downsampling_rate) for name, task in data.items()}
+        no_sampling = dict.fromkeys(tasks, (1.0, 1.0))
+        # Either the example weights or the model correct for sampling, never both.
+        weighted = evaluation or config.weigh_loss_by_sampling_rates
+        weight_rates, calibration_rates = (rates, no_sampling) if weighted else (no_sampling, rates)
         table = ParquetTable(find_files(config, key_path), columns, prepare=preparation, cache=config.cache)
         columns_by_name.check_unambiguous(table.column_names, table.inputs)
         if config.cache:
             _check_memory(table, key_path)
-        return cls(table, features, by_model, _MakeBatch(by_weights), sampling, config)
+        return cls(table, features, calibration_rates, _MakeBatch(weight_rates), sampling, config)
 
     def reader(self, rank: int, world_size: int) -> BatchReader[RecapBatch]:
         """Return a reader of this rank's share of the batches."""
@@ -127,8 +128,8 @@ class RecapDataset:
         for name, feature in self.features.items():
             if feature.positions != train.features[name].positions:
                 raise ConfigError(
-                    f"{key_path}: the mask of '{name}' selects other values than the mask of train_data. Use the same "
-                    "mask in preprocess.truncate_and_slice"
+                    f"{key_path}: '{name}' does not use the same values as in train_data. Use the same mask in "
+                    "preprocess.truncate_and_slice"
                 )
 
     @property

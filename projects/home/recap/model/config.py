@@ -148,7 +148,7 @@ class ModelConfig(BaseConfig):
         "output; share_partial: both, concatenated.",
     )
     backbone: TaskModel | None = pydantic.Field(
-        None, description="The part that towers share. Required unless multi_task_type is share_none."
+        None, description="The part that towers share. Must be null for share_none; required otherwise."
     )
 
     score_weights: dict[str, float] | None = pydantic.Field(

@@ -80,7 +80,8 @@ class HeavyRanker(nn.Module):
           user_embedding: [batch, width]. Each of the three embeddings is required if the model was built with it.
           user_eng_embedding: [batch, width].
           author_embedding: [batch, width].
-          discrete: integer ids within their tables, [batch, discrete]. Required if the model has small embeddings.
+          discrete: integer discrete features, [batch, discrete]. Required if the model has small embeddings, whose
+            features must be ids within their tables.
 
         Returns:
           "logits", "probabilities" (of the data as weighted by the loss) and "calibrated_probabilities" (of the data

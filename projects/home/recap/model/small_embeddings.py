@@ -56,7 +56,7 @@ class SmallEmbeddings(nn.Module):
         """Return the embeddings, [batch, out_features], concatenated in the configured order of the tables.
 
         Args:
-          discrete: ids within their tables, int64 [batch, discrete].
+          discrete: discrete features, int64 [batch, discrete]. Those of the tables must be ids within their tables.
         """
         tables = zip(self._indices, self.tables.values(), strict=True)
         return torch.cat([table(discrete[:, index]) for index, table in tables], dim=1)

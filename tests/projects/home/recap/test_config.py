@@ -94,7 +94,7 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
         ("training.num_train_steps=true", "training.num_train_steps", "^true ", "a valid integer"),
         ("training.num_train_steps=null", "training.num_train_steps", "^null ", "a valid integer"),
         ("runtime.enable_amp=1", "runtime.enable_amp", "^1 ", "a valid boolean"),
-        ("train_data.lanes=yes", "train_data.lanes", r"^yes \(in YAML true\) ", "a valid integer"),
+        ("train_data.lanes=yes", "train_data.lanes", r"^yes \(.*\btrue\b.*\) ", "a valid integer"),
         ("train_data.inputs=7", "train_data.inputs", "^7 ", "a valid string"),
         ("train_data=null", "train_data", "^null ", "a mapping"),
         ("train_data.tasks=[a]", "train_data.tasks", "^a list ", "a mapping"),
@@ -356,7 +356,7 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             "^1 ",
             "at least 2",
         ),
-        ("training.num_eval_steps=0", "training.num_eval_steps", "^0 ", "a negative number evaluates the whole"),
+        ("training.num_eval_steps=0", "training.num_eval_steps", "^0 ", "negative number .*whole"),
         ("runtime.wandb.host=localhost", "runtime.wandb.host", "^'localhost' ", "URL like https://"),
     ],
 )

@@ -59,9 +59,9 @@ MODEL = {
 }
 
 
-def trained(data: dict[str, Any], weighs: bool) -> tuple[HeavyRanker, RecapDataset]:
+def trained(data: dict[str, Any], weighted: bool) -> tuple[HeavyRanker, RecapDataset]:
     """Return the ranker at the minimum of its (convex) loss over all stored rows, and the data set."""
-    config = RecapDataConfig.model_validate({**data, "weigh_loss_by_sampling_rates": weighs})
+    config = RecapDataConfig.model_validate({**data, "weigh_loss_by_sampling_rates": weighted})
     dataset = RecapDataset.open(config, ["bought"], "train_data", evaluation=False)
     [positioned] = dataset.reader(0, 1).train(seed=0)
     torch.manual_seed(0)
@@ -90,9 +90,9 @@ def mean_over_the_population(zero: float, one: float) -> float:
     return (ROWS[0] * zero + ROWS[1] * one) / sum(ROWS.values())
 
 
-@pytest.mark.parametrize("weighs", [True, False])
-def test_calibrated_probabilities_are_those_before_sampling(stored: dict[str, Any], weighs: bool) -> None:
-    ranker, _ = trained(stored, weighs)
+@pytest.mark.parametrize("weighted", [True, False])
+def test_calibrated_probabilities_are_those_before_sampling(stored: dict[str, Any], weighted: bool) -> None:
+    ranker, _ = trained(stored, weighted)
     calibrated = predictions(ranker, "calibrated_probabilities")
     assert calibrated == pytest.approx([POSITIVES[value] / ROWS[value] for value in (0, 1)], rel=1e-3)
     assert mean_over_the_population(*calibrated) == pytest.approx(BASE_RATE, rel=1e-3)
@@ -100,24 +100,24 @@ def test_calibrated_probabilities_are_those_before_sampling(stored: dict[str, An
 
 def test_uncalibrated_probabilities_are_those_of_the_weighted_loss(stored: dict[str, Any]) -> None:
     as_stored = [POSITIVES[v] * 0.5 / (POSITIVES[v] * 0.5 + (ROWS[v] - POSITIVES[v]) * 0.05) for v in (0, 1)]
-    assert predictions(trained(stored, weighs=False)[0], "probabilities") == pytest.approx(as_stored, rel=1e-3)
+    assert predictions(trained(stored, weighted=False)[0], "probabilities") == pytest.approx(as_stored, rel=1e-3)
     before = [POSITIVES[value] / ROWS[value] for value in (0, 1)]
-    assert predictions(trained(stored, weighs=True)[0], "probabilities") == pytest.approx(before, rel=1e-3)
+    assert predictions(trained(stored, weighted=True)[0], "probabilities") == pytest.approx(before, rel=1e-3)
 
 
 def test_correcting_twice_would_miss_the_base_rate(stored: dict[str, Any]) -> None:
     """Shows that the tests above can fail."""
-    ranker, dataset = trained(stored, weighs=True)
+    ranker, dataset = trained(stored, weighted=True)
     twice = HeavyRanker(ModelConfig.model_validate(MODEL), dataset.widths, {"bought": (0.5, 0.05)})
     twice.load_state_dict(ranker.state_dict())
     assert mean_over_the_population(*predictions(twice, "calibrated_probabilities")) < 0.2 * BASE_RATE
 
 
-@pytest.mark.parametrize("weighs", [True, False])
-def test_evaluation_metrics_show_a_calibrated_model(stored: dict[str, Any], weighs: bool) -> None:
+@pytest.mark.parametrize("weighted", [True, False])
+def test_evaluation_metrics_show_a_calibrated_model(stored: dict[str, Any], weighted: bool) -> None:
     """Weighted predictions and labels agree, because evaluation weights examples by the inverse sampling rates."""
-    ranker, _ = trained(stored, weighs)
-    config = RecapDataConfig.model_validate({**stored, "weigh_loss_by_sampling_rates": weighs})
+    ranker, _ = trained(stored, weighted)
+    config = RecapDataConfig.model_validate({**stored, "weigh_loss_by_sampling_rates": weighted})
     evaluated = RecapDataset.open(config, ["bought"], "validation_data.v", evaluation=True)
     [positioned] = evaluated.reader(0, 1).evaluate()
     with torch.no_grad():

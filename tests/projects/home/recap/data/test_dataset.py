@@ -223,19 +223,19 @@ def test_training_weights_do_not_correct_for_sampling_by_default(tmp_path):
         assert torch.equal(positioned.batch.weights, torch.ones(16, 1))
 
 
-@pytest.mark.parametrize("weighs", [True, False])
-def test_sampling_is_corrected_once(tmp_path, weighs):
+@pytest.mark.parametrize("weighted", [True, False])
+def test_sampling_is_corrected_once(tmp_path, weighted):
     """Either the weights of training batches or the model's calibration correct for sampling, never both."""
     _, data = sampled(tmp_path)
-    data = data.model_copy(update={"inputs": str(tmp_path / TASKS[0]), "weigh_loss_by_sampling_rates": weighs})
+    data = data.model_copy(update={"inputs": str(tmp_path / TASKS[0]), "weigh_loss_by_sampling_rates": weighted})
     dataset = opened(data, TASKS[:2], evaluation=False)
     assert dataset.calibration_rates == dict(
-        zip(TASKS[:2], [(1.0, 1.0)] * 2 if weighs else [(1.0, 0.25), (0.5, 0.125)], strict=True)
+        zip(TASKS[:2], [(1.0, 1.0)] * 2 if weighted else [(1.0, 0.25), (0.5, 0.125)], strict=True)
     )
     for positioned in dataset.reader(0, 1).train(seed=0):
         labels, weights = positioned.batch.labels, positioned.batch.weights
         expected = torch.where(labels == 1, torch.tensor([1.0, 2.0]), torch.tensor([4.0, 8.0]))
-        assert torch.equal(weights, expected if weighs else torch.ones_like(weights))
+        assert torch.equal(weights, expected if weighted else torch.ones_like(weights))
 
 
 def test_sampling_weights_multiply_the_weight_column(folder, rows):
@@ -301,7 +301,7 @@ def test_a_schema_with_another_width_than_the_files_is_an_error(folder):
     ("column", "bad", "problem"),
     [
         (TASKS[1], 2, r"\b2\b.*label.*0 or 1"),
-        ("weight", -1.0, r"-1\.0\b.*weight.*negative"),
+        ("weight", -1.0, r"-1\.0\b.*a weight"),
         (f"teacher.{TASKS[2]}", 1.5, r"\b1\.5\b.*probability.*between 0 and 1"),
     ],
 )

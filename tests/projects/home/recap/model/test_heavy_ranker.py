@@ -149,9 +149,8 @@ def test_works_without_embeddings() -> None:
 @pytest.mark.parametrize("overrides", [(), SHARE_NONE, SHARE_PARTIAL, (SMALL_EMBEDDINGS,)], ids=str)
 def test_can_be_exported(overrides: Sequence[str]) -> None:
     cudnn: Any = torch.backends.cudnn
-    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = (
-        "tf32"  # as in a new process; docs/heavy-ranker.md explains why
-    )
+    # As in a new process; docs/heavy-ranker.md explains why.
+    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32"
     ranker = build(overrides=overrides)
     batch = torch.export.Dim("batch", min=2)
     exported = torch.export.export(ranker, (*inputs(), discrete()), dynamic_shapes=tuple({0: batch} for _ in range(6)))

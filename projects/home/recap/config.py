@@ -15,52 +15,54 @@ from projects.home.recap.optimizer import RecapOptimizerConfig
 
 
 class RecapConfig(JobConfig):
-    """What a run of projects.home.recap.main reads."""
+    """The whole configuration of projects.home.recap.main."""
 
     evaluation_only_keys: ClassVar[frozenset[str]] = frozenset({"validation_data", "metrics"})
 
-    model: ModelConfig = pydantic.Field(description="The model.")
-    train_data: RecapDataConfig = pydantic.Field(description="What to train on.")
+    model: ModelConfig = pydantic.Field(description="The model to train.")
+    train_data: RecapDataConfig = pydantic.Field(description="The data set to train on.")
     validation_data: dict[str, RecapDataConfig] = pydantic.Field(
-        {}, description="What to evaluate on: partitions by name."
+        {}, description="Data sets to evaluate on, keyed by partition name."
     )
-    metrics: MetricsConfig = pydantic.Field(MetricsConfig(), description="What to measure on every partition.")
-    optimizer: RecapOptimizerConfig = pydantic.Field(description="How to update the model.")
-    which_metrics: NotSupportedYet = pydantic.Field(None, description="Another choice of metrics.")
+    metrics: MetricsConfig = pydantic.Field(MetricsConfig(), description="Metrics to compute on every partition.")
+    optimizer: RecapOptimizerConfig = pydantic.Field(description="The optimizer and its learning rates.")
+    which_metrics: NotSupportedYet = pydantic.Field(None, description="Selects a different set of metrics.")
 
     @pydantic.model_validator(mode="after")
     def _tasks_match(self) -> "RecapConfig":
-        """Every task of the model has labels in every data set, and a learning rate."""
+        """Check that every task of the model has labels in every data set, and a learning rate."""
         tasks = self.model.tasks
-        problems = _missing("train_data.tasks", tasks, self.train_data.tasks)
+        problems = _missing_tasks("train_data.tasks", tasks, self.train_data.tasks)
         for name, data in self.validation_data.items():
-            problems += _missing(f"validation_data.{name}.tasks", tasks, data.tasks)
+            problems += _missing_tasks(f"validation_data.{name}.tasks", tasks, data.tasks)
             if unknown := [task for task in data.evaluation_tasks if task not in tasks]:
-                place = f"validation_data.{name}.evaluation_tasks"
-                problems.append(f"{place} has {', '.join(unknown)} (not in model.tasks)")
+                problems.append(_unknown_tasks(f"validation_data.{name}.evaluation_tasks", unknown))
         if self.train_data.evaluation_tasks:
             problems.append(
-                "train_data.evaluation_tasks is given, but nothing is evaluated on train_data; give the same inputs as "
-                "a partition of validation_data"
+                "train_data.evaluation_tasks is set, but train_data is never evaluated. To evaluate on the training "
+                "files, add a partition to validation_data with the same inputs"
             )
         if (rates := self.optimizer.multi_task_learning_rates) is not None:
-            place = "optimizer.multi_task_learning_rates.tower_learning_rates"
-            problems += _missing(place, tasks, rates.tower_learning_rates)
+            key_path = "optimizer.multi_task_learning_rates.tower_learning_rates"
+            problems += _missing_tasks(key_path, tasks, rates.tower_learning_rates)
             if unknown := [name for name in rates.tower_learning_rates if name not in tasks]:
-                problems.append(f"{place} has {', '.join(unknown)} (not in model.tasks)")
+                problems.append(_unknown_tasks(key_path, unknown))
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     def data_sets(self) -> dict[str, RecapDataConfig]:
-        """By their paths in the configuration, the training data first."""
+        """Return the data sets keyed by their key paths in the configuration, training data first."""
         return {"train_data": self.train_data} | {
-            f"validation_data.{name}": partition for name, partition in self.validation_data.items()
+            f"validation_data.{name}": data for name, data in self.validation_data.items()
         }
 
     def identity(self) -> dict[str, Any]:
-        """As the base's, less what training doesn't depend on: the weights of the score, what is measured, and how much
-        data is held ready. With a digest of each mask file beside its path."""
+        """Return the settings that a resume must not change.
+
+        Excludes settings that training does not depend on: score weights, metrics and prefetching. Adds a digest of
+        each mask file to its path.
+        """
         identity = super().identity()
         for key in ("score_weights", "stratifiers"):
             del identity["model"][key]
@@ -73,6 +75,10 @@ class RecapConfig(JobConfig):
         return identity
 
 
-def _missing(place: str, tasks: Iterable[str], found: Collection[str]) -> list[str]:
-    missing = [task for task in tasks if task not in found]
-    return [f"{place} lacks {', '.join(missing)} (every key of model.tasks is needed)"] if missing else []
+def _missing_tasks(key_path: str, tasks: Iterable[str], given: Collection[str]) -> list[str]:
+    missing = [task for task in tasks if task not in given]
+    return [f"{key_path} lacks {', '.join(missing)} (every key of model.tasks is required)"] if missing else []
+
+
+def _unknown_tasks(key_path: str, unknown: Iterable[str]) -> str:
+    return f"{key_path} has {', '.join(unknown)} (not in model.tasks)"

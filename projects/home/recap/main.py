@@ -1,4 +1,4 @@
-"""Trains the Heavy Ranker, or evaluates its checkpoints beside the training.
+"""Trains the Heavy Ranker, or evaluates the checkpoints of a training run as they appear.
 
 torchrun --standalone --nproc-per-node 2 -m projects.home.recap.main --config projects/home/recap/configs/local.yaml
 """
@@ -23,9 +23,10 @@ from core.command_line import Job, Project, run_project
 from core.metrics.evaluation_set import EvaluationSet
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.dataset import RecapDataset, check_batching
-from projects.home.recap.metrics import check_strata, metrics_table, partition_metrics
+from projects.home.recap.metrics import check_strata, evaluation_set_metrics, metrics_table
 from projects.home.recap.model.heavy_ranker import HeavyRanker
 from projects.home.recap.model.model_and_loss import ModelAndLoss
+from projects.home.recap.model.small_embeddings import check_table_indices, smallest_table_sizes
 from projects.home.recap.optimizer import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ _TRAIN = "train_data"
 
 
 def main() -> int:
-    """Runs the program; returns its exit status (core.command_line)."""
+    """Run the program and return its exit status (see core.command_line)."""
     return run_project(
         Project(
             "projects.home.recap.main", "Trains the Heavy Ranker.", RecapConfig, _open_datasets, _build, metrics_table
@@ -43,25 +44,27 @@ def main() -> int:
 
 
 def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
-    """The data sets by their path in the configuration; the training data first."""
+    """Open the data sets, keyed by their key paths in the configuration, training data first."""
+    small_embeddings = config.model.small_embeddings
+    num_ids = {} if small_embeddings is None else smallest_table_sizes(small_embeddings)
     datasets: dict[str, RecapDataset] = {}
-    for path, data_config in config.data_sets().items():
-        check_batching(data_config, path, world_size_from_env())
-        datasets[path] = RecapDataset.open(
-            data_config,
-            list(config.model.tasks),
-            path,
-            evaluation=path != _TRAIN,
-            small_embeddings=config.model.small_embeddings,
+    for key_path, data_config in config.data_sets().items():
+        check_batching(data_config, key_path, world_size_from_env())
+        dataset = RecapDataset.open(
+            data_config, list(config.model.tasks), key_path, evaluation=key_path != _TRAIN, num_ids=num_ids
         )
-        datasets[path].check_same_features(datasets[_TRAIN], path)
-        table = datasets[path].table
-        logger.info("%s: %s rows in %d file(s), %s", path, f"{table.num_rows:,}", table.num_files, table.inputs)
+        datasets[key_path] = dataset
+        if small_embeddings is not None:
+            check_table_indices(small_embeddings, dataset.widths, key_path)
+        dataset.check_same_features(datasets[_TRAIN], key_path)
+        table = dataset.table
+        logger.info("%s: %s rows in %d file(s), %s", key_path, f"{table.num_rows:,}", table.num_files, table.inputs)
     check_strata(config.model.stratifiers or (), datasets[_TRAIN].widths)
     return datasets
 
 
 def _build(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World) -> Job:
+    """Build the job of a configuration and its data sets; every rank builds the same one."""
     tasks = config.model.tasks
     seed_initial_weights(config.runtime.seed)
     ranker = HeavyRanker(config.model, datasets[_TRAIN].widths, datasets[_TRAIN].calibration_rates)
@@ -72,22 +75,25 @@ def _build(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: Wor
         rows = config.train_data.global_batch_size // world.size
         if rows == 1 and any(isinstance(module, torch.nn.BatchNorm1d) for module in model.modules()):
             raise ConfigError(
-                f"train_data.global_batch_size: {config.train_data.global_batch_size} given, one example for each of "
-                f"{world.size} process(es); batch norm needs at least two"
+                f"train_data.global_batch_size is {config.train_data.global_batch_size}, which gives each of the "
+                f"{world.size} process(es) one example, but batch norm needs at least two"
             )
         return build_optimizer(ranker, config.optimizer)
 
     train_reader = datasets[_TRAIN].reader(world.rank, world.size)
-    return Job(model, train_reader, _partitions(config, datasets, world), make_optimizer)
+    return Job(model, train_reader, _evaluation_sets(config, datasets, world), make_optimizer)
 
 
-def _partitions(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World) -> dict[str, EvaluationSet]:
+def _evaluation_sets(
+    config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World
+) -> dict[str, EvaluationSet]:
+    """Return the evaluation sets, keyed by partition name."""
     return {
-        path.removeprefix("validation_data."): EvaluationSet(
-            dataset.reader(world.rank, world.size), partition_metrics(config, dataset)
+        key_path.removeprefix("validation_data."): EvaluationSet(
+            dataset.reader(world.rank, world.size), evaluation_set_metrics(config, dataset)
         )
-        for path, dataset in datasets.items()
-        if path != _TRAIN
+        for key_path, dataset in datasets.items()
+        if key_path != _TRAIN
     }
 
 

@@ -1,4 +1,4 @@
-"""What is measured of the Heavy Ranker, and how the end of a run is told."""
+"""The Heavy Ranker's metrics, and the table that reports them at the end of a run."""
 
 import functools
 import re
@@ -28,22 +28,18 @@ _COLUMNS = {
 
 
 def check_strata(stratifiers: Sequence[StratifierConfig], widths: FeatureWidths) -> None:
-    """Raises ConfigError where a stratum is of a discrete feature that the data hasn't."""
+    """Raise ConfigError if a stratum refers to a discrete feature that the data does not have."""
     for position, stratifier in enumerate(stratifiers):
         if stratifier.index >= widths.discrete:
-            found = (
-                f"the data has {widths.discrete} discrete features"
-                if widths.discrete
-                else "the data brings no discrete features"
-            )
             raise ConfigError(
-                f"model.stratifiers[{position}].index: {stratifier.index} given, counted from 0, but {found}; see "
-                "seg_dense_schema of train_data and validation_data"
+                f"model.stratifiers[{position}].index is {stratifier.index} (counted from 0), but the data has "
+                f"{widths.discrete or 'no'} discrete features. Check seg_dense_schema in train_data and "
+                "validation_data"
             )
 
 
-def partition_metrics(config: RecapConfig, dataset: RecapDataset) -> Callable[[torch.device], Metrics]:
-    """What makes the metrics of a partition of validation_data."""
+def evaluation_set_metrics(config: RecapConfig, dataset: RecapDataset) -> Callable[[torch.device], Metrics]:
+    """Return a function that creates the metrics for one data set of validation_data on a device."""
     return functools.partial(
         MultiTaskMetrics,
         tuple(config.model.tasks),
@@ -56,10 +52,11 @@ def partition_metrics(config: RecapConfig, dataset: RecapDataset) -> Callable[[t
 
 
 def metrics_table(measurement: Measurement) -> str:
-    """An evaluation's metrics, a row a task, then a row a stratum with its means over tasks; a dash where one is not
-    available.
+    """Format an evaluation's metrics as text.
 
-    "p/CTR" is calibration, "reached" the share of the reachable RCE.
+    The first table has a row per task. A second table, if there are strata, has a row per stratum with the means over
+    its tasks. A dash marks a metric that is not available. "p/CTR" is calibration; "reached" is the share of the
+    reachable RCE.
     """
     metrics = measurement.metrics
     tasks = dict.fromkeys(
@@ -77,7 +74,7 @@ def metrics_table(measurement: Measurement) -> str:
     if not strata:
         return table
     means = [key for key in shown if f"mean/{key}" in metrics]
-    of_strata = _table(
+    strata_table = _table(
         ["mean of tasks in stratum", "examples", *(_COLUMNS[key] for key in means)],
         [
             [
@@ -88,7 +85,7 @@ def metrics_table(measurement: Measurement) -> str:
             for stratum in strata
         ],
     )
-    return f"{table}\n\n{of_strata}"
+    return f"{table}\n\n{strata_table}"
 
 
 def _table(headers: list[str], rows: list[list[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The Heavy Ranker's optimizer: Adam, with a learning rate for the backbone and one for each tower."""
+"""The Heavy Ranker's optimizer: Adam, with one learning rate for the backbone and one for each tower."""
 
 import pydantic
 import torch
@@ -11,26 +11,28 @@ from projects.home.recap.model.heavy_ranker import HeavyRanker, tower_key
 
 
 class RecapAdamConfig(BaseConfig):
-    """Adam (arXiv 1412.6980)."""
+    """Hyperparameters of Adam (arXiv 1412.6980)."""
 
-    beta_1: float = pydantic.Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
-    beta_2: float = pydantic.Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
-    epsilon: pydantic.PositiveFloat = pydantic.Field(1e-7, description="Added to the root of the second moment.")
+    beta_1: float = pydantic.Field(0.9, ge=0, lt=1, description="Decay rate of the first moment.")
+    beta_2: float = pydantic.Field(0.999, ge=0, lt=1, description="Decay rate of the second moment.")
+    epsilon: pydantic.PositiveFloat = pydantic.Field(1e-7, description="Added to the square root of the second moment.")
 
 
 class MultiTaskLearningRates(BaseConfig):
-    """Learning rates by part of the model."""
+    """A learning rate for each part of the model."""
 
-    tower_learning_rates: dict[str, LearningRate] = pydantic.Field(description="One per task of the model.")
+    tower_learning_rates: dict[str, LearningRate] = pydantic.Field(
+        description="Learning rate of each tower, keyed by task; every task of the model needs one."
+    )
     backbone_learning_rate: LearningRate | None = pydantic.Field(
         None,
-        description="Of all that is not a tower: norms of features and embeddings, small embeddings, backbone; null "
-        "where there is nothing of that kind.",
+        description="Learning rate of all parameters outside the towers: feature and embedding norms, small "
+        "embeddings and the backbone. Must be null if there are none.",
     )
 
 
 class RecapOptimizerConfig(BaseConfig):
-    """What updates the model."""
+    """The optimizer and its learning rates."""
 
     multi_task_learning_rates: MultiTaskLearningRates | None = pydantic.Field(
         None, json_schema_extra={"one_of": "lr"}, description="A learning rate for each part of the model."
@@ -46,11 +48,16 @@ class RecapOptimizerConfig(BaseConfig):
 def build_optimizer(
     ranker: HeavyRanker, config: RecapOptimizerConfig
 ) -> tuple[torch.optim.Optimizer, ParameterGroupScheduler]:
-    """The optimizer of a ranker that is on its device, and the learning rates of its parameter groups: "backbone" and
-    each task, or "model" for a single learning rate.
+    """Build the optimizer and the learning rate scheduler of its parameter groups.
+
+    The groups are named "backbone" and by task, or "model" if there is a single learning rate.
+
+    Args:
+      ranker: the model, already on its device.
+      config: the optimizer's configuration.
 
     Raises:
-      ConfigError: backbone_learning_rate is missing, or given where there is nothing to learn outside the towers.
+      ConfigError: backbone_learning_rate is missing, or is set although all parameters belong to the towers.
     """
     groups: list[dict[str, object]] = []
     rates: list[LearningRate] = []
@@ -58,12 +65,12 @@ def build_optimizer(
         towers = {id(p) for p in ranker.towers.parameters()}
         shared = [p for p in ranker.parameters() if id(p) not in towers]
         backbone_rate = config.multi_task_learning_rates.backbone_learning_rate
-        place = "optimizer.multi_task_learning_rates.backbone_learning_rate"
+        key_path = "optimizer.multi_task_learning_rates.backbone_learning_rate"
         if shared and backbone_rate is None:
             count = sum(p.numel() for p in shared)
-            raise ConfigError(f"{place}: missing; the model has {count:,} parameters outside its towers")
+            raise ConfigError(f"{key_path} is missing, but the model has {count:,} parameters outside its towers")
         if not shared and backbone_rate is not None:
-            raise ConfigError(f"{place}: given, but the model has no parameters outside its towers; set it to null")
+            raise ConfigError(f"{key_path} is set, but the model has no parameters outside its towers. Set it to null")
         if backbone_rate is not None:
             groups.append({"params": shared, "name": "backbone"})
             rates.append(backbone_rate)

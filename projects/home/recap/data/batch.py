@@ -14,36 +14,38 @@ class RecapBatch(Batch):
     """Features, labels and weights of candidate tweets."""
 
     continuous: torch.Tensor
-    """float32 [batch, continuous], or the type that preprocess.downcast gives it; so are the other features."""
+    """float32 [batch, continuous]. As for every feature, preprocess.downcast may choose a narrower type."""
     binary: torch.Tensor
     """float32 [batch, binary]."""
     labels: torch.Tensor
-    """0 or 1, float32 [batch, tasks]."""
+    """float32 [batch, tasks], 0 or 1."""
     weights: torch.Tensor
-    """float32 [batch, tasks]; 0 where a row only fills the batch up."""
+    """float32 [batch, tasks]; 0 in rows that pad the batch."""
     tasks: tuple[str, ...]
-    """Names of the columns of labels and weights."""
+    """Names of the columns of labels, weights and reference_probabilities."""
     discrete: torch.Tensor | None = None
     """int64 [batch, discrete]."""
     user_embedding: torch.Tensor | None = None
-    """float32 [batch, width], as the two below."""
+    """float32 [batch, width]."""
     user_eng_embedding: torch.Tensor | None = None
+    """float32 [batch, width]."""
     author_embedding: torch.Tensor | None = None
+    """float32 [batch, width]."""
     reference_probabilities: torch.Tensor | None = None
-    """float32 [batch, tasks]: the probabilities that the labels were drawn from, where the data knows them."""
+    """float32 [batch, tasks]: the probabilities that the labels were drawn from, if the data has them."""
     extracted: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
-    """The values of preprocess.extract_features by name, each [batch]: int64 those of discrete, float32 the others."""
+    """Values of preprocess.extract_features, keyed by name: [batch], int64 if taken from discrete, else float32."""
 
     def in_order_of(self, tasks: Sequence[str]) -> Self:
-        """The same batch with labels, weights and reference probabilities of `tasks`, in their order.
+        """Return this batch with the labels, weights and reference probabilities of `tasks`, in that order.
 
         Raises:
-          ValueError: the batch has no labels of a task.
+          ValueError: the batch has no labels for a task.
         """
         if self.tasks == tuple(tasks):
             return self
         if missing := [task for task in tasks if task not in self.tasks]:
-            raise ValueError(f"no labels of {', '.join(missing)} in the batch; it has {', '.join(self.tasks)}")
+            raise ValueError(f"the batch has no labels for {', '.join(missing)}; it has {', '.join(self.tasks)}")
         order = [self.tasks.index(task) for task in tasks]
         reference = self.reference_probabilities
         return dataclasses.replace(

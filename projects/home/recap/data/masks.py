@@ -1,4 +1,4 @@
-"""Mask files: which of a feature's values are used."""
+"""Mask files, which select the values of a feature that are used."""
 
 import hashlib
 import tokenize
@@ -10,39 +10,41 @@ from common.errors import ConfigError
 from common.process.paths import user_path
 
 
-def read_mask(mask_path: str, width: int, place: str) -> tuple[int, ...]:
-    """The positions that a mask keeps, ascending.
+def read_mask(mask_path: str, width: int, key_path: str) -> tuple[int, ...]:
+    """Return the positions that a mask keeps, ascending.
 
     Args:
-      mask_path: .npy file with [width] booleans, or integers 0 and 1; what is not 0 is kept.
-      width: values that the mask is for.
-      place: of the mask's path in the configuration, for messages.
+      mask_path: .npy file with [width] booleans, or integers 0 and 1. True and 1 keep the value.
+      width: number of values that the mask applies to.
+      key_path: configuration key that names the mask, for messages.
 
     Raises:
-      ConfigError: the file can't be read, holds something else, or keeps nothing.
+      ConfigError: the file cannot be read, holds something else, or keeps nothing.
     """
     file = user_path(mask_path)
-    expected = f"an .npy file of {width} booleans, or integers 0 and 1, is expected, one for each value"
+    expected = f"expected an .npy file of {width} booleans (or integers 0 and 1), one for each value"
     try:
         with file.open("rb") as opened:
             mask = np.lib.format.read_array(opened, allow_pickle=False)
     except OSError as error:
-        raise ConfigError(f"{place}: {file} can't be read: {error.strerror} (looked from {Path.cwd()})") from error
-    # What numpy's parser of the header raises where it is damaged.
+        raise ConfigError(
+            f"{key_path}: cannot read {file}: {error.strerror} (current directory: {Path.cwd()})"
+        ) from error
+    # Numpy's header parser raises all of these for a damaged header.
     except (ValueError, MemoryError, SyntaxError, TypeError, OverflowError, tokenize.TokenError) as error:
-        raise ConfigError(f"{place}: {file}: {error}; {expected}") from error
+        raise ConfigError(f"{key_path}: {file}: {error}; {expected}") from error
     if mask.ndim != 1 or mask.dtype.kind not in "biu":
-        raise ConfigError(f"{place}: {file} holds {mask.dtype}{list(mask.shape)}; {expected}")
+        raise ConfigError(f"{key_path}: {file} holds {mask.dtype}{list(mask.shape)}; {expected}")
     if len(mask) != width:
-        raise ConfigError(f"{place}: {file} holds {len(mask)} values; {expected}")
+        raise ConfigError(f"{key_path}: {file} holds {len(mask)} values; {expected}")
     if len(bad := mask[(mask != 0) & (mask != 1)]):
-        raise ConfigError(f"{place}: {file} holds {bad[0]}; {expected}")
+        raise ConfigError(f"{key_path}: {file} holds {bad[0]}; {expected}")
     kept = np.flatnonzero(mask)
     if len(kept) == 0:
-        raise ConfigError(f"{place}: {file} keeps none of {width} values; keep at least one")
+        raise ConfigError(f"{key_path}: {file} keeps none of {width} values. Keep at least one")
     return tuple(kept.tolist())
 
 
 def mask_digest(mask_path: str) -> str:
-    """Of the file's bytes."""
+    """Return a digest of the mask file's bytes."""
     return hashlib.blake2b(user_path(mask_path).read_bytes(), digest_size=16).hexdigest()

@@ -1,11 +1,11 @@
 """The layout of the Parquet tables that the Heavy Ranker reads.
 
-Owns the names, types and widths of the columns, and schema.json. Does not know where values come from (generate.py),
-how they are written (common/files/table_writer.py) or read again. Use it for tables of your own as well:
+Owns the names, types and widths of the columns, and schema.json. Producing values (tools/generate.py), writing them
+(common/files/table_writer.py) and reading them (dataset.py) happen elsewhere. Use it to write your own tables too:
 
     columns = recap_columns(Widths(continuous=48, binary=16), tasks=["my_label"])
     with TableWriter(Path("data/train/part-00000.parquet"), columns) as writer:
-        writer.write({"continuous": ..., "binary": ..., ...})   # as often as you like
+        writer.write({"continuous": ..., "binary": ..., ...})   # any number of times
     write_schema_json(Path("data/schema.json"), columns)
 """
 
@@ -38,11 +38,11 @@ TASKS = tuple(
 EMBEDDINGS = ("user_embedding", "user_eng_embedding", "author_embedding")
 IDS = ("meta__user_id", "meta__author_id", "meta__tweet_id")
 TEACHER_PREFIX = "teacher."
-"""Optional float32 columns `teacher.<task>`: the probability that a label was drawn from. Never a feature."""
+"""Prefix of optional float32 columns: the probability that the label was drawn from. They are never features."""
 
 
 class Widths(NamedTuple):
-    """Numbers a row of the vector columns; `embedding` is the width of each of the three EMBEDDINGS; 0: none."""
+    """Values per row of each vector column; 0 omits the column. `embedding` applies to each of EMBEDDINGS."""
 
     continuous: int
     binary: int
@@ -53,10 +53,11 @@ class Widths(NamedTuple):
 def recap_columns(
     widths: Widths, tasks: Iterable[str] = TASKS, *, ids: bool = False, teacher: bool = False
 ) -> list[TableColumn]:
-    """The columns of a Heavy Ranker table, in their order in the file.
+    """Return the columns of a Heavy Ranker table, in file order.
 
-    `continuous` float32, `binary` uint8 (0 or 1), `discrete` int64, the EMBEDDINGS float32, with `ids` the IDS int64, a
-    label per task, int8 (0 or 1), and with `teacher` also a probability per task, `teacher.<task>`, float32.
+    The columns are `continuous` (float32), `binary` (uint8, 0 or 1), `discrete` (int64), the EMBEDDINGS (float32), the
+    IDS (int64, only with `ids`), a label per task (int8, 0 or 1) and, only with `teacher`, a probability per task
+    named `teacher.<task>` (float32).
     """
     tasks = list(tasks)
     columns = [
@@ -71,7 +72,7 @@ def recap_columns(
 
 
 def write_schema_json(path: Path, columns: Iterable[TableColumn]) -> None:
-    """Write `columns`, less the teacher's, as a segdense schema.
+    """Write `columns` as a segdense schema, without the teacher's columns.
 
     `{"schema": [{"dtype": "float_list" | "int64_list", "feature_name": ..., "length": ...}, ...]}`
     """

@@ -1,8 +1,9 @@
-"""Which columns are read for a configuration beside the features, and what a row group's columns become before batches
-are gathered from them. The formulas are in preprocess.py.
+"""Selects the columns to read beyond the features, and prepares decoded row groups for batching. preprocess.py has the
+formulas.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,142 +22,178 @@ from projects.home.recap.data.config import (
 from projects.home.recap.data.preprocess import downsampled, rectified
 from projects.home.recap.data.schema import Feature
 
-LABELS, WEIGHT, REFERENCES, EXTRACTED = "labels", "weight", "references", "extracted "
-"""Of what batches are gathered from beside the features: [rows, tasks], [rows], [rows, tasks]; a prefix of [rows]."""
-
-# Of what a row group is decoded to, behind a prefix.
-_LABEL, _REFERENCE, _TIME = "label ", "reference ", "time "
+LABELS, WEIGHT, REFERENCES = "labels", "weight", "references"
+"""Keys of prepared columns: labels [rows, tasks], weight [rows], references [rows, tasks]."""
 _IS_POSITIVE = "is positive"
 
 
-class ColumnsByName:
-    """Columns of the files, and values of features that have names of their own."""
+@dataclass(frozen=True)
+class ColumnKey:
+    """Key of a column that the configuration names. Its class says what the column is used for.
 
-    def __init__(self, config: RecapDataConfig, features: Mapping[str, Feature], path: str) -> None:
-        """Args:
-        config: the data set.
-        features: that are read, by our names.
-        path: of `config` within the whole configuration, for messages.
+    Keys of different classes are never equal, so one column may be read as a label and as a timestamp.
+    """
+
+    name: str
+
+
+class Label(ColumnKey):
+    """Key of a label column."""
+
+
+class Reference(ColumnKey):
+    """Key of the column with the probability that the label of a task was drawn from; `name` is the task."""
+
+
+class Timestamp(ColumnKey):
+    """Key of a column of times, used to rectify labels."""
+
+
+class Extracted(ColumnKey):
+    """Key of a value of preprocess.extract_features. Prepared row groups and batches keep these columns."""
+
+
+class ColumnsByName:
+    """Finds a column by name: a column of the files, or a value extracted from a feature."""
+
+    def __init__(self, config: RecapDataConfig, features: Mapping[str, Feature], key_path: str) -> None:
+        """Check the values to extract.
+
+        Args:
+          config: configuration of the data set.
+          features: the features that are read, by name.
+          key_path: path of `config` within the whole configuration, for messages.
 
         Raises:
-          ConfigError: a value to extract is not there.
+          ConfigError: a value to extract does not exist.
         """
         extract = config.preprocess.extract_features if config.preprocess is not None else None
         self._extracted = {row.name: row for row in extract.extract_feature_table} if extract is not None else {}
         self._features = features
-        self._place = f"{path}.preprocess.extract_features.extract_feature_table"
+        self._key_path = f"{key_path}.preprocess.extract_features.extract_feature_table"
         for row in self._extracted.values():
             if row.source_tensor not in features:
-                found = f"source_tensor '{row.source_tensor}'; features that are read: {', '.join(features)}"
-                raise ConfigError(f"{self._place}: '{row.name}' has {found}")
+                raise ConfigError(
+                    f"{self._key_path}: '{row.name}' has source_tensor '{row.source_tensor}', which is not one of the "
+                    f"features that are read: {', '.join(features)}"
+                )
             if row.index >= (width := features[row.source_tensor].width):
-                found = f"index {row.index}, but '{row.source_tensor}' has {width} values, counted from 0"
-                raise ConfigError(f"{self._place}: '{row.name}' has {found}")
+                raise ConfigError(
+                    f"{self._key_path}: '{row.name}' has index {row.index} (counted from 0), but "
+                    f"'{row.source_tensor}' has {width} values"
+                )
 
     def column(self, name: str, dtype: torch.dtype = torch.float32, values: Values | None = None) -> Column:
-        """The column of a name. A value of a feature may be stored as a float where integers are expected."""
+        """Return the column of this name. An extracted value may be stored as a float even if `dtype` is an integer."""
         if name not in self._extracted:
             return Column(name, dtype, values=values)
-        return self._value(self._extracted[name], dtype if dtype.is_floating_point else torch.float64, values)
+        return self._extracted_value(self._extracted[name], dtype if dtype.is_floating_point else torch.float64, values)
 
     def extracted(self) -> dict[str, Column]:
-        """All values that have names of their own, in the type in which the model computes with their feature."""
+        """Return all extracted values, each with the dtype in which the model uses its feature."""
         rows = self._extracted.values()
-        return {row.name: self._value(row, self._features[row.source_tensor].dtype, None) for row in rows}
+        return {row.name: self._extracted_value(row, self._features[row.source_tensor].dtype, None) for row in rows}
 
     def check_unambiguous(self, column_names: Collection[str], inputs: str) -> None:
-        """Raises ConfigError where a value has the name of a column of the files."""
+        """Raise ConfigError if an extracted value has the name of a column of the files."""
         for name in self._extracted:
             if name in column_names:
-                raise ConfigError(f"{self._place}: the name '{name}' is also a column of {inputs}; give it another")
+                raise ConfigError(f"{self._key_path}: '{name}' is also a column of {inputs}. Choose another name")
 
-    def _value(self, row: ExtractFeaturesRow, dtype: torch.dtype, values: Values | None) -> Column:
+    def _extracted_value(self, row: ExtractFeaturesRow, dtype: torch.dtype, values: Values | None) -> Column:
         feature = self._features[row.source_tensor]
         return Column(feature.column, dtype, feature.width, position=row.index, values=values)
 
 
 class Preparation:
-    """Rectifies labels, tells positives, and stacks what has a column per task, so that a row of a batch is gathered
-    once for all tasks."""
+    """Rectifies labels, marks positive rows, and stacks the per-task columns so that a batch gathers each row once."""
 
-    def __init__(self, config: RecapDataConfig, tasks: Sequence[str], named: ColumnsByName, *, reference: bool) -> None:
-        """Args:
-        config: the data set.
-        tasks: of batches, in their order.
-        named: columns by name.
-        reference: whether batches have the probabilities that labels were drawn from.
+    def __init__(
+        self, config: RecapDataConfig, tasks: Sequence[str], columns_by_name: ColumnsByName, *, reference: bool
+    ) -> None:
+        """Select the columns to read.
+
+        Args:
+          config: configuration of the data set.
+          tasks: tasks of the batches, in order.
+          columns_by_name: the columns that the configuration may name.
+          reference: whether to read the probabilities that labels were drawn from, if the data has them.
         """
         preprocess = config.preprocess or Preprocess()
         downsample = preprocess.downsample_negatives
         self._tasks = tasks
         self._engagements = [] if downsample is None else downsample.engagements_list or list(config.tasks)
         labels = dict.fromkeys([*tasks, *self._engagements])
-        self.columns = {_LABEL + label: named.column(label, torch.int8, "label") for label in labels}
-        """What is read, by keys of its own."""
+        self.columns: dict[Hashable, Column] = {
+            Label(label): columns_by_name.column(label, torch.int8, "label") for label in labels
+        }
+        """The columns to read."""
         if config.weight_column is not None:
-            self.columns[WEIGHT] = named.column(config.weight_column, values="weight")
+            self.columns[WEIGHT] = columns_by_name.column(config.weight_column, values="weight")
         prefix = config.reference_probability_prefix if reference else None
         self._has_reference = prefix is not None
         if prefix is not None:
-            self.columns |= {_REFERENCE + task: named.column(prefix + task, values="probability") for task in tasks}
-        self.columns |= {EXTRACTED + name: column for name, column in named.extracted().items()}
+            self.columns |= {
+                Reference(task): columns_by_name.column(prefix + task, values="probability") for task in tasks
+            }
+        self.columns |= {Extracted(name): column for name, column in columns_by_name.extracted().items()}
         self._rectify = preprocess.rectify_labels
         if self._rectify is not None:
             fields = [self._rectify.served_timestamp_field, self._rectify.impressed_timestamp_field]
             engaged_at = self._rectify.label_to_engaged_timestamp_field
             fields += [field for label, field in engaged_at.items() if label in labels]
-            self.columns |= {_TIME + field: named.column(field, torch.int64) for field in fields}
+            self.columns |= {Timestamp(field): columns_by_name.column(field, torch.int64) for field in fields}
 
     def __call__(self, stored: RowGroup) -> RowGroup:
-        """Makes of the columns of a row group those that batches are gathered from."""
+        """Return the columns from which batches are gathered, given the columns of a decoded row group."""
         if self._rectify is not None:
             stored = stored | self._rectified(self._rectify, stored)
-        prepared = {
-            key: values for key, values in stored.items() if not str(key).startswith((_LABEL, _REFERENCE, _TIME))
-        }
-        prepared[LABELS] = np.stack([stored[_LABEL + task] for task in self._tasks], axis=1)
+        prepared = {key: values for key, values in stored.items() if not isinstance(key, Label | Reference | Timestamp)}
+        prepared[LABELS] = np.stack([stored[Label(task)] for task in self._tasks], axis=1)
         if self._has_reference:
-            prepared[REFERENCES] = np.stack([stored[_REFERENCE + task] for task in self._tasks], axis=1)
+            prepared[REFERENCES] = np.stack([stored[Reference(task)] for task in self._tasks], axis=1)
         if self._engagements:
-            engagements = [stored[_LABEL + label] == 1 for label in self._engagements]
+            engagements = [stored[Label(label)] == 1 for label in self._engagements]
             prepared[_IS_POSITIVE] = np.any(engagements, axis=0)
         return prepared
 
     @staticmethod
     def _rectified(config: RectifyLabels, stored: RowGroup) -> RowGroup:
-        served = stored[_TIME + config.served_timestamp_field]
-        impressed = stored[_TIME + config.impressed_timestamp_field]
+        served = stored[Timestamp(config.served_timestamp_field)]
+        impressed = stored[Timestamp(config.impressed_timestamp_field)]
         window = config.label_rectification_window_in_hours
         return {
-            key: rectified(stored[key], served, impressed, stored[_TIME + field], window)
+            key: rectified(stored[key], served, impressed, stored[Timestamp(field)], window)
             for label, field in config.label_to_engaged_timestamp_field.items()
-            if (key := _LABEL + label) in stored
+            if (key := Label(label)) in stored
         }
 
 
 class NegativeSampling:
-    """Keeps a batch's positives and some of its negatives: a Sampling of rows that a Preparation has prepared."""
+    """Keeps a batch's positives and a sample of its negatives: a Sampling of rows prepared by a Preparation."""
 
     columns = (_IS_POSITIVE,)
 
-    def __init__(self, config: DownsampleNegatives, num_tasks: int, path: str) -> None:
-        """Args:
-        config: what to keep.
-        num_tasks: of the data set.
-        path: of the data set's configuration, for messages.
+    def __init__(self, config: DownsampleNegatives, num_tasks: int, key_path: str) -> None:
+        """Check the number of tasks.
+
+        Args:
+          config: the sampling configuration.
+          num_tasks: number of tasks of the data set.
+          key_path: path of the data set within the whole configuration, for messages.
 
         Raises:
-          ConfigError: there are not as many tasks as the configuration says.
+          ConfigError: num_engagements is not the number of tasks.
         """
         if config.num_engagements != num_tasks:
             raise ConfigError(
-                f"{path}.preprocess.downsample_negatives.num_engagements: {config.num_engagements} given, but "
-                f"{path}.tasks has {num_tasks}"
+                f"{key_path}.preprocess.downsample_negatives.num_engagements is {config.num_engagements}, but "
+                f"{key_path}.tasks has {num_tasks} tasks. Make them equal"
             )
         self.rows_read_per_kept = config.batch_multiplier
 
     def choose(
         self, stored: RowGroup, keep: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-        """As Sampling.choose() says."""
+        """Choose up to `keep` of the rows; see Sampling.choose()."""
         return downsampled(stored[_IS_POSITIVE], keep, self.rows_read_per_kept, rng)

@@ -1,4 +1,4 @@
-"""From stored features to the backbone's input."""
+"""Transforms stored features into the backbone's input."""
 
 import torch
 from torch import nn
@@ -8,24 +8,30 @@ from projects.home.recap.model.config import FeaturizationConfig
 
 
 def finite(features: torch.Tensor) -> torch.Tensor:
-    """NaN and infinities become 0: a value that is not there."""
+    """Replace NaN and infinities, which mean that a value is missing, with 0."""
     return torch.nan_to_num(features, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def log1p_abs(features: torch.Tensor) -> torch.Tensor:
-    """sign(x) log1p(|x|), of any shape."""
+    """Return sign(x) * log1p(|x|), elementwise."""
     return features.sign() * features.abs().log1p()
 
 
 class Featurization(nn.Module):
-    """Logarithms of the continuous features, non-finite ones as 0, and the binary features beside them.
+    """Takes logarithms of the continuous features and concatenates the binary features.
 
-    As the configuration says: the logarithm alone; of clamped features; or followed by batch norm, clamp and, over all
-    features, layer norm.
+    Non-finite values become 0. The configuration chooses between the logarithm only, the logarithm of clamped features,
+    and the logarithm followed by batch norm, clamp and a layer norm over all features.
     """
 
     def __init__(self, continuous: int, binary: int, config: FeaturizationConfig) -> None:
-        """continuous, binary: widths of the features."""
+        """Build the layers.
+
+        Args:
+          continuous: number of continuous features.
+          binary: number of binary features.
+          config: the transformation.
+        """
         super().__init__()
         self._concat_binary = "binary" in config.feature_names_to_concat
         self.out_features = continuous + (binary if self._concat_binary else 0)
@@ -43,7 +49,7 @@ class Featurization(nn.Module):
         self.layer_norm = LayerNorm(self.out_features, layer_norm) if layer_norm is not None else None
 
     def forward(self, continuous: torch.Tensor, binary: torch.Tensor) -> torch.Tensor:
-        """continuous: [batch, continuous], binary: [batch, binary]; returns [batch, out_features]."""
+        """Return the input of the backbone, [batch, out_features], given [batch, continuous] and [batch, binary]."""
         features = finite(continuous)
         if self._clip_before is not None:
             features = features.clamp(-self._clip_before, self._clip_before)

@@ -1,4 +1,4 @@
-"""The Heavy Ranker: what is served. It takes plain tensors, knows no labels, and can be exported."""
+"""The Heavy Ranker as it is served: takes plain tensors, has no labels or loss, and can be exported."""
 
 import math
 from collections.abc import Mapping
@@ -17,17 +17,24 @@ from projects.home.recap.model.small_embeddings import SmallEmbeddings
 
 
 class HeavyRanker(nn.Module):
-    """Features and embeddings, a backbone (a parallel MaskNet in production) unless nothing is shared, a tower per
-    task."""
+    """Predicts the probability of each task from the features of a candidate.
+
+    Features and embeddings feed an optional shared backbone (a parallel MaskNet in production) and a tower per task.
+    """
 
     def __init__(
         self, config: ModelConfig, widths: FeatureWidths, sampling_rates: Mapping[str, tuple[float, float]]
     ) -> None:
-        """Args:
-        config: the model.
-        widths: of the features as the reader gives them.
-        sampling_rates: per task, the shares of positives and of negatives that the training data kept, (1, 1) where
-          the loss weighs examples by their inverse.
+        """Build the model.
+
+        Args:
+          config: configuration of the model.
+          widths: widths of the features in batches.
+          sampling_rates: shares of positives and negatives that the training data kept, by task; (1, 1) if the loss
+            weights examples by the inverse rates.
+
+        Raises:
+          ConfigError: two task names differ only in '.' and '/'.
         """
         super().__init__()
         self.tasks = tuple(config.tasks)
@@ -47,8 +54,8 @@ class HeavyRanker(nn.Module):
             {tower_key(task): _tower(tower, tower_features) for task, tower in config.tasks.items()}
         )
         if len(self.towers) != len(self.tasks):
-            raise ConfigError("model.tasks: two names differ in '.' and '/' alone")
-        # Keeping shares (p, n) of positives and negatives multiplies the odds by p / n; this takes it back.
+            raise ConfigError("model.tasks: two names differ only in '.' and '/'. Rename one of them")
+        # Keeping shares (p, n) of positives and negatives multiplies the odds by p / n. This undoes it.
         shifts = [math.log(sampling_rates[task][1] / sampling_rates[task][0]) for task in self.tasks]
         self.register_buffer("_calibration", torch.tensor(shifts), persistent=False)
         self._calibration: torch.Tensor
@@ -63,21 +70,23 @@ class HeavyRanker(nn.Module):
         author_embedding: torch.Tensor | None = None,
         discrete: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Scores candidates.
+        """Score candidates.
+
+        Features may have narrower types than float32 (discrete: int64); they are widened here.
 
         Args:
-          continuous: [batch, continuous]; raw, NaN and infinities count as missing. Features of narrower types than
-            float32, and discrete ones than int64, are widened here.
-          binary: 0 or 1, [batch, binary].
-          user_embedding: [batch, width]; as the other two, where the data has it.
-          user_eng_embedding: likewise.
-          author_embedding: likewise.
-          discrete: integer [batch, discrete], where the model has small embeddings; ids within their tables.
+          continuous: raw continuous features, [batch, continuous]. NaN and infinities count as missing.
+          binary: binary features, 0 or 1, [batch, binary].
+          user_embedding: [batch, width]. Each of the three embeddings is required if the model was built with it.
+          user_eng_embedding: [batch, width].
+          author_embedding: [batch, width].
+          discrete: integer discrete features, [batch, discrete]. Required if the model has small embeddings, whose
+            features must be ids within their tables.
 
         Returns:
-          logits, probabilities (of the data as the loss weighs it), calibrated_probabilities (of the data before
-          sampling), each float32 [batch, tasks] in the order of `tasks`; score, float32 [batch], where the model has
-          score_weights.
+          "logits", "probabilities" (of the data as weighted by the loss) and "calibrated_probabilities" (of the data
+          before sampling), each float32 [batch, tasks] in the order of `tasks`. Also "score", float32 [batch], if the
+          model has score_weights.
         """
         embeddings = {
             "user_embedding": user_embedding,
@@ -87,10 +96,10 @@ class HeavyRanker(nn.Module):
         parts = [self.featurization(continuous.float(), binary.float())]
         for name in self._embeddings:
             embedding = embeddings[name]
-            assert embedding is not None, f"the model was built with {name}"
+            assert embedding is not None, f"{name} is required: the model was built with it"
             parts.append(self.embedding_norms[name](finite(embedding.float())))
         if self.small_embeddings is not None:
-            assert discrete is not None, "the model was built with small embeddings of discrete"
+            assert discrete is not None, "discrete is required: the model was built with small embeddings"
             parts.append(self.small_embeddings(discrete.long()))
         features = hidden = torch.cat(parts, dim=1)
         if self.backbone is not None:
@@ -109,12 +118,12 @@ class HeavyRanker(nn.Module):
 
 
 def tower_key(task: str) -> str:
-    """The task's name as part of a parameter's name, where dots separate."""
+    """Return the task's name as a module name, which must not contain dots."""
     return task.replace(".", "/")
 
 
 class _AffineMap(nn.Module):
-    """scale * logits + bias."""
+    """Computes scale * logits + bias."""
 
     def __init__(self, config: AffineMap) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The Heavy Ranker with its loss: what is trained."""
+"""The Heavy Ranker with its loss, as it is trained."""
 
 from collections.abc import Sequence
 
@@ -12,15 +12,17 @@ from projects.home.recap.model.heavy_ranker import HeavyRanker
 
 
 class ModelAndLoss(nn.Module):
-    """Scores a batch and compares with its labels, task by task, matched by name."""
+    """Scores a batch and computes the loss against its labels, matching tasks by name."""
 
     def __init__(
         self, ranker: HeavyRanker, pos_weights: Sequence[float], stratifiers: Sequence[StratifierConfig] = ()
     ) -> None:
-        """Args:
-        ranker: the model.
-        pos_weights: factors of the positives' loss, in the order of the ranker's tasks.
-        stratifiers: strata to tell in evaluation.
+        """Wrap a ranker.
+
+        Args:
+          ranker: the model.
+          pos_weights: factors on the loss of positives, in the order of the ranker's tasks.
+          stratifiers: strata to compute in evaluation.
         """
         super().__init__()
         self.ranker = ranker
@@ -29,12 +31,15 @@ class ModelAndLoss(nn.Module):
         self._pos_weights: torch.Tensor
 
     def forward(self, batch: RecapBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Returns the loss (scalar) and outputs: those of the ranker, and as [batch, tasks], in the order of the
-        ranker's tasks, labels, weights and, where the batch has them, reference_probabilities. In evaluation also
-        strata, if there are any: bool [batch, strata], whether the example is in the stratum.
+        """Return the loss and the outputs.
+
+        Returns:
+          The loss (scalar) and a mapping with the ranker's outputs, "labels", "weights" and, if the batch has them,
+          "reference_probabilities", each [batch, tasks] in the order of the ranker's tasks. In evaluation, if there are
+          stratifiers, also "strata", bool [batch, strata]: whether the example is in the stratum.
 
         Raises:
-          ValueError: the batch lacks the labels of a task.
+          ValueError: the batch has no labels for a task.
         """
         batch = batch.in_order_of(self.ranker.tasks)
         outputs: dict[str, torch.Tensor] = self.ranker(
@@ -49,8 +54,8 @@ class ModelAndLoss(nn.Module):
         if batch.reference_probabilities is not None:
             outputs["reference_probabilities"] = batch.reference_probabilities
         if self._strata and not self.training:
-            assert batch.discrete is not None, "checked by check_strata()"
-            discrete = batch.discrete.long()  # a uint8 would be compared with the value modulo 256
+            assert batch.discrete is not None, "check_strata() has checked this"
+            discrete = batch.discrete.long()  # uint8 would compare the value modulo 256
             outputs["strata"] = torch.stack([discrete[:, index] == value for index, value in self._strata], dim=1)
         loss = multi_task_cross_entropy(outputs["logits"], batch.labels, batch.weights, self._pos_weights)
         return loss, outputs

@@ -1,4 +1,4 @@
-"""The shipped configurations, and what a user is told who makes a mistake in one."""
+"""Tests of the shipped configurations and of the messages about errors in them."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def test_shipped_configurations_load_and_print_themselves(path, tmp_path):
     assert load_config_from_yaml(RecapConfig, printed).pretty_print() == config.pretty_print()
 
 
-def test_the_weights_of_the_score_may_change_between_a_run_and_its_resume():
+def test_score_weights_may_change_between_a_run_and_its_resume():
     one, other, third = (
         load_config_from_yaml(RecapConfig, CONFIGS / "local.yaml", overrides).identity()
         for overrides in ([], ["model.score_weights=null"], ["model.multi_task_type=share_partial"])
@@ -43,7 +43,7 @@ def test_the_weights_of_the_score_may_change_between_a_run_and_its_resume():
     assert one == other != third
 
 
-def test_the_content_of_a_mask_is_part_of_what_a_run_is(tmp_path):
+def test_the_identity_of_a_run_depends_on_the_content_of_its_masks(tmp_path):
     mask = tmp_path / "mask.npy"
     override = f"train_data.preprocess.truncate_and_slice={{binary_feature_mask_path: {mask}}}"
     config = load_config_from_yaml(RecapConfig, CONFIGS / "local.yaml", [override])
@@ -52,13 +52,11 @@ def test_the_content_of_a_mask_is_part_of_what_a_run_is(tmp_path):
         np.save(mask, np.array(values, bool))
         identities.append(config.identity())
     assert identities[0] == identities[2] != identities[1]
-    with pytest.raises(
-        UserError, match=rf"binary_feature_mask_path: \"{mask} \(\w+\)\" in the run, \"{mask} \(\w+\)\" now"
-    ):
+    with pytest.raises(UserError, match=rf"binary_feature_mask_path.*\"{mask} \(\w+\)\".*\"{mask} \(\w+\)\""):
         check_same_run(tmp_path, identities[0], identities[1])
 
 
-def test_every_field_of_every_class_is_described():
+def test_every_field_of_every_class_has_a_description():
     classes = config_classes(RecapConfig, set())
     assert len(classes) > 20
     fields = {f"{kind.__name__}.{name}": field for kind in classes for name, field in kind.model_fields.items()}
@@ -66,7 +64,7 @@ def test_every_field_of_every_class_is_described():
     assert [kind.__name__ for kind in classes if not kind.__doc__] == []
 
 
-# --- Mistakes in values, made by overrides of local.yaml ---
+# --- Errors in values, from overrides of local.yaml ---
 
 TOWER = "model.tasks[recap.engagement.is_replied]"
 RATES = "optimizer.multi_task_learning_rates"
@@ -77,11 +75,11 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
 
 
 @pytest.mark.parametrize(
-    ("override", "path", "given", "allowed"),
+    ("override", "key_path", "found", "allowed"),
     [
         # Keys.
-        ("training.num_train_step=1", "training.num_train_step", "unknown key", "did you mean 'num_train_steps'?"),
-        ("traning={}", "traning", "unknown key", "did you mean 'training'?"),
+        ("training.num_train_step=1", "training.num_train_step", "unknown key", "did you mean 'num_train_steps'"),
+        ("traning={}", "traning", "unknown key", "did you mean 'training'"),
         (
             "model.dropout=0.1",
             "model.dropout",
@@ -90,53 +88,38 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
         ),
         (f"{TOWER}.mlp_config.layer_size=[1]", f"{TOWER}.mlp_config.layer_size", "unknown key", "'layer_sizes'"),
         # Types.
-        ("training.num_train_steps=many", "training.num_train_steps", "'many' is invalid", "a valid integer"),
-        ("training.num_train_steps=1.5", "training.num_train_steps", "1.5 is invalid", "a valid integer"),
-        ("training.num_train_steps='10'", "training.num_train_steps", "'10' is invalid", "a valid integer"),
-        ("training.num_train_steps=true", "training.num_train_steps", "true is invalid", "a valid integer"),
-        ("training.num_train_steps=null", "training.num_train_steps", "null is invalid", "a valid integer"),
-        ("runtime.enable_amp=1", "runtime.enable_amp", "1 is invalid", "a valid boolean"),
-        ("train_data.lanes=yes", "train_data.lanes", "yes (true in YAML) is invalid", "a valid integer"),
-        ("train_data.inputs=7", "train_data.inputs", "7 is invalid", "a valid string; put it in quotes"),
-        ("train_data=null", "train_data", "null is invalid", "a mapping"),
-        ("train_data.tasks=[a]", "train_data.tasks", "a list is invalid", "a mapping"),
-        (f"{TOWER}.mlp_config.layer_sizes=1", f"{TOWER}.mlp_config.layer_sizes", "1 is invalid", "a list"),
+        ("training.num_train_steps=many", "training.num_train_steps", "^'many' ", "a valid integer"),
+        ("training.num_train_steps=1.5", "training.num_train_steps", r"^1\.5 ", "a valid integer"),
+        ("training.num_train_steps='10'", "training.num_train_steps", "^'10' ", "a valid integer"),
+        ("training.num_train_steps=true", "training.num_train_steps", "^true ", "a valid integer"),
+        ("training.num_train_steps=null", "training.num_train_steps", "^null ", "a valid integer"),
+        ("runtime.enable_amp=1", "runtime.enable_amp", "^1 ", "a valid boolean"),
+        ("train_data.lanes=yes", "train_data.lanes", r"^yes \(.*\btrue\b.*\) ", "a valid integer"),
+        ("train_data.inputs=7", "train_data.inputs", "^7 ", "a valid string"),
+        ("train_data=null", "train_data", "^null ", "a mapping"),
+        ("train_data.tasks=[a]", "train_data.tasks", "^a list ", "a mapping"),
+        (f"{TOWER}.mlp_config.layer_sizes=1", f"{TOWER}.mlp_config.layer_sizes", "^1 ", "a list"),
         (
             f"{TOWER}.mlp_config.layer_sizes=[8, 1.0]",
             f"{TOWER}.mlp_config.layer_sizes[1]",
-            "1.0 is invalid",
+            r"^1\.0 ",
             "a valid integer",
         ),
-        ("optimizer.adam.epsilon=.nan", "optimizer.adam.epsilon", ".nan is invalid", "finite number"),
+        ("optimizer.adam.epsilon=.nan", "optimizer.adam.epsilon", r"^\.nan ", "finite number"),
         # Bounds.
-        ("training.num_train_steps=0", "training.num_train_steps", "0 is invalid", "greater than 0"),
-        ("training.max_grad_norm=-1.0", "training.max_grad_norm", "-1.0 is invalid", "greater than 0"),
-        ("training.num_epochs=0", "training.num_epochs", "0 is invalid", "greater than 0"),
-        ("runtime.seed=-1", "runtime.seed", "-1 is invalid", "greater than or equal to 0"),
-        ("optimizer.adam.beta_1=1", "optimizer.adam.beta_1", "1 is invalid", "less than 1"),
-        ("optimizer.adam.epsilon=0", "optimizer.adam.epsilon", "0 is invalid", "greater than 0"),
-        (f"{TOWER}.pos_weight=0", f"{TOWER}.pos_weight", "0 is invalid", "greater than 0"),
-        (
-            f"{TOWER}.mlp_config.dropout.rate=-0.1",
-            f"{TOWER}.mlp_config.dropout.rate",
-            "-0.1 is invalid",
-            "greater than 0",
-        ),
-        (f"{TOWER}.mlp_config.dropout.rate=1", f"{TOWER}.mlp_config.dropout.rate", "1 is invalid", "less than 1"),
-        (
-            f"{TOWER}.mlp_config.batch_norm.momentum=0",
-            f"{TOWER}.mlp_config.batch_norm.momentum",
-            "0 is invalid",
-            "than 0",
-        ),
-        (f"{NORM}.clip_magnitude=0", f"{NORM}.clip_magnitude", "0 is invalid", "greater than 0"),
-        (f"{NORM}.layer_norm_config.axis=1", f"{NORM}.layer_norm_config.axis", "1 is invalid", "should be -1"),
-        (
-            f"{TOWER}.mlp_config.layer_sizes=[0, 1]",
-            f"{TOWER}.mlp_config.layer_sizes[0]",
-            "0 is invalid",
-            "greater than 0",
-        ),
+        ("training.num_train_steps=0", "training.num_train_steps", "^0 ", "greater than 0"),
+        ("training.max_grad_norm=-1.0", "training.max_grad_norm", r"^-1\.0 ", "greater than 0"),
+        ("training.num_epochs=0", "training.num_epochs", "^0 ", "greater than 0"),
+        ("runtime.seed=-1", "runtime.seed", "^-1 ", "greater than or equal to 0"),
+        ("optimizer.adam.beta_1=1", "optimizer.adam.beta_1", "^1 ", "less than 1"),
+        ("optimizer.adam.epsilon=0", "optimizer.adam.epsilon", "^0 ", "greater than 0"),
+        (f"{TOWER}.pos_weight=0", f"{TOWER}.pos_weight", "^0 ", "greater than 0"),
+        (f"{TOWER}.mlp_config.dropout.rate=-0.1", f"{TOWER}.mlp_config.dropout.rate", r"^-0\.1 ", "greater than 0"),
+        (f"{TOWER}.mlp_config.dropout.rate=1", f"{TOWER}.mlp_config.dropout.rate", "^1 ", "less than 1"),
+        (f"{TOWER}.mlp_config.batch_norm.momentum=0", f"{TOWER}.mlp_config.batch_norm.momentum", "^0 ", "than 0"),
+        (f"{NORM}.clip_magnitude=0", f"{NORM}.clip_magnitude", "^0 ", "greater than 0"),
+        (f"{NORM}.layer_norm_config.axis=1", f"{NORM}.layer_norm_config.axis", "^1 ", "should be -1"),
+        (f"{TOWER}.mlp_config.layer_sizes=[0, 1]", f"{TOWER}.mlp_config.layer_sizes[0]", "^0 ", "greater than 0"),
         (f"{TOWER}.mlp_config.layer_sizes=[]", f"{TOWER}.mlp_config.layer_sizes", "not 0", "at least 1 item"),
         (
             "model.backbone.mask_net_config.mask_blocks=[]",
@@ -145,19 +128,19 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             "least 1",
         ),
         ("model.tasks={}", "model.tasks", "not 0", "at least 1 item"),
-        ("train_data.global_batch_size=0", "train_data.global_batch_size", "0 is invalid", "greater than 0"),
-        ("train_data.inputs=''", "train_data.inputs", "'' is invalid", "at least 1 character"),
-        ("train_data.num_files_to_keep=0", "train_data.num_files_to_keep", "0 is invalid", "greater than 0"),
+        ("train_data.global_batch_size=0", "train_data.global_batch_size", "^0 ", "greater than 0"),
+        ("train_data.inputs=''", "train_data.inputs", "^'' ", "at least 1 character"),
+        ("train_data.num_files_to_keep=0", "train_data.num_files_to_keep", "^0 ", "greater than 0"),
         (
             "train_data.tasks[recap.engagement.is_replied].neg_downsampling_rate=1.5",
             "train_data.tasks[recap.engagement.is_replied].neg_downsampling_rate",
-            "1.5 is invalid",
+            r"^1\.5 ",
             "less than or equal to 1",
         ),
         (
             f"{PREPROCESS}.rectify_labels={{label_rectification_window_in_hours: 0, {RECTIFY}: {{is_replied: e}}}}",
             f"{PREPROCESS}.rectify_labels.label_rectification_window_in_hours",
-            "0 is invalid",
+            "^0 ",
             "greater than 0",
         ),
         (
@@ -169,7 +152,7 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
         (
             f"{PREPROCESS}.extract_features.extract_feature_table=[{{name: a, source_tensor: discrete, index: -1}}]",
             f"{PREPROCESS}.extract_features.extract_feature_table[0].index",
-            "-1 is invalid",
+            "^-1 ",
             "greater than or equal to 0",
         ),
         (
@@ -181,23 +164,23 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
         (
             f"{PREPROCESS}.downsample_negatives={{batch_multiplier: 0, num_engagements: 10}}",
             f"{PREPROCESS}.downsample_negatives.batch_multiplier",
-            "0 is invalid",
+            "^0 ",
             "greater than 0",
         ),
         # Choices.
         (
             f"{PREPROCESS}.downcast.features={{continuous: int8}}",
             f"{PREPROCESS}.downcast.features.continuous",
-            "'int8' is invalid",
+            "^'int8' ",
             "'bfloat16', 'bool', 'float32', 'float16' or 'uint8'",
         ),
-        ("runtime.amp_dtype=fp16", "runtime.amp_dtype", "'fp16' is invalid", "'bfloat16' or 'float16'"),
-        ("model.multi_task_type=share", "model.multi_task_type", "'share' is invalid", "'share_none', 'share_all' or"),
+        ("runtime.amp_dtype=fp16", "runtime.amp_dtype", "^'fp16' ", "'bfloat16' or 'float16'"),
+        ("model.multi_task_type=share", "model.multi_task_type", "^'share' ", "'share_none', 'share_all' or"),
         (
             "model.multi_task_type=share_none",
             "model",
-            "share_none (the default) has no backbone",
-            "choose share_all or share_partial, or set backbone to null",
+            r"share_none \(the default\).*no backbone",
+            "share_all or share_partial, or set backbone to null",
         ),
         (
             "model.score_weights={is_replied: 13.5, recap.engagement.is_replied: 13.5}",
@@ -206,24 +189,24 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             "not in tasks",
         ),
         ("model.score_weights={}", "model.score_weights", "not 0", "at least 1 item"),
-        ("model.backbone=null", "model", "share_all needs a backbone, which is missing", "or choose share_none"),
+        ("model.backbone=null", "model", "share_all.*needs a backbone", "choose share_none"),
         (
             "model.small_embeddings.tables=[&t {name: a.b, num_embeddings: 2, embedding_dim: 1, index: 0}, "
             "{<<: *t, name: a/b}]",
             "model.small_embeddings.tables",
             "two tables are named a.b, a/b",
-            "differ in",
+            r"only in '\.' and '/'",
         ),
         (
             "model.small_embeddings.tables=[{name: a, num_embeddings: 2, embedding_dim: 1, index: -1}]",
             "model.small_embeddings.tables[0].index",
-            "-1 is invalid",
+            "^-1 ",
             "greater than or equal to 0",
         ),
         (
             "model.featurization_config.feature_names_to_concat=[discrete]",
             "model.featurization_config.feature_names_to_concat[0]",
-            "'discrete' is invalid",
+            "^'discrete' ",
             "'binary'",
         ),
         # Groups.
@@ -259,12 +242,12 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             "exactly one of inputs, explicit_datetime_inputs, explicit_date_inputs must be set",
         ),
         (f"{BLOCK}.reduction_factor=2.0", BLOCK, "set: reduction_factor, aggregation_size", "exactly one of"),
-        (f"{TOWER}.mlp_config=null", TOWER, "currently set: none", "exactly one of mlp_config, mask_net_config"),
-        # Values that do not fit each other.
+        (f"{TOWER}.mlp_config=null", TOWER, "set: none", "exactly one of mlp_config, mask_net_config"),
+        # Values that contradict each other.
         (
             f"{TOWER}.mlp_config.layer_sizes=[64, 2]",
             "model.tasks",
-            "the tower recap.engagement.is_replied has layer_sizes [64, 2]",
+            r"the tower recap.engagement.is_replied has layer_sizes \[64, 2\]",
             "last layer has size 1",
         ),
         (
@@ -273,20 +256,20 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             "the tower recap.engagement.is_replied has final_layer_activation true",
             "no activation",
         ),
-        ("model.backbone.pos_weight=2.0", "model.backbone", "affine_map and pos_weight", "leave them out"),
-        ("model.backbone.affine_map.bias=1.0", "model.backbone", "affine_map and pos_weight", "leave them out"),
+        ("model.backbone.pos_weight=2.0", "model.backbone", "affine_map and pos_weight", "from the backbone"),
+        ("model.backbone.affine_map.bias=1.0", "model.backbone", "affine_map and pos_weight", "from the backbone"),
         (
             f"{RATES}.backbone_learning_rate.linear_ramp_to_cosine.final_num_steps=7",
             f"{RATES}.backbone_learning_rate.linear_ramp_to_cosine",
-            "final_num_steps is 7",
-            "must be greater than num_ramp_steps (100)",
+            r"final_num_steps\D*7\b",
+            r"num_ramp_steps\D*100\b",
         ),
         (
             f"{RATES}.backbone_learning_rate={{piecewise_constant: "
             "{learning_rate_boundaries: [5], learning_rate_values: [1, 2, 3]}}",
             f"{RATES}.backbone_learning_rate.piecewise_constant",
-            "there are 3",
-            "1 learning_rate_boundaries need 2 learning_rate_values",
+            r"\b3\b",
+            "1 learning_rate_boundaries .* 2 learning_rate_values",
         ),
         (
             f"{RATES}.tower_learning_rates[is_replied]={{constant: 0.1}}",
@@ -298,13 +281,13 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             f"{RATES}.tower_learning_rates={{recap.engagement.is_replied: {{constant: 0.1}}}}",
             "(top level)",
             f"{RATES}.tower_learning_rates lacks recap.engagement.is_favorited, ",
-            "every key of model.tasks is needed",
+            "every key of model.tasks",
         ),
         (
             "validation_data.validation.tasks={recap.engagement.is_replied: {}}",
             "(top level)",
             "validation_data.validation.tasks lacks recap.engagement.is_favorited, ",
-            "every key of model.tasks is needed",
+            "every key of model.tasks",
         ),
         (
             "validation_data.validation.evaluation_tasks=[recap.engagement.is_replied, is_liked]",
@@ -315,8 +298,8 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
         (
             "train_data.evaluation_tasks=[recap.engagement.is_replied]",
             "(top level)",
-            "train_data.evaluation_tasks is given",
-            "give the same inputs as a partition of validation_data",
+            r"^train_data\.evaluation_tasks is ",
+            "a partition to validation_data with the same inputs",
         ),
         (
             f"{PREPROCESS}.rectify_labels={{{RECTIFY}: {{is_liked: e}}}}",
@@ -328,7 +311,7 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             f"{PREPROCESS}.extract_features.extract_feature_table=[&a {{name: a, source_tensor: s, index: 1}}, *a]",
             f"{PREPROCESS}.extract_features.extract_feature_table",
             "two rows are named a",
-            "a name of its own",
+            "unique name",
         ),
         (
             f"{PREPROCESS}.downsample_negatives={{batch_multiplier: 2, engagements_list: [is_liked], "
@@ -342,96 +325,92 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             "preprocess: {downsample_negatives: {batch_multiplier: 2, num_engagements: 10}}, "
             f"tasks: {{{': {}, '.join(TASKS)}: {{}}}}}}",
             "train_data",
-            "needs at least two rows of every lane in a batch",
-            "global_batch_size is 6 and lanes 6; raise the one or lower the other",
+            "needs at least two rows per lane in a batch",
+            "global_batch_size is 6 and lanes is 6. Raise global_batch_size or lower lanes",
         ),
-        ("metrics.thresholds=[0.5, 1.0]", "metrics.thresholds[1]", "1.0 is invalid", "less than 1"),
-        (
-            "metrics.thresholds=[0.5, 0.5]",
-            "metrics.thresholds",
-            "0.5 is listed more than once",
-            "list each threshold once",
-        ),
+        ("metrics.thresholds=[0.5, 1.0]", "metrics.thresholds[1]", r"^1\.0 ", "less than 1"),
+        ("metrics.thresholds=[0.5, 0.5]", "metrics.thresholds", r"\b0.5\b.*(twice|more than once)", "once"),
         (
             "model.stratifiers=[{name: s, index: 0, value: 1}, {name: s, index: 0, value: 2}]",
             "model.stratifiers",
             "two strata are named s",
-            "a name of its own",
+            "unique name",
         ),
         (
             "model.stratifiers=[{name: a/b, index: 0, value: 1}]",
             "model.stratifiers[0].name",
-            "'a/b' is invalid",
-            "without a slash",
+            "^'a/b' ",
+            "slash",
         ),
         (
             "model.stratifiers=[{name: a, index: -1, value: 1}]",
             "model.stratifiers[0].index",
-            "-1 is invalid",
+            "^-1 ",
             "or equal to 0",
         ),
-        # What would harm a run.
+        # Values that would harm a run.
         (
             "training.save_dir=gs://bucket/run",
             "training.save_dir",
-            "'gs://bucket/run' is invalid",
+            "^'gs://bucket/run' ",
             "local or mounted directory",
         ),
         (
             "training.checkpoint_max_to_keep=1",
             "training.checkpoint_max_to_keep",
-            "1 is invalid",
-            "at least 2, or set null to keep all",
+            "^1 ",
+            "at least 2",
         ),
-        (
-            "training.num_eval_steps=0",
-            "training.num_eval_steps",
-            "0 is invalid",
-            "a negative number to evaluate the whole",
-        ),
-        ("runtime.wandb.host=localhost", "runtime.wandb.host", "'localhost' is invalid", "a URL like https://"),
+        ("training.num_eval_steps=0", "training.num_eval_steps", "^0 ", "negative number .*whole"),
+        ("runtime.wandb.host=localhost", "runtime.wandb.host", "^'localhost' ", "URL like https://"),
     ],
 )
-def test_a_wrong_value_is_named_with_file_path_and_what_is_allowed(override, path, given, allowed):
+def test_an_invalid_value_is_reported_with_file_key_path_and_allowed_values(override, key_path, found, allowed):
+    """`found` and `allowed` are regular expressions; "^" is the start of the message, after the key path."""
     with pytest.raises(ConfigError) as caught:
         load_config_from_yaml(RecapConfig, CONFIGS / "local.yaml", [override])
-    first, *mistakes = str(caught.value).splitlines()
-    assert first == f"{CONFIGS / 'local.yaml'}: 1 error"
-    [mistake] = mistakes
-    assert re.match(rf"  {re.escape(path)}( \((line \d+|--set .*)\))?: ", mistake)
-    assert given in mistake
-    assert allowed in mistake
+    first, *errors = str(caught.value).splitlines()
+    assert re.match(rf"{CONFIGS / 'local.yaml'}: 1 \w+$", first)
+    [error] = errors
+    start = re.match(rf"  {re.escape(key_path)}( \((line \d+|--set .*)\))?: ", error)
+    assert start, error
+    assert re.search(found, error[start.end() :])
+    assert re.search(allowed, error[start.end() :])
 
 
-# --- Mistakes in the text of local.yaml ---
+# --- Errors in the text of local.yaml ---
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("\n  num_epochs: 2", "\n\tnum_epochs: 2", "line {line}, column 1: invalid YAML: "),
-        ("tower_learning_rates:\n", "tower_learning_rates: [\n", "invalid YAML: while parsing a flow sequence"),
-        ("multi_task_type: share_all", "multi_task_type: 'share_all", "invalid YAML: "),
-        ("&tower ", "", "invalid YAML: found undefined alias 'tower'"),
+        ("\n  num_epochs: 2", "\n\tnum_epochs: 2", r"line {line}, column 1: .*YAML"),
+        ("tower_learning_rates:\n", "tower_learning_rates: [\n", "YAML: while parsing a flow sequence"),
+        ("multi_task_type: share_all", "multi_task_type: 'share_all", "YAML: "),
+        ("&tower ", "", "YAML: found undefined alias 'tower'"),
         (
             "\n  num_epochs: 2",
             "\n  num_epochs: 2\n  num_epochs: 3",
-            "training.num_epochs (line {next}): duplicate key, also on line {line}",
+            r"training.num_epochs \(line {next}\): duplicate key, also on line {line}\b",
         ),
         (
             "save_dir: runs/",
             "save_dir: $SURELY_NOT_SET_ANYWHERE/",
-            "training.save_dir (line {line}): $SURELY_NOT_SET_ANYWHERE/recap-local is invalid: "
-            "the environment variable SURELY_NOT_SET_ANYWHERE is not set",
+            r"training.save_dir \(line {line}\): \$SURELY_NOT_SET_ANYWHERE/recap-local .*"
+            "environment variable SURELY_NOT_SET_ANYWHERE is not set",
         ),
-        ("\nmodel:\n", "\nmodle:\n", "\n  modle (line {line}): unknown key; did you mean 'model'?"),
-        ("\nmodel:\n", "\nmodle:\n", "2 errors\n  model: missing; it has no default"),
-        ("global_batch_size: 768", "# none", "train_data.global_batch_size (line {above}): missing; it has no default"),
-        ("num_epochs: 2", "num_epochs: two", "training.num_epochs (line {line}): 'two' is invalid: "),
-        ("num_epochs: 2", "num_epochs: !!int 2", "training.num_epochs (line {line}): the tag !!int is not supported"),
+        ("\nmodel:\n", "\nmodle:\n", r"\n  modle \(line {line}\): unknown key; did you mean 'model'"),
+        ("\nmodel:\n", "\nmodle:\n", r"2 \w+\n  model: missing"),
+        ("global_batch_size: 768", "# none", r"train_data.global_batch_size \(line {above}\): missing"),
+        ("num_epochs: 2", "num_epochs: two", r"training.num_epochs \(line {line}\): 'two' "),
+        (
+            "num_epochs: 2",
+            "num_epochs: !!int 2",
+            r"training.num_epochs \(line {line}\): the tag !!int is not supported",
+        ),
     ],
 )
-def test_a_mistake_in_the_text_is_named_with_its_line(tmp_path, old, new, message):
+def test_an_error_in_the_text_is_reported_with_its_line(tmp_path, old, new, message):
     assert old in LOCAL
     path = tmp_path / "mine.yaml"
     path.write_text(LOCAL.replace(old, new, 1))
@@ -440,11 +419,11 @@ def test_a_mistake_in_the_text_is_named_with_its_line(tmp_path, old, new, messag
     assert str(caught.value).startswith(f"{path}: ")
     line = LOCAL[: LOCAL.index(old.lstrip("\n"))].count("\n") + 1
     above = LOCAL.splitlines().index("train_data:") + 1
-    assert message.format(line=line, next=line + 1, above=above) in str(caught.value)
+    assert re.search(message.format(line=line, next=line + 1, above=above), str(caught.value))
 
 
-def test_all_mistakes_come_at_once():
-    with pytest.raises(ConfigError, match="3 errors") as caught:
+def test_all_errors_are_reported_together():
+    with pytest.raises(ConfigError, match=r": 3 \w+\n") as caught:
         load_config_from_yaml(
             RecapConfig,
             CONFIGS / "local.yaml",
@@ -460,8 +439,8 @@ def test_all_mistakes_come_at_once():
 # --- The program ---
 
 
-def test_the_configuration_is_read_before_the_process_joins_others(monkeypatch, capsys):
-    """A rank of two that has no peer: joining a process group would fail for want of an address."""
+def test_the_configuration_is_read_before_the_process_group_is_joined(monkeypatch, capsys):
+    """Joining the process group would fail, because there is no address of a peer."""
     monkeypatch.setattr(command_line, "setup_logging", lambda _: None)
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
@@ -472,12 +451,12 @@ def test_the_configuration_is_read_before_the_process_joins_others(monkeypatch, 
         assert main.main() == 0
         assert capsys.readouterr().out.startswith("runtime:\n") == (rank == "0")
         monkeypatch.setattr(sys, "argv", ["main", "--config", str(CONFIGS / "missing.yaml")])
-        with pytest.raises(ConfigError, match=r"missing\.yaml: cannot read the file: No such file"):
+        with pytest.raises(ConfigError, match=r"missing\.yaml: cannot .*read.*: No such file"):
             main.main()
     assert not dist.is_initialized()
 
 
-def test_the_program_ends_with_one_message_and_status_2():
+def test_the_program_prints_one_message_and_exits_with_status_2():
     ended = subprocess.run(
         [
             sys.executable,
@@ -497,7 +476,6 @@ def test_the_program_ends_with_one_message_and_status_2():
     )
     assert ended.returncode == 2
     assert ended.stdout == ""
-    assert ended.stderr == (
-        f"error: {CONFIGS / 'local.yaml'}: 1 error\n"
-        "  train_data.lanes (--set train_data.lanes=0): 0 is invalid: Input should be greater than 0\n"
-    )
+    first, second = ended.stderr.splitlines()
+    assert re.match(rf"error: {CONFIGS / 'local.yaml'}: 1 \w+$", first)
+    assert re.match(r"  train_data.lanes \(--set train_data.lanes=0\): 0 .*greater than 0$", second)

@@ -1,4 +1,4 @@
-"""Configuration does not lie: every field of the configuration is read by the code that trains."""
+"""Tests that training and evaluation read every field of the configuration."""
 
 import itertools
 import sys
@@ -19,14 +19,14 @@ from tests.support.config_fields import RATES, Field, Recorder, fields_within, n
 
 SHIPPED = sorted((Path(main.__file__).parent / "configs").glob("*.yaml"))
 
-# Fields that allow one value only: there is nothing to read until another is allowed.
+# Fields that allow only one value, so that no code needs to read them.
 ONE_VALUE: dict[Field, list[str]] = {
     (LayerNormConfig, "axis"): [
         f"model.featurization_config.double_norm_log_config.layer_norm_config.axis={axis}" for axis in (-2, 0, 1)
     ],
 }
 
-# What a shipped configuration may leave at null, at false or to another member of a group; each kind of learning rate.
+# Options that shipped configurations leave at null or false, or replace by another member of a group.
 OPTIONS = [
     "runtime.enable_amp=true",
     "runtime.wandb={key_path: $KEY_PATH, host: 'http://localhost:9', name: n, tags: [t], metadata: {a: 1}}",
@@ -36,7 +36,7 @@ OPTIONS = [
     "train_data.num_files_to_keep=1",
     "validation_data={}",
 ]
-# The same, of configurations for one of the data sets.
+# Options for the configurations of one data set.
 MOVIELENS_OPTIONS = [
     "model.backbone.mlp_config=null",
     "model.backbone.mask_net_config.mask_blocks=[{reduction_factor: 0.5, output_size: 8, input_layer_norm: true}]",
@@ -59,7 +59,7 @@ GENERATED_OPTIONS = [
     "model.score_weights={recap.engagement.is_replied: 13.5}",
     "optimizer.multi_task_learning_rates=null",
 ]
-# The same training files, by their date.
+# Two ways to select the same training files by date.
 DATED = [
     "train_data.explicit_date_inputs={data_root: $DATED, end_date: 2023/01/31, days: 2, num_missing_days_tol: 1}",
     "train_data.explicit_datetime_inputs="
@@ -67,7 +67,7 @@ DATED = [
 ]
 
 
-def test_the_recorder_tells_who_reads():
+def test_the_recorder_records_only_reads_of_attributes():
     class Config(BaseConfig):
         used: int = 1
         copied: int = 2
@@ -86,7 +86,7 @@ def test_the_recorder_tells_who_reads():
         assert "unused" in config.pretty_print()
     assert recorder.fields == {(Config, "used")}
     assert config.unused == 3
-    assert recorder.fields == {(Config, "used")}, "the patch is undone"
+    assert recorder.fields == {(Config, "used")}, "the patch has been undone"
 
 
 def is_movielens(path: Path) -> bool:
@@ -94,7 +94,7 @@ def is_movielens(path: Path) -> bool:
 
 
 def on_small_data(path: Path, data: Path, save_dir: Path) -> list[str]:
-    """Overrides that make the configuration at `path` train a small model for two small steps on `data`."""
+    """Return overrides that make the configuration train a small model for two small steps on `data`."""
     overrides = [f"training.save_dir={save_dir}", "training.num_train_steps=2", "training.num_eval_steps=1"]
     config = load_config_from_yaml(RecapConfig, path)
     assert config.model.backbone is not None
@@ -106,31 +106,30 @@ def on_small_data(path: Path, data: Path, save_dir: Path) -> list[str]:
         overrides += [f"{block}.aggregation_size=8", f"{block}.output_size=8"]
     parts = {"train_data": config.train_data}
     parts |= {f"validation_data[{name}]": part for name, part in config.validation_data.items()}
-    for place, part in parts.items():
+    for key_path, part in parts.items():
         overrides += [
-            f"{place}.inputs={data}/{'train' if place == 'train_data' else 'validation'}",
-            f"{place}.seg_dense_schema.schema_path={data}/schema.json",
-            f"{place}.global_batch_size={2 * part.lanes}",
+            f"{key_path}.inputs={data}/{'train' if key_path == 'train_data' else 'validation'}",
+            f"{key_path}.seg_dense_schema.schema_path={data}/schema.json",
+            f"{key_path}.global_batch_size={2 * part.lanes}",
         ]
         if part.preprocess is not None and not is_movielens(path):
             slices = "{continuous_feature_truncation: 40, binary_feature_truncation: 10}"
-            overrides.append(f"{place}.preprocess.truncate_and_slice={slices}")
+            overrides.append(f"{key_path}.preprocess.truncate_and_slice={slices}")
     return overrides
 
 
 def evaluation_options(path: Path) -> list[str]:
-    """As OPTIONS, for evaluation."""
+    """Return the options that affect evaluation."""
     partitions = list(load_config_from_yaml(RecapConfig, path).validation_data)
-    places = ["train_data", *(f"validation_data[{name}]" for name in partitions)]
-    discrete = [f"{place}.seg_dense_schema.features=[discrete]" for place in places]
+    key_paths = ["train_data", *(f"validation_data[{name}]" for name in partitions)]
+    discrete = [f"{key_path}.seg_dense_schema.features=[discrete]" for key_path in key_paths]
     best = f"training.checkpoint_keep_best={{partition: {partitions[0]}, metric: mean/loss, mode: min}}"
     return [*discrete, "training.checkpoint_max_to_keep=2", best, "model.stratifiers=[{name: s, index: 0, value: 1}]"]
 
 
 @pytest.fixture(scope="module")
 def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[set[Field], set[Field]]]:
-    """Of each shipped configuration, trained as it is and with options: the fields that it has, with and without them,
-    and those that were read."""
+    """Train each shipped configuration with and without options; return its fields and the fields that were read."""
     directory = tmp_path_factory.mktemp("runs")
     movielens_data = directory / "movielens"
     prepare(write_grouplens(directory / "ml-100k"), movielens_data)
@@ -173,12 +172,12 @@ def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_field_of_a_shipped_configuration_is_read(runs, path):
     has, read = runs[path]
-    assert len(read) > 60, "otherwise the recorder sees nothing"
+    assert len(read) > 60, "fewer means that the recorder does not work"
     assert fields_within(load_config_from_yaml(RecapConfig, path)) <= has
     assert names(has - read - ONE_VALUE.keys()) == []
 
 
 @pytest.mark.parametrize("override", [override for overrides in ONE_VALUE.values() for override in overrides])
-def test_what_is_not_read_allows_one_value_only(override):
+def test_a_field_that_is_not_read_allows_only_one_value(override):
     with pytest.raises(ConfigError):
         load_config_from_yaml(RecapConfig, SHIPPED[0], [override])

@@ -1,8 +1,9 @@
-"""The program of the Heavy Ranker, in this process: what its options and its configuration do."""
+"""Runs the Heavy Ranker's program in this process and tests its options and configuration keys."""
 
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -30,7 +31,7 @@ Train = Callable[..., int]
 
 @pytest.fixture
 def train(recap_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """Runs the program with small_run()'s arguments; flags begin with --, all else is an override."""
+    """Return a function that runs the program. Options that begin with -- are flags; all others are overrides."""
 
     def run(*options: str, save_dir: Path = tmp_path / "run", data: Path = recap_data) -> int:
         flags = [word for option in options if option.startswith("--") for word in option.split()]
@@ -49,25 +50,25 @@ def losses(save_dir: Path) -> list[float]:
     return [line["metrics"]["loss"] for line in lines(save_dir) if line["mode"] == "train"]
 
 
-def test_makes_exactly_the_steps_and_saves_whatever_the_logging_interval(train: Train, tmp_path: Path) -> None:
+def test_runs_exactly_num_train_steps_and_saves_the_last_step(train: Train, tmp_path: Path) -> None:
     assert train("training.num_train_steps=11", "training.train_log_every_n=5", "training.checkpoint_every_n=4") == 0
     assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 11]
     events = [(line["step"], line["mode"]) for line in lines(tmp_path / "run")]
     assert events == [(4, "evaluate"), (5, "train"), (8, "evaluate"), (10, "train"), (11, "train"), (11, "evaluate")]
 
 
-def test_ends_with_the_epochs_where_they_come_first(train: Train, tmp_path: Path) -> None:
+def test_stops_after_num_epochs_if_they_end_first(train: Train, tmp_path: Path) -> None:
     assert train("training.num_train_steps=1000", "training.num_epochs=1", "training.checkpoint_every_n=1000") == 0
     assert complete_steps(tmp_path / "run/checkpoints") == [2000 // 96]
 
 
-def test_accumulation_counts_updates_as_steps(train: Train, tmp_path: Path) -> None:
+def test_gradient_accumulation_counts_updates_as_steps(train: Train, tmp_path: Path) -> None:
     options = ("training.num_train_steps=1000", "training.num_epochs=1", "training.gradient_accumulation=3")
     assert train(*options, "training.checkpoint_every_n=1000") == 0
     assert complete_steps(tmp_path / "run/checkpoints") == [2000 // 96 // 3]
 
 
-def test_the_same_command_again_says_finished_and_more_steps_go_on(
+def test_rerunning_a_finished_run_changes_nothing_and_more_steps_continue_it(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train() == 0
@@ -75,20 +76,20 @@ def test_the_same_command_again_says_finished_and_more_steps_go_on(
     capsys.readouterr()
     assert train() == 0
     captured = capsys.readouterr()
-    assert "finished: all 12 steps are done" in captured.err
-    assert "validation after step 12: 500 examples" in captured.out
+    assert re.search(r"finished.*\b12 steps", captured.err)
+    assert re.search(r"validation .*step 12: 500 examples", captured.out)
     assert lines(tmp_path / "run") == before
     assert train("training.num_train_steps=14") == 0
     assert complete_steps(tmp_path / "run/checkpoints")[-1] == 14
     assert lines(tmp_path / "run")[: len(before)] == before
 
 
-def test_rotation_leaves_the_newest_two(train: Train, tmp_path: Path) -> None:
+def test_rotation_keeps_the_newest_two_checkpoints(train: Train, tmp_path: Path) -> None:
     assert train("training.checkpoint_max_to_keep=2", "training.checkpoint_every_n=3", "training.eval_every_n=0") == 0
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["12", "9"]
 
 
-def test_what_is_measured_may_change_between_a_run_and_its_resume(
+def test_metrics_may_change_between_a_run_and_its_resume(
     train: Train, recap_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("training.num_train_steps=4") == 0
@@ -115,24 +116,34 @@ def test_what_is_measured_may_change_between_a_run_and_its_resume(
     assert "\nkind 0 " in printed
 
 
-def test_a_stratum_beyond_the_discrete_features_is_told(train: Train) -> None:
-    with pytest.raises(ConfigError, match=r"model.stratifiers\[0\].index: 4 given, .* but the data has 4"):
+def test_a_stratum_beyond_the_discrete_features_is_an_error(train: Train) -> None:
+    with pytest.raises(ConfigError, match=r"model.stratifiers\[0\].index is 4\b.*the data has 4\b"):
         train("model.stratifiers=[{name: a, index: 4, value: 0}]")
 
 
-def test_refuses_to_continue_another_run_unless_told_to_overwrite(train: Train, tmp_path: Path) -> None:
+def test_a_small_embedding_table_beyond_the_discrete_features_is_an_error(train: Train) -> None:
+    with pytest.raises(ConfigError, match=r"model.small_embeddings.tables: .*\ba has index 4\b.*train_data has 4\b"):
+        train("model.small_embeddings={tables: [{name: a, num_embeddings: 9, embedding_dim: 2, index: 4}]}")
+
+
+def test_an_id_beyond_its_small_embedding_table_is_an_error(train: Train) -> None:
+    with pytest.raises(DataError, match=r"column 'discrete': .* position 3\b.* 0 (to|and) 0\b"):
+        train("model.small_embeddings={tables: [{name: a, num_embeddings: 1, embedding_dim: 2, index: 3}]}")
+
+
+def test_a_changed_configuration_is_an_error_unless_the_run_is_overwritten(train: Train, tmp_path: Path) -> None:
     assert train("training.eval_every_n=0") == 0
     (tmp_path / "run/notes.txt").write_text("mine")
     other = ("runtime.seed=5", "train_data.lanes=6", "training.max_grad_norm=2.0")
     with pytest.raises(UserError) as caught:
         train(*other)
     for difference in (
-        "runtime.seed: 0 in the run, 5 now",
-        "train_data.lanes: 12 in the run, 6 now",
-        "training.max_grad_norm: null in the run, 2.0 now",
+        r"runtime.seed: .*\b0\b.*\b5\b",
+        r"train_data.lanes: .*\b12\b.*\b6\b",
+        r"training.max_grad_norm: .*\bnull\b.*\b2\.0\b",
     ):
-        assert difference in str(caught.value)
-    # What may change: steps, logging, evaluation, rotation, runtime.
+        assert re.search(difference, str(caught.value))
+    # Steps, logging, evaluation, rotation and runtime may change.
     allowed = ("training.num_train_steps=13", "training.train_log_every_n=2", "training.eval_every_n=13")
     runtime = ("runtime.enable_amp=true", "runtime.amp_dtype=float16")
     assert train(*allowed, "training.checkpoint_max_to_keep=3", *runtime) == 0
@@ -143,16 +154,16 @@ def test_refuses_to_continue_another_run_unless_told_to_overwrite(train: Train, 
     assert (tmp_path / "run/notes.txt").read_text() == "mine"
 
 
-def test_other_files_under_the_same_name_are_another_run(train: Train, recap_data: Path, tmp_path: Path) -> None:
+def test_other_files_under_the_same_name_are_an_error(train: Train, recap_data: Path, tmp_path: Path) -> None:
     assert train("training.num_train_steps=4", "training.eval_every_n=0") == 0
     (tmp_path / "data").mkdir()
     for name in ("train", "validation", "schema.json"):
         (tmp_path / "data" / name).symlink_to(recap_data / name)
-    with pytest.raises(UserError, match=r"train_data.inputs: .* in the run, .* now"):
+    with pytest.raises(UserError, match=r"train_data\.inputs: "):
         train(data=tmp_path / "data")
 
 
-def test_data_sets_by_day_and_by_hour_give_the_run_that_their_files_give(
+def test_files_selected_by_day_and_hour_give_the_same_run(
     train: Train, recap_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for split in ("train", "validation"):
@@ -169,13 +180,13 @@ def test_data_sets_by_day_and_by_hour_give_the_run_that_their_files_give(
     one, other = ([line["metrics"] for line in lines(tmp_path / run)] for run in ("by_name", "by_date"))
     assert one == other
     [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warning.startswith("train_data.explicit_date_inputs: 1 of 2 days have no *.parquet file in ")
+    assert warning.startswith("train_data.explicit_date_inputs: 1 of 2 days ")
     assert warning.endswith("Missing: 2023/01/30")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_mixed_precision_learns_on_cpu(train: Train, tmp_path: Path, dtype: str) -> None:
-    # Ten epochs of four batches: enough to learn the rows by heart.
+def test_mixed_precision_trains_on_cpu(train: Train, tmp_path: Path, dtype: str) -> None:
+    # Ten epochs of four batches are enough to memorize the rows.
     length = ("training.num_train_steps=40", "training.num_epochs=null", "training.checkpoint_every_n=40")
     options = (*length, "training.eval_every_n=0", "train_data.global_batch_size=480")
     assert train(*options, "runtime.enable_amp=true", f"runtime.amp_dtype={dtype}", save_dir=tmp_path / "amp") == 0
@@ -197,7 +208,7 @@ def test_float16_resumes_with_its_loss_scale(train: Train, tmp_path: Path) -> No
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def test_an_evaluation_that_runs_out_of_time_is_partial_and_training_goes_on(train: Train, tmp_path: Path) -> None:
+def test_an_evaluation_that_times_out_is_partial_and_training_continues(train: Train, tmp_path: Path) -> None:
     options = ("training.eval_timeout_in_s=1.0e-6", "training.checkpoint_every_n=6")
     assert train(*options) == 0
     evaluations = [line for line in lines(tmp_path / "run") if line["mode"] == "evaluate"]
@@ -208,22 +219,22 @@ def test_an_evaluation_that_runs_out_of_time_is_partial_and_training_goes_on(tra
     assert complete_steps(tmp_path / "run/checkpoints") == [6, 12]
 
 
-def test_an_evaluation_that_was_due_at_the_checkpoint_is_made_up(train: Train, tmp_path: Path) -> None:
+def test_a_resume_runs_an_evaluation_that_was_missed(train: Train, tmp_path: Path) -> None:
     assert train() == 0
     path = tmp_path / "run/metrics.jsonl"
     complete = lines(tmp_path / "run")
     assert (complete[-1]["step"], complete[-1]["mode"]) == (12, "evaluate")
-    path.write_text("".join(json.dumps(line) + "\n" for line in complete[:-1]) + '{"step": 12, "mo')  # killed meanwhile
+    path.write_text("".join(json.dumps(line) + "\n" for line in complete[:-1]) + '{"step": 12, "mo')  # as if killed
     assert train() == 0
     assert lines(tmp_path / "run")[-1]["metrics"] == complete[-1]["metrics"]
     assert len(lines(tmp_path / "run")) == len(complete)
 
 
-def test_warm_start_takes_the_weights_and_step_0(train: Train, tmp_path: Path) -> None:
+def test_warm_start_uses_the_weights_and_begins_at_step_0(train: Train, tmp_path: Path) -> None:
     assert train("training.eval_every_n=0", save_dir=tmp_path / "first") == 0
     checkpoint = tmp_path / "first/checkpoints/12"
     zero_rate = "optimizer={adam: {}, single_task_learning_rate: {constant: 0.0}}"
-    # Of a save_dir its newest.
+    # A save_dir stands for its newest checkpoint.
     options = (f"training.initial_checkpoint_dir={tmp_path / 'first'}", zero_rate, "training.num_train_steps=1")
     assert train(*options) == 0
     before, after = (read_tensors(path, "model.") for path in (checkpoint, tmp_path / "run/checkpoints/1"))
@@ -233,7 +244,7 @@ def test_warm_start_takes_the_weights_and_step_0(train: Train, tmp_path: Path) -
         train(f"training.initial_checkpoint_dir={tmp_path}", save_dir=tmp_path / "third")
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert train("training.eval_every_n=0", save_dir=tmp_path / "whole") == 0
@@ -241,39 +252,41 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     checkpoints = tmp_path / "run/checkpoints"
     flip_a_bit(damaged := checkpoints / "12/__0_0.distcp")
     assert train("training.eval_every_n=0") == 0
-    assert f"{damaged}: damaged checkpoint" in caplog.text
-    assert "continuing after step 8" in caplog.text
+    assert re.search(rf"{damaged}\b.*damaged", caplog.text)
+    assert re.search(r"\bstep 8\b", caplog.text)
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    again, whole = (read_tensors(root / "12") for root in (checkpoints, tmp_path / "whole/checkpoints"))
-    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    resumed, whole = (read_tensors(root / "12") for root in (checkpoints, tmp_path / "whole/checkpoints"))
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
-def test_where_all_checkpoints_are_damaged_nothing_is_lost(train: Train, tmp_path: Path) -> None:
+def test_all_checkpoints_damaged_is_an_error_that_deletes_nothing(train: Train, tmp_path: Path) -> None:
     assert train("training.eval_every_n=0") == 0
     for path in (tmp_path / "run/checkpoints").iterdir():
         flip_a_bit(path / "__0_0.distcp")
-    with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
+    with pytest.raises(CheckpointError, match=r"all .*damaged"):
         train("training.num_train_steps=16")
     assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 12]
 
 
-def test_a_run_whose_end_is_not_saved_ends_with_1(train: Train, tmp_path: Path) -> None:
+def test_a_run_that_cannot_save_exits_with_status_1(train: Train, tmp_path: Path) -> None:
     with full_disk(65536):
         assert train() == 1
-    assert len(losses(tmp_path / "run")) == 4, "training went on"
+    assert len(losses(tmp_path / "run")) == 4, "training continued"
     assert complete_steps(tmp_path / "run/checkpoints") == []
     assert train() == 0
     assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 12]
 
 
-def test_print_config_prints_what_loads_back(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_prints_a_configuration_that_loads_again(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train("--print_config", "runtime.seed=7") == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["runtime"]["seed"] == 7
     assert not (tmp_path / "run").exists()
 
 
-def test_debug_loop_writes_nothing_and_makes_the_same_first_step(
+def test_debug_loop_writes_nothing_and_has_the_same_first_loss(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("training.train_log_every_n=1", "training.num_train_steps=1", save_dir=tmp_path / "loop") == 0
@@ -283,34 +296,37 @@ def test_debug_loop_writes_nothing_and_makes_the_same_first_step(
     printed = capsys.readouterr().err
     assert f"step 1: loss {losses(tmp_path / 'loop')[0]:.6f}" in printed
     assert "step 2: loss" in printed
-    assert "evaluated validation: {'mean/loss': " in printed
+    assert re.search(r"validation.*'mean/loss': ", printed)
 
 
-def test_too_few_rows_for_a_batch(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"2000 rows, fewer than one global batch of 2400"):
+def test_too_few_rows_for_a_batch_is_an_error(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"\b2,?000 rows.*\b2,?400\b"):
         train("train_data.global_batch_size=2400")
     assert not (tmp_path / "run/checkpoints").exists()
 
 
-def test_a_run_that_diverges_ends(train: Train, tmp_path: Path) -> None:
+def test_a_run_that_diverges_stops(train: Train, tmp_path: Path) -> None:
     options = ("training.num_train_steps=400", "training.num_epochs=null", "training.checkpoint_every_n=1000")
     rate = "optimizer={adam: {}, single_task_learning_rate: {constant: 1.0e+30}}"
-    with pytest.raises(UserError, match=r"training has diverged: in 101 steps in a row \(\d+ to 1\d\d\)") as raised:
+    with pytest.raises(UserError, match=r"diverged.*\b101\b.*\(\d+ to 1\d\d\)") as raised:
         train(*options, rate)
-    assert "what is not finite first is output logits[" in str(raised.value)
+    assert "output logits[" in str(raised.value)
     assert complete_steps(tmp_path / "run/checkpoints") == []
 
 
-def test_one_example_a_process_is_too_few_for_batch_norm(train: Train) -> None:
-    with pytest.raises(UserError, match=r"train_data.global_batch_size: 1 given, .* batch norm needs at least two"):
+def test_one_example_per_process_is_too_few_for_batch_norm(train: Train) -> None:
+    with pytest.raises(
+        UserError, match=r"train_data.global_batch_size is 1, .* 1 process.* batch norm needs at least two"
+    ):
         train("train_data.global_batch_size=1", "train_data.lanes=1")
 
 
-def test_overwriting_may_start_from_the_weights_that_it_overwrites(train: Train, tmp_path: Path) -> None:
+def test_overwriting_a_run_may_start_from_its_own_weights(train: Train, tmp_path: Path) -> None:
     assert train("training.eval_every_n=0") == 0
     own = f"training.initial_checkpoint_dir={tmp_path / 'run/checkpoints/12'}"
     with pytest.raises(
-        CheckpointError, match=r"^/nowhere: no such directory \(current directory: /.*\); specify the save_dir"
+        CheckpointError,
+        match=rf"^/nowhere: no such directory \(.*{Path.cwd()}\).*save_dir",
     ):
         train("training.initial_checkpoint_dir=/nowhere", "--overwrite_save_dir")
     assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 12]
@@ -318,41 +334,41 @@ def test_overwriting_may_start_from_the_weights_that_it_overwrites(train: Train,
     assert complete_steps(tmp_path / "run/checkpoints") == [2]
 
 
-def test_a_world_without_a_launcher_is_told(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_world_size_without_a_launcher_is_an_error(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match=r"WORLD_SIZE=2 but not RANK, MASTER_ADDR, MASTER_PORT: start with torchrun"):
+    with pytest.raises(UserError, match=r"WORLD_SIZE.*\b2\b.*RANK, MASTER_ADDR, MASTER_PORT.*torchrun"):
         train()
 
 
-def test_evaluates_what_was_trained_without_evaluations(
+def test_the_follower_evaluates_a_run_trained_without_evaluations(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("training.eval_every_n=0", "runtime.enable_amp=true") == 0
     capsys.readouterr()
     assert train("--mode evaluate", "runtime.enable_amp=true") == 0
     printed = capsys.readouterr().out
-    assert "validation after step 12: 500 examples" in printed
-    assert f"metrics        {tmp_path}/run/metrics-evaluator.jsonl" in printed
-    # The trainer's own, at the last step, of the same weights.
+    assert re.search(r"validation .*step 12: 500 examples", printed)
+    assert re.search(rf"metrics\s+{tmp_path}/run/metrics-evaluator.jsonl", printed)
+    # The evaluation of the same weights by the trainer.
     (tmp_path / "other").mkdir()
     assert train("training.eval_every_n=12", "runtime.enable_amp=true", save_dir=tmp_path / "other") == 0
     last = (tmp_path / "run/metrics-evaluator.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["metrics"] == lines(tmp_path / "other")[-1]["metrics"]
 
 
-def test_an_evaluator_whose_trainer_died_ends_with_1_and_one_that_saw_nothing_with_a_mistake(
+def test_a_follower_exits_with_1_without_a_final_checkpoint_and_with_an_error_without_any(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UserError, match="nothing could be evaluated"):
+    with pytest.raises(UserError, match=r"nothing could be evaluated|no checkpoint"):
         train("--mode evaluate", "training.eval_timeout_in_s=0.1")
     assert train("training.num_train_steps=4", "training.eval_every_n=0") == 0
     assert train("--mode evaluate", "training.eval_timeout_in_s=0.1") == 1
-    assert "no checkpoint after step 4 came in" in capsys.readouterr().err
+    assert re.search(r"no .*checkpoint.* step 4\b", capsys.readouterr().err)
 
 
-def test_an_evaluator_that_a_signal_stops_ends_with_0(train: Train) -> None:
+def test_a_follower_stopped_by_a_signal_exits_with_0(train: Train) -> None:
     class Kill(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if record.getMessage().startswith("waiting for"):
@@ -366,7 +382,7 @@ def test_an_evaluator_that_a_signal_stops_ends_with_0(train: Train) -> None:
 
 
 @pytest.mark.parametrize("option", ["--overwrite_save_dir", "--debug_loop"])
-def test_an_evaluator_takes_no_option_of_training(train: Train, tmp_path: Path, option: str) -> None:
-    with pytest.raises(UserError, match=f"{option}: not with --mode evaluate"):
+def test_a_follower_rejects_training_options(train: Train, tmp_path: Path, option: str) -> None:
+    with pytest.raises(UserError, match=rf"{option}\b.*--mode evaluate"):
         train("--mode evaluate", option)
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ from projects.home.recap.metrics import check_strata, metrics_table
 from projects.home.recap.model.config import StratifierConfig
 
 
-def test_a_row_per_task_and_a_dash_for_what_is_not_available() -> None:
+def test_the_table_has_a_row_per_task_and_a_dash_for_a_missing_metric() -> None:
     metrics = {
         "recap.engagement.is_favorited/loss": 0.25,
         "recap.engagement.is_favorited/rce": 0.0,
@@ -27,7 +27,7 @@ def test_a_row_per_task_and_a_dash_for_what_is_not_available() -> None:
     ]
 
 
-def test_a_row_per_stratum_with_its_means() -> None:
+def test_the_second_table_has_a_row_per_stratum_with_its_means() -> None:
     of_task = {"recap.engagement.is_replied/rce": 5.0, "recap.engagement.is_replied/calibration": 0.98}
     whole = {**of_task, "mean/rce": 5.0, "mean/auroc": 0.75, "examples": 1234567}
     metrics = {
@@ -51,10 +51,10 @@ def test_a_row_per_stratum_with_its_means() -> None:
 
 @pytest.mark.parametrize(
     ("index", "width", "found"),
-    [(4, 4, "but the data has 4 discrete features"), (0, 0, "but the data brings no discrete features")],
+    [(4, 4, "the data has 4 discrete features"), (0, 0, "the data has no discrete features")],
 )
-def test_a_stratum_of_a_feature_that_the_data_has_not(index: int, width: int, found: str) -> None:
+def test_a_stratum_of_a_feature_that_the_data_lacks_is_an_error(index: int, width: int, found: str) -> None:
     strata = [StratifierConfig(name="a", index=0, value=1), StratifierConfig(name="b", index=index, value=1)]
-    with pytest.raises(ConfigError, match=r"model.stratifiers\[\d\].index: .*" + found):
+    with pytest.raises(ConfigError, match=rf"model.stratifiers\[\d\].index is {index}\b.*{found}"):
         check_strata(strata, FeatureWidths(48, 16, {}, width))
     check_strata(strata, FeatureWidths(48, 16, {}, index + 1))

@@ -40,15 +40,15 @@ def test_each_part_has_its_learning_rate_and_every_parameter_is_in_one_group() -
 @pytest.mark.parametrize(
     ("overrides", "given", "message"),
     [
-        ((), False, r"missing; the model has [\d,]+ parameters outside its towers"),
-        (SHARE_NONE, False, r"missing; the model has 102 parameters outside its towers"),
-        ((*SHARE_NONE, UNNORMED), True, "given, but the model has no parameters outside its towers; set it to null"),
+        ((), False, r"missing, .*the model has [\d,]+ parameters outside its towers"),
+        (SHARE_NONE, False, r"missing, .*the model has 102 parameters outside its towers"),
+        ((*SHARE_NONE, UNNORMED), True, "set, but the model has no parameters outside its towers. Set it to null"),
         ((*SHARE_NONE, UNNORMED), False, None),
-        ((*SHARE_NONE, UNNORMED, SMALL_EMBEDDINGS), False, "missing; the model has 35 parameters outside its towers"),
+        ((*SHARE_NONE, UNNORMED, SMALL_EMBEDDINGS), False, "missing, .*the model has 35 parameters outside its towers"),
         ((*SHARE_NONE, UNNORMED, SMALL_EMBEDDINGS), True, None),
     ],
 )
-def test_the_backbone_rate_is_given_where_something_is_outside_the_towers(
+def test_the_backbone_rate_is_required_exactly_if_parameters_are_outside_the_towers(
     overrides: tuple[str, ...], given: bool, message: str | None
 ) -> None:
     widths = FeatureWidths(6, 3, {} if UNNORMED in overrides else {"user_embedding": 36})
@@ -60,7 +60,7 @@ def test_the_backbone_rate_is_given_where_something_is_outside_the_towers(
     config = RecapOptimizerConfig(multi_task_learning_rates=rates, adam=RecapAdamConfig())
     if message is not None:
         with pytest.raises(
-            ConfigError, match=f"^optimizer.multi_task_learning_rates.backbone_learning_rate: {message}"
+            ConfigError, match=f"^optimizer.multi_task_learning_rates.backbone_learning_rate is {message}"
         ):
             build_optimizer(ranker, config)
     else:
@@ -70,7 +70,7 @@ def test_the_backbone_rate_is_given_where_something_is_outside_the_towers(
         assert found == sum(parameter.numel() for parameter in ranker.parameters())
 
 
-def test_a_single_learning_rate_is_for_all() -> None:
+def test_a_single_learning_rate_applies_to_all_parameters() -> None:
     ranker = build()
     config = RecapOptimizerConfig(single_task_learning_rate=LearningRate(constant=0.3), adam=RecapAdamConfig())
     optimizer, learning_rates = build_optimizer(ranker, config)

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ def written(folder: Path, mask: Any) -> str:
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int64])
-def test_positions_of_what_is_kept(tmp_path, dtype):
+def test_returns_the_positions_of_kept_values(tmp_path, dtype):
     assert read_mask(written(tmp_path, np.array([0, 1, 1, 0, 1], dtype)), 5, "here") == (1, 2, 4)
 
 
@@ -32,47 +33,47 @@ def test_positions_of_what_is_kept(tmp_path, dtype):
         (np.array([True, None], object), "Object arrays cannot be loaded"),
     ],
 )
-def test_an_array_that_is_no_mask(tmp_path, mask, found):
+def test_an_array_that_is_not_a_mask_is_an_error(tmp_path, mask, found):
     path = written(tmp_path, mask)
     with pytest.raises(
-        ConfigError, match=rf"^here: {path}:? {found}.*; an \.npy file of 5 booleans, or integers 0 and 1"
+        ConfigError, match=rf"^here: {path}:? {found}.*; expected an \.npy file of 5 booleans \(or integers 0 and 1\)"
     ):
         read_mask(path, 5, "here")
 
 
-def test_a_mask_that_keeps_nothing(tmp_path):
+def test_a_mask_that_keeps_nothing_is_an_error(tmp_path):
     path = written(tmp_path, np.zeros(5, bool))
-    with pytest.raises(ConfigError, match=f"^here: {path} keeps none of 5 values; keep at least one$"):
+    with pytest.raises(ConfigError, match=f"^here: {path} keeps none of 5 values"):
         read_mask(path, 5, "here")
 
 
 @pytest.mark.parametrize("cut", [0, 3, 9, 64, 130])
-def test_a_file_that_is_no_array(tmp_path, cut):
+def test_a_truncated_file_is_an_error(tmp_path, cut):
     path = Path(written(tmp_path, np.ones(5, bool)))
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(ConfigError, match=rf"^here: {path}: .+; an \.npy file of 5 booleans"):
+    with pytest.raises(ConfigError, match=rf"^here: {path}: .+; expected an \.npy file of 5 booleans"):
         read_mask(str(path), 5, "here")
 
 
-def test_an_archive_of_arrays(tmp_path):
+def test_an_archive_of_arrays_is_an_error(tmp_path):
     np.savez(tmp_path / "mask.npz", mask=np.ones(5, bool))
-    with pytest.raises(ConfigError, match=r"mask\.npz: .*; an \.npy file of 5 booleans"):
+    with pytest.raises(ConfigError, match=r"mask\.npz: .*; expected an \.npy file of 5 booleans"):
         read_mask(str(tmp_path / "mask.npz"), 5, "here")
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     path = tmp_path / "mask.npy"
     with pytest.raises(ConfigError) as caught:
         read_mask(str(path), 5, "here")
-    assert str(caught.value) == f"here: {path} can't be read: No such file or directory (looked from {Path.cwd()})"
+    assert re.match(rf"here: .*{path}: No such file or directory \(.*{Path.cwd()}\)$", str(caught.value))
 
 
 @pytest.mark.parametrize(
     "header",
     [b"{'descr':'|b1   \n", b"  {'descr'\n", b"{'descr': (1,2), 'fortran_order': 0, 'shape': 3}\n", b"(((((\n"],
 )
-def test_a_damaged_header(tmp_path, header):
+def test_a_damaged_header_is_an_error(tmp_path, header):
     path = tmp_path / "mask.npy"
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-    with pytest.raises(ConfigError, match=rf"^here: {path}: .*; an \.npy file of 5 booleans"):
+    with pytest.raises(ConfigError, match=rf"^here: {path}: .*; expected an \.npy file of 5 booleans"):
         read_mask(str(path), 5, "here")

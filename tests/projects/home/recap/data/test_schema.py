@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json
 from projects.home.recap.data.schema import Feature, FeatureWidths, feature_widths, read_features
 
-PLACE = "train_data.seg_dense_schema"
+KEY_PATH = "train_data.seg_dense_schema"
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def error_of(schema_path: Path, truncation: dict[str, Any] | None = None, **sche
     return str(caught.value)
 
 
-def test_all_features_of_the_schema(schema_path):
+def test_reads_all_features_of_the_schema_by_default(schema_path):
     features = read_features(config(schema_path), "train_data")
     assert features == {
         "continuous": Feature("continuous", torch.float32, 9, 9),
@@ -55,23 +56,23 @@ def test_all_features_of_the_schema(schema_path):
     )
 
 
-def test_a_subset_of_features_always_with_continuous_and_binary(schema_path):
+def test_a_subset_of_features_always_includes_continuous_and_binary(schema_path):
     features = read_features(config(schema_path, features=["author_embedding"]), "train_data")
     assert list(features) == ["continuous", "binary", "author_embedding"]
     assert feature_widths(features) == FeatureWidths(9, 5, {"author_embedding": 4})
 
 
-def test_features_that_the_schema_lacks_are_left_out_unless_asked_for(tmp_path):
+def test_a_feature_that_the_schema_lacks_is_an_error_only_if_selected(tmp_path):
     path = tmp_path / "schema.json"
     entries = [{"feature_name": name, "dtype": "float_list", "length": 3} for name in ("continuous", "binary")]
     path.write_text(json.dumps({"schema": entries}))
     assert list(read_features(config(path), "train_data")) == ["continuous", "binary"]
     assert error_of(path, features=["continuous", "binary", "user_embedding"]) == (
-        f"{PLACE}: 'user_embedding' (user_embedding) is not in {path}, which has continuous, binary"
+        f"{KEY_PATH}: 'user_embedding' (user_embedding) is not in {path}, which has continuous, binary"
     )
 
 
-def test_truncation(schema_path):
+def test_truncation_keeps_the_first_values(schema_path):
     truncated = config(schema_path, {"continuous_feature_truncation": 7, "binary_feature_truncation": 5})
     features = read_features(truncated, "train_data")
     assert (features["continuous"].width, features["continuous"].keep) == (9, 7)
@@ -82,11 +83,11 @@ def test_truncation(schema_path):
 
 
 @pytest.mark.parametrize(("kind", "width"), [("continuous", 9), ("binary", 5)])
-def test_truncation_to_more_than_there_is(schema_path, kind, width):
-    assert error_of(schema_path, {f"{kind}_feature_truncation": width + 1}) == (
-        f"train_data.preprocess.truncate_and_slice.{kind}_feature_truncation: {width + 1} given, but {schema_path} "
-        f"says that '{kind}' has {width} values"
-    )
+def test_truncation_to_more_values_than_exist_is_an_error(schema_path, kind, width):
+    message = error_of(schema_path, {f"{kind}_feature_truncation": width + 1})
+    assert message.startswith(f"train_data.preprocess.truncate_and_slice.{kind}_feature_truncation is {width + 1}, ")
+    assert f"'{kind}' has {width} values" in message
+    assert str(schema_path) in message
 
 
 def mask(folder: Path, values: list[int]) -> str:
@@ -94,7 +95,7 @@ def mask(folder: Path, values: list[int]) -> str:
     return str(folder / "mask.npy")
 
 
-def test_a_mask_says_which_values_are_used(schema_path, tmp_path):
+def test_a_mask_selects_values(schema_path, tmp_path):
     masked = {"continuous_feature_mask_path": mask(tmp_path, [0, 1, 1, 0, 0, 0, 0, 1, 0])}
     features = read_features(config(schema_path, masked), "train_data")
     assert features["continuous"] == Feature("continuous", torch.float32, 9, 3, positions=(1, 2, 7))
@@ -102,19 +103,18 @@ def test_a_mask_says_which_values_are_used(schema_path, tmp_path):
     assert (feature_widths(features).continuous, feature_widths(features).binary) == (3, 5)
 
 
-def test_a_mask_is_for_what_truncation_leaves(schema_path, tmp_path):
+def test_a_mask_applies_after_truncation(schema_path, tmp_path):
     given = {"binary_feature_truncation": 4, "binary_feature_mask_path": mask(tmp_path, [1, 0, 0, 1])}
     features = read_features(config(schema_path, given), "train_data")
     assert (features["binary"].width, features["binary"].keep, features["binary"].positions) == (5, 2, (0, 3))
     assert feature_widths(features).binary == 2
     path = mask(tmp_path, [1, 0, 0, 1, 1])
-    assert error_of(schema_path, given) == (
-        f"train_data.preprocess.truncate_and_slice.binary_feature_mask_path: {path} holds 5 values; an .npy file of 4 "
-        "booleans, or integers 0 and 1, is expected, one for each value"
-    )
+    message = error_of(schema_path, given)
+    key_path = "train_data.preprocess.truncate_and_slice.binary_feature_mask_path"
+    assert message.startswith(f"{key_path}: {path} holds 5 values; expected an .npy file of 4 booleans")
 
 
-def test_a_mask_that_keeps_the_first_values_is_a_truncation(schema_path, tmp_path):
+def test_a_mask_that_keeps_the_first_values_equals_a_truncation(schema_path, tmp_path):
     masked = config(schema_path, {"binary_feature_mask_path": mask(tmp_path, [1, 1, 1, 0, 0])})
     truncated = config(schema_path, {"binary_feature_truncation": 3})
     assert read_features(masked, "train_data") == read_features(truncated, "train_data")
@@ -125,7 +125,7 @@ def downcast(schema_path: Path, dtypes: dict[str, str], **schema: Any) -> RecapD
     return RecapDataConfig.model_validate(config(schema_path, **schema).model_dump(exclude_unset=True) | preprocess)
 
 
-def test_narrower_types(schema_path):
+def test_downcast_sets_narrower_types(schema_path):
     given = {"continuous": "bfloat16", "binary": "bool", "discrete": "uint8", "user_embedding": "float16"}
     features = read_features(downcast(schema_path, given), "train_data")
     assert {name: feature.narrow for name, feature in features.items()} == {
@@ -142,27 +142,27 @@ def test_narrower_types(schema_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"discrete": "float16"}, "float16 given for 'discrete', which may be uint8"),
-        ({"user_embedding": "bool"}, "bool given for 'user_embedding', which may be float32, bfloat16, float16"),
-        ({"labels": "uint8"}, "no feature 'labels'; features that are read: continuous, binary, user_embedding"),
-        ({"discrete": "uint8", "binary": "bool"}, "no feature 'discrete'; features that are read: "),
+        ({"discrete": "float16"}, "'discrete' cannot be float16; allowed: uint8"),
+        ({"user_embedding": "bool"}, "'user_embedding' cannot be bool; allowed: float32, bfloat16, float16"),
+        ({"labels": "uint8"}, "'labels' is not one of the features that are read: continuous, binary, user_embedding"),
+        ({"discrete": "uint8", "binary": "bool"}, "'discrete' is not one of the features that are read: "),
     ],
 )
-def test_types_that_make_no_sense(schema_path, given, message):
-    only: Any = {} if message.startswith("float16") else {"features": ["user_embedding"]}
+def test_a_type_that_does_not_suit_its_feature_is_an_error(schema_path, given, message):
+    only: Any = {} if "float16;" in message else {"features": ["user_embedding"]}
     with pytest.raises(ConfigError) as caught:
         read_features(downcast(schema_path, given, **only), "train_data")
     assert str(caught.value).startswith(f"train_data.preprocess.downcast.features: {message}")
 
 
-def test_renamed_features(tmp_path):
+def test_reads_renamed_features(tmp_path):
     path = tmp_path / "schema.json"
     lengths = {"our.continuous": 9, "binary": 5, "timelines.author.embedding": 200}
     path.write_text(json.dumps({"schema": [{"feature_name": k, "length": v} for k, v in lengths.items()]}))
     renamed = {
         "continuous": "our.continuous",
         "author_embedding": "timelines.author.embedding",
-        "meta__user_id": "the.user",  # not a feature, but in schemas of the original
+        "meta__user_id": "the.user",  # not a feature, but in YAMLs of the original
     }
     features = read_features(config(path, renamed_features=renamed), "train_data")
     assert {name: (feature.column, feature.width) for name, feature in features.items()} == {
@@ -172,38 +172,39 @@ def test_renamed_features(tmp_path):
     }
 
 
-def test_renamed_to_what_the_schema_lacks(schema_path):
+def test_a_new_name_that_the_schema_lacks_is_an_error(schema_path):
     message = error_of(schema_path, renamed_features={"continuous": "our.continuous"})
-    assert message.startswith(f"{PLACE}: 'our.continuous' (continuous) is not in {schema_path}, which has continuous, ")
+    assert message.startswith(
+        f"{KEY_PATH}: 'our.continuous' (continuous) is not in {schema_path}, which has continuous, "
+    )
 
 
 @pytest.mark.parametrize("ours", ["continuous", "author_embedding"])
-def test_renamed_although_the_schema_has_our_name(ours, schema_path):
-    """As after a conversion; without the error an embedding would just be left out."""
+def test_renaming_a_feature_that_has_its_standard_name_is_an_error(ours, schema_path):
+    """This happens after a conversion. Without the error, an embedding would be skipped silently."""
     message = error_of(schema_path, renamed_features={ours: "theirs"})
     assert f"'theirs' ({ours}) is not in " in message
-    assert message.endswith("; converted files have our names: leave renamed_features out")
+    assert "remove renamed_features" in message
 
 
 @pytest.mark.parametrize("key", ["features", "renamed_features"])
-def test_unknown_feature(schema_path, key):
+def test_an_unknown_feature_is_an_error(schema_path, key):
     given: Any = ["continous"] if key == "features" else {"continous": "continuous"}
-    assert error_of(schema_path, None, **{key: given}) == (
-        f"{PLACE}: no feature 'continous'; features: continuous, binary, discrete, user_embedding, "
-        "user_eng_embedding, author_embedding"
-    )
+    message = error_of(schema_path, None, **{key: given})
+    assert message.startswith(f"{KEY_PATH}: ")
+    assert "'continous'" in message
+    assert message.endswith(": continuous, binary, discrete, user_embedding, user_eng_embedding, author_embedding")
 
 
-def test_an_id_is_no_feature(schema_path):
-    assert f"{PLACE}: no feature 'meta__user_id'; " in error_of(schema_path, features=["meta__user_id"])
+def test_an_id_is_not_a_feature(schema_path):
+    assert f"{KEY_PATH}: unknown feature 'meta__user_id'" in error_of(schema_path, features=["meta__user_id"])
 
 
-def test_missing_schema(tmp_path):
+def test_a_missing_schema_is_an_error(tmp_path):
     path = tmp_path / "missing.json"
-    assert error_of(path) == (
-        f"{PLACE}.schema_path: {path} can't be read: No such file or directory (looked from {Path.cwd()})"
-    )
-    assert error_of(tmp_path).startswith(f"{PLACE}.schema_path: {tmp_path} can't be read: Is a directory")
+    where = rf"{KEY_PATH}\.schema_path: cannot read"
+    assert re.match(rf"{where} {path}: No such file or directory \(.*{Path.cwd()}\)$", error_of(path))
+    assert re.match(rf"{where} {tmp_path}: Is a directory", error_of(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -222,37 +223,39 @@ def test_missing_schema(tmp_path):
         b'{"schema": [{"length": 3}]}',
     ],
 )
-def test_malformed_schema(tmp_path, content):
+def test_a_malformed_schema_is_an_error(tmp_path, content):
     path = tmp_path / "schema.json"
     path.write_bytes(content)
     form = '{"schema": [{"feature_name": ..., "dtype": ..., "length": ...}]}'
-    assert error_of(path).startswith(f"{PLACE}.schema_path: {path} is not of the form {form}: ")
+    assert error_of(path).startswith(f"{KEY_PATH}.schema_path: {path} is not of the form {form}: ")
 
 
 @pytest.mark.parametrize("length", [0, -3, 1_000_001, 2.0, "3", None, True, [3]])
-def test_length_that_is_none(tmp_path, length):
+def test_an_invalid_length_is_an_error(tmp_path, length):
     path = tmp_path / "schema.json"
     path.write_text(json.dumps({"schema": [{"feature_name": "continuous", "length": length}]}))
-    assert error_of(path) == (
-        f"{PLACE}.schema_path: {path}: the length of 'continuous' is "
-        f"{'missing' if length is None else repr(length)}; a whole number from 1 to 1,000,000 expected"
-    )
+    message = error_of(path)
+    found = "missing" if length is None else repr(length)
+    assert message.startswith(f"{KEY_PATH}.schema_path: {path}: the length of 'continuous' is {found}, ")
+    assert "from 1 to 1,000,000" in message
 
 
 @pytest.mark.parametrize("name", [3, None, ["continuous"]])
-def test_name_that_is_none(tmp_path, name):
+def test_a_feature_name_that_is_not_a_string_is_an_error(tmp_path, name):
     path = tmp_path / "schema.json"
     path.write_text(json.dumps({"schema": [{"feature_name": name, "length": 3}]}))
-    assert error_of(path) == f"{PLACE}.schema_path: {path}: feature_name {name!r}, a string expected"
+    message = error_of(path)
+    assert message.startswith(f"{KEY_PATH}.schema_path: {path}: feature_name {name!r} ")
+    assert "string" in message
 
 
-def test_a_feature_twice(tmp_path):
+def test_a_duplicate_feature_is_an_error(tmp_path):
     path = tmp_path / "schema.json"
     path.write_text(json.dumps({"schema": [{"feature_name": "binary", "length": length} for length in (3, 4)]}))
-    assert error_of(path) == f"{PLACE}.schema_path: {path} has 'binary' twice"
+    assert re.match(rf"{KEY_PATH}\.schema_path: {path} .*'binary' twice", error_of(path))
 
 
-def test_empty_schema(tmp_path):
+def test_an_empty_schema_is_an_error(tmp_path):
     path = tmp_path / "schema.json"
     path.write_text('{"schema": []}')
-    assert error_of(path) == f"{PLACE}: 'continuous' (continuous) is not in {path}, which has nothing"
+    assert error_of(path).startswith(f"{KEY_PATH}: 'continuous' (continuous) is not in {path}, ")

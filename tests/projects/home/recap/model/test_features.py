@@ -12,7 +12,7 @@ from projects.home.recap.model.config import (
 from projects.home.recap.model.features import Featurization
 
 
-def test_logarithm_alone() -> None:
+def test_log1p_abs_takes_the_logarithm_only() -> None:
     config = FeaturizationConfig(log1p_abs_config=Log1pAbsConfig())
     features = Featurization(3, 2, config)
     continuous = torch.tensor([[0.0, math.e - 1, 1 - math.e], [-3e38, math.inf, math.nan]])
@@ -22,7 +22,7 @@ def test_logarithm_alone() -> None:
     assert list(features.parameters()) == []
 
 
-def test_clip_is_before_the_logarithm() -> None:
+def test_clip_log1p_abs_clips_before_the_logarithm() -> None:
     config = FeaturizationConfig(clip_log1p_abs_config=ClipLog1pAbsConfig(clip_magnitude=7.0))
     continuous = torch.tensor([[7.5, -1e30, 1.0], [6.5, -7.0, math.nan]])
     outputs = Featurization(3, 2, config)(continuous, torch.ones(2, 2))
@@ -35,7 +35,7 @@ def featurization(config: DoubleNormLogConfig, concat: list[str] | None = None) 
     return Featurization(3, 2, FeaturizationConfig(double_norm_log_config=config, feature_names_to_concat=names))  # type: ignore[arg-type]
 
 
-def test_logarithm_keeps_the_sign_and_clamps() -> None:
+def test_double_norm_log_keeps_the_sign_and_clamps_the_logarithm() -> None:
     features = featurization(DoubleNormLogConfig(clip_magnitude=2.0))
     continuous = torch.tensor([[0.0, math.e - 1, -(math.e - 1)], [1e30, -1e30, 1.0]])
     outputs = features(continuous, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
@@ -43,7 +43,7 @@ def test_logarithm_keeps_the_sign_and_clamps() -> None:
     torch.testing.assert_close(outputs, expected)
 
 
-def test_what_is_not_finite_counts_as_zero() -> None:
+def test_non_finite_values_become_zero() -> None:
     features = featurization(DoubleNormLogConfig(batch_norm_config=BatchNormConfig()))
     bad = torch.tensor([[math.nan, math.inf, -math.inf], [1.0, 2.0, 3.0]])
     good = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
@@ -52,7 +52,7 @@ def test_what_is_not_finite_counts_as_zero() -> None:
     assert all(buffer.isfinite().all() for buffer in features.buffers())
 
 
-def test_batch_norm_precedes_the_clamp_and_layer_norm_is_last() -> None:
+def test_batch_norm_comes_before_the_clamp_and_layer_norm_last() -> None:
     config = DoubleNormLogConfig(
         batch_norm_config=BatchNormConfig(), clip_magnitude=0.5, layer_norm_config=LayerNormConfig(epsilon=0.0)
     )
@@ -71,5 +71,5 @@ def test_a_row_of_zeros_gives_no_nan_with_epsilon_0() -> None:
     assert torch.equal(features(torch.zeros(1, 3), torch.zeros(1, 2)), torch.zeros(1, 5))
 
 
-def test_binary_features_can_be_left_out() -> None:
+def test_binary_features_can_be_excluded() -> None:
     assert featurization(DoubleNormLogConfig(), concat=[]).out_features == 3

@@ -42,12 +42,12 @@ SMALL_EMBEDDINGS = (
 
 
 def discrete(rows: int = 5) -> torch.Tensor:
-    """Ids for two features with four and nine of them."""
+    """Return random ids of two features, with four and nine ids."""
     generator = torch.Generator().manual_seed(2)
     return torch.stack([torch.randint(size, (rows,), generator=generator) for size in (4, 9)], dim=1)
 
 
-def test_outputs_have_a_column_per_task() -> None:
+def test_outputs_have_one_column_per_task() -> None:
     outputs = build()(*inputs())
     assert set(outputs) == {"logits", "probabilities", "calibrated_probabilities", "score"}
     assert all(values.dtype == torch.float32 for values in outputs.values())
@@ -57,8 +57,8 @@ def test_outputs_have_a_column_per_task() -> None:
     torch.testing.assert_close(outputs["calibrated_probabilities"], outputs["probabilities"])
 
 
-def test_calibration_takes_down_sampling_back() -> None:
-    """p / (p + (1 - p) ...) of the sampled data, Bayes' rule written out in float64."""
+def test_calibration_corrects_for_down_sampling() -> None:
+    """Compares with Bayes' rule in float64."""
     task = "recap.engagement.is_favorited"
     outputs = build({task: (0.8, 0.01)})(*inputs())
     p = outputs["probabilities"][:, 0].double()
@@ -98,7 +98,7 @@ def test_no_score_without_weights() -> None:
     assert "score" not in build(overrides=["model.score_weights=null"])(*inputs())
 
 
-def test_affine_map_begins_at_the_base_rate() -> None:
+def test_initial_logits_are_near_the_bias_of_the_affine_map() -> None:
     config = model_config()
     logits = build()(*inputs(500))["logits"]
     for column, tower in enumerate(config.tasks.values()):
@@ -124,19 +124,19 @@ def test_each_embedding_is_layer_normed() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.bool])
-def test_narrow_features_are_widened_to_the_last_bit(dtype: torch.dtype) -> None:
-    """Of values that the type holds exactly."""
-    wide = build(overrides=[SMALL_EMBEDDINGS])
+def test_narrow_features_give_bit_equal_outputs(dtype: torch.dtype) -> None:
+    """Uses values that the narrow type represents exactly."""
+    ranker = build(overrides=[SMALL_EMBEDDINGS])
     integers = tuple(features.mul(3).abs().round() for features in inputs())
     features = tuple(values.to(dtype) for values in integers)
-    of_narrow = wide(*features, discrete().to(torch.uint8))
-    of_wide = wide(*(values.float() for values in features), discrete())
-    assert all(torch.equal(of_narrow[name], of_wide[name]) for name in of_wide)
+    narrow_outputs = ranker(*features, discrete().to(torch.uint8))
+    wide_outputs = ranker(*(values.float() for values in features), discrete())
+    assert all(torch.equal(narrow_outputs[name], wide_outputs[name]) for name in wide_outputs)
     if dtype != torch.bool:
-        assert torch.equal(of_narrow["logits"], wide(*integers, discrete())["logits"])
+        assert torch.equal(narrow_outputs["logits"], ranker(*integers, discrete())["logits"])
 
 
-def test_is_finite_whatever_it_gets() -> None:
+def test_outputs_are_finite_for_nan_inputs() -> None:
     outputs = build()(*(torch.full_like(values, math.nan) for values in inputs()))
     assert all(values.isfinite().all() for values in outputs.values())
 
@@ -149,18 +149,19 @@ def test_works_without_embeddings() -> None:
 @pytest.mark.parametrize("overrides", [(), SHARE_NONE, SHARE_PARTIAL, (SMALL_EMBEDDINGS,)], ids=str)
 def test_can_be_exported(overrides: Sequence[str]) -> None:
     cudnn: Any = torch.backends.cudnn
-    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32"  # as in a new process: docs/heavy-ranker.md says why
+    # As in a new process; docs/heavy-ranker.md explains why.
+    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32"
     ranker = build(overrides=overrides)
     batch = torch.export.Dim("batch", min=2)
     exported = torch.export.export(ranker, (*inputs(), discrete()), dynamic_shapes=tuple({0: batch} for _ in range(6)))
     torch.testing.assert_close(exported.module()(*inputs(9), discrete(9)), ranker(*inputs(9), discrete(9)))
 
 
-# What towers stand on: closed forms with towers that are one linear layer, so that they show what they see.
+# Inputs of the towers, compared with closed forms. Each tower is one linear layer.
 
 
 def linear_towers(ranker: HeavyRanker) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights [tasks, features] and biases [tasks] of towers with layer_sizes [1]."""
+    """Return weights [tasks, features] and biases [tasks] of towers with layer_sizes [1]."""
     parameters = [list(tower.parameters()) for tower in ranker.towers.values()]
     return torch.cat([weight for weight, _ in parameters]), torch.cat([bias for _, bias in parameters])
 
@@ -180,14 +181,14 @@ def features(ranker: HeavyRanker) -> torch.Tensor:
     return torch.cat([ranker.featurization(continuous, binary), *normed], dim=1)
 
 
-def test_share_none_stands_on_the_features_alone() -> None:
+def test_share_none_feeds_only_the_features_to_the_towers() -> None:
     ranker = build(overrides=(*SHARE_NONE, *LINEAR))
     assert ranker.backbone is None
     weights, biases = linear_towers(ranker)
     torch.testing.assert_close(ranker(*inputs())["logits"], features(ranker) @ weights.T + biases)
 
 
-def test_affine_map_scales_and_shifts_the_logit_and_is_learned() -> None:
+def test_affine_map_is_learned_and_scales_and_shifts_the_logit() -> None:
     affine = "model.tasks.b={mlp_config: {layer_sizes: [1]}, affine_map: {scale: -2.0, bias: 0.5}}"
     ranker = build(overrides=(*SHARE_NONE, *LINEAR, affine))
     weight, shift, scale, bias = ranker.towers["b"].parameters()
@@ -199,14 +200,14 @@ def test_affine_map_scales_and_shifts_the_logit_and_is_learned() -> None:
     assert by_bias.item() == 5
 
 
-def test_share_all_stands_on_the_backbone_alone() -> None:
+def test_share_all_feeds_only_the_backbone_to_the_towers() -> None:
     ranker = build(overrides=LINEAR)
     assert ranker.backbone is not None
     weights, biases = linear_towers(ranker)
     torch.testing.assert_close(ranker(*inputs())["logits"], ranker.backbone(features(ranker)) @ weights.T + biases)
 
 
-def test_share_partial_stands_on_backbone_and_features() -> None:
+def test_share_partial_feeds_backbone_and_features_to_the_towers() -> None:
     ranker = build(overrides=(*SHARE_PARTIAL, *LINEAR))
     assert ranker.backbone is not None
     weights, biases = linear_towers(ranker)
@@ -214,7 +215,7 @@ def test_share_partial_stands_on_backbone_and_features() -> None:
     torch.testing.assert_close(ranker(*inputs())["logits"], both @ weights.T + biases)
 
 
-def test_small_embeddings_stand_beside_the_other_embeddings() -> None:
+def test_small_embeddings_follow_the_other_embeddings() -> None:
     ranker = build(overrides=(*SHARE_NONE, SMALL_EMBEDDINGS, *LINEAR))
     weights, biases = linear_towers(ranker)
     assert ranker.small_embeddings is not None

@@ -12,7 +12,7 @@ from tests.projects.home.recap.model.test_heavy_ranker import build, inputs
 
 
 def batch(tasks: tuple[str, ...], rows: int = 5) -> RecapBatch:
-    """Labels that tell tasks apart: of the i-th task in alphabetical order the first i rows are positive."""
+    """Return a batch with different labels per task: the i-th task in alphabetical order has i positive rows."""
     order = [sorted(tasks).index(task) for task in tasks]
     labels = torch.stack([(torch.arange(rows) < index).float() for index in order], dim=1)
     continuous, binary, *embeddings = inputs(rows)
@@ -20,7 +20,7 @@ def batch(tasks: tuple[str, ...], rows: int = 5) -> RecapBatch:
 
 
 def closed_form(ranker: HeavyRanker, rows: RecapBatch, pos_weights: dict[str, float]) -> float:
-    """Mean over tasks of the mean cross-entropy, each task with the labels of its name, in float64."""
+    """Return the mean over tasks of the mean cross-entropy, in float64, matching labels by task name."""
     probabilities = ranker(*inputs())["probabilities"].double()
     losses = []
     for column, task in enumerate(ranker.tasks):
@@ -29,8 +29,8 @@ def closed_form(ranker: HeavyRanker, rows: RecapBatch, pos_weights: dict[str, fl
     return float(torch.stack(losses).mean().detach())
 
 
-def test_labels_are_matched_by_the_name_of_the_task() -> None:
-    """The original trained each tower on the label in its column: here 13 labels in another order, 10 towers."""
+def test_labels_are_matched_by_task_name() -> None:
+    """The original matched labels by position. Here, 13 labels in another order serve 10 towers."""
     ranker = build()
     pos_weights = {task: 1.0 + 0.1 * index for index, task in enumerate(ranker.tasks)}
     model = ModelAndLoss(ranker, list(pos_weights.values())).eval()
@@ -44,7 +44,7 @@ def test_labels_are_matched_by_the_name_of_the_task() -> None:
     assert not torch.equal(outputs["labels"], same_order.labels[:, list(reversed(range(10)))])
 
 
-def test_gradients_of_a_tower_come_from_its_own_label() -> None:
+def test_the_gradient_of_a_tower_depends_only_on_its_own_label() -> None:
     ranker = build()
     model = ModelAndLoss(ranker, [1.0] * 10).eval()
     rows = batch(tuple(reversed(ranker.tasks)))
@@ -65,13 +65,13 @@ def tower_gradient(tower: nn.Module) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in tower.parameters() if p.grad is not None])
 
 
-def test_a_task_without_labels_is_refused() -> None:
+def test_a_task_without_labels_is_an_error() -> None:
     ranker = build()
-    with pytest.raises(ValueError, match=r"no labels of recap.engagement.is_favorited"):
+    with pytest.raises(ValueError, match=r"no labels for recap.engagement.is_favorited"):
         ModelAndLoss(ranker, [1.0] * 10)(batch(ranker.tasks[1:]))
 
 
-def test_strata_are_told_in_evaluation_alone() -> None:
+def test_strata_are_computed_only_in_evaluation() -> None:
     ranker = build()
     strata = [StratifierConfig(name=name, index=i, value=v) for name, i, v in (("a", 1, 7), ("b", 0, -2), ("c", 1, 9))]
     model = ModelAndLoss(ranker, [1.0] * 10, strata)
@@ -84,15 +84,15 @@ def test_strata_are_told_in_evaluation_alone() -> None:
     assert "strata" not in ModelAndLoss(ranker, [1.0] * 10).eval()(rows)[1]
 
 
-def test_strata_of_narrow_ids() -> None:
+def test_strata_compare_narrow_ids_without_overflow() -> None:
     ranker = build()
     strata = [StratifierConfig(name=str(value), index=0, value=value) for value in (44, 300)]
     rows = dataclasses.replace(batch(ranker.tasks, rows=2), discrete=torch.tensor([[44], [3]], dtype=torch.uint8))
     found = ModelAndLoss(ranker, [1.0] * 10, strata).eval()(rows)[1]["strata"]
-    assert found.tolist() == [[True, False], [False, False]], "300 is 44 in eight bits"
+    assert found.tolist() == [[True, False], [False, False]], "300 wraps around to 44 in uint8"
 
 
-def test_rows_of_weight_0_change_nothing_but_the_number_of_examples() -> None:
+def test_rows_of_weight_0_only_increase_the_number_of_examples() -> None:
     ranker = build()
     model = ModelAndLoss(ranker, [1.0] * 10).eval()
     rows = batch(ranker.tasks)

@@ -20,7 +20,7 @@ from core.custom_training_loop import train
 from core.loop.divergence import DivergenceReporter
 from core.loop.step import TrainStep
 from core.models.dense import parallelize
-from tests.core.loop.test_divergence import Spoilt, spoil_batch
+from tests.core.loop.test_divergence import SpoiledModel, spoil_batch
 from tests.distributed.ranks.test_sharded import batch_of, built
 from tests.support.programs import TWHIN, finish_apart
 from tests.support.ranks import run_ranks
@@ -40,7 +40,7 @@ def dense(world: World, folder: Path) -> str:
         if world.rank == 1:
             spoil_batch(model, batch)
 
-    model = Spoilt(lambda call: call >= 4, spoil, batch_norm=True)
+    model = SpoiledModel(lambda call: call >= 4, spoil, batch_norm=True)
     training = TrainingConfig(
         save_dir=str(folder / "run"),
         num_epochs=None,

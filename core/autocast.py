@@ -23,6 +23,7 @@ class Autocast:
         self.dtype = dtype
 
     def __call__(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context for one forward pass."""
         if self.dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self._device_type, dtype=self.dtype)

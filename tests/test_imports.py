@@ -149,22 +149,11 @@ def test_what_may_be_imported(importer, imported, allowed):
     assert is_allowed(importer, imported) == allowed
 
 
-@pytest.mark.parametrize(
-    "project",
-    [
-        "projects.twhin",
-        # recap's data.dataset still imports model.config. Remove this mark with that import.
-        pytest.param("projects.home.recap", marks=pytest.mark.xfail(strict=True)),
-    ],
-)
+@pytest.mark.parametrize("project", PROJECTS)
 def test_the_data_of_a_project_does_not_import_its_model(project):
     imports = [each for each in IMPORTS if f"{each.importer}.".startswith(f"{project}.data.")]
     assert imports, f"{project}.data imports nothing"
     assert [str(each) for each in imports if f"{each.imported}.".startswith(f"{project}.model.")] == []
-
-
-def test_the_rule_on_data_and_model_covers_every_project():
-    assert PROJECTS == ["projects.home.recap", "projects.twhin"]
 
 
 def test_core_config_exports_the_ground_only():

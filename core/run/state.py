@@ -31,15 +31,15 @@ class TrainingState:
     """Id that a tracking service knows the run by."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values. Floats keep every bit."""
+        """Return a copy as JSON values, which a save in the background can write. Floats keep every bit."""
         return {
             "progress": {
                 "step": self.step,
                 "position": dataclasses.asdict(self.position),
-                "window": self.window,
+                "window": dict(self.window),
                 "nonfinite_steps": self.skipped_in_a_row,
             },
-            "scaler": self.scaler,
+            "scaler": dict(self.scaler),
             "identity": self.identity,
             "tracker_run_id": self.tracker_run_id,
         }

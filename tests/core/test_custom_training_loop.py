@@ -1,22 +1,29 @@
-"""The loop against one written by hand, and what it hands to trackers."""
+"""The training loop compared with one written by hand, and what it hands to trackers.
 
+tests/core/loop/test_trainer.py has what happens between steps.
+"""
+
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from common.checkpointing.directory import complete_steps
 from common.checkpointing.reader import read_tensors
 from common.numerics import seed_step
 from common.optimizers.config import LearningRate, LinearRampToConstant
 from common.optimizers.learning_rate import ParameterGroupScheduler
 from common.reader.reader import BatchReader
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
-from core.custom_training_loop import Outcome, train
+from core.custom_training_loop import Outcome, only_evaluate, train
 from core.debug_training_loop import train as debug_train
 from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.multi_task import MultiTaskMetrics
-from tests.support.toy import ALONE, Remembering, ToyBatch, ToyModel, rows_reader
+from tests.support.root import ROOT
+from tests.support.toy import ALONE, MemoryTracker, ToyBatch, ToyModel, rows_reader
 
 RATE = LearningRate(linear_ramp_to_constant=LinearRampToConstant(learning_rate=0.1, num_ramp_steps=4))
 
@@ -38,16 +45,15 @@ def job(tmp_path: Path, **training: Any) -> JobConfig:
 
 def run(config: JobConfig, reader: BatchReader[ToyBatch], model: ToyModel, **options: Any) -> Outcome:
     optimizer = torch.optim.Adam([{"params": list(model.parameters()), "name": "all"}], fused=True)
-    partitions = {"rows": EvaluationSet(reader, lambda device: MultiTaskMetrics(["a", "b"], device))}
-    return train(
-        config, model, optimizer, ParameterGroupScheduler(optimizer, [RATE]), reader, partitions, ALONE, **options
-    )
+    evaluation_sets = {"rows": EvaluationSet(reader, lambda device: MultiTaskMetrics(["a", "b"], device))}
+    rates = ParameterGroupScheduler(optimizer, [RATE])
+    return train(config, model, optimizer, rates, reader, evaluation_sets, ALONE, **options)
 
 
 def test_equals_a_loop_written_by_hand_bit_for_bit(reader: BatchReader[ToyBatch], tmp_path: Path) -> None:
-    sink = Remembering()
+    tracker = MemoryTracker()
     looped = ToyModel(dropout=0.2)
-    run(job(tmp_path), reader, looped, trackers={"memory": lambda: sink})
+    run(job(tmp_path), reader, looped, trackers={"memory": lambda: tracker})
 
     model = ToyModel(dropout=0.2)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
@@ -67,14 +73,14 @@ def test_equals_a_loop_written_by_hand_bit_for_bit(reader: BatchReader[ToyBatch]
     expected = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     saved = read_tensors(tmp_path / "run/checkpoints/10")
     assert all(torch.equal(saved[name], tensor) for name, tensor in expected.items())
-    logged = [m.metrics["loss"] for m in sink.measurements if m.mode == "train"]
+    logged = [m.metrics["loss"] for m in tracker.measurements if m.mode == "train"]
     assert logged == pytest.approx([(one + two) / 2 for one, two in zip(losses[::2], losses[1::2], strict=True)])
 
 
-def test_sinks_get_every_measurement_and_none_of_them_stops_training(
+def test_trackers_receive_every_measurement_and_cannot_stop_training(
     reader: BatchReader[ToyBatch], tmp_path: Path
 ) -> None:
-    good, bad = Remembering(), Remembering(fails=True)
+    good, bad = MemoryTracker(), MemoryTracker(fails=True)
     outcome = run(job(tmp_path), reader, ToyModel(), trackers={"bad": lambda: bad, "good": lambda: good})
     assert (outcome.step, outcome.stopped_by) == (10, None)
     trained, evaluated = ([m.step for m in good.measurements if m.mode == mode] for mode in ("train", "evaluate"))
@@ -83,20 +89,38 @@ def test_sinks_get_every_measurement_and_none_of_them_stops_training(
     assert (good.finished, bad.finished) == (1, 1)
 
 
-def test_learning_rates_are_logged_and_those_of_the_step(reader: BatchReader[ToyBatch], tmp_path: Path) -> None:
-    sink = Remembering()
-    run(job(tmp_path), reader, ToyModel(), trackers={"memory": lambda: sink})
-    rates = [m.metrics["learning_rate/all"] for m in sink.measurements if m.mode == "train"]
+def test_the_learning_rates_of_the_step_are_logged(reader: BatchReader[ToyBatch], tmp_path: Path) -> None:
+    tracker = MemoryTracker()
+    run(job(tmp_path), reader, ToyModel(), trackers={"memory": lambda: tracker})
+    rates = [m.metrics["learning_rate/all"] for m in tracker.measurements if m.mode == "train"]
     assert rates == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.1])
 
 
-def test_no_evaluation_where_it_is_switched_off(reader: BatchReader[ToyBatch], tmp_path: Path) -> None:
-    sink = Remembering()
-    run(job(tmp_path, eval_every_n=0), reader, ToyModel(), trackers={"memory": lambda: sink})
-    assert {m.mode for m in sink.measurements} == {"train"}
+def test_a_second_call_continues_the_run_and_overwrite_starts_over(
+    reader: BatchReader[ToyBatch], tmp_path: Path
+) -> None:
+    outcome = run(job(tmp_path), reader, ToyModel())
+    assert (outcome.step, outcome.exit_status) == (10, 0)
+    assert outcome.checkpoint == tmp_path / "run/checkpoints/10"
+    assert run(job(tmp_path, num_train_steps=12), reader, ToyModel()).step == 12
+    assert complete_steps(tmp_path / "run/checkpoints") == [5, 10, 12]
+    assert run(job(tmp_path, num_train_steps=6), reader, ToyModel(), overwrite_save_dir=True).step == 6
+    assert complete_steps(tmp_path / "run/checkpoints") == [5, 6]
 
 
-def test_the_debug_loop_makes_the_same_steps(reader: BatchReader[ToyBatch], tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["tracker", "gauges", "start"])
+def test_an_unknown_option_is_a_type_error(reader: BatchReader[ToyBatch], tmp_path: Path, option: str) -> None:
+    options: Any = {option: None}
+    with pytest.raises(TypeError, match=f"'{option}'"):
+        run(job(tmp_path), reader, ToyModel(), **options)
+    for name in (option, "on_fresh_run", "overwrite_save_dir"):  # only train() has these
+        options = {name: None}
+        with pytest.raises(TypeError, match=f"'{name}'"):
+            only_evaluate(job(tmp_path), ToyModel(), reader, {}, ALONE, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_debug_loop_takes_the_same_steps(reader: BatchReader[ToyBatch], tmp_path: Path) -> None:
     looped, debugged = ToyModel(), ToyModel()
     run(job(tmp_path, eval_every_n=0), reader, looped)
     optimizer = torch.optim.Adam([{"params": list(debugged.parameters()), "name": "all"}], fused=True)
@@ -105,22 +129,22 @@ def test_the_debug_loop_makes_the_same_steps(reader: BatchReader[ToyBatch], tmp_
         assert torch.equal(one, other)
 
 
-def test_a_mean_of_zero_is_told_like_any_other(
-    reader: BatchReader[ToyBatch], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Zero:
-        headline = ("mean/rce", "mean/auroc")
+DENSE_RUN = """
+import sys
+from pathlib import Path
 
-        def update(self, outputs: Any) -> None:
-            pass
+sys.modules["torchrec"] = None  # an import fails
+from tests.core.test_custom_training_loop import job, run
+from tests.support.toy import ToyModel, rows_reader
 
-        def compute(self) -> dict[str, float | int | None]:
-            return {"mean/rce": 0.0, "mean/auroc": None, "examples": 7}
+directory = Path(sys.argv[1])
+assert run(job(directory), rows_reader(directory), ToyModel()).step == 10
+assert "core.models.sharded" not in sys.modules
+assert not [name for name in sys.modules if name.startswith(("torchrec.", "fbgemm_gpu"))]
+"""
 
-    optimizer = torch.optim.Adam([{"params": list((model := ToyModel()).parameters()), "name": "all"}], fused=True)
-    partitions = {"rows": EvaluationSet(reader, lambda _: Zero())}
-    with caplog.at_level("INFO"):
-        train(job(tmp_path), model, optimizer, ParameterGroupScheduler(optimizer, [RATE]), reader, partitions, ALONE)
-    told = [message for message in caplog.messages if message.startswith("evaluated rows")]
-    assert told
-    assert all(message.endswith(", mean/rce 0") for message in told)
+
+def test_a_dense_model_trains_without_torchrec(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DENSE_RUN, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A small model, batch and reader for tests of the training loop's parts."""
+"""A small model, batch, reader and tracker for tests of the parts of the training loop."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,7 +34,7 @@ FEATURES, TASKS = 5, 2
 
 @dataclasses.dataclass(frozen=True)
 class ToyBatch(Batch):
-    """features [rows, FEATURES], labels and weights [rows, TASKS]."""
+    """Rows of examples: features [rows, FEATURES], labels and weights [rows, TASKS]."""
 
     features: torch.Tensor
     labels: torch.Tensor
@@ -49,7 +49,7 @@ class ToyBatch(Batch):
 
 
 def toy_batch(rows: int, seed: int = 0) -> ToyBatch:
-    """Learnable labels, weights far from uniform."""
+    """Return a batch with learnable labels and weights far from uniform."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(rows, FEATURES, generator=generator)
     labels = (features[:, :TASKS] + 0.3 * torch.randn(rows, TASKS, generator=generator) > 0.4).float()
@@ -57,6 +57,8 @@ def toy_batch(rows: int, seed: int = 0) -> ToyBatch:
 
 
 class ToyModel(nn.Module):
+    """A network with one hidden layer, equal initial weights in every instance, and the loss of a project's model."""
+
     def __init__(self, dropout: float = 0.0, batch_norm: bool = False) -> None:
         super().__init__()
         torch.manual_seed(7)
@@ -93,7 +95,7 @@ def toy_step(
     max_grad_norm: float | None = None,
     seed: int = 0,
 ) -> TrainStep:
-    """SGD with learning rate 1 unless told otherwise: the parameters show the gradient."""
+    """Return the step of a model, by default with SGD at learning rate 1, so that the parameters show the gradient."""
     distributed = as_distributed(model, world)
     optimizer = optimizer or torch.optim.SGD(distributed.module.parameters(), lr=1.0)
     rates = ParameterGroupScheduler(
@@ -118,11 +120,12 @@ def replicated(model: nn.Module, world: World, *, deterministic: bool = False) -
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return copies of the gradients by parameter."""
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def true_gradients(batch: ToyBatch) -> dict[str, torch.Tensor]:
-    """Of the fresh model's weighted mean cross-entropy on the whole batch, from its definition, in float64."""
+    """Return the gradients of a fresh model's loss on a batch: the definition of the cross-entropy in float64."""
     model = ToyModel().double()
     logits = model.out(torch.tanh(model.hidden(batch.features.double())))
     labels, p = batch.labels.double(), torch.sigmoid(logits)
@@ -132,28 +135,29 @@ def true_gradients(batch: ToyBatch) -> dict[str, torch.Tensor]:
 
 
 def largest_difference(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> float:
+    """Return the largest absolute difference between tensors of the same names."""
     assert found.keys() == expected.keys()
     return max((found[name].double() - expected[name].double()).abs().max().item() for name in expected)
 
 
 def rows_reader(directory: Path, world: World = ALONE) -> BatchReader[ToyBatch]:
-    """Of 200 rows in a Parquet file, written if need be; 16 a global batch."""
+    """Return a reader of 200 rows in a Parquet file, with global batches of 16. Create the file if needed."""
     path = directory / "rows.parquet"
     if not path.exists():
         features = np.random.default_rng(0).normal(size=(200, FEATURES)).astype("float32")
         lists = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), FEATURES)
         pq.write_table(pa.table({"features": lists}), path, row_group_size=30)
     table = ParquetTable(matching_files(str(path)), {"features": Column("features", width=FEATURES)})
-    return BatchReader(table, _labelled, global_batch_size=16, lanes=4, rank=world.rank, world_size=world.size)
+    return BatchReader(table, _labeled_batch, global_batch_size=16, lanes=4, rank=world.rank, world_size=world.size)
 
 
-def _labelled(columns: Columns, mask: torch.Tensor) -> ToyBatch:
+def _labeled_batch(columns: Columns, mask: torch.Tensor) -> ToyBatch:
     labels = (columns["features"][:, :TASKS] > 0).float()
     return ToyBatch(columns["features"], labels, mask[:, None].expand_as(labels).contiguous())
 
 
 class ToyReader:
-    """Gives the batches of `source()` as an evaluation's reader does, ahead in a thread."""
+    """Reads the batches of `source()` ahead in a thread, as the reader of an evaluation set does."""
 
     def __init__(self, source: Callable[[], Iterable[ToyBatch]], depth: int = 1) -> None:
         self._source = source
@@ -162,16 +166,16 @@ class ToyReader:
     def evaluate(self, *, pin_memory: bool = False) -> Prefetcher[PositionedBatch[ToyBatch]]:
         assert not pin_memory
 
-        def placed() -> Iterator[PositionedBatch[ToyBatch]]:
+        def positioned() -> Iterator[PositionedBatch[ToyBatch]]:
             position: Any = None
             for batch in self._source():
                 yield PositionedBatch(batch, position)
 
-        return Prefetcher(placed(), self._depth)
+        return Prefetcher(positioned(), self._depth)
 
 
-class Remembering:
-    """A sink that remembers, and may fail."""
+class MemoryTracker:
+    """A tracker that keeps its measurements, and may fail after each."""
 
     def __init__(self, fails: bool = False) -> None:
         self.measurements: list[Measurement] = []

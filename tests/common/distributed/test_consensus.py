@@ -1,17 +1,22 @@
+"""The consensus in a world of one. tests/distributed/ranks/test_consensus.py has several ranks."""
+
+import datetime
+
 import pytest
+import torch.distributed as dist
 
 from common.distributed.consensus import RankConsensus, RankFlag
 from common.errors import UserError
 
 
-def test_alone_the_word_is_ones_own():
+def test_alone_the_result_is_the_own_flags():
     consensus = RankConsensus()
     for flags in (RankFlag.NONE, RankFlag.STOP, RankFlag.BAD_DATA | RankFlag.TIME_UP):
-        consensus.begin(flags)
-        assert consensus.result() == flags
+        consensus.begin(flags, pace=3)
+        assert consensus.result_and_pace() == (flags, 3)
 
 
-def test_words_nest():
+def test_exchanges_nest():
     consensus = RankConsensus()
     consensus.begin(RankFlag.BAD_DATA)
     consensus.begin(RankFlag.TIME_UP)
@@ -25,17 +30,33 @@ def test_alone_errors_are_raised_and_values_returned_at_once():
     consensus.on_all_ranks(lambda: None)
     assert consensus.broadcast_from_rank_zero(lambda: None) is None
     assert consensus.broadcast_from_rank_zero(lambda: [1, 2]) == [1, 2]
+    assert consensus.gather("mine") == ["mine"]
 
-    def mistake() -> None:
+    def refuse() -> None:
         raise UserError("mine")
 
-    for act in (consensus.on_all_ranks, consensus.broadcast_from_rank_zero):
+    for act in (consensus.on_all_ranks, consensus.on_rank_zero, consensus.broadcast_from_rank_zero):
         with pytest.raises(UserError, match="mine"):
-            act(mistake)
+            act(refuse)
     with pytest.raises(UserError, match="mine"):
         consensus.raise_on_all_ranks(UserError("mine"))
 
 
-def test_what_is_no_mistake_of_the_user_is_not_held_back():
+def test_an_error_of_the_file_system_becomes_a_user_error():
+    def read() -> None:
+        raise PermissionError(13, "Permission denied", "/data/part-3")
+
+    with pytest.raises(UserError, match=r"/data/part-3.*Permission denied"):
+        RankConsensus().on_all_ranks(read)
+
+
+def test_other_exceptions_are_raised_unchanged():
     with pytest.raises(ZeroDivisionError):
-        RankConsensus().on_all_ranks(lambda: 1 // 0)  # type: ignore[arg-type]
+        RankConsensus().on_all_ranks(lambda: 1 // 0)
+
+
+def test_no_process_group_before_the_first_use():
+    consensus = RankConsensus(1, 2, datetime.timedelta(seconds=5))
+    assert not dist.is_initialized()
+    with pytest.raises(ValueError, match="process group"):  # torch's: this process has joined no other
+        consensus.gather("mine")

@@ -14,39 +14,39 @@ def log(path: Path, step: int, value: float | None, partition: str | None = "v",
     file.close()
 
 
-def test_those_with_the_best_values_are_found(tmp_path):
+def test_the_steps_with_the_best_values_are_found(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for step, value in enumerate([0.5, 0.2, 0.9, float("nan"), 0.2, None, 0.9], start=1):
         log(path, step, value)
         log(path, step, -step, "other")
         log(path, step, -step, None, "train")
     everything = range(1, 10)
-    assert BestSteps([path], "v", "loss", "min", 1)(everything) == {5}, "of equal ones the newer"
+    assert BestSteps([path], "v", "loss", "min", 1)(everything) == {5}, "the later of equal steps"
     assert BestSteps([path], "v", "loss", "min", 3)(everything) == {1, 2, 5}
     assert BestSteps([path], "v", "loss", "max", 1)(everything) == {7}
-    assert BestSteps([path], "v", "loss", "max", 3)([1, 2, 4, 6]) == {1, 2}, "the others are not there"
+    assert BestSteps([path], "v", "loss", "max", 3)([1, 2, 4, 6]) == {1, 2}, "only the given steps count"
     assert BestSteps([path], "v", "auroc", "max", 3)(everything) == set()
 
 
-def test_lines_are_counted_as_they_come_in_either_file(tmp_path):
-    run, evaluator = tmp_path / "metrics.jsonl", tmp_path / "metrics-evaluator.jsonl"
-    best = BestSteps([run, evaluator], "v", "loss", "max", 1)
+def test_new_lines_of_either_file_are_read(tmp_path):
+    run, follower = tmp_path / "metrics.jsonl", tmp_path / "metrics-evaluator.jsonl"
+    best = BestSteps([run, follower], "v", "loss", "max", 1)
     assert best([1, 2, 3]) == set()
-    log(evaluator, 1, 0.1)
+    log(follower, 1, 0.1)
     assert best([1, 2, 3]) == {1}
-    log(evaluator, 2, 0.2)
-    with evaluator.open("a") as file:  # a line that is just being written
+    log(follower, 2, 0.2)
+    with follower.open("a") as file:  # a line that is being written
         file.write('{"step": 3, "mode": "eval')
     assert best([1, 2, 3]) == {2}
-    log(evaluator, 3, 0.3)
+    log(follower, 3, 0.3)
     assert best([1, 2, 3]) == {3}
     log(run, 1, 0.9)
     log(run, 3, 0.0)
-    assert best([1, 2, 3]) == {1}, "what the run itself has measured counts"
+    assert best([1, 2, 3]) == {1}, "the run's own measurements take precedence"
     assert best([2, 3]) == {2}
 
 
-def test_a_file_that_was_cut_or_replaced_is_read_anew(tmp_path):
+def test_a_file_that_was_cut_or_replaced_is_read_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
     best = BestSteps([path], "v", "loss", "max", 1)
     for step in (1, 2, 3):
@@ -62,7 +62,7 @@ def test_a_file_that_was_cut_or_replaced_is_read_anew(tmp_path):
     with path.open("a") as file:
         file.write("damaged\n")
     for _ in range(2):
-        with pytest.raises(UserError, match=r"metrics\.jsonl, line 3: not a measurement"):
+        with pytest.raises(UserError, match=r"metrics\.jsonl, line 3"):
             best([1])
     MetricsFile(tmp_path / "old", last_step=1).close()
     (tmp_path / "old").replace(path)

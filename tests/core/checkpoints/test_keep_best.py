@@ -17,16 +17,20 @@ from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.multi_task import MultiTaskMetrics
 from tests.support.toy import ALONE, ToyModel, rows_reader
 
-METRIC = "b/calibration"  # which comes and goes in these few steps
+METRIC = "b/calibration"  # rises and falls within these few steps
 
 
 class Job:
+    """A run with a checkpoint at every step, and its follower."""
+
     def __init__(self, directory: Path, **keep_best: Any) -> None:
         self.save_dir = directory / "run"
         keys: dict[str, Any] = {"partition": "rows", "metric": METRIC, "mode": "max", "top_k": 2}
         self._keep_best = CheckpointKeepBestConfig(**(keys | keep_best))
         self._reader = rows_reader(directory)
-        self._partitions = {"rows": EvaluationSet(self._reader, lambda device: MultiTaskMetrics(["a", "b"], device))}
+        self._evaluation_sets = {
+            "rows": EvaluationSet(self._reader, lambda device: MultiTaskMetrics(["a", "b"], device))
+        }
 
     def _config(self, num_train_steps: int, eval_every_n: int | None) -> JobConfig:
         training = TrainingConfig(
@@ -45,10 +49,10 @@ class Job:
         optimizer = torch.optim.Adam([{"params": list(model.parameters()), "name": "all"}], fused=True)
         rates = ParameterGroupScheduler(optimizer, [LearningRate(constant=0.2)])
         config = self._config(num_train_steps, eval_every_n)
-        train(config, model, optimizer, rates, self._reader, self._partitions, ALONE)
+        train(config, model, optimizer, rates, self._reader, self._evaluation_sets, ALONE)
 
     def evaluate(self, num_train_steps: int) -> None:
-        only_evaluate(self._config(num_train_steps, 0), ToyModel(), self._reader, self._partitions, ALONE)
+        only_evaluate(self._config(num_train_steps, 0), ToyModel(), self._reader, self._evaluation_sets, ALONE)
 
     def measured(self, file: str) -> dict[int, float]:
         lines = [line for line in read_metrics(self.save_dir / file) if line.mode == "evaluate"]
@@ -62,20 +66,20 @@ def best(values: dict[int, float]) -> set[int]:
     return set(sorted(values, key=lambda step: values[step])[-2:])
 
 
-def test_the_newest_and_the_best_by_the_trainers_own_evaluations_over_restarts(tmp_path: Path) -> None:
+def test_the_trainers_evaluations_decide_which_checkpoints_are_the_best_over_restarts(tmp_path: Path) -> None:
     job = Job(tmp_path)
     for steps in (5, 11):
         job.train(steps)
         values = job.measured("metrics.jsonl")
         assert list(values) == list(range(1, steps + 1))
         assert set(job.steps()) == {steps - 1, steps} | best(values)
-    assert len(job.steps()) == 4, "else the test could not fail"
+    assert len(job.steps()) == 4, "otherwise this test could not fail"
 
 
-def test_the_best_by_an_evaluator_beside_the_run(tmp_path: Path) -> None:
+def test_a_followers_evaluations_decide_which_checkpoints_are_the_best(tmp_path: Path) -> None:
     job = Job(tmp_path, top_k=2)
     job.train(3, eval_every_n=0)
-    assert job.steps() == [2, 3], "not one was evaluated"
+    assert job.steps() == [2, 3], "none is evaluated yet"
     job.evaluate(3)
     values = job.measured("metrics-evaluator.jsonl")
     assert list(values) == [2, 3]
@@ -84,13 +88,15 @@ def test_the_best_by_an_evaluator_beside_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "facts"),
     [
-        ({"partition": "row"}, r"keep_best\.partition: 'row' given; evaluated are: rows"),
-        ({"metric": "auroc"}, r"keep_best\.metric: 'auroc' given; evaluations of rows have: a/loss, .*mean/auroc"),
+        ({"partition": "row"}, r"keep_best\.partition is 'row'.*: rows$"),
+        ({"metric": "auroc"}, r"keep_best\.metric is 'auroc'.* rows .*: a/loss, .*mean/auroc"),
     ],
 )
-def test_what_is_never_measured_is_told_at_the_start(tmp_path: Path, keys: dict[str, str], told: str) -> None:
-    with pytest.raises(ConfigError, match=f"^training.checkpoint_{told}"):
+def test_a_metric_that_is_never_measured_is_an_error_before_the_run_begins(
+    tmp_path: Path, keys: dict[str, str], facts: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^training.checkpoint_{facts}"):
         Job(tmp_path, **keys).train(1)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Directories that appear, change and vanish while they are looked for."""
+"""Directories that appear, change and vanish during a search."""
 
 import os
 import shutil
@@ -9,17 +9,17 @@ import pytest
 from core.evaluation.checkpoint_search import CheckpointSearch
 
 
-def make(root: Path, step: int, content: str = "whole") -> Path:
-    """As a save does: written aside, then renamed."""
-    aside = root / f".writing-{step}"
-    aside.mkdir()
+def create(root: Path, step: int, content: str = "whole") -> Path:
+    """Write a checkpoint as a save does: under a hidden name, which is then renamed."""
+    hidden = root / f".writing-{step}"
+    hidden.mkdir()
     for name in ("data", "manifest.json"):
-        (aside / name).write_text(content)
-    return aside.rename(root / str(step))
+        (hidden / name).write_text(content)
+    return hidden.rename(root / str(step))
 
 
-def found(search: CheckpointSearch, *, is_damaged: bool = False) -> int | None:
-    """The step that is found, and is done then."""
+def find_and_finish(search: CheckpointSearch, *, is_damaged: bool = False) -> int | None:
+    """Return the step of the next checkpoint, which is then done."""
     checkpoint = search.find()
     if checkpoint is None:
         return None
@@ -27,19 +27,19 @@ def found(search: CheckpointSearch, *, is_damaged: bool = False) -> int | None:
     return checkpoint.step
 
 
-def test_each_is_found_once_in_the_order_of_the_steps(tmp_path: Path) -> None:
+def test_each_checkpoint_is_found_once_in_the_order_of_steps(tmp_path: Path) -> None:
     search = CheckpointSearch(tmp_path / "checkpoints")
-    assert found(search) is None
+    assert find_and_finish(search) is None
     (tmp_path / "checkpoints").mkdir()
     for step in (20, 100):
-        make(tmp_path / "checkpoints", step)
-    assert [found(search) for _ in range(3)] == [20, 100, None]
-    make(tmp_path / "checkpoints", 3)
-    assert [found(search) for _ in range(2)] == [3, None]
+        create(tmp_path / "checkpoints", step)
+    assert [find_and_finish(search) for _ in range(3)] == [20, 100, None]
+    create(tmp_path / "checkpoints", 3)
+    assert [find_and_finish(search) for _ in range(2)] == [3, None]
 
 
-def test_one_that_is_not_done_is_found_again(tmp_path: Path) -> None:
-    make(tmp_path, 4)
+def test_a_checkpoint_that_is_not_done_is_found_again(tmp_path: Path) -> None:
+    create(tmp_path, 4)
     search = CheckpointSearch(tmp_path)
     assert search.find() == search.find() is not None
     shutil.rmtree(tmp_path / "4")
@@ -47,20 +47,20 @@ def test_one_that_is_not_done_is_found_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_damaged", [False, True])
-def test_one_that_is_made_anew_is_found_again(tmp_path: Path, is_damaged: bool) -> None:
+def test_a_checkpoint_that_was_created_again_is_found_again(tmp_path: Path, is_damaged: bool) -> None:
     search = CheckpointSearch(tmp_path)
-    first = make(tmp_path, 4)
-    assert [found(search, is_damaged=is_damaged) for _ in range(2)] == [4, None]
-    first.rename(tmp_path / "away")  # and its inode is not given to the next
-    make(tmp_path, 4)
-    assert [found(search) for _ in range(2)] == [4, None]
+    first = create(tmp_path, 4)
+    assert [find_and_finish(search, is_damaged=is_damaged) for _ in range(2)] == [4, None]
+    first.rename(tmp_path / "away")  # keeps its inode, so that the new directory gets another one
+    create(tmp_path, 4)
+    assert [find_and_finish(search) for _ in range(2)] == [4, None]
 
 
-def test_a_damaged_one_whose_files_are_replaced_in_place_is_found_again(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_found_again_once_its_files_were_replaced(tmp_path: Path) -> None:
     search = CheckpointSearch(tmp_path)
-    data = make(tmp_path, 4, "torn") / "data"
-    assert [found(search, is_damaged=True) for _ in range(2)] == [4, None]
+    data = create(tmp_path, 4, "torn") / "data"
+    assert [find_and_finish(search, is_damaged=True) for _ in range(2)] == [4, None]
     data.write_text("whole")
-    assert [found(search) for _ in range(2)] == [4, None]
-    os.utime(data)  # no business of one that is done
-    assert found(search) is None
+    assert [find_and_finish(search) for _ in range(2)] == [4, None]
+    os.utime(data)  # does not matter for a checkpoint that was evaluated
+    assert find_and_finish(search) is None

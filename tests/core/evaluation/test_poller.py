@@ -6,10 +6,10 @@ import pytest
 from core.evaluation.poller import Poller
 
 
-def test_a_wait_is_told_once_and_then_ever_more_rarely(
+def test_a_wait_is_logged_at_ever_longer_intervals(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On a clock that sleeping alone moves."""
+    """Only sleeping moves the clock of this test."""
     caplog.set_level(logging.INFO)
     now = 1000.0
 
@@ -20,8 +20,10 @@ def test_a_wait_is_told_once_and_then_ever_more_rarely(
 
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(time, "sleep", sleep)
-    wait = Poller(599.5)
-    while not wait.is_over:
-        wait.sleep("the post")
+    poller = Poller(599.5)
+    while not poller.is_over:
+        poller.sleep("the mail")
     assert now == 1599.5
-    assert caplog.messages == [f"waiting for the post: {at} of at most 599.5 s" for at in (0, 60, 120, 240, 480)]
+    assert len(caplog.messages) == 5
+    for message, seconds in zip(caplog.messages, (0, 60, 120, 240, 480), strict=True):
+        assert f"the mail: {seconds} of at most 599.5 s" in message

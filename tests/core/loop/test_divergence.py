@@ -1,4 +1,4 @@
-"""What is told where numbers go wrong; tests/distributed/ranks/test_divergence.py has several ranks and tables."""
+"""The message of a diverged run. tests/distributed/ranks/test_divergence.py has several ranks and tables."""
 
 import math
 from collections.abc import Callable
@@ -17,56 +17,60 @@ from common.reader.reader import BatchReader
 from common.tracking.metrics_file import read_metrics
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
 from core.custom_training_loop import train
-from core.loop.divergence import Part, first_bad, state_parts
-from tests.support.toy import ALONE, ToyBatch, ToyModel, rows_reader, toy_batch
+from core.loop.divergence import NamedPart, NonfiniteValue, first_nonfinite, state_parts
+from tests.support.toy import ALONE, ToyBatch, ToyModel, dense, rows_reader, toy_batch
 
 NAN = math.nan
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_the_first_bad_number_is_found(dtype, value):
+def test_the_first_nonfinite_value_is_found(dtype: torch.dtype, value: float) -> None:
     good = torch.full((3, 4), torch.finfo(dtype).max, dtype=dtype)
     good[0] *= -1
     bad = torch.zeros(5, 7, 2, dtype=dtype)
     bad[2, 3, 1], bad[4] = value, NAN
-    numbers = torch.arange(4)
+    integers = torch.arange(4)
     empty = torch.empty(0, 3, dtype=dtype)
-    assert first_bad([Part("good", good), Part("numbers", numbers), Part("empty", empty)]) is None
-    found = first_bad([Part("good", good), Part("bad", bad), Part("worse", torch.full((2,), NAN))], 1)
-    assert str(found) == f"bad[2, 3, 1]: {value:g}"
-    assert found is not None
-    assert found.cause == (1, 1)
-    assert str(first_bad([Part("turned", bad[:3].permute(2, 1, 0))])) == f"turned[1, 3, 2]: {value:g}"
-    assert str(first_bad([Part("table user", bad[:, :, 1], (100, 0))])) == f"table user, row 102: {value:g}"
-    assert str(first_bad([Part("the loss", torch.tensor(value, dtype=dtype))])) == f"the loss: {value:g}"
+    finite = [NamedPart("good", good), NamedPart("integers", integers), NamedPart("empty", empty)]
+    assert first_nonfinite(finite) is None
+    assert first_nonfinite([]) is None
+    parts = [NamedPart("good", good), NamedPart("bad", bad), NamedPart("worse", torch.full((2,), NAN))]
+    assert first_nonfinite(parts, 1) == NonfiniteValue((1, 1), "bad", (2, 3, 1), f"{value:g}")
+
+    def described(name: str, tensor: torch.Tensor, *offsets: int) -> str:
+        return str(first_nonfinite([NamedPart(name, tensor, offsets)]))
+
+    assert described("bad", bad) == f"bad[2, 3, 1]: {value:g}"
+    assert described("transposed", bad[:3].permute(2, 1, 0)) == f"transposed[1, 3, 2]: {value:g}"
+    assert described("shard", bad[:, :, 1], 100, 10) == f"shard[102, 13]: {value:g}"
+    assert described("table user", bad[:, :, 1], 100, 0) == f"table user, row 102: {value:g}"
+    assert described("the loss", torch.tensor(value, dtype=dtype)) == f"the loss: {value:g}"
 
 
-def test_parameters_come_before_buffers_and_these_before_what_optimizers_remember():
-    model = ToyModel(batch_norm=True)
-    optimizer = torch.optim.Adam(model.parameters())
-    model(toy_batch(8))[0].backward()
+def test_parameters_come_before_buffers_and_buffers_before_optimizer_states() -> None:
+    module = ToyModel(batch_norm=True)
+    optimizer = torch.optim.Adam(module.parameters())
+    module(toy_batch(8))[0].backward()
     optimizer.step()
-    assert first_bad(state_parts(model, optimizer)) is None
-    told = []
-    optimizer.state[model.out.bias]["exp_avg_sq"][1] = math.inf
-    told.append(str(first_bad(state_parts(model, optimizer))))
-    model.running_mean[2] = NAN
-    told.append(str(first_bad(state_parts(model, optimizer))))
+
+    def first() -> str:
+        return str(first_nonfinite(state_parts(dense(module), optimizer)))
+
+    assert first() == "None"
+    optimizer.state[module.out.bias]["exp_avg_sq"][1] = math.inf
+    assert first() == "optimizer state exp_avg_sq.out.bias[1]: inf"
+    module.running_mean[2] = NAN
+    assert first() == "buffer norm.running_mean[2]: nan"
     with torch.no_grad():
-        model.out.weight[1, 3] = -math.inf
-    told.append(str(first_bad(state_parts(model, optimizer))))
-    assert told == [
-        "optimizer state exp_avg_sq.out.bias[1]: inf",
-        "buffer norm.running_mean[2]: nan",
-        "parameter out.weight[1, 3]: -inf",
-    ]
+        module.out.weight[1, 3] = -math.inf
+    assert first() == "parameter out.weight[1, 3]: -inf"
 
 
-class Spoilt(ToyModel):
-    """Does something to a batch in the forward passes of some of its calls in training; the first is 1."""
+class SpoiledModel(ToyModel):
+    """Spoils a batch or the model during some of its forward passes in training, which are counted from 1."""
 
-    def __init__(self, when: Callable[[int], bool], spoil: Callable[["Spoilt", ToyBatch], None], **options: Any):
+    def __init__(self, when: Callable[[int], bool], spoil: Callable[["SpoiledModel", ToyBatch], None], **options: Any):
         super().__init__(**options)
         self.calls = 0
         self._when = when
@@ -96,7 +100,7 @@ def run(
     rate: float = 0.01,
     **training: Any,
 ) -> None:
-    """Of 12 global batches an epoch, 40 steps unless told otherwise; a checkpoint every 6 steps, a log every 5."""
+    """Train, by default 40 steps with a log every 5 and a checkpoint every 6. An epoch has 12 global batches."""
     keys: dict[str, Any] = {
         "save_dir": str(tmp_path / "run"),
         "num_train_steps": 40,
@@ -112,8 +116,8 @@ def run(
     train(config, model, optimizer, rates, reader, {}, ALONE)
 
 
-def ending(tmp_path: Path, reader: BatchReader[ToyBatch], model: ToyModel, **options: Any) -> list[str]:
-    """The lines of the message that a run ends with."""
+def diverge(tmp_path: Path, reader: BatchReader[ToyBatch], model: ToyModel, **options: Any) -> list[str]:
+    """Return the lines of the message that a run ends with."""
     with pytest.raises(UserError) as raised:
         run(tmp_path, reader, model, **options)
     return str(raised.value).splitlines()
@@ -123,41 +127,53 @@ def skipped_updates(run: Path) -> list[float]:
     return [m.metrics["skipped_updates"] or 0 for m in read_metrics(run / "metrics.jsonl")]
 
 
-def test_the_end_tells_the_steps_the_first_bad_tensor_the_batch_and_the_checkpoint(tmp_path, reader):
-    """From step 9 on, over the logs of steps 10 and 15."""
-    model = Spoilt(lambda call: call >= 9, spoil_batch)
-    told = ending(tmp_path, reader, model, max_nonfinite_steps=8)
-    assert told == [
-        "training has diverged: in 9 steps in a row (9 to 17) losses or gradients were not finite, and no update was "
-        "made; training.max_nonfinite_steps allows 8.",
-        "Step 17 was made of global batch 5 of 12 in epoch 1 (from 0), rows 17 to 20 of each of 4 lanes. Made once "
-        "more, what is not finite first is the batch's features[5, 2]: nan.",
-        f"The newest checkpoint from before is {tmp_path}/run/checkpoints/6. Lower the learning rates, set "
-        "training.max_grad_norm, or correct the data, in a new run with a checkpoint as its "
-        "training.initial_checkpoint_dir",
-    ]
-    assert model.calls == 17 + 1, "no step more, and one made again"
+def test_the_message_has_the_steps_the_first_value_the_batch_and_the_checkpoint(
+    tmp_path: Path, reader: BatchReader[ToyBatch]
+) -> None:
+    """All steps from 9 on are bad, across the logs of steps 10 and 15."""
+    model = SpoiledModel(lambda call: call >= 9, spoil_batch)
+    steps, batch, advice = diverge(tmp_path, reader, model, max_nonfinite_steps=8)
+    assert "9 steps in a row (9 to 17)" in steps
+    assert "training.max_nonfinite_steps allows 8" in steps
+    assert "Step 17 " in batch
+    assert "global batch 5 of 12 in epoch 1 (from 0), rows 17 to 20 of each of 4 lanes" in batch
+    assert "the batch's features[5, 2]: nan" in batch
+    assert f"{tmp_path}/run/checkpoints/6." in advice
+    assert "training.max_grad_norm" in advice
+    assert "training.initial_checkpoint_dir" in advice
+    assert model.calls == 17 + 1, "no further step, and one step repeated"
     assert skipped_updates(tmp_path / "run") == [0, 2, 5]
-    # A checkpoint that was made meanwhile has the weights of step 8 and the count.
+    # The checkpoint in between has the weights of step 8, and the count.
     assert read_state(tmp_path / "run/checkpoints/12")["progress"]["nonfinite_steps"] == 4
 
 
 @pytest.mark.parametrize("stop", [9, 10, 12, 16])
-def test_the_count_goes_on_in_a_resume(tmp_path, reader, stop):
-    run(tmp_path, reader, Spoilt(lambda call: call >= 9, spoil_batch), num_train_steps=stop, max_nonfinite_steps=8)
-    told = ending(tmp_path, reader, Spoilt(lambda _: True, spoil_batch), max_nonfinite_steps=8)
-    assert "in 9 steps in a row (9 to 17)" in told[0]
+def test_a_resume_continues_the_count(tmp_path: Path, reader: BatchReader[ToyBatch], stop: int) -> None:
+    model = SpoiledModel(lambda call: call >= 9, spoil_batch)
+    run(tmp_path, reader, model, num_train_steps=stop, max_nonfinite_steps=8)
+    message = diverge(tmp_path, reader, SpoiledModel(lambda _: True, spoil_batch), max_nonfinite_steps=8)
+    assert "9 steps in a row (9 to 17)" in message[0]
 
 
-def test_a_good_step_in_between_begins_the_count_anew(tmp_path, reader):
-    run(tmp_path, reader, Spoilt(lambda call: call % 9 != 0, spoil_batch), max_nonfinite_steps=8)
+def test_a_good_step_restarts_the_count(tmp_path: Path, reader: BatchReader[ToyBatch]) -> None:
+    run(tmp_path, reader, SpoiledModel(lambda call: call % 9 != 0, spoil_batch), max_nonfinite_steps=8)
     assert sum(skipped_updates(tmp_path / "run")) == 40 - 4
 
 
-def test_none_is_allowed_where_none_is_configured(tmp_path, reader):
-    told = ending(tmp_path, reader, Spoilt(lambda call: call == 3, spoil_batch), max_nonfinite_steps=0)
-    assert "in 1 steps in a row (3 to 3)" in told[0]
-    assert told[-1] == "There is no checkpoint yet. Lower the learning rates, or correct the data"
+def test_a_limit_of_zero_allows_no_skipped_step(tmp_path: Path, reader: BatchReader[ToyBatch]) -> None:
+    model = SpoiledModel(lambda call: call == 3, spoil_batch)
+    message = diverge(tmp_path, reader, model, max_nonfinite_steps=0)
+    assert "1 steps in a row (3 to 3)" in message[0]
+    assert message[-1].startswith("There is no checkpoint yet.")
+
+
+def test_micro_batches_are_numbered_in_the_message(tmp_path: Path, reader: BatchReader[ToyBatch]) -> None:
+    model = SpoiledModel(lambda call: call == 4, spoil_batch)
+    message = diverge(tmp_path, reader, model, max_nonfinite_steps=0, gradient_accumulation=2)
+    assert "(2 to 2)" in message[0]
+    assert "2 micro-batches, global batch 3 of 12" in message[1]
+    assert "global batch 4 of 12" in message[1]
+    assert "micro-batch 2's features[5, 2]: nan" in message[1]
 
 
 def spoil_weight(model: ToyModel, _: ToyBatch) -> None:
@@ -183,64 +199,72 @@ def spoil_gradient(model: ToyModel, _: ToyBatch) -> None:
 @pytest.mark.parametrize(
     ("spoil", "first"),
     [
-        (spoil_weight, "parameter hidden.weight[4, 1]: nan."),
+        (spoil_weight, "parameter hidden.weight[4, 1]: nan"),
         (spoil_output, "output logits["),
         (spoil_gradient, "the gradient of hidden.bias["),
     ],
 )
-def test_what_comes_first_is_told_though_all_that_follows_is_not_finite_too(tmp_path, reader, spoil, first):
-    """Clipping makes every gradient NaN."""
-    told = ending(tmp_path, reader, Spoilt(lambda call: call == 3, spoil), max_nonfinite_steps=2, max_grad_norm=1.0)
-    assert "in 3 steps in a row (3 to 5)" in told[0]
-    assert f"Made once more, what is not finite first is {first}" in told[1]
+def test_the_message_names_the_first_cause_among_all_that_is_nonfinite(
+    tmp_path: Path, reader: BatchReader[ToyBatch], spoil: Callable[[ToyModel, ToyBatch], None], first: str
+) -> None:
+    """Clipping turns every gradient into NaN."""
+    model = SpoiledModel(lambda call: call == 3, spoil)
+    message = diverge(tmp_path, reader, model, max_nonfinite_steps=2, max_grad_norm=1.0)
+    assert "3 steps in a row (3 to 5)" in message[0]
+    assert f"the first non-finite value is {first}" in message[1]
 
 
-def test_a_state_that_is_not_finite_is_never_saved(tmp_path, reader):
-    """A parameter that no loss depends on: no gradient tells of it."""
+def test_a_nonfinite_state_is_never_saved(tmp_path: Path, reader: BatchReader[ToyBatch]) -> None:
+    """No loss depends on the parameter, so that no gradient shows it."""
 
     def spoil(model: ToyModel, _: ToyBatch) -> None:
         with torch.no_grad():
             model.get_parameter("spare")[0] = math.inf
 
-    model = Spoilt(lambda call: call == 8, spoil)
+    model = SpoiledModel(lambda call: call == 8, spoil)
     model.register_parameter("spare", torch.nn.Parameter(torch.zeros(2)))
-    told = ending(tmp_path, reader, model)
-    assert told[0] == (
-        "training has diverged: after step 12 the model is not finite (parameter spare[0]: inf), and it was not saved."
-    )
-    assert told[1].startswith("The step's last batch was global batch 12 of 12 in epoch 0 (from 0), rows 45 to 48 of")
-    assert told[2].startswith(f"The newest checkpoint from before is {tmp_path}/run/checkpoints/6. ")
+    state, batch, advice = diverge(tmp_path, reader, model)
+    assert "after step 12" in state
+    assert "(parameter spare[0]: inf)" in state
+    assert "not saved" in state
+    assert "global batch 12 of 12 in epoch 0 (from 0), rows 45 to 48 of" in batch
+    assert f"{tmp_path}/run/checkpoints/6." in advice
     assert complete_steps(tmp_path / "run/checkpoints") == [6]
 
 
-def test_running_statistics_that_overflow_without_a_bad_gradient_are_told_and_not_saved(tmp_path, reader):
-    """The variance of 1e25 is infinite, and what it normalises is 0."""
+def test_running_statistics_that_overflow_with_finite_gradients_are_not_saved(
+    tmp_path: Path, reader: BatchReader[ToyBatch]
+) -> None:
+    """The variance of 1e25 is infinite in float32, and the normalized value is 0."""
 
     def spoil(_: ToyModel, batch: ToyBatch) -> None:
         batch.features[:, 2] *= 1e25
 
-    told = ending(tmp_path, reader, Spoilt(lambda call: call == 3, spoil, batch_norm=True))
-    assert "after step 6 the model is not finite (buffer norm.running_var[2]: inf)" in told[0]
+    message = diverge(tmp_path, reader, SpoiledModel(lambda call: call == 3, spoil, batch_norm=True))
+    assert "after step 6" in message[0]
+    assert "(buffer norm.running_var[2]: inf)" in message[0]
 
 
-def test_running_statistics_survive_a_bad_batch(tmp_path, reader):
-    run(tmp_path, reader, Spoilt(lambda call: call == 3, spoil_batch, batch_norm=True), num_train_steps=6)
+def test_running_statistics_survive_a_bad_batch(tmp_path: Path, reader: BatchReader[ToyBatch]) -> None:
+    run(tmp_path, reader, SpoiledModel(lambda call: call == 3, spoil_batch, batch_norm=True), num_train_steps=6)
     saved = read_tensors(tmp_path / "run/checkpoints/6")
     assert all(torch.isfinite(tensor).all() for tensor in saved.values())
     assert saved["model.norm.num_batches_tracked"] == 5
 
 
-def test_float16_may_look_for_its_scale_and_ends_where_it_finds_none(tmp_path, reader):
-    def train_where(largest: float, name: str) -> None:
-        """A scaled gradient that is larger overflows."""
+def test_float16_may_search_for_its_scale_but_ends_if_there_is_none(
+    tmp_path: Path, reader: BatchReader[ToyBatch]
+) -> None:
+    def train_with_overflow_above(largest: float, name: str) -> None:
+        """Train a model in which a scaled gradient above `largest` overflows."""
 
         def spoil(model: ToyModel, _: ToyBatch) -> None:
             on_gradient(model, lambda gradient: gradient / (gradient.abs().max() < largest))
 
-        model = Spoilt(lambda call: call == 1, spoil)
+        model = SpoiledModel(lambda call: call == 1, spoil)
         run(tmp_path / name, reader, model, amp_dtype="float16", num_train_steps=160)
 
-    train_where(1e-2, "sane")
+    train_with_overflow_above(1e-2, "sane")
     assert 5 < sum(skipped_updates(tmp_path / "sane/run")) < 25
-    with pytest.raises(UserError, match=r"in 101 steps in a row \(1 to 101\)[^$]*the gradient of hidden.bias"):
-        train_where(0.0, "collapsed")
+    with pytest.raises(UserError, match=r"101 steps in a row \(1 to 101\)[^$]*the gradient of hidden.bias"):
+        train_with_overflow_above(0.0, "collapsed")

@@ -7,29 +7,30 @@ from core.loop.skipped_steps import SkippedStepCounter
 from tests.support.toy import CPU
 
 
-def counted(outcomes: str, most: int, step: int = 0, in_a_row: int = 0) -> SkippedStepCounter:
-    """Of a step for each letter: x was left out."""
-    steps = SkippedStepCounter(CPU, most, step, in_a_row)
+def counted(outcomes: str, limit: int, step: int = 0, in_a_row: int = 0) -> SkippedStepCounter:
+    """Count one step per letter; the update of an x was skipped."""
+    counter = SkippedStepCounter(CPU, limit, step, in_a_row)
     for outcome in outcomes:
-        steps.add(torch.tensor(float(outcome == "x")))
-    return steps
+        counter.add(torch.tensor(float(outcome == "x")))
+    return counter
 
 
-def test_more_than_most_in_a_row_are_too_many():
+def test_more_skipped_steps_in_a_row_than_the_limit_are_too_many() -> None:
     assert counted("..xxx.xxx", 3).too_many is None
     assert counted("..xxxx", 3).too_many == range(3, 7)
     assert counted("x", 0).too_many == range(1, 2)
     assert counted("....", 0).too_many is None
 
 
-def test_the_first_that_were_too_many_are_told_whatever_comes_after():
-    steps = counted("..xxxxx..xxxxxxxx", 3)
-    assert steps.too_many == range(3, 7)
-    assert steps.settle() == 8
+def test_the_first_steps_beyond_the_limit_are_kept() -> None:
+    counter = counted("..xxxxx..xxxxxxxx", 3)
+    assert counter.too_many == range(3, 7)
+    assert counter.poll()
+    assert counter.settle() == 8
 
 
 @pytest.mark.parametrize("cut", range(9))
-def test_a_count_goes_on_where_it_was_cut(cut):
+def test_a_count_continues_where_it_was_interrupted(cut: int) -> None:
     outcomes = "x..xxxx.."
     before = counted(outcomes[:cut], 3)
     after = counted(outcomes[cut:], 3, cut, before.settle())
@@ -37,13 +38,13 @@ def test_a_count_goes_on_where_it_was_cut(cut):
     assert after.settle() == 0
 
 
-def test_a_resumed_count_that_is_too_high_already_ends_with_the_next_bad_step():
+def test_a_resumed_count_above_the_limit_ends_with_the_next_skipped_step() -> None:
     assert counted("", 3, 50, 10).too_many is None
     assert counted(".x", 3, 50, 10).too_many is None
     assert counted("x", 3, 50, 10).too_many == range(41, 52)
 
 
-def test_counts_as_a_slow_definition_does():
+def test_the_count_equals_a_slow_definition() -> None:
     generator = torch.Generator().manual_seed(0)
     outcomes = "".join(".x"[i] for i in (torch.rand(400, generator=generator) < 0.7).int().tolist())
     runs = [(key, len(list(group))) for key, group in itertools.groupby(outcomes)]

@@ -1,20 +1,46 @@
 import torch
 from torch import nn
 
-from core.models.dense import num_parameters, parallelize, share_buffers, unwrap
-from tests.support.toy import ALONE, ToyModel
+from core.models.dense import DenseModel, as_distributed
+from tests.support.toy import ALONE, ToyModel, dense, toy_batch
 
 
 def test_a_world_of_one_needs_no_wrapper_and_no_process_group():
-    model = ToyModel(batch_norm=True)
-    assert parallelize(model, ALONE) is model
-    assert unwrap(model) is model
-    share_buffers(model)
+    module = ToyModel(batch_norm=True)
+    model = dense(module)
+    model.replicate()
+    assert model.module is module
+    model.share_buffers()
+    with model.no_sync():
+        loss, _ = model(toy_batch(8))
+    assert torch.equal(loss, module(toy_batch(8))[0])
     assert not torch.distributed.is_initialized()
 
 
-def test_only_trainable_numbers_are_counted():
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2, bias=False))
-    assert num_parameters(model) == 12 + 4 + 8 + 8
-    model[2].requires_grad_(False)
-    assert num_parameters(model) == 12 + 4 + 8
+def test_a_module_is_wrapped_and_a_distributed_model_stays_the_same():
+    module = ToyModel()
+    model = as_distributed(module, ALONE)
+    assert isinstance(model, DenseModel)
+    assert model.module is module
+    assert as_distributed(model, ALONE) is model
+
+
+def test_an_evaluation_runs_in_inference_mode():
+    model = dense(ToyModel())
+    with model.without_gradients():
+        assert torch.is_inference_mode_enabled()
+        assert not model(toy_batch(8))[0].requires_grad
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_backward_updates_nothing():
+    model = dense(ToyModel())
+    assert not model.updates_in_backward
+    assert model.fused_optimizer_states() == {}
+
+
+def test_only_trainable_values_are_counted():
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2, bias=False))
+    assert dense(module).num_parameters == 12 + 4 + 8 + 8
+    module[2].requires_grad_(False)
+    assert dense(module).num_parameters == 12 + 4 + 8

@@ -1,4 +1,4 @@
-"""Hangs of real processes: what is told, once, and that a process that goes on is left alone."""
+"""Hangs of real processes: each is reported once, and a process that makes progress is left alone."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def read_until(process: "subprocess.Popen[str]", text: str) -> str:
     return "".join(lines)
 
 
-def test_each_hang_is_told_once_with_its_step_and_the_stacks():
+def test_each_hang_is_reported_once_with_its_step_and_the_stacks() -> None:
     process = program(
         """
 def hangs():
@@ -39,21 +39,21 @@ with Watchdog(3, 0.2) as watchdog:
     )
     assert process.stdin is not None
     try:
-        told = ""
+        reports = ""
         for step in (7, 8):
-            told += read_until(process, f"rank 3: step {step} for ") + read_until(process, "in <module>")
-            process.stdin.write("go on\n")
+            reports += read_until(process, f"rank 3: step {step} for ") + read_until(process, "in <module>")
+            process.stdin.write("continue\n")
             process.stdin.flush()
         _, rest = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 0
-    assert told.count("longer than runtime.hang_dump_after_in_s (0.2 s)") == told.count("in hangs") == 2
+    assert reports.count("runtime.hang_dump_after_in_s (0.2 s)") == reports.count("in hangs") == 2
     assert "rank 3" not in rest
-    assert "Timeout" not in told + rest
+    assert "Timeout" not in reports + rest
 
 
-def test_a_hang_that_keeps_the_interpreters_lock_is_told_too():
+def test_a_hang_that_holds_the_interpreter_lock_is_reported() -> None:
     process = program(
         """
 def hangs():
@@ -65,18 +65,22 @@ with Watchdog(0, 0.1):
 """
     )
     try:
-        told = read_until(process, "in <module>")
+        report = read_until(process, "in <module>")
     finally:
         process.kill()
         process.communicate()
-    assert told.startswith("Timeout (0:00:00.13")
-    assert "in hangs" in told
+    assert report.startswith("Timeout (0:00:00.13")
+    assert "in hangs" in report
 
 
 @pytest.mark.parametrize("limit_in_s", [None, 60.0])
-def test_what_comes_on_is_said_with_its_time(limit_in_s, capfd):
+def test_the_situation_names_the_last_beat_and_the_time_since(
+    limit_in_s: float | None, capfd: pytest.CaptureFixture[str]
+) -> None:
     with Watchdog(0, limit_in_s) as watchdog:
-        assert watchdog.situation().startswith("begin for 0.")
+        assert watchdog.situation().startswith("startup for 0.")
         watchdog.beat("step", 7)
         assert watchdog.situation().startswith("step 7 for 0.")
+        watchdog.beat("reading checkpoints/4")
+        assert watchdog.situation().startswith("reading checkpoints/4 for 0.")
     assert capfd.readouterr() == ("", "")

@@ -18,7 +18,7 @@ from core.config.training import JobConfig, TrainingConfig
 from core.custom_training_loop import train
 from core.loop.divergence import DivergenceReporter
 from core.loop.step import TrainStep
-from tests.core.loop.test_divergence import Spoilt, spoil_batch
+from tests.core.loop.test_divergence import spoil_batch
 from tests.distributed.ranks.test_sharded import batch_of, built
 from tests.support.programs import TWHIN, finish_with_rank_logs
 from tests.support.ranks import run_ranks
@@ -38,7 +38,7 @@ def dense(world: World, folder: Path) -> str:
         if world.rank == 1:
             spoil_batch(model, batch)
 
-    model = Spoilt(lambda call: call >= 4, spoil, batch_norm=True)
+    model = SpoiledModel(lambda call: call >= 4, spoil, batch_norm=True)
     training = TrainingConfig(
         save_dir=str(folder / "run"),
         num_epochs=None,

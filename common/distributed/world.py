@@ -34,7 +34,7 @@ class World:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this rank prints, logs and deletes old checkpoints."""
+        """True on the rank that prints, logs and deletes old checkpoints."""
         return self.rank == 0
 
 

@@ -166,7 +166,7 @@ class _EvaluationFeed:
 
     @property
     def is_cut_short(self) -> bool:
-        """Whether the deadline ended the evaluation before its last batch."""
+        """True if the deadline ended the evaluation before its last batch."""
         return self._upcoming is not None
 
     def fetch(self) -> None:

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class FollowerOutcome:
-    """How the follower ended."""
+    """Describes how the follower ended."""
 
     stopped_by: signal.Signals | None
     """The signal that ended it early; None if it reached the last step, or no checkpoint appeared in time."""
@@ -207,8 +207,8 @@ class Follower:
         if not self._completed:
             where = f"{self._directory.checkpoints}{'' if self._directory.exists else ' (no such directory)'}"
             raise UserError(
-                f"training.save_dir {self._directory.path}: nothing to evaluate: no complete and undamaged checkpoint "
-                f"appeared in {where} within {limit}; is the trainer running, with the same save_dir?"
+                f"training.save_dir {self._directory.path}: nothing could be evaluated: no complete and undamaged "
+                f"checkpoint appeared in {where} within {limit}; is the trainer running, with the same save_dir?"
             )
         logger.warning(
             "no checkpoint after step %d appeared in %s within %s, and it is not the last one; has the trainer died? "

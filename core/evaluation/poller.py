@@ -20,7 +20,7 @@ class Poller:
 
     @property
     def is_over(self) -> bool:
-        """Whether the timeout has passed."""
+        """True once the timeout has passed."""
         return time.monotonic() - self._began >= self._timeout_in_s
 
     def sleep(self, awaited: str) -> None:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How training ended."""
+    """Describes how training ended."""
 
     step: int
     stopped_by: signal.Signals | None

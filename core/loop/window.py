@@ -88,7 +88,7 @@ class TrainWindow:
 
 
 class Stopwatch:
-    """Times training: leaves out evaluations and saves, and counts the time spent waiting for data separately."""
+    """Times training without evaluations and saves. Counts the time spent waiting for data separately."""
 
     def __init__(self) -> None:
         self.restart()

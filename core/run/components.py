@@ -19,7 +19,7 @@ from core.run.identity import run_identity
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Components:
-    """What a trainer and its follower have in common.
+    """The components that a trainer and its follower share.
 
     Attributes:
       config: runtime and training configuration, and what distinguishes this run from others.
@@ -39,13 +39,13 @@ class Components:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What distinguishes this run from others (core/run/identity.py)."""
+        """The identity of this run (core/run/identity.py)."""
         return run_identity(self.config, self.train_reader)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingComponents(Components):
-    """What a trainer needs.
+    """All components of a trainer.
 
     Attributes:
       optimizer: the optimizer of the model's parameters.

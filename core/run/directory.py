@@ -27,7 +27,7 @@ class FollowerDirectory(ClaimedDirectory):
 
     @property
     def exists(self) -> bool:
-        """Whether a run has created the directory, or a file is in its place, which claim() refuses."""
+        """True if a run has created the directory, or if a file is in its place, which claim() refuses."""
         return self.checkpoints.is_dir() or self.path.is_file()
 
     def claim(self) -> str:

@@ -47,7 +47,7 @@ class Session:
 
     @property
     def is_stop_requested(self) -> bool:
-        """Whether this rank has received a stop signal."""
+        """True once this rank has received a stop signal."""
         return self._signals.received is not None
 
     def agree_on_stop_signal(self) -> signal.Signals:

@@ -1,4 +1,4 @@
-"""Where a run begins: a resume from its newest checkpoint, a warm start from another run's, or a fresh run."""
+"""Finds where a run begins: a resume from its newest checkpoint, a warm start from another run's, or a fresh run."""
 
 import contextlib
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Start(contextlib.AbstractContextManager["Start"]):
-    """What a run begins with. Leaving the `with` block closes its checkpoint."""
+    """A beginning of a run. Leaving the `with` block closes its checkpoint."""
 
     is_resumed = False
 

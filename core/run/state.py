@@ -13,7 +13,7 @@ from core.config.training import TrainingConfig
 
 @dataclasses.dataclass
 class TrainingState:
-    """What the training loop advances and every checkpoint holds alongside its tensors."""
+    """The state that the training loop advances, and that every checkpoint holds alongside its tensors."""
 
     identity: Mapping[str, Any]
     """What distinguishes the run from others (core/run/identity.py)."""

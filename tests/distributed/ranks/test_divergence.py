@@ -18,7 +18,7 @@ from core.config.training import JobConfig, TrainingConfig
 from core.custom_training_loop import train
 from core.loop.divergence import DivergenceReporter
 from core.loop.step import TrainStep
-from tests.core.loop.test_divergence import spoil_batch
+from tests.core.loop.test_divergence import SpoiledModel, spoil_batch
 from tests.distributed.ranks.test_sharded import batch_of, built
 from tests.support.programs import TWHIN, finish_with_rank_logs
 from tests.support.ranks import run_ranks

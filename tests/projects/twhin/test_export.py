@@ -165,5 +165,5 @@ def test_program_reports_the_checkpoint_and_the_files(run, tmp_path, monkeypatch
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout) == (2, "")
     (message,) = again.stderr.splitlines()  # the checks come before the log line of the export
-    assert message.startswith(f"error: --out {tmp_path}/out: ")
+    assert message.startswith(f"error: --out {tmp_path}/out ")
     assert "exists" in message

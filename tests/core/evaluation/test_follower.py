@@ -32,6 +32,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(autouse=True)
+def _short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.evaluation.poller._POLL_IN_S", 0.01)
+
+
 @pytest.fixture
 def fresh(tmp_path: Path) -> Job:
     return Job(tmp_path)

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """What a project trains or evaluates, built alike on all ranks.
+    """The components of a run of a project, built alike on all ranks.
 
     Attributes:
       model: a core.models.interface.TrainableModel on its device with its initial weights, or a DistributedModel.
@@ -67,7 +67,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Project(Generic[C, D]):
-    """What a project brings to the program.
+    """A project, as the program needs it.
 
     Attributes:
       module: module that is started, for the usage.

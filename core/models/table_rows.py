@@ -1,4 +1,4 @@
-"""The rows of embedding tables in shards: drawing, setting and measuring them, each rank its own."""
+"""Draws, sets and measures the rows of sharded embedding tables. Each rank handles the rows that it holds."""
 
 import zlib
 from collections.abc import Mapping
@@ -9,14 +9,18 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-# Initial values are drawn for so many rows at a time, whichever rank holds them.
+# Number of rows whose initial values are drawn together, whichever rank holds them.
 _ROWS_PER_DRAW = 16_384
 
 
 def draw_rows(weight: ShardedTensor, table: str, scale: float, seed: int) -> None:
-    """Fills a table with normally distributed values, a function of (seed, table, row) whoever holds it.
+    """Fill a table with normally distributed values, which depend on (seed, table, row) and not on the sharding.
 
-    scale: their standard deviation.
+    Args:
+      weight: weights of the table.
+      table: name of the table.
+      scale: standard deviation of the values.
+      seed: seed of the values.
     """
     num_columns = weight.size()[1]
     for local in weight.local_shards():
@@ -35,12 +39,12 @@ def _generator(seed: int, table: str, draw: int) -> np.random.Generator:
 
 
 def set_rows(weight: ShardedTensor, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-    """Sets rows of a table, as far as this rank holds them.
+    """Set those of some rows of a table that this rank holds.
 
     Args:
-      weight: of the table.
-      rows: [n], each below the table's number of rows.
-      values: [n, embedding_dim].
+      weight: weights of the table.
+      rows: row numbers, int64 [n].
+      values: new values, float32 [n, embedding_dim].
     """
     for local in weight.local_shards():
         first, first_column = local.metadata.shard_offsets
@@ -52,14 +56,14 @@ def set_rows(weight: ShardedTensor, rows: NDArray[np.int64], values: NDArray[np.
 
 
 def mean_norms(weights: Mapping[str, ShardedTensor]) -> dict[str, float]:
-    """Mean L2 norm of the rows of each table, by its name. Collective."""
+    """Return the mean L2 norm of the rows of each table, by table. Collective."""
     norms = {}
     for table, weight in weights.items():
         squares = torch.zeros(weight.size()[0], dtype=torch.float64)
         for local in weight.local_shards():
             first, num_rows = local.metadata.shard_offsets[0], local.metadata.shard_sizes[0]
-            of_rows = torch.linalg.vector_norm(local.tensor, dim=1, dtype=torch.float64)
-            squares[first : first + num_rows] += of_rows.square().cpu()
+            row_norms = torch.linalg.vector_norm(local.tensor, dim=1, dtype=torch.float64)
+            squares[first : first + num_rows] += row_norms.square().cpu()
         dist.all_reduce(squares)
         norms[table] = squares.sqrt().mean().item()
     return norms

@@ -1,4 +1,4 @@
-"""What happens between steps: logs, checkpoints, evaluations and stop signals, and where a resume continues.
+"""The trainer between steps: logs, checkpoints, evaluations, stop signals, and a resume after each of them.
 
 tests/core/test_custom_training_loop.py compares the steps with a loop written by hand.
 """

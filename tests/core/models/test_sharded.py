@@ -1,4 +1,4 @@
-"""What importing the module does. tests/distributed/ranks/test_sharded.py spreads tables over ranks."""
+"""The import of the module. tests/distributed/ranks/test_sharded.py spreads tables over ranks."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What guards a run, in a world of one. tests/distributed/ loses ranks and shares a save_dir among several."""
+"""Sessions in a world of one. tests/distributed/ loses ranks, and shares a save_dir among several."""
 
 import dataclasses
 import signal

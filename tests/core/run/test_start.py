@@ -1,4 +1,4 @@
-"""Where a run begins: which start is found, and what it restores."""
+"""The start of a run: which one is found, and what it restores."""
 
 import logging
 from pathlib import Path

@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 DATA := data/recap
 REQUIREMENTS := requirements.txt requirements-torchrec.txt requirements-dev.txt constraints.txt
 
-# make setup CUDA=1 (untried): the CUDA build of fbgemm instead of the CPU's.
+# make setup CUDA=1 (not tested) installs the CUDA build of fbgemm instead of the CPU build.
 TORCHREC := sed '$(if $(CUDA),s/fbgemm-gpu-cpu/fbgemm-gpu/)' requirements-torchrec.txt
 STAMP := $(VENV)/installed$(if $(CUDA),-cuda)
 
-# Two processes on two cores: one thread each. torchrun would choose the same, with a warning.
+# Two processes on two cores, one thread each. torchrun would choose the same, with a warning.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup train test lint clean
+.PHONY: setup train test test-faults lint clean
 
 setup: $(STAMP)
 
@@ -35,8 +35,12 @@ train: setup
 	@test -d $(DATA) || $(MAKE) --no-print-directory $(DATA)
 	$(BIN)/torchrun --standalone --nproc-per-node 2 -m projects.home.recap.main --config projects/home/recap/configs/local.yaml
 
+# Tests of one file share what they start, so that a file stays in one process.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile  # a file's tests share what they started
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults"
+
+test-faults: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m faults
 
 lint: setup
 	$(BIN)/ruff check .

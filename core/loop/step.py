@@ -109,7 +109,7 @@ class TrainStep:
         return total / count if count > 1 else total, skipped
 
     def replay_for_diagnosis(self, micro_batches: Sequence[Batch], step: int) -> list[tuple[str, torch.Tensor]]:
-        """Return the tensors of a step by name, in the order in which they arise: outputs, losses, then gradients.
+        """Return the tensors of a step by name, in the order of the computation: outputs, losses, then gradients.
 
         Repeats the step without an update, for a run that is about to end: the model is not usable afterwards.
         Gradients are this rank's own. If backward() updates tables, they are those of the last step. Collective.

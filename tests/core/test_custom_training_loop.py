@@ -19,7 +19,6 @@ from common.optimizers.learning_rate import ParameterGroupScheduler
 from common.reader.reader import BatchReader
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
 from core.custom_training_loop import Outcome, only_evaluate, train
-from core.debug_training_loop import train as debug_train
 from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.multi_task import MultiTaskMetrics
 from tests.support.root import ROOT
@@ -120,20 +119,11 @@ def test_an_unknown_option_is_a_type_error(reader: BatchReader[ToyBatch], tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_the_debug_loop_takes_the_same_steps(reader: BatchReader[ToyBatch], tmp_path: Path) -> None:
-    looped, debugged = ToyModel(), ToyModel()
-    run(job(tmp_path, eval_every_n=0), reader, looped)
-    optimizer = torch.optim.Adam([{"params": list(debugged.parameters()), "name": "all"}], fused=True)
-    debug_train(job(tmp_path), debugged, optimizer, ParameterGroupScheduler(optimizer, [RATE]), reader, {}, ALONE)
-    for one, other in zip(looped.parameters(), debugged.parameters(), strict=True):
-        assert torch.equal(one, other)
-
-
 DENSE_RUN = """
 import sys
 from pathlib import Path
 
-sys.modules["torchrec"] = None  # an import fails
+sys.modules["torchrec"] = None  # importing it would fail
 from tests.core.test_custom_training_loop import job, run
 from tests.support.toy import ToyModel, rows_reader
 

@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from common.tracking.metrics_file import read_metrics
 from tests.support.root import ROOT
+
+pytestmark = pytest.mark.faults
 
 
 def run(directory: Path, *command: str) -> "subprocess.CompletedProcess[str]":

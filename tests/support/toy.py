@@ -22,10 +22,14 @@ from common.reader.prefetch import Prefetcher
 from common.reader.reader import BatchReader, Columns, PositionedBatch
 from common.tracking.measurement import Measurement
 from core.autocast import Autocast
+from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
 from core.loop.step import TrainStep
 from core.losses import multi_task_cross_entropy
+from core.metrics.evaluation_set import EvaluationSet
+from core.metrics.multi_task import MultiTaskMetrics
 from core.models.dense import DenseModel, as_distributed
 from core.models.interface import DistributedModel
+from core.run.components import TrainingComponents
 
 CPU = torch.device("cpu")
 ALONE = World(0, 0, 1, CPU)
@@ -154,6 +158,32 @@ def rows_reader(directory: Path, world: World = ALONE) -> BatchReader[ToyBatch]:
 def _labeled_batch(columns: Columns, mask: torch.Tensor) -> ToyBatch:
     labels = (columns["features"][:, :TASKS] > 0).float()
     return ToyBatch(columns["features"], labels, mask[:, None].expand_as(labels).contiguous())
+
+
+def toy_components(directory: Path, module: ToyModel | None = None, **options: Any) -> TrainingComponents:
+    """Return the components of a run of 10 steps, with a checkpoint every 4 and an evaluation with each.
+
+    Args:
+      directory: has the data in a file, and the run in `run`.
+      module: the model; None creates one with dropout and batch norm.
+      **options: further components. Others are keys of the training configuration.
+    """
+    module = module or ToyModel(dropout=0.3, batch_norm=True)
+    optimizer = torch.optim.Adam([{"params": list(module.parameters()), "name": "all"}], fused=True)
+    reader = rows_reader(directory)
+    names = {field.name for field in dataclasses.fields(TrainingComponents)}
+    keys: dict[str, Any] = {"save_dir": str(directory / "run"), "num_train_steps": 10, "checkpoint_every_n": 4}
+    keys |= {key: value for key, value in options.items() if key not in names}
+    components: dict[str, Any] = {
+        "config": JobConfig(training=TrainingConfig(**keys), runtime=RuntimeConfig(seed=3)),
+        "model": dense(module),
+        "optimizer": optimizer,
+        "learning_rates": ParameterGroupScheduler(optimizer, [LearningRate(constant=0.01)]),
+        "train_reader": reader,
+        "evaluation_sets": {"rows": EvaluationSet(reader, lambda device: MultiTaskMetrics(["a", "b"], device))},
+        "world": ALONE,
+    }
+    return TrainingComponents(**components | {key: value for key, value in options.items() if key in names})
 
 
 class ToyReader:

@@ -69,6 +69,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.faults
 def test_a_checkpoint_is_not_deleted_until_its_reader_is_killed(tmp_path):
     path = write(tmp_path)
     arguments = [sys.executable, "-c", HOLDER, str(path)]

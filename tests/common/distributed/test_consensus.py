@@ -9,14 +9,14 @@ from common.distributed.consensus import RankConsensus, RankFlag
 from common.errors import UserError
 
 
-def test_alone_the_result_is_the_own_flags():
+def test_in_a_world_of_one_the_result_is_the_own_flags() -> None:
     consensus = RankConsensus()
     for flags in (RankFlag.NONE, RankFlag.STOP, RankFlag.BAD_DATA | RankFlag.TIME_UP):
         consensus.begin(flags, pace=3)
         assert consensus.result_and_pace() == (flags, 3)
 
 
-def test_exchanges_nest():
+def test_exchanges_nest() -> None:
     consensus = RankConsensus()
     consensus.begin(RankFlag.BAD_DATA)
     consensus.begin(RankFlag.TIME_UP)
@@ -24,7 +24,7 @@ def test_exchanges_nest():
     assert consensus.result() == RankFlag.BAD_DATA
 
 
-def test_alone_errors_are_raised_and_values_returned_at_once():
+def test_in_a_world_of_one_errors_are_raised_and_values_returned_at_once() -> None:
     consensus = RankConsensus()
     consensus.raise_on_all_ranks(None)
     consensus.on_all_ranks(lambda: None)
@@ -42,7 +42,7 @@ def test_alone_errors_are_raised_and_values_returned_at_once():
         consensus.raise_on_all_ranks(UserError("mine"))
 
 
-def test_an_error_of_the_file_system_becomes_a_user_error():
+def test_an_error_of_the_file_system_becomes_a_user_error() -> None:
     def read() -> None:
         raise PermissionError(13, "Permission denied", "/data/part-3")
 
@@ -50,13 +50,13 @@ def test_an_error_of_the_file_system_becomes_a_user_error():
         RankConsensus().on_all_ranks(read)
 
 
-def test_other_exceptions_are_raised_unchanged():
+def test_other_exceptions_are_raised_unchanged() -> None:
     with pytest.raises(ZeroDivisionError):
         RankConsensus().on_all_ranks(lambda: 1 // 0)
 
 
-def test_no_process_group_before_the_first_use():
+def test_the_process_group_is_created_by_the_first_use() -> None:
     consensus = RankConsensus(1, 2, datetime.timedelta(seconds=5))
     assert not dist.is_initialized()
-    with pytest.raises(ValueError, match="process group"):  # torch's: this process has joined no other
+    with pytest.raises(ValueError, match="process group"):  # torch's error: this process has not joined another
         consensus.gather("mine")

@@ -9,6 +9,9 @@ import torch.distributed as dist
 from common.distributed.rendezvous import meet
 from common.errors import UserError
 
+pytestmark = pytest.mark.faults
+
+
 pytestmark = pytest.mark.usefixtures("agent_store")
 
 TIMEOUT = datetime.timedelta(seconds=20)

@@ -23,6 +23,9 @@ from tests.support.faults import full_disk
 from tests.support.root import ROOT
 from tests.support.wandb_sessions import points, recorded
 
+pytestmark = pytest.mark.faults
+
+
 KEY = "0123456789" * 4
 
 train = Measurement(10, "train", None, {"loss": 0.5, "never_seen": None}, {"examples_per_second": 99.5})

@@ -14,7 +14,7 @@ def log(path: Path, step: int, value: float | None, partition: str | None = "v",
     file.close()
 
 
-def test_the_steps_with_the_best_values_are_found(tmp_path):
+def test_the_steps_with_the_best_values_are_found(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for step, value in enumerate([0.5, 0.2, 0.9, float("nan"), 0.2, None, 0.9], start=1):
         log(path, step, value)
@@ -28,7 +28,7 @@ def test_the_steps_with_the_best_values_are_found(tmp_path):
     assert BestSteps([path], "v", "auroc", "max", 3)(everything) == set()
 
 
-def test_new_lines_of_either_file_are_read(tmp_path):
+def test_new_lines_of_either_file_are_read(tmp_path: Path) -> None:
     run, follower = tmp_path / "metrics.jsonl", tmp_path / "metrics-evaluator.jsonl"
     best = BestSteps([run, follower], "v", "loss", "max", 1)
     assert best([1, 2, 3]) == set()
@@ -46,7 +46,7 @@ def test_new_lines_of_either_file_are_read(tmp_path):
     assert best([2, 3]) == {2}
 
 
-def test_a_file_that_was_cut_or_replaced_is_read_again(tmp_path):
+def test_a_file_that_was_cut_or_replaced_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     best = BestSteps([path], "v", "loss", "max", 1)
     for step in (1, 2, 3):

@@ -20,7 +20,7 @@ from tests.support.toy import ALONE, ToyModel, rows_reader
 METRIC = "b/calibration"  # rises and falls within these few steps
 
 
-class Job:
+class KeepBestRun:
     """A run with a checkpoint at every step, and its follower."""
 
     def __init__(self, directory: Path, **keep_best: Any) -> None:
@@ -67,7 +67,7 @@ def best(values: dict[int, float]) -> set[int]:
 
 
 def test_the_trainers_evaluations_decide_which_checkpoints_are_the_best_over_restarts(tmp_path: Path) -> None:
-    job = Job(tmp_path)
+    job = KeepBestRun(tmp_path)
     for steps in (5, 11):
         job.train(steps)
         values = job.measured("metrics.jsonl")
@@ -77,7 +77,7 @@ def test_the_trainers_evaluations_decide_which_checkpoints_are_the_best_over_res
 
 
 def test_a_followers_evaluations_decide_which_checkpoints_are_the_best(tmp_path: Path) -> None:
-    job = Job(tmp_path, top_k=2)
+    job = KeepBestRun(tmp_path, top_k=2)
     job.train(3, eval_every_n=0)
     assert job.steps() == [2, 3], "none is evaluated yet"
     job.evaluate(3)
@@ -98,5 +98,5 @@ def test_a_metric_that_is_never_measured_is_an_error_before_the_run_begins(
     tmp_path: Path, keys: dict[str, str], facts: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"^training.checkpoint_{facts}"):
-        Job(tmp_path, **keys).train(1)
+        KeepBestRun(tmp_path, **keys).train(1)
     assert not (tmp_path / "run").exists()

@@ -32,6 +32,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(autouse=True)
+def _short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.evaluation.poller._POLL_IN_S", 0.01)
+
+
 @pytest.fixture
 def fresh(tmp_path: Path) -> Job:
     return Job(tmp_path)
@@ -303,6 +308,7 @@ def test_trackers_receive_the_evaluations_and_cannot_stop_the_follower(job: Job)
     assert (len(bad.measurements), good.finished, bad.finished) == (1, 1, 1)
 
 
+@pytest.mark.faults
 def test_wandb_has_trainer_and_follower_in_one_group_and_each_point_once(
     fresh: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

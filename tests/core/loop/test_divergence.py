@@ -13,6 +13,7 @@ from common.checkpointing.reader import read_state, read_tensors
 from common.errors import UserError
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import ParameterGroupScheduler
+from common.reader.order import Position
 from common.reader.reader import BatchReader
 from common.tracking.metrics_file import read_metrics
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
@@ -38,14 +39,14 @@ def test_the_first_nonfinite_value_is_found(dtype: torch.dtype, value: float) ->
     parts = [NamedPart("good", good), NamedPart("bad", bad), NamedPart("worse", torch.full((2,), NAN))]
     assert first_nonfinite(parts, 1) == NonfiniteValue((1, 1), "bad", (2, 3, 1), f"{value:g}")
 
-    def described(name: str, tensor: torch.Tensor, *offsets: int) -> str:
+    def message(name: str, tensor: torch.Tensor, *offsets: int) -> str:
         return str(first_nonfinite([NamedPart(name, tensor, offsets)]))
 
-    assert described("bad", bad) == f"bad[2, 3, 1]: {value:g}"
-    assert described("transposed", bad[:3].permute(2, 1, 0)) == f"transposed[1, 3, 2]: {value:g}"
-    assert described("shard", bad[:, :, 1], 100, 10) == f"shard[102, 13]: {value:g}"
-    assert described("table user", bad[:, :, 1], 100, 0) == f"table user, row 102: {value:g}"
-    assert described("the loss", torch.tensor(value, dtype=dtype)) == f"the loss: {value:g}"
+    assert message("bad", bad) == f"bad[2, 3, 1]: {value:g}"
+    assert message("transposed", bad[:3].permute(2, 1, 0)) == f"transposed[1, 3, 2]: {value:g}"
+    assert message("shard", bad[:, :, 1], 100, 10) == f"shard[102, 13]: {value:g}"
+    assert message("table user", bad[:, :, 1], 100, 0) == f"table user, row 102: {value:g}"
+    assert message("the loss", torch.tensor(value, dtype=dtype)) == f"the loss: {value:g}"
 
 
 def test_parameters_come_before_buffers_and_buffers_before_optimizer_states() -> None:
@@ -123,6 +124,11 @@ def diverge(tmp_path: Path, reader: BatchReader[ToyBatch], model: ToyModel, **op
     return str(raised.value).splitlines()
 
 
+def described(reader: BatchReader[ToyBatch], *, batch: int, epoch: int = 0) -> str:
+    """Return the reader's description of a batch, the first of which is 1. A batch takes 4 rows of each of 4 lanes."""
+    return reader.describe(Position(epoch, (4 * batch,) * 4))
+
+
 def skipped_updates(run: Path) -> list[float]:
     return [m.metrics["skipped_updates"] or 0 for m in read_metrics(run / "metrics.jsonl")]
 
@@ -136,7 +142,7 @@ def test_the_message_has_the_steps_the_first_value_the_batch_and_the_checkpoint(
     assert "9 steps in a row (9 to 17)" in steps
     assert "training.max_nonfinite_steps allows 8" in steps
     assert "Step 17 " in batch
-    assert "global batch 5 of 12 in epoch 1 (from 0), rows 17 to 20 of each of 4 lanes" in batch
+    assert described(reader, epoch=1, batch=5) in batch
     assert "the batch's features[5, 2]: nan" in batch
     assert f"{tmp_path}/run/checkpoints/6." in advice
     assert "training.max_grad_norm" in advice
@@ -171,8 +177,7 @@ def test_micro_batches_are_numbered_in_the_message(tmp_path: Path, reader: Batch
     model = SpoiledModel(lambda call: call == 4, spoil_batch)
     message = diverge(tmp_path, reader, model, max_nonfinite_steps=0, gradient_accumulation=2)
     assert "(2 to 2)" in message[0]
-    assert "2 micro-batches, global batch 3 of 12" in message[1]
-    assert "global batch 4 of 12" in message[1]
+    assert f"2 micro-batches, {described(reader, batch=3)}, to {described(reader, batch=4)}" in message[1]
     assert "micro-batch 2's features[5, 2]: nan" in message[1]
 
 
@@ -227,7 +232,7 @@ def test_a_nonfinite_state_is_never_saved(tmp_path: Path, reader: BatchReader[To
     assert "after step 12" in state
     assert "(parameter spare[0]: inf)" in state
     assert "not saved" in state
-    assert "global batch 12 of 12 in epoch 0 (from 0), rows 45 to 48 of" in batch
+    assert described(reader, batch=12) in batch
     assert f"{tmp_path}/run/checkpoints/6." in advice
     assert complete_steps(tmp_path / "run/checkpoints") == [6]
 

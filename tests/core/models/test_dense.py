@@ -5,7 +5,7 @@ from core.models.dense import DenseModel, as_distributed
 from tests.support.toy import ALONE, ToyModel, dense, toy_batch
 
 
-def test_a_world_of_one_needs_no_wrapper_and_no_process_group():
+def test_a_world_of_one_needs_no_wrapper_and_no_process_group() -> None:
     module = ToyModel(batch_norm=True)
     model = dense(module)
     model.replicate()
@@ -17,7 +17,7 @@ def test_a_world_of_one_needs_no_wrapper_and_no_process_group():
     assert not torch.distributed.is_initialized()
 
 
-def test_a_module_is_wrapped_and_a_distributed_model_stays_the_same():
+def test_a_module_is_wrapped_and_a_distributed_model_stays_the_same() -> None:
     module = ToyModel()
     model = as_distributed(module, ALONE)
     assert isinstance(model, DenseModel)
@@ -25,7 +25,7 @@ def test_a_module_is_wrapped_and_a_distributed_model_stays_the_same():
     assert as_distributed(model, ALONE) is model
 
 
-def test_an_evaluation_runs_in_inference_mode():
+def test_an_evaluation_runs_in_inference_mode() -> None:
     model = dense(ToyModel())
     with model.without_gradients():
         assert torch.is_inference_mode_enabled()
@@ -33,13 +33,13 @@ def test_an_evaluation_runs_in_inference_mode():
     assert not torch.is_inference_mode_enabled()
 
 
-def test_backward_updates_nothing():
+def test_backward_updates_nothing() -> None:
     model = dense(ToyModel())
     assert not model.updates_in_backward
     assert model.fused_optimizer_states() == {}
 
 
-def test_only_trainable_values_are_counted():
+def test_only_trainable_values_are_counted() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2, bias=False))
     assert dense(module).num_parameters == 12 + 4 + 8 + 8
     module[2].requires_grad_(False)

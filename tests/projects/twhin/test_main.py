@@ -187,6 +187,7 @@ def two(twhin_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return root, dict(zip(runs, ranks[0], strict=True))
 
 
+@pytest.mark.faults
 def test_a_follower_computes_the_trainers_metrics_on_any_number_of_processes(
     two: tuple[Path, dict[str, Any]], train: Train, tmp_path: Path
 ) -> None:
@@ -235,6 +236,7 @@ def test_16_bit_tables_resume_bit_for_bit_and_are_close_to_float32_tables(
 # --- Errors ---
 
 
+@pytest.mark.faults
 def test_options_that_do_not_fit_two_processes_are_errors(two: tuple[Path, dict[str, Any]]) -> None:
     _, outcomes = two
     for fact in ("train_data.global_batch_size: ", "300", "600", "all processes together", "per_replica_batch_size"):
@@ -285,6 +287,7 @@ def test_a_user_error_is_raised_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.faults
 def test_an_error_on_one_rank_is_one_message_and_status_2_on_both(twhin_data: Path, tmp_path: Path) -> None:
     """The bad edge is in a lane that the other rank does not read."""
     write_edges(tmp_path / "edges/a.parquet", [*range(400)], [0] * 400, [*range(400)])

@@ -157,6 +157,7 @@ def test_invalid_files_are_reported_and_the_others_converted(converted):
     assert "Traceback" not in stderr
 
 
+@pytest.mark.faults
 def test_the_same_command_converts_the_remaining_files(converted, tmp_path):
     """Continues in a copy of the output directory. The paths of the sources stay the same."""
     out = tmp_path / "out"
@@ -235,6 +236,7 @@ def workers(process: "subprocess.Popen[str]") -> list[int]:
     return [pid for pid in pids if b"--multiprocessing-fork" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("number", "status", "message"),
     [(signal.SIGINT, 130, r"interrupted.* converts the remaining files\.?\n"), (signal.SIGTERM, 143, "")],
@@ -252,6 +254,7 @@ def test_a_signal_ends_the_command_and_leaves_no_partial_file(number, status, me
     assert hidden(tmp_path / "out") == []
 
 
+@pytest.mark.faults
 def test_a_killed_worker_is_reported(long_conversion, tmp_path):
     (worker,) = workers(long_conversion)
     os.kill(worker, signal.SIGKILL)
@@ -263,6 +266,7 @@ def test_a_killed_worker_is_reported(long_conversion, tmp_path):
     assert files(tmp_path / "out") == ["schema.json"]
 
 
+@pytest.mark.faults
 def test_workers_exit_when_the_main_process_is_killed(long_conversion, tmp_path):
     (worker,) = workers(long_conversion)
     descriptor = os.pidfd_open(worker)
@@ -314,6 +318,7 @@ def by_date(data_root: Path) -> list[str]:
     return ["--set", "train_data.inputs=null", "--set", dated]
 
 
+@pytest.mark.faults
 def test_files_by_date_keep_their_folders_and_an_invalid_file_keeps_its_earlier_output(converted, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(converted.out, out)
@@ -355,6 +360,7 @@ def test_another_format_in_the_same_directory_is_an_error(converted, monkeypatch
         assert "a different schema, " in message
 
 
+@pytest.mark.faults
 def test_a_directory_without_outputs_accepts_another_format(converted, tmp_path):
     """Covers a first conversion with a wrong schema, and a file whose name cannot be written."""
     source = tmp_path / "in"

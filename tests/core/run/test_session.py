@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -86,7 +87,6 @@ def test_a_session_closes_in_reverse_order(session: Session, directory: RunDirec
     events: list[str] = []
     run_until(session, directory, None, events)
     assert events == CLOSING_ORDER
-    assert not session.trackers.run_has_failed
 
 
 @pytest.mark.parametrize("error", [UserError("bad data"), RuntimeError("a bug"), SystemExit(3)])
@@ -98,7 +98,18 @@ def test_an_error_closes_everything_and_is_raised_unchanged(
         run_until(session, directory, error, events)
     assert raised.value is error
     assert events == CLOSING_ORDER
-    assert session.trackers.run_has_failed
+
+
+def test_what_closes_sees_the_error(session: Session) -> None:
+    """Trackers use it to mark a run as failed."""
+    seen: list[BaseException | None] = []
+    error = UserError("bad data")
+    with pytest.raises(UserError), session:
+        session.at_end(lambda: seen.append(sys.exception()))
+        raise error
+    with session:
+        session.at_end(lambda: seen.append(sys.exception()))
+    assert seen == [error, None]
 
 
 def test_an_error_while_closing_does_not_keep_the_lock(session: Session, directory: RunDirectory) -> None:

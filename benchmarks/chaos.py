@@ -59,7 +59,7 @@ OPTIONS = (
     "training.eval_log_every_n=1",
     "runtime.process_group_timeout_in_s=60",
 )
-# State and randomness besides the weights: dropout, momenta, clipping, and tables of both kinds of sharding.
+# Options that add state and randomness: dropout, momenta, clipping, and tables of both kinds of sharding.
 RECAP_OPTIONS = (
     "training.max_grad_norm=1.0",
     "model.tasks[recap.engagement.is_replied].mlp_config="
@@ -117,7 +117,7 @@ class Tally:
     """Seconds from a kill or SIGTERM of one of several processes to the end of the others."""
 
 
-# --- The program, seen from outside. ---
+# --- The program as processes. ---
 
 
 class Start:
@@ -148,7 +148,7 @@ class Start:
         self.kill_all()
 
     def next_attempt(self) -> None:
-        """Begin a new attempt: text() and base refer to the workers that start now."""
+        """Begin a new attempt. From now on, text() and base refer to the workers of this attempt."""
         self._seen = self._log.stat().st_size
         self.began = time.monotonic()
         self.base = self.newest()
@@ -244,7 +244,7 @@ class CaseRunner:
         self._title = f"{case.project}, {case.processes} process{'es' if case.processes > 1 else ''}"
 
     def run(self) -> tuple[Tally, float]:
-        """Run, kill and compare until there were enough kills. Return the counts and the duration in seconds."""
+        """Run, kill and compare until the number of kills is reached. Return the counts and the duration in seconds."""
         undisturbed = self._scratch / "undisturbed"
         began = time.monotonic()
         with Start(self._case, undisturbed, undisturbed.with_suffix(".log"), 0, ()) as start:
@@ -276,7 +276,7 @@ class CaseRunner:
             pass
 
     def _start(self, run: Path, log: Path) -> bool:
-        """Start the program, and kill it unless there were enough kills. Return True if it has finished."""
+        """Start the program, and kill it unless the number of kills is reached. Return True if it has finished."""
         rng, several, left = self._rng, self._case.processes > 1, self._kills - self._killed
         max_restarts = rng.choice([0, MAX_RESTARTS]) if several else 0
         traps: list[Trap] = []

@@ -1,13 +1,13 @@
-"""Shows that a refactoring changes no number: seeded runs of two versions of the code, compared bit for bit.
+"""Compares seeded runs of two versions of the code bit for bit, to show that a refactoring changes no number.
 
     git worktree add /tmp/before HEAD~1
     python benchmarks/same_numbers.py run --code /tmp/before --out /tmp/runs-before
     python benchmarks/same_numbers.py run --out /tmp/runs-after
     python benchmarks/same_numbers.py compare /tmp/runs-before /tmp/runs-after
 
-Trains both projects for 60 steps on one and two processes, with and without bfloat16, and logs every step. Compares all
-metrics and all tensors of the last checkpoint. Run both versions on the same machine. The data is generated once, in
-data/ of this checkout.
+`run` trains both projects for 60 steps on one and two processes, with and without bfloat16, and logs every step.
+`compare` compares all metrics and all tensors of the last checkpoint. Run both versions on the same machine. The data
+is generated once, in data/ of this checkout.
 """
 
 import argparse
@@ -36,11 +36,11 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of its directory."""
+        """Name of the directory of the run."""
         return f"{self.project.split('.')[-1]}-{self.processes}{'-bfloat16' if self.bfloat16 else ''}"
 
     def command(self, save_dir: Path) -> list[str]:
-        """Return the command that trains it, to be run at the root of a checkout."""
+        """Return the training command. It must run at the root of a checkout."""
         launcher = [sys.executable]
         if self.processes > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes)]
@@ -78,7 +78,7 @@ def run(code: Path, out: Path) -> None:
         command = case.command(out / case.name)
         ended = subprocess.run(command, cwd=code, env=environment, capture_output=True, text=True)
         if ended.returncode:
-            sys.exit(f"{' '.join(command)}\nended with {ended.returncode}:\n{ended.stderr}")
+            sys.exit(f"{' '.join(command)}\nended with status {ended.returncode}:\n{ended.stderr}")
 
 
 def compare(one: Path, other: Path) -> int:
@@ -87,7 +87,7 @@ def compare(one: Path, other: Path) -> int:
     for case in cases():
         found = differences(one / case.name, other / case.name, STEPS)
         different += bool(found)
-        sys.stdout.write(f"{case.name}: {'; '.join(found[:5]) if found else 'the same, bit for bit'}\n")
+        sys.stdout.write(f"{case.name}: {'; '.join(found[:5]) if found else 'equal bit for bit'}\n")
     return different
 
 
@@ -96,11 +96,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(required=True, dest="command")
     runner = commands.add_parser("run", help="train all cases")
-    runner.add_argument("--code", type=Path, default=ROOT, help="checkout whose code to run; default: this one")
+    runner.add_argument("--code", type=Path, default=ROOT, help="checkout whose code to run (default: this one)")
     runner.add_argument("--out", type=Path, required=True, help="directory for the runs")
     comparer = commands.add_parser("compare", help="compare two directories of runs")
-    comparer.add_argument("one", type=Path)
-    comparer.add_argument("other", type=Path)
+    comparer.add_argument("one", type=Path, help="directory of the first runs")
+    comparer.add_argument("other", type=Path, help="directory of the second runs")
     args = parser.parse_args()
     if args.command == "run":
         run(args.code.resolve(), args.out.resolve())

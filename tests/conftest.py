@@ -1,4 +1,4 @@
-"""What several tests share: a tiny data set and the shipped configuration made small."""
+"""Fixtures for all tests: small data sets, and a reset of logging after each test."""
 
 import logging
 import warnings
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def recap_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default data set with 2,000 rows to train on and 500 to validate."""
+    """Generate the default data set with 2,000 rows for training and 500 for validation."""
     directory = tmp_path_factory.mktemp("recap") / "data"
     generate(directory, PRESETS["default"], 0, (2000, 500))
     return directory
@@ -29,15 +29,15 @@ def recap_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def twhin_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default graph with 1,000 users, 600 tweets and 5,000 edges."""
+    """Generate the default graph with 1,000 users, 600 tweets and 5,000 edges."""
     directory = tmp_path_factory.mktemp("twhin") / "data"
     generate_graph(directory, 0, 1000, 600, 5000)
     return directory
 
 
 @pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """Takes back what a program that runs in this process does to logging and warnings."""
+def reset_logging() -> Iterator[None]:
+    """Undo changes to logging and warnings by programs that ran in this process."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     with warnings.catch_warnings():

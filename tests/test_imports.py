@@ -1,4 +1,4 @@
-"""The floors of the house: imports run downwards only, and heavy packages are imported where they are needed."""
+"""Modules import only their own room and lower ones, and heavy packages are imported only where they are used."""
 
 import ast
 import subprocess
@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     # Floor 0: errors.
     "common.errors",
-    # Floor 1: the ground of configuration.
+    # Floor 1: the basis of configuration.
     "core.config",
-    # Floor 2: what any training program uses.
+    # Floor 2: libraries for any training program.
     "common.process",
     "common.distributed",
     "common.batch",
@@ -28,7 +28,7 @@ ORDER = (
     "common.files",
     "common.optimizers",
     "common.modules",
-    # Floor 3: how a model is trained.
+    # Floor 3: training.
     "core.config.training",
     "core.autocast",
     "core.losses",
@@ -41,7 +41,7 @@ ORDER = (
     "core.debug_training_loop",
     "core.custom_training_loop",
     "core.command_line",
-    # Floor 4: what is trained. No project imports another.
+    # Floor 4: the projects. No project imports another.
     "projects",
 )
 """Rooms, lowest first. A module belongs to the room with the longest prefix of its name, and imports its own room or a
@@ -56,7 +56,7 @@ class Import(NamedTuple):
     imported: str
     line: int
     lazy: bool
-    """Within a function, or for type checkers alone."""
+    """True within a function or under TYPE_CHECKING."""
 
     def __str__(self) -> str:
         return f"{self.importer}, line {self.line}, imports {self.imported}"
@@ -71,7 +71,10 @@ PROJECTS = sorted(name.removesuffix(".main") for name in MODULES if name.endswit
 
 
 def imports_of(module: str, tree: ast.AST, lazy: bool = False) -> Iterator[Import]:
-    """Also those under TYPE_CHECKING. `from a import b` is of a.b where that is a module, else of a."""
+    """Yield the imports of a module, including those under TYPE_CHECKING.
+
+    `from a import b` imports a.b if that is a module, and a otherwise.
+    """
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -102,14 +105,14 @@ def room_of(module: str) -> str:
 
 
 def is_allowed(importer: str, imported: str) -> bool:
-    """Whether a module of the project may import another."""
+    """Return True if a module may import another."""
     room, other = room_of(importer), room_of(imported)
     if room == other == "projects":
         return project_of(importer) is not None and project_of(importer) == project_of(imported)
     return ORDER.index(other) <= ORDER.index(room)
 
 
-def test_there_is_something_to_look_at():
+def test_modules_and_imports_are_found():
     assert {"projects.home.recap", "core.config", "common.wandb"} <= {*PROJECTS, *MODULES}
     assert len(IMPORTS) > 200
 
@@ -118,9 +121,9 @@ def test_every_room_has_modules():
     assert set(ORDER) == {room_of(module) for module in MODULES if module not in TOPS}
 
 
-def test_no_import_climbs():
-    at_home = [found for found in IMPORTS if found.imported.split(".")[0] in TOPS]
-    assert [str(found) for found in at_home if not is_allowed(found.importer, found.imported)] == []
+def test_no_module_imports_a_higher_room():
+    internal = [found for found in IMPORTS if found.imported.split(".")[0] in TOPS]
+    assert [str(found) for found in internal if not is_allowed(found.importer, found.imported)] == []
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_no_import_climbs():
         ("common.errors", "core.config.base_config", False),
     ],
 )
-def test_what_may_be_imported(importer, imported, allowed):
+def test_import_rules(importer, imported, allowed):
     assert is_allowed(importer, imported) == allowed
 
 
@@ -156,22 +159,22 @@ def test_the_data_of_a_project_does_not_import_its_model(project):
     assert [str(each) for each in imports if f"{each.imported}.".startswith(f"{project}.model.")] == []
 
 
-def test_core_config_exports_the_ground_only():
+def test_core_config_exports_only_the_basis_of_configuration():
     exported = {found.imported for found in IMPORTS if found.importer == "core.config"}
     assert exported == {"common.errors", "core.config.base_config", "core.config.config_load"}
 
 
-def test_heavy_packages_are_imported_where_they_are_needed():
+def test_heavy_packages_are_imported_only_where_they_are_used():
     eager = [found for found in IMPORTS if found.imported.split(".")[0] in HEAVY and not found.lazy]
     assert [str(found) for found in eager] == []
 
 
-def test_wandb_is_imported_in_one_place():
+def test_wandb_is_imported_in_one_module():
     assert {found.importer for found in IMPORTS if found.imported.split(".")[0] == "wandb"} == {"common.tracking.wandb"}
 
 
-def test_the_heavy_ranker_imports_nothing_heavy():
-    """In a process of its own: what others import at import time counts too."""
+def test_the_heavy_ranker_imports_no_heavy_package():
+    """Uses a new process and includes indirect imports."""
     code = "import sys, projects.home.recap.main; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     imported = set(ended.stdout.split())
@@ -179,8 +182,7 @@ def test_the_heavy_ranker_imports_nothing_heavy():
     assert imported & HEAVY == set()
 
 
-def test_packages_hold_no_code_of_their_own():
-    """But core.config, which exports the ground."""
+def test_no_package_but_core_config_has_code_in_init():
     assert [name for name, path in MODULES.items() if path.name == "__init__.py" and path.read_text()] == [
         "core.config"
     ]

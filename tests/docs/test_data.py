@@ -1,4 +1,4 @@
-"""The table and the configuration of docs/data.md work as they stand there."""
+"""The code and the configuration in docs/data.md work as printed."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from tests.docs.test_own_project import run
 from tests.support.root import ROOT
 
 
-def test_the_table_of_ones_own_is_written_and_learned(tmp_path: Path) -> None:
+def test_the_table_of_the_page_is_written_and_learned(tmp_path: Path) -> None:
     code, config = re.findall(r"```(?:python|yaml)\n(.*?)```", (ROOT / "docs/data.md").read_text(), flags=re.DOTALL)
     (tmp_path / "make_mine.py").write_text(code)
     (tmp_path / "mine.yaml").write_text(config)

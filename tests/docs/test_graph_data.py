@@ -1,4 +1,4 @@
-"""The table and the configuration of docs/graph-data.md fit each other as they stand there."""
+"""The code and the configuration in docs/graph-data.md work together as printed."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.support.root import ROOT
 PAGE = (ROOT / "docs/graph-data.md").read_text()
 
 
-def test_the_table_of_ones_own_is_written_and_read(tmp_path: Path, monkeypatch) -> None:
+def test_the_table_of_the_page_is_written_and_read(tmp_path: Path, monkeypatch) -> None:
     code, config_yaml = re.findall(r"```(?:python|yaml)\n(.*?)```", PAGE, flags=re.DOTALL)
     (tmp_path / "make_graph.py").write_text(code)
     (tmp_path / "listening.yaml").write_text(config_yaml)
@@ -23,14 +23,14 @@ def test_the_table_of_ones_own_is_written_and_read(tmp_path: Path, monkeypatch) 
     for path, data in config.data_sets().items():
         check_batching(data, path, world_size=2)
         dataset = EdgeDataset.open(data, config.model.build_relations(), path)
-        read = sum(int(placed.batch.weights.sum()) for placed in dataset.reader(0, 1).evaluate())
-        assert read == {"train_data": 20_000, "validation_data": 1_000}[path]
+        num_edges = sum(int(positioned.batch.weights.sum()) for positioned in dataset.reader(0, 1).evaluate())
+        assert num_edges == {"train_data": 20_000, "validation_data": 1_000}[path]
 
 
-def test_the_relations_that_are_generated_are_those_of_the_page() -> None:
+def test_the_page_describes_the_generated_relations() -> None:
     rows = re.findall(r"\| (\d) \| `(\w+)` \| (\d+)% \| ([\d, ]+)% \|", PAGE)
-    told = {name: (int(share), [int(kind) for kind in kinds.split(", ")]) for _, name, share, kinds in rows}
-    assert told == {
+    described = {name: (int(share), [int(kind) for kind in kinds.split(", ")]) for _, name, share, kinds in rows}
+    assert described == {
         name: (round(100 * taste.share), [round(100 * kind) for kind in taste.kinds])
         for name, taste in RELATIONS.items()
     }

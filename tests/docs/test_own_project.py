@@ -1,4 +1,4 @@
-"""The project of docs/own-project.md works as it stands there."""
+"""The project in docs/own-project.md works as printed."""
 
 import os
 import re
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.faults
 
 
 def run(directory: Path, *command: str) -> "subprocess.CompletedProcess[str]":
-    """Runs Python in `directory`, with the project to import from."""
+    """Run Python in `directory`, with this repository on its path."""
     done = subprocess.run(
         [sys.executable, *command],
         cwd=directory,

@@ -1,4 +1,4 @@
-"""What only a GPU can show. `pytest -m gpu` runs these alone; without CUDA they are skipped."""
+"""Tests that need a GPU. `pytest -m gpu` runs only these. Without CUDA they are skipped."""
 
 import os
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def cuda_step(model: ToyModel, amp: torch.dtype | None = None) -> TrainStep:
     return toy_step(model, optimizer=fused_adam(model), learning_rate=rate, world=ALONE, amp=amp)
 
 
-# --- Precision. ---
+# --- Precision ---
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_autocast_follows_float32(amp):
     np.testing.assert_allclose(losses[amp], losses[None], rtol=0.05)
 
 
-def test_float16_leaves_an_overflow_out_and_halves_its_scale():
+def test_float16_skips_an_update_that_overflows_and_halves_its_scale():
     model = ToyModel().to(CUDA)
     step = cuda_step(model, torch.float16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -103,36 +103,36 @@ def test_float16_leaves_an_overflow_out_and_halves_its_scale():
     assert largest_difference(model.state_dict(), before) > 0
 
 
-# --- The step and the device. ---
+# --- Steps ---
 
 
 @pytest.fixture
-def no_synchronisation() -> Iterator[None]:
-    """Whatever waits for the device is an error."""
+def restored_sync_debug_mode() -> Iterator[None]:
+    """Restore the mode after a test in which waiting for the device is an error."""
     yield
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.usefixtures("no_synchronisation")
+@pytest.mark.usefixtures("restored_sync_debug_mode")
 @pytest.mark.parametrize("amp", [None, torch.bfloat16])
-def test_a_step_never_waits_for_the_device_even_where_its_update_is_left_out(amp):
+def test_a_step_never_waits_for_the_device_even_if_its_update_is_skipped(amp):
     model = ToyModel(batch_norm=True).to(CUDA)
     step = cuda_step(model, amp)
     good, bad = toy_batch(8).to(CUDA), toy_batch(8).to(CUDA)
     bad.weights[0, 0] = float("nan")
-    counted = SkippedStepCounter(CUDA, 3, 0)
-    counted.add(step([good], 1)[1])
+    counter = SkippedStepCounter(CUDA, 3, 0)
+    counter.add(step([good], 1)[1])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     _, skipped = step([bad], 2)
     for _ in range(40):
-        counted.add(skipped)
-        counted.poll()
+        counter.add(skipped)
+        counter.poll()
     torch.cuda.set_sync_debug_mode("default")
-    assert counted.too_many is None, "which is told where all ranks look"
-    assert counted.settle() == 40
-    assert counted.too_many == range(2, 6)
+    assert counter.too_many is None, "set by settle() only, which all ranks call together"
+    assert counter.settle() == 40
+    assert counter.too_many == range(2, 6)
     assert skipped.item() == 1
     assert largest_difference(model.state_dict(), before) == 0
     torch.cuda.set_sync_debug_mode("error")
@@ -142,15 +142,15 @@ def test_a_step_never_waits_for_the_device_even_where_its_update_is_left_out(amp
     assert largest_difference(model.state_dict(), before) > 0
 
 
-def test_gradients_are_those_of_the_cpu():
-    own, cpu = ToyModel().to(CUDA), ToyModel()
-    cuda_step(own)([toy_batch(24).to(CUDA)], 1)
-    toy_step(cpu)([toy_batch(24)], 1)
-    found = {name: gradient.cpu() for name, gradient in gradients(own).items()}
-    assert largest_difference(found, gradients(cpu)) < 1e-6
+def test_gradients_equal_those_on_the_cpu():
+    cuda_model, cpu_model = ToyModel().to(CUDA), ToyModel()
+    cuda_step(cuda_model)([toy_batch(24).to(CUDA)], 1)
+    toy_step(cpu_model)([toy_batch(24)], 1)
+    found = {name: gradient.cpu() for name, gradient in gradients(cuda_model).items()}
+    assert largest_difference(found, gradients(cpu_model)) < 1e-6
 
 
-def test_pinned_batch_reaches_cuda_on_another_stream():
+def test_a_pinned_batch_is_copied_to_cuda_on_another_stream():
     pinned = toy_batch(8).pin_memory()
     assert pinned.features.is_pinned()
     assert pinned.labels.is_pinned()
@@ -162,22 +162,22 @@ def test_pinned_batch_reaches_cuda_on_another_stream():
     assert torch.equal(moved.features.cpu(), toy_batch(8).features)
 
 
-# --- nccl. ---
+# --- NCCL ---
 
 
 @pytest.fixture
 def nccl_of_one() -> Iterator[World]:
-    """A process group of one rank, as joined_world() makes it for several."""
+    """Join a process group of one rank, like joined_world() does with several ranks."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29641", "RANK": "0", "WORLD_SIZE": "1"}
     torch.cuda.set_device(CUDA)
     dist.init_process_group("cpu:gloo,cuda:nccl", device_id=CUDA)
-    yield World(0, 0, 2, CUDA)  # of two, so that the model is wrapped
+    yield World(0, 0, 2, CUDA)  # world size 2, so that the model is wrapped in DDP
     dist.destroy_process_group()
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"):
         del os.environ[name]
 
 
-def test_a_model_over_nccl_has_the_gradients_of_one_without(nccl_of_one: World):
+def test_gradients_over_nccl_equal_those_without_it(nccl_of_one: World):
     wrapped = replicated(ToyModel().to(CUDA), nccl_of_one)
     assert isinstance(wrapped.replica, DistributedDataParallel)
     loss, _ = wrapped(toy_batch(24).to(CUDA))
@@ -194,14 +194,14 @@ def two_gpus(world: World) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_gpus_have_the_gradients_of_one():
+def test_gradients_on_two_gpus_equal_those_of_one_process():
     cpu = ToyModel()
     toy_step(cpu)([toy_batch(24)], 1)
     for found in run_ranks(two_gpus):
         assert largest_difference(found, gradients(cpu)) < 1e-5
 
 
-# --- The loop. ---
+# --- The training loop ---
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def reader(tmp_path: Path) -> BatchReader[ToyBatch]:
     return rows_reader(tmp_path)
 
 
-def test_the_reader_gives_pinned_batches(reader: BatchReader[ToyBatch]):
+def test_the_reader_returns_pinned_batches(reader: BatchReader[ToyBatch]):
     batches = reader.train(seed=0, pin_memory=True)
     try:
         assert next(batches).batch.features.is_pinned()
@@ -226,10 +226,10 @@ def deterministic() -> Iterator[None]:
 
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("amp_dtype", [None, "bfloat16", "float16"])
-def test_a_resumed_run_has_the_numbers_of_one_that_was_not_stopped(
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     tmp_path: Path, reader: BatchReader[ToyBatch], amp_dtype: Literal["bfloat16", "float16"] | None
 ) -> None:
-    """Weights, optimizer state, loss scale and metrics, bit for bit; saved through pinned memory."""
+    """Compares weights, optimizer states, loss scale and metrics. Checkpoints are saved through pinned memory."""
 
     def run(name: str, num_train_steps: int) -> Path:
         runtime = RuntimeConfig(deterministic=True, enable_amp=amp_dtype is not None, amp_dtype=amp_dtype or "bfloat16")
@@ -242,38 +242,38 @@ def test_a_resumed_run_has_the_numbers_of_one_that_was_not_stopped(
         model = ToyModel(dropout=0.2, batch_norm=True).to(CUDA)
         optimizer = fused_adam(model)
         rates = ParameterGroupScheduler(optimizer, [LearningRate(constant=0.01)])
-        partitions = {"rows": EvaluationSet(reader, lambda device: MultiTaskMetrics(["a", "b"], device))}
+        evaluation_sets = {"rows": EvaluationSet(reader, lambda device: MultiTaskMetrics(["a", "b"], device))}
         config = JobConfig(runtime=runtime, training=training)
-        train(config, model, optimizer, rates, reader, partitions, ALONE)
+        train(config, model, optimizer, rates, reader, evaluation_sets, ALONE)
         return tmp_path / name
 
-    whole, parts = run("whole", 12), run("parts", 8)
-    assert run("parts", 12) == parts
-    assert complete_steps(whole / "checkpoints")[-1] == complete_steps(parts / "checkpoints")[-1] == 12
-    expected, found = (read_tensors(path / "checkpoints/12") for path in (whole, parts))
+    whole, resumed = run("whole", 12), run("resumed", 8)
+    assert run("resumed", 12) == resumed
+    assert complete_steps(whole / "checkpoints")[-1] == complete_steps(resumed / "checkpoints")[-1] == 12
+    expected, found = (read_tensors(path / "checkpoints/12") for path in (whole, resumed))
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     lines = [
         [(m.step, m.metrics) for m in read_metrics(path / "metrics.jsonl") if m.mode == "evaluate" and m.step == 12]
-        for path in (whole, parts)
+        for path in (whole, resumed)
     ]
     assert lines[0] == lines[1]
 
 
-# --- PrefetchOptions. ---
+# --- Copies ---
 
 
-def test_batches_come_page_locked_and_copies_on_a_stream_of_their_own_are_right(tmp_path: Path):
-    """Each batch is copied while the device still computes on those before it."""
+def test_batches_are_pinned_and_copied_correctly_on_another_stream(tmp_path: Path):
+    """Each batch is copied while the device computes on the previous ones."""
     reader = rows_reader(tmp_path)
-    expected = [placed.batch for placed in reader.train(seed=1, num_epochs=4)]
+    expected = [positioned.batch for positioned in reader.train(seed=1, num_epochs=4)]
     copies = DeviceCopies(CUDA)
     weight = torch.ones(expected[0].features.shape[1], 4096, device=CUDA)
     sums = []
-    for placed in reader.train(seed=1, num_epochs=4, pin_memory=True):
-        assert placed.batch.features.is_pinned()
-        batch = copies.copy(placed.batch)
-        sums.append((batch.features @ weight)[:, 0])  # the batch's memory is given back while this waits in the queue
+    for positioned in reader.train(seed=1, num_epochs=4, pin_memory=True):
+        assert positioned.batch.features.is_pinned()
+        batch = copies.copy(positioned.batch)
+        sums.append((batch.features @ weight)[:, 0])  # memory of the batch is freed before this is computed
     assert len(sums) == len(expected)
     for found, batch in zip(sums, expected, strict=True):
         torch.testing.assert_close(found.cpu(), batch.features.sum(dim=1))

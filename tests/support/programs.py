@@ -1,4 +1,4 @@
-"""Starts the trainer in processes of its own, as a user does, and always ends them all."""
+"""Starts the trainer in separate processes, as a user does, and always ends all of them."""
 
 import contextlib
 import os

@@ -1,5 +1,7 @@
-"""Starts ranks as real processes that communicate over gloo on the CPU. Launches have a time limit, and are always
-killed as a whole."""
+"""Starts ranks as real processes that communicate over gloo on the CPU.
+
+A launch has a time limit, and all its processes are always killed.
+"""
 
 import concurrent.futures
 import contextlib

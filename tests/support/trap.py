@@ -1,10 +1,11 @@
-"""Runs a program that kills itself with SIGKILL at an exact point of its work.
+"""Runs a program that kills itself with SIGKILL at an exact moment.
 
     python -m tests.support.trap TRAPS MODULE ARGUMENTS...
 
-TRAPS is a JSON list of Trap: the first one applies to the first launch under torchrun, the next one to its first
-restart, and so on. Later restarts run without a trap. The program's work appears as lines: one for each file operation,
-from Python's audit events, before it happens ("os.rename A B", "open A"), and one for each log record ("log MESSAGE").
+TRAPS is a JSON list of Trap. The first one applies to the first launch under torchrun, the next one to its first
+restart, and so on. Later restarts run without a trap. A trap matches lines that describe what the program does:
+one before each file operation, from Python's audit events ("os.rename A B", "open A"), and one for each log record
+("log MESSAGE").
 """
 
 import dataclasses

@@ -104,12 +104,15 @@ def test_what_closes_sees_the_error(session: Session) -> None:
     """Trackers use it to mark a run as failed."""
     seen: list[BaseException | None] = []
     error = UserError("bad data")
-    with pytest.raises(UserError), session:
-        session.at_end(lambda: seen.append(sys.exception()))
-        raise error
-    with session:
-        session.at_end(lambda: seen.append(sys.exception()))
-    assert seen == [error, None]
+
+    def fail() -> None:
+        with session:
+            session.at_end(lambda: seen.append(sys.exception()))
+            raise error
+
+    with pytest.raises(UserError):
+        fail()
+    assert seen == [error]
 
 
 def test_an_error_while_closing_does_not_keep_the_lock(session: Session, directory: RunDirectory) -> None:

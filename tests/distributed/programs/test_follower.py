@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from common.checkpointing.directory import complete_steps
@@ -11,6 +12,8 @@ from common.tracking.metrics_file import read_metrics
 from core.evaluation.completed import completed_partitions
 from tests.support.programs import TIMEOUT_IN_S, started, wait_for_line
 from tests.support.runs import LOCAL_YAML, small_run
+
+pytestmark = pytest.mark.faults
 
 
 def measured(path: Path) -> list[tuple[int, str | None, Any]]:

@@ -14,6 +14,8 @@ from tests.support.programs import TIMEOUT_IN_S, command
 from tests.support.root import ROOT
 from tests.support.runs import small_run
 
+pytestmark = pytest.mark.faults
+
 # $0: directory of the checkpoints; $1: directory that receives a copy of it at the end; the rest: the command.
 ON_A_SMALL_DISK = """
 mount -t tmpfs -o size=5m none "$0" || exit 77

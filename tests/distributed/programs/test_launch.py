@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from common.checkpointing.directory import complete_steps
 from tests.support.programs import finish, finish_with_rank_logs, started, wait_for_line, worker_pids
 from tests.support.runs import small_run
+
+pytestmark = pytest.mark.faults
 
 
 def test_only_rank_0_prints(recap_data: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
-"""A run that goes on with another number of ranks: its state, and the rows that it reads. Of the one row that there is
-to evaluate on, all ranks but one have none."""
+"""A run that resumes with other numbers of ranks restores its state and reads the same rows.
+
+Its evaluation set has one row, so all ranks but one evaluate without rows.
+"""
 
 import contextlib
 import io
@@ -27,39 +29,46 @@ from tests.support.programs import RECAP, TWHIN
 from tests.support.ranks import free_port, run_ranks
 from tests.support.runs import small_run, small_twhin_run
 
-MOST = 3
+pytestmark = pytest.mark.faults
+
+MAX_RANKS = 3
 
 
 class Phase(NamedTuple):
-    """A start of the program: on how many ranks, up to which step, in which save_dir."""
+    """One launch of the program."""
 
     ranks: int
+    """Number of ranks."""
     steps: int
+    """Last step."""
     run: str
+    """Name of the save_dir."""
     port: int
 
 
-# 3 to 2, 2 to 1, 1 to 2, 2 to 3, and alone for comparison. Epochs have 20 batches of rows, 8 of edges. All ranks begin
-# together, because TorchRec makes some of its agreements once a process.
+# One run on 3, 2, 1, 2 and 3 ranks, and one on a single rank for comparison. An epoch has 20 batches of rows or 8 of
+# edges. The first phase needs all processes, because TorchRec sets up some communication once per process.
 PHASES = [(3, 4, "run"), (2, 8, "run"), (1, 12, "run"), (2, 16, "run"), (3, 24, "run"), (1, 24, "alone")]
 
 
 def rows_of(batch: Any) -> list[bytes]:
-    """What tells the rows of a batch apart."""
+    """Return bytes that identify each row of a batch."""
     if hasattr(batch, "continuous"):
         return [row.numpy().tobytes() for row in torch.cat([batch.continuous, batch.labels], dim=1)]
     return [row.numpy().tobytes() for row in torch.stack([batch.lhs, batch.rel, batch.rhs], dim=1)]
 
 
-def goes_through(rank: int, root: Path, module: str, data: Path, phases: list[Phase]) -> list[dict[int, list[bytes]]]:
-    """Runs the real program in one phase after the other, saving what it has restored to `root`/restored.
+def run_phases(rank: int, root: Path, module: str, data: Path, phases: list[Phase]) -> list[dict[int, list[bytes]]]:
+    """Run the real program in all phases. Save the restored state of each phase below `root`/restored.
 
     Returns:
-      of each phase: this rank's rows, by step.
+      for each phase, the rows of this rank by step.
     """
     found: list[dict[int, list[bytes]]] = []
 
-    class Watched(TrainStep):
+    class RecordingStep(TrainStep):
+        """Saves the state before the first step and records the rows of each step."""
+
         def __init__(self, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
             super().__init__(model, optimizer, *args, **kwargs)
             world = kwargs["world"]
@@ -80,7 +89,7 @@ def goes_through(rank: int, root: Path, module: str, data: Path, phases: list[Ph
         options.append(f"training.num_train_steps={phase.steps}")
         options.append(f"validation_data.validation.{source}={root}/one-row")
         with (
-            mock.patch("core.loop.trainer.TrainStep", Watched),
+            mock.patch("core.loop.trainer.TrainStep", RecordingStep),
             mock.patch("sys.argv", [module, *arguments(data, root / phase.run, *options)]),
             contextlib.redirect_stdout(io.StringIO()),
             pytest.raises(SystemExit) as ended,
@@ -91,7 +100,7 @@ def goes_through(rank: int, root: Path, module: str, data: Path, phases: list[Ph
 
 
 @pytest.mark.parametrize("module", [RECAP, TWHIN])
-def test_a_run_goes_on_with_other_numbers_of_ranks(
+def test_a_run_resumes_with_other_numbers_of_ranks(
     recap_data: Path, twhin_data: Path, tmp_path: Path, module: str
 ) -> None:
     phases = [Phase(*phase, free_port()) for phase in PHASES]
@@ -99,9 +108,9 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(
     (tmp_path / "one-row").mkdir()
     rows = pq.read_table(next((data / "validation").glob("*.parquet")))
     pq.write_table(rows.slice(0, 1), tmp_path / "one-row/rows.parquet")
-    ranks = run_ranks(goes_through, tmp_path, module, data, phases, world_size=MOST, joined=False, timeout_in_s=240)
+    ranks = run_ranks(run_phases, tmp_path, module, data, phases, world_size=MAX_RANKS, joined=False, timeout_in_s=240)
 
-    # What a resume has restored, before its first step, is what was saved, bit for bit.
+    # A resume restores the saved state bit for bit before its first step.
     for number, (before, phase) in enumerate(itertools.pairwise(phases[:5]), start=2):
         saved = read_tensors(tmp_path / "run/checkpoints" / str(before.steps))
         restored = read_tensors(tmp_path / "restored" / str(number))
@@ -109,7 +118,7 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(
         assert any(name.startswith(("optimizer.", "table_optimizer.")) for name in saved)
         assert all(torch.equal(tensor, restored[name]) for name, tensor in saved.items()), phase
 
-    # Each step has read the rows that it reads on one rank alone.
+    # Each step reads the same rows as on a single rank.
     alone = ranks[0][5]
     for number, phase in enumerate(phases[:5]):
         steps = range(phases[number - 1].steps + 1 if number > 0 else 1, phase.steps + 1)

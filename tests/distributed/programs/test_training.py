@@ -1,4 +1,4 @@
-"""Two ranks train as one does: steps, windows, dropout, buffers."""
+"""Two ranks train like one: gradients, skipped updates, windows of train metrics, dropout and buffers."""
 
 import math
 from typing import Any
@@ -29,7 +29,7 @@ def worker(world: World) -> dict[str, Any]:
     found: dict[str, Any] = {}
     whole = toy_batch(ROWS)
     for count in (1, 2, 3):
-        # Micro-batch i is global batch i, of which each rank has its half.
+        # Each rank has half of every micro-batch.
         own = [part.parts(world.size)[world.rank] for part in whole.parts(count)]
         wrapped = replicated(ToyModel(), world)
         assert isinstance(wrapped.replica, DistributedDataParallel)
@@ -43,7 +43,7 @@ def worker(world: World) -> dict[str, Any]:
         found[f"reductions {count}"] = len(reductions)
     assert skipped.item() == 0
 
-    # A loss that is not finite on rank 1 alone.
+    # The loss is non-finite on rank 1 only.
     for amp in (None, torch.float16):
         model = ToyModel()
         optimizer = torch.optim.Adam(model.parameters(), fused=True)
@@ -58,18 +58,18 @@ def worker(world: World) -> dict[str, Any]:
         found[f"window {amp}"] = window.compute_and_reset()
         found[f"scale {amp}"] = step.scaler.get_scale()
 
-    # Running sums: closed here, and saved half-way for a run that resumes.
+    # The running sums of two windows, and of one that is restored from a snapshot.
     windows = [TrainWindow(world, {}), TrainWindow(world, {})]
     for losses in ((0.5, 1.5), (2.0, 4.0)):
         for window in windows:
             window.add(torch.tensor(losses[world.rank]), torch.tensor(0.0))
-    found["saved"] = windows[0].snapshot()
-    resumed = TrainWindow(world, found["saved"])
+    found["snapshot"] = windows[0].snapshot()
+    resumed = TrainWindow(world, found["snapshot"])
     for window in (*windows, resumed):
         window.add(torch.tensor(float(world.rank)), torch.tensor(1.0))
-    found["closed"] = [window.compute_and_reset() for window in (*windows, resumed)]
+    found["train metrics"] = [window.compute_and_reset() for window in (*windows, resumed)]
 
-    # Dropout differs between ranks; batch norm's buffers are rank 0's once they are shared.
+    # Dropout differs between ranks. After share_buffers(), all ranks have the batch norm buffers of rank 0.
     model = ToyModel(dropout=0.5, batch_norm=True)
     wrapped = replicated(model, world, deterministic=True)
     step = toy_step(wrapped, world=world)
@@ -80,11 +80,12 @@ def worker(world: World) -> dict[str, Any]:
     found["own buffers"] = model.running_mean.clone()
     wrapped.share_buffers()
     found["shared buffers"] = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    found["same weights"] = model.hidden.weight.detach().clone()
+    found["weights"] = model.hidden.weight.detach().clone()
     return found
 
 
 def _counted_mean(reductions: list[int], bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Average a bucket of gradients over the ranks and append its index to `reductions`."""
     reductions.append(bucket.index())
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
@@ -98,7 +99,7 @@ def ranks() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_gradients_are_those_of_one_rank_with_the_whole_batch(ranks, count):
+def test_gradients_equal_those_of_one_rank_with_the_whole_batch(ranks, count):
     expected = true_gradients(toy_batch(ROWS))
     for found in ranks:
         assert largest_difference(found[f"gradients {count}"], expected) < 1e-5
@@ -112,12 +113,12 @@ def test_gradients_are_those_of_one_rank_with_the_whole_batch(ranks, count):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_gradients_are_reduced_once_a_step(ranks, count):
+def test_gradients_are_reduced_once_per_step(ranks, count):
     assert [found[f"reductions {count}"] for found in ranks] == [1, 1]
 
 
 @pytest.mark.parametrize("amp", [None, torch.float16])
-def test_a_loss_that_is_not_finite_on_one_rank_leaves_the_update_out_on_all(ranks, amp):
+def test_a_non_finite_loss_on_one_rank_skips_the_update_on_all(ranks, amp):
     assert [found[f"unchanged {amp}"] for found in ranks] == [0, 0]
     assert [found[f"window {amp}"] for found in ranks] == [{"loss": None, "skipped_updates": 1}] * 2
     assert [found[f"scale {amp}"] for found in ranks] == [2.0**15 if amp else 1.0] * 2
@@ -125,25 +126,25 @@ def test_a_loss_that_is_not_finite_on_one_rank_leaves_the_update_out_on_all(rank
 
 def test_train_metrics_are_means_over_steps_and_ranks(ranks):
     for found in ranks:
-        assert found["saved"] == {"loss_sum": 8.0, "skipped": 0.0, "steps": 2.0, "ranks": 2.0}
-        assert found["closed"] == [{"loss": (0.5 + 1.5 + 2 + 4 + 0 + 1) / 6, "skipped_updates": 1}] * 3
+        assert found["snapshot"] == {"loss_sum": 8.0, "skipped": 0.0, "steps": 2.0, "ranks": 2.0}
+        assert found["train metrics"] == [{"loss": (0.5 + 1.5 + 2 + 4 + 0 + 1) / 6, "skipped_updates": 1}] * 3
 
 
-def test_train_metrics_saved_on_two_ranks_go_on_on_one(ranks):
-    window = TrainWindow(ALONE, ranks[0]["saved"])
+def test_train_metrics_saved_on_two_ranks_are_continued_on_one(ranks):
+    window = TrainWindow(ALONE, ranks[0]["snapshot"])
     window.add(torch.tensor(0.5), torch.tensor(1.0))
     assert window.compute_and_reset() == {"loss": (1.0 + 3.0 + 0.5) / 3, "skipped_updates": 1}
 
 
 def test_ranks_draw_their_own_dropout(ranks):
     assert ranks[0]["dropout loss"] != ranks[1]["dropout loss"]
-    assert torch.equal(ranks[0]["same weights"], ranks[1]["same weights"])
+    assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
 
 
-def test_buffers_are_a_rank_s_own_in_training_and_rank_0_s_where_they_matter(ranks):
+def test_buffers_are_local_in_training_and_those_of_rank_0_after_sharing(ranks):
     assert not torch.equal(ranks[0]["own buffers"], ranks[1]["own buffers"])
     for rank, found in enumerate(ranks):
-        # A step adds the rank's own statistics to its own.
+        # A step updates the buffers with the statistics of this rank only.
         expected = 0.9 * found["own buffers before"] + 0.1 * toy_batch(ROWS, seed=rank).features.mean(0)
         torch.testing.assert_close(found["own buffers"], expected)
     for name, buffer in ranks[0]["shared buffers"].items():

@@ -27,6 +27,8 @@ from projects.twhin.model.scorer import EdgeScorer
 from projects.twhin.optimizer import build_optimizers
 from tests.support.ranks import run_ranks
 
+pytestmark = pytest.mark.faults
+
 ROWS = {"user": 50, "user_geo": 20}
 RANKS, STEPS, EDGES = 2, 3, 30
 

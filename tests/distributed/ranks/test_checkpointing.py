@@ -1,4 +1,4 @@
-"""Two ranks write one checkpoint; one process reads it."""
+"""Two ranks write one checkpoint, and one process reads it."""
 
 import contextlib
 from pathlib import Path
@@ -19,6 +19,8 @@ from tests.support.faults import full_disk
 from tests.support.ranks import run_ranks
 from tests.support.toy import ToyModel, replicated, toy_batch, toy_step
 
+pytestmark = pytest.mark.faults
+
 
 def _trained(world: World) -> tuple[DenseModel, torch.optim.Optimizer]:
     model = ToyModel()
@@ -36,7 +38,7 @@ def worker(world: World, root: Path) -> dict[str, Any]:
     tensors = training_tensors(model, optimizer)
     path = write_checkpoint(root, 2, tensors, {"rank": world.rank, "x": 0.1 + 0.2}, group)
     found: dict[str, Any] = {
-        "seen at once": complete_steps(root),
+        "complete after the save": complete_steps(root),
         "tensors": {name: tensor.detach().clone() for name, tensor in tensors.items()},
         "state": read_state(path),
     }
@@ -47,15 +49,15 @@ def worker(world: World, root: Path) -> dict[str, Any]:
         load_optimizer(restored, fresh, checkpoint)
     found["restored"] = {name: t.detach().clone() for name, t in training_tensors(restored, fresh).items()}
 
-    # The disk refuses rank 1 alone, then rank 0 alone.
-    for step, refused in ((3, 1), (4, 0)):
-        with full_disk(16) if world.rank == refused else contextlib.nullcontext():
+    # The disk is full for rank 1 only, then for rank 0 only.
+    for step, failing in ((3, 1), (4, 0)):
+        with full_disk(16) if world.rank == failing else contextlib.nullcontext():
             try:
                 write_checkpoint(root, step, tensors, {}, group)
             except CheckpointError as error:
-                found[f"refused {refused}"] = str(error)
+                found[f"full disk on rank {failing}"] = str(error)
     write_checkpoint(root, 5, tensors, {}, group)
-    found["seen in the end"] = complete_steps(root)
+    found["complete at the end"] = complete_steps(root)
     return found
 
 
@@ -69,7 +71,7 @@ def ranks(root: Path) -> list[dict[str, Any]]:
     return run_ranks(worker, root)
 
 
-def test_one_process_reads_what_two_ranks_have_written_bit_for_bit(ranks, root):
+def test_one_process_reads_what_two_ranks_wrote_bit_for_bit(ranks, root):
     found = read_tensors(root / "2")
     for rank in ranks:
         assert found.keys() == rank["tensors"].keys()
@@ -78,24 +80,25 @@ def test_one_process_reads_what_two_ranks_have_written_bit_for_bit(ranks, root):
     assert {"__0_0.distcp", "__1_0.distcp"} <= files, "each rank wrote a part"
 
 
-def test_both_ranks_read_it_back(ranks):
+def test_both_ranks_read_the_checkpoint_back(ranks):
     for rank in ranks:
         assert rank["state"] == {"rank": 0, "x": 0.1 + 0.2}
         assert rank["restored"].keys() == rank["tensors"].keys()
         assert all(torch.equal(tensor, rank["restored"][name]) for name, tensor in rank["tensors"].items())
 
 
-def test_a_checkpoint_is_visible_to_all_ranks_when_it_is_written(ranks):
-    assert [rank["seen at once"] for rank in ranks] == [[2], [2]]
+def test_all_ranks_see_a_checkpoint_once_it_is_written(ranks):
+    assert [rank["complete after the save"] for rank in ranks] == [[2], [2]]
 
 
-@pytest.mark.parametrize(("refused", "step"), [(0, 4), (1, 3)])
-def test_what_the_disk_refuses_to_one_rank_is_an_error_on_both(ranks, root, refused, step):
-    for rank in ranks:
-        message = rank[f"refused {refused}"]
-        assert message == f"{root}/{step}: cannot write the checkpoint: File too large. Complete checkpoints: [2]"
+@pytest.mark.parametrize(("failing", "step"), [(0, 4), (1, 3)])
+def test_a_full_disk_on_one_rank_is_the_same_error_on_both(ranks, root, failing, step):
+    message, other = (rank[f"full disk on rank {failing}"] for rank in ranks)
+    assert message == other
+    for fact in (f"{root}/{step}: ", "File too large", "[2]"):
+        assert fact in message
 
 
-def test_saving_goes_on_after_an_error(ranks, root):
-    assert [rank["seen in the end"] for rank in ranks] == [[2, 5], [2, 5]]
+def test_a_save_succeeds_after_a_failed_one(ranks, root):
+    assert [rank["complete at the end"] for rank in ranks] == [[2, 5], [2, 5]]
     assert read_tensors(root / "5").keys() == ranks[0]["tensors"].keys()

@@ -1,4 +1,7 @@
-"""Two ranks measure what one process measures of all rows, in one reduction (and one gather, where it is exact)."""
+"""Two ranks compute the metrics that one process computes from all rows, with one reduction.
+
+Exact metrics also take one gather.
+"""
 
 from typing import Any
 from unittest import mock
@@ -19,14 +22,17 @@ COLLECTIVES = ("all_reduce", "all_gather", "reduce", "broadcast", "all_gather_in
 
 
 def rows() -> truth.Outputs:
-    """Task c has no positives, the last stratum no rows, the second one's are all on rank 1 (of "uneven")."""
+    """Return random outputs.
+
+    Task c has no positives. Stratum none has no rows. The rows of stratum last are all on rank 1 if shares are uneven.
+    """
     outputs = truth.random_outputs(3000, tasks=3)
     outputs["labels"][:, 2] = 0
     outputs["strata"][:, 1] = torch.arange(3000) >= 2900
     return outputs
 
 
-def measured(outputs: truth.Outputs, exact: bool) -> dict[str, Any]:
+def multi_task_metrics(outputs: truth.Outputs, exact: bool) -> dict[str, Any]:
     options: dict[str, Any] = {"strata": ["even", "last", "none"], "thresholds": [0.3], "has_reference": True}
     metrics = MultiTaskMetrics(TASKS, torch.device("cpu"), exact=exact, **options)
     for begin in range(0, len(outputs["labels"]), 700):
@@ -34,8 +40,8 @@ def measured(outputs: truth.Outputs, exact: bool) -> dict[str, Any]:
     return metrics.compute()
 
 
-def measured_ranks(rows: slice) -> dict[str, Any]:
-    """Of some of 100 edges; those of relation b are behind the first 90."""
+def ranking_metrics(rows: slice) -> dict[str, Any]:
+    """Return the ranking metrics of some of 100 edges. The last 10 are of relation b."""
     generator = torch.Generator().manual_seed(0)
     ranks = torch.randint(1, 30, (100, 2), generator=generator)
     metrics = RankingMetrics(["a", "b"], torch.device("cpu"), hits_at=[1, 10], filtered=True, per_relation=True)
@@ -53,19 +59,20 @@ def measured_ranks(rows: slice) -> dict[str, Any]:
 def worker(world: World) -> dict[tuple[str, bool], Any]:
     calls: list[str] = []
     with mock.patch.multiple(dist, **{each: _counted(each, calls) for each in COLLECTIVES}):
-        ranks = measured_ranks(slice(70) if world.rank == 0 else slice(70, None))
-    found: dict[tuple[str, bool], Any] = {("ranks", True): (ranks, calls)}
+        ranking = ranking_metrics(slice(70) if world.rank == 0 else slice(70, None))
+    found: dict[tuple[str, bool], Any] = {("ranking", True): (ranking, calls)}
     for name, share in SHARES.items():
         begin = sum(share[: world.rank])
-        mine = {key: tensor[begin : begin + share[world.rank]] for key, tensor in rows().items()}
+        own = {key: tensor[begin : begin + share[world.rank]] for key, tensor in rows().items()}
         for exact in (False, True):
             calls = []
             with mock.patch.multiple(dist, **{each: _counted(each, calls) for each in COLLECTIVES}):
-                found[name, exact] = measured(mine, exact), calls
+                found[name, exact] = multi_task_metrics(own, exact), calls
     return found
 
 
 def _counted(name: str, calls: list[str]) -> Any:
+    """Return a collective that appends its name to `calls`."""
     real = getattr(dist, name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -82,17 +89,17 @@ def ranks() -> list[dict[tuple[str, bool], Any]]:
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("name", SHARES)
-def test_all_ranks_know_the_metrics_of_all_rows(ranks, name, exact):
+def test_all_ranks_return_the_metrics_of_all_rows(ranks, name, exact):
     (metrics, _), (of_rank_1, _) = (found[name, exact] for found in ranks)
     assert metrics == of_rank_1
     count = sum(SHARES[name])
-    alone = measured({key: tensor[:count] for key, tensor in rows().items()}, exact)
+    alone = multi_task_metrics({key: tensor[:count] for key, tensor in rows().items()}, exact)
     truth.assert_same(metrics, alone)
     assert metrics["examples"] == int((rows()["weights"][:count, 0] > 0).sum())
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_they_equal_sklearn(ranks, exact):
+def test_metrics_equal_those_of_sklearn(ranks, exact):
     metrics, _ = ranks[1]["uneven", exact]
     strata = rows()["strata"]
     for prefix, chosen in (("", slice(None)), ("stratum/even/", strata[:, 0]), ("stratum/last/", strata[:, 1])):
@@ -104,7 +111,7 @@ def test_they_equal_sklearn(ranks, exact):
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_what_has_no_positives_or_no_rows_is_not_known(ranks, exact):
+def test_metrics_without_positives_or_rows_are_none(ranks, exact):
     metrics, _ = ranks[0]["uneven", exact]
     assert all(metrics[f"c/{key}"] is None for key in ("rce", "nrce", "auroc", "calibration", "recall_at_0.3"))
     assert metrics["stratum/none/examples"] == 0
@@ -112,14 +119,14 @@ def test_what_has_no_positives_or_no_rows_is_not_known(ranks, exact):
 
 
 @pytest.mark.parametrize("name", SHARES)
-def test_one_reduction_and_where_it_is_exact_one_gather(ranks, name):
+def test_metrics_take_one_reduction_and_exact_ones_also_one_gather(ranks, name):
     for found in ranks:
         assert found[name, False][1] == ["all_reduce"]
         assert found[name, True][1] == ["all_reduce", "all_gather"]
 
 
-def test_ranks_are_measured_over_all_ranks_in_one_reduction(ranks):
-    (metrics, calls), (of_rank_1, _) = (found["ranks", True] for found in ranks)
-    assert metrics == of_rank_1 == pytest.approx(measured_ranks(slice(None)), rel=1e-12)
+def test_ranking_metrics_cover_all_ranks_with_one_reduction(ranks):
+    (metrics, calls), (of_rank_1, _) = (found["ranking", True] for found in ranks)
+    assert metrics == of_rank_1 == pytest.approx(ranking_metrics(slice(None)), rel=1e-12)
     assert metrics["relation/b/examples"] > 0
     assert calls == ["all_reduce"]

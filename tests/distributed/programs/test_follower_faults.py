@@ -1,6 +1,6 @@
-"""Faults at moments spread over an evaluation, each in a process of its own: a kill, a checkpoint that others change.
+"""Faults at several moments of a follower's work: it is killed, or somebody removes or truncates a checkpoint.
 
-The processes are forked from one that has imported everything and done nothing, so that each costs little.
+Each fault occurs in its own process. All are forked from a process that has only imported modules, to save time.
 """
 
 import json
@@ -21,11 +21,13 @@ from tests.support.evaluated_run import NAMES, STEPS, Job
 from tests.support.programs import TIMEOUT_IN_S
 from tests.support.root import ROOT
 
+pytestmark = pytest.mark.faults
+
 MOMENTS = 5
 
 
 def fork(action: Callable[[], object]) -> int:
-    """Runs `action` in a process; its exit status, or the negative number of the signal that ended it."""
+    """Run `action` in a forked process. Return its exit status, or minus the number of the signal that ended it."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -39,8 +41,8 @@ def fork(action: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def evaluate(job: Job, at: int, fault: Callable[[], object]) -> int:
-    """Evaluates, with the fault at the so many-th call of a Python function; the number of all calls."""
+def follow(job: Job, at: int, fault: Callable[[], object]) -> int:
+    """Run a follower to the end and return the number of Python function calls. Call `fault` at call number `at`."""
     calls = 0
 
     def count(_frame: object, event: str, _argument: object) -> None:
@@ -66,7 +68,7 @@ def truncate(checkpoint: Path) -> None:
 
 
 def main(directory: Path) -> None:
-    """The process that the others are forked from; prints what was found, as JSON."""
+    """Fork all other processes, and print what they did as JSON."""
     import core.evaluation.poller
 
     core.evaluation.poller._POLL_IN_S = 0.01
@@ -74,7 +76,7 @@ def main(directory: Path) -> None:
     original.mkdir()
     assert fork(lambda: Job(original).train()) == 0
     calls = directory / "calls"
-    assert fork(lambda: calls.write_text(str(evaluate(Job(original), 0, lambda: None)))) == 0
+    assert fork(lambda: calls.write_text(str(follow(Job(original), 0, lambda: None)))) == 0
     moments = [int(calls.read_text()) * (2 * i + 1) // (2 * MOMENTS) for i in range(MOMENTS)]
     (original / "run/metrics-evaluator.jsonl").unlink()
 
@@ -83,36 +85,36 @@ def main(directory: Path) -> None:
 
     found: dict[str, Any] = {"expected": Job(original).expected(), "killed": [], "removed": [], "truncated": []}
     for moment in moments:
-        place = copy(f"killed-{moment}")
-        metrics = place / "run/metrics-evaluator.jsonl"
-        begun = place / "begun"
+        folder = copy(f"killed-{moment}")
+        metrics = folder / "run/metrics-evaluator.jsonl"
+        begun = folder / "begun"
 
-        def evaluate_and_die(place: Path = place, moment: int = moment) -> None:
-            evaluate(Job(place), moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        def follow_until_killed(folder: Path = folder, moment: int = moment) -> None:
+            follow(Job(folder), moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
-        def evaluate_the_rest(place: Path = place, begun: Path = begun) -> None:
-            job = Job(place)
+        def follow_to_the_end(folder: Path = folder, begun: Path = begun) -> None:
+            job = Job(folder)
             with begun.open("w") as file:
                 job.on_partition = lambda: print("begun", file=file)
                 job.evaluate()
 
-        statuses = [fork(evaluate_and_die)]
-        done = sum(map(len, completed_partitions(metrics).values()))
-        statuses.append(fork(evaluate_the_rest))
-        found["killed"].append([statuses, done + len(begun.read_text().splitlines()), Job(place).found()])
+        statuses = [fork(follow_until_killed)]
+        completed = sum(map(len, completed_partitions(metrics).values()))
+        statuses.append(fork(follow_to_the_end))
+        found["killed"].append([statuses, completed + len(begun.read_text().splitlines()), Job(folder).found()])
         for name, fault in (("removed", remove), ("truncated", truncate)):
-            place = copy(f"{name}-{moment}")
+            folder = copy(f"{name}-{moment}")
 
-            def evaluate_through(place: Path = place, moment: int = moment, fault: Any = fault) -> None:
-                evaluate(Job(place), moment, lambda: fault(place / "run/checkpoints/8"))
+            def follow_with_fault(folder: Path = folder, moment: int = moment, fault: Any = fault) -> None:
+                follow(Job(folder), moment, lambda: fault(folder / "run/checkpoints/8"))
 
-            found[name].append([fork(evaluate_through), Job(place).found()])
+            found[name].append([fork(follow_with_fault), Job(folder).found()])
     sys.stdout.write(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    code = "import sys; from pathlib import Path; from tests.distributed.programs.test_evaluator_faults import main; "
+    code = "import sys; from pathlib import Path; from tests.distributed.programs.test_follower_faults import main; "
     ended = subprocess.run(
         [sys.executable, "-c", f"{code}main(Path(sys.argv[1]))", str(tmp_path_factory.mktemp("faults"))],
         cwd=ROOT,
@@ -125,13 +127,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"stderr": ended.stderr, **json.loads(ended.stdout)}
 
 
-def test_killed_at_any_moment_nothing_is_evaluated_twice_or_left_out(found: dict[str, Any]) -> None:
+def test_a_follower_killed_at_any_moment_evaluates_everything_exactly_once(found: dict[str, Any]) -> None:
     assert [measurement[:2] for measurement in found["expected"]] == [[step, name] for step in STEPS for name in NAMES]
     assert found["killed"] == [[[-signal.SIGKILL, 0], 6, found["expected"]]] * MOMENTS, found["stderr"]
 
 
 @pytest.mark.parametrize("fault", ["removed", "truncated"])
-def test_a_checkpoint_that_others_change_at_any_moment_is_left_out_or_evaluated_as_it_was(
+def test_a_checkpoint_damaged_at_any_moment_is_skipped_or_evaluated_correctly(
     found: dict[str, Any], fault: str
 ) -> None:
     without = [measurement for measurement in found["expected"] if measurement[0] != 8]

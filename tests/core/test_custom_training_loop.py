@@ -13,6 +13,7 @@ import torch
 
 from common.checkpointing.directory import complete_steps
 from common.checkpointing.reader import read_tensors
+from common.errors import UserError
 from common.numerics import seed_step
 from common.optimizers.config import LearningRate, LinearRampToConstant
 from common.optimizers.learning_rate import ParameterGroupScheduler
@@ -105,6 +106,13 @@ def test_a_second_call_continues_the_run_and_overwrite_starts_over(
     assert complete_steps(tmp_path / "run/checkpoints") == [5, 10, 12]
     assert run(job(tmp_path, num_train_steps=6), reader, ToyModel(), overwrite_save_dir=True).step == 6
     assert complete_steps(tmp_path / "run/checkpoints") == [5, 6]
+
+
+def test_too_little_data_is_an_error_before_save_dir_is_created(reader: BatchReader[ToyBatch], tmp_path: Path) -> None:
+    larger = BatchReader[ToyBatch](reader.table, lambda *_: pytest.fail("read"), global_batch_size=400, lanes=4)
+    with pytest.raises(UserError, match=r"rows\.parquet.* 200 .* 400"):
+        run(job(tmp_path), larger, ToyModel())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("option", ["tracker", "gauges", "start"])

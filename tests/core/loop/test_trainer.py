@@ -6,6 +6,7 @@ tests/core/test_custom_training_loop.py compares the steps with a loop written b
 import logging
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import torch
 
 from common.checkpointing.directory import complete_steps
 from common.checkpointing.reader import read_state, read_tensors
+from common.checkpointing.retention import CheckpointRetention
 from common.errors import UserError
 from common.tracking.measurement import Measurement, Tracker
 from common.tracking.metrics_file import MetricsFile, read_metrics
+from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
 from core.custom_training_loop import Outcome, train
 from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.interface import Metrics
@@ -226,15 +229,19 @@ def at_log(number: int, action: Callable[[], object]) -> Callable[[], dict[str, 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_a_step_ends_with_a_checkpoint_and_the_next_start_continues(
-    run: Run, uninterrupted: Run, caplog: pytest.LogCaptureFixture, number: signal.Signals
+    run: Run,
+    uninterrupted: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: signal.Signals,
 ) -> None:
+    """The batch of step 7 is ready when the signal arrives after step 6, so that step is trained."""
+    monkeypatch.setattr("core.loop.feed._SECONDS_PER_EXCHANGE", 1e-9)  # an exchange of flags at each step
     caplog.set_level(logging.INFO)
     outcome = run.train(extra_metrics=at_log(3, lambda: signal.raise_signal(number)))
-    assert (outcome.stopped_by, outcome.is_saved, outcome.exit_status) == (number, True, 0)
-    # The ranks may have agreed on the next step or two already.
-    assert 6 <= outcome.step < 10
-    assert outcome.checkpoint == run.checkpoints / str(outcome.step)
-    assert [m for m in caplog.messages if m.startswith(f"stopped by {number.name} after step {outcome.step}")]
+    assert (outcome.step, outcome.stopped_by, outcome.is_saved, outcome.exit_status) == (7, number, True, 0)
+    assert outcome.checkpoint == run.checkpoints / "7"
+    assert [message for message in caplog.messages if message.startswith(f"stopped by {number.name} after step 7")]
     assert run.train().stopped_by is None
     run.assert_equals(uninterrupted)
 
@@ -289,14 +296,67 @@ def test_trackers_and_the_metrics_file_have_the_same_measurements(run: Run) -> N
             assert measurement.timing.keys() == {"seconds", "examples_per_second", "data_wait_share"}
 
 
+class Clock:
+    """Stands in for the time module. Only the test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_timing_covers_one_window_without_its_evaluations(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of 16 examples and their log take 5 s. Each evaluated partition takes 100 s."""
+    clock = Clock()
+    monkeypatch.setattr("core.loop.window.time", clock)
+
+    def advance(seconds: float) -> None:
+        clock.now += seconds
+
+    def extra_metrics() -> dict[str, float]:
+        advance(5.0)
+        return {}
+
+    run.on_partition = lambda _: advance(100.0)
+    run.train(extra_metrics=extra_metrics)
+    timings = [m.timing for m in run.measurements() if m.mode == "train"]
+    assert [timing["seconds"] for timing in timings] == [5.0] * 5
+    assert [timing["examples_per_second"] for timing in timings] == [6.4] * 5
+
+
+def test_a_resume_restores_the_loss_scale(run: Run) -> None:
+    """The scaler counts the steps since its scale last changed."""
+    runtime = RuntimeConfig(enable_amp=True, amp_dtype="float16")
+
+    def scaler(step: int) -> dict[str, Any]:
+        training = TrainingConfig(save_dir=str(run.directory / "run"), num_train_steps=step, checkpoint_every_n=100)
+        run.train(config=JobConfig(training=training, runtime=runtime))
+        state: dict[str, Any] = read_state(run.checkpoints / str(step))["scaler"]
+        return state
+
+    before, after = scaler(4), scaler(7)
+    assert before["_growth_tracker"] == 4
+    assert after == before | {"_growth_tracker": 7}
+
+
 def test_a_save_dir_that_is_removed_ends_the_run_at_the_next_save(run: Run) -> None:
     with pytest.raises(UserError, match=rf"{run.directory}/run.*removed"):
         run.train(extra_metrics=at_log(1, lambda: shutil.rmtree(run.directory / "run")))
 
 
-def test_rotation_runs_once_more_after_the_last_evaluation(run: Run) -> None:
-    """Step 2 is the best one until step 10 is evaluated."""
+def test_rotation_runs_once_more_after_the_last_evaluation(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step 2 is the best one until step 10 is evaluated, after the save of step 10 has rotated."""
     values = iter([0.0, 5.0, 1.0, 1.0, 1.0, 9.0])  # the first is for the names of the metrics
+    step_10_has_rotated = threading.Event()
+    rotate = CheckpointRetention.rotate
+
+    def rotate_and_report(retention: CheckpointRetention, saved: int) -> None:
+        rotate(retention, saved)
+        if saved == 10:
+            step_10_has_rotated.set()
+
+    monkeypatch.setattr(CheckpointRetention, "rotate", rotate_and_report)
 
     class ScriptedMetrics:
         headline = ("quality",)
@@ -305,7 +365,11 @@ def test_rotation_runs_once_more_after_the_last_evaluation(run: Run) -> None:
             pass
 
         def compute(self) -> dict[str, float | int | None]:
-            return {"quality": next(values), "examples": 1}
+            quality = next(values)
+            if quality == 9.0:
+                assert step_10_has_rotated.wait(60)
+                assert complete_steps(run.checkpoints) == [2, 8, 10]
+            return {"quality": quality, "examples": 1}
 
     run.evaluation_sets = {"rows": EvaluationSet(rows_reader(run.directory), lambda _: ScriptedMetrics())}
     keep_best = {"partition": "rows", "metric": "quality", "mode": "max"}

@@ -178,6 +178,22 @@ def test_a_locked_save_dir_is_refused_and_stays_locked(session: Session, directo
     other.check_held()
 
 
+def test_a_save_dir_that_ranks_do_not_share_is_refused_and_unlocked(
+    session: Session, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def refuse(holder: str) -> None:
+        seen.append(holder)
+        raise UserError("rank 1 does not see it")
+
+    monkeypatch.setattr(directory, "check_shared", refuse)
+    with pytest.raises(UserError, match="rank 1 does not see it"), session:
+        session.lock_save_dir()
+    assert [holder.strip() for holder in seen] == [directory.holder]
+    assert not is_locked(directory)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_is_a_request_until_the_session_ends(session: Session, number: signal.Signals) -> None:
     before = signal.getsignal(number)

@@ -196,6 +196,7 @@ def test_no_rotation_deletes_the_checkpoint_until_the_start_is_closed(tmp_path: 
     trained(tmp_path / "other")
     begun = tmp_path if is_warm else tmp_path / "other"
     checkpoint = tmp_path / "other/run/checkpoints/10"
-    with find(toy_components(begun, initial_checkpoint_dir=str(tmp_path / "other/run") if is_warm else None)):
+    start = find(toy_components(begun, initial_checkpoint_dir=str(tmp_path / "other/run") if is_warm else None))
+    with start:
         assert not delete_unless_held(checkpoint)
     assert delete_unless_held(checkpoint)

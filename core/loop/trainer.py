@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import signal
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from common.checkpointing.retention import CheckpointRetention
 from common.device_copies import DeviceCopies
 from common.distributed.consensus import RankFlag
+from common.distributed.world import World
 from common.reader.reader import PositionedBatch
 from common.tracking.measurement import Measurement
 from core.autocast import configured_autocast
@@ -92,8 +94,9 @@ class Trainer:
         self._evaluator = Evaluator.configured(config, components.evaluation_sets, world, session.watchdog.beat)
         self._saver = Saver(retention, components.model, components.optimizer, world, state.step, session.trackers.sync)
         session.at_end(self._saver.close)
+        saved = functools.partial(_saved_checkpoints, self._saver, retention, world)
         self._divergence = DivergenceReporter(
-            components.model, components.optimizer, self._train_step, world.consensus, self._saved_checkpoints
+            components.model, components.optimizer, self._train_step, world.consensus, saved
         )
         self._window = TrainWindow(world, state.window)
         self._stopwatch = Stopwatch()
@@ -261,11 +264,6 @@ class Trainer:
         if RankFlag.NONFINITE in flags:
             self._skipped.settle()
 
-    def _saved_checkpoints(self) -> list[Path]:
-        """Return the complete checkpoints after the save in progress. Collective."""
-        self._saver.wait()
-        return self._components.world.consensus.broadcast_from_rank_zero(self._retention.complete)
-
     def _finish(self, *, is_stopped: bool) -> Outcome:
         """Save the end of a stopped run, wait for the last save, and rotate once more."""
         step = self._state.step
@@ -285,3 +283,9 @@ class Trainer:
     def _limit_name(self) -> str:
         """Name of the limit that determines the last step."""
         return "num_train_steps" if self._last_step >= self._training.num_train_steps else "num_epochs"
+
+
+def _saved_checkpoints(saver: Saver, retention: CheckpointRetention, world: World) -> list[Path]:
+    """Return the complete checkpoints after the save in progress. Collective."""
+    saver.wait()
+    return world.consensus.broadcast_from_rank_zero(retention.complete)

@@ -28,6 +28,7 @@ from core.run.components import Components, TrainingComponents
 from core.run.directory import FollowerDirectory, RunDirectory
 from core.run.session import Session
 from core.run.start import find_start
+from core.run.state import TrainingState
 
 __all__ = ["FollowOptions", "FollowerOutcome", "Outcome", "TrainOptions", "only_evaluate", "train"]
 
@@ -99,22 +100,8 @@ def train(
         session.lock_save_dir()
         with find_start(components, retention) as start:
             state = world.consensus.on_all_ranks(lambda: start.restore(components))
-        # Nothing was changed or deleted so far.
-        resolved = config.pretty_print()
-        world.consensus.on_rank_zero(
-            lambda: directory.begin(resolved, is_resumed=start.is_resumed, overwrite=components.overwrite_save_dir)
-        )
+        _begin(components, session, directory, state, is_resumed=start.is_resumed)
         components.model.replicate()
-        build = functools.partial(
-            build_trackers,
-            directory.path,
-            config.runtime.wandb,
-            config.model_dump(mode="json"),
-            last_step=state.step,
-            run_id=state.tracker_run_id,
-        )
-        session.open_trackers(build, components.trackers)
-        state.tracker_run_id = session.trackers.run_id
         return Trainer(components, session, directory, retention, state).fit()
 
 
@@ -164,3 +151,24 @@ def only_evaluate(
             return outcome
         session.lock_save_dir()
         return follower.follow()
+
+
+def _begin(
+    components: TrainingComponents, session: Session, directory: RunDirectory, state: TrainingState, *, is_resumed: bool
+) -> None:
+    """Prepare save_dir and open the trackers. Nothing on disk was changed or deleted before. Collective."""
+    config = components.config
+    prepare = functools.partial(
+        directory.begin, config.pretty_print(), is_resumed=is_resumed, overwrite=components.overwrite_save_dir
+    )
+    components.world.consensus.on_rank_zero(prepare)
+    build = functools.partial(
+        build_trackers,
+        directory.path,
+        config.runtime.wandb,
+        config.model_dump(mode="json"),
+        last_step=state.step,
+        run_id=state.tracker_run_id,
+    )
+    session.open_trackers(build, components.trackers)
+    state.tracker_run_id = session.trackers.run_id

@@ -17,7 +17,7 @@ from common.optimizers.learning_rate import LearningRateSchedule
 from common.reader.reader import BatchReader
 from common.tracking.measurement import Tracker
 from common.tracking.trackers import build_trackers
-from core.checkpoints.retention import configured_retention
+from core.checkpoints.configured_retention import configured_retention
 from core.config.training import JobConfig
 from core.evaluation.follower import Follower, FollowerOutcome
 from core.loop.trainer import Outcome, Trainer
@@ -64,8 +64,8 @@ def train(
     """Train until training.num_train_steps or training.num_epochs, whichever comes first. Collective.
 
     The same call again continues after the newest checkpoint in training.save_dir, or finds that nothing is left to do.
-    SIGTERM and SIGINT end training after the current step, with a checkpoint. A second signal, or the end of
-    runtime.grace_period_in_s, ends the process at once.
+    SIGTERM and SIGINT end training with a checkpoint, after a step that the ranks agree on. A second signal, or the end
+    of runtime.grace_period_in_s, ends the process at once.
 
     Args:
       config: runtime and training configuration, and what distinguishes this run from others.
@@ -156,7 +156,7 @@ def only_evaluate(
 def _begin(
     components: TrainingComponents, session: Session, directory: RunDirectory, state: TrainingState, *, is_resumed: bool
 ) -> None:
-    """Prepare save_dir and open the trackers. Nothing on disk was changed or deleted before. Collective."""
+    """Prepare save_dir and open the trackers. No file of an earlier run was changed before. Collective."""
     config = components.config
     prepare = functools.partial(
         directory.begin, config.pretty_print(), is_resumed=is_resumed, overwrite=components.overwrite_save_dir

@@ -1,4 +1,4 @@
-"""Builds optimizers for dense parameters. core/models/sharded.py builds those for embedding tables."""
+"""Builds optimizers for dense parameters. common/modules/embedding/tables.py builds those for embedding tables."""
 
 from collections.abc import Iterable
 

@@ -192,7 +192,7 @@ class TrainingConfig(BaseConfig):
         return num_eval_steps
 
     @property
-    def micro_batches(self) -> int:
+    def num_micro_batches(self) -> int:
         """Number of micro-batches per step (>= 1)."""
         return self.gradient_accumulation or 1
 
@@ -214,7 +214,7 @@ class JobConfig(BaseConfig):
         identity = self.model_dump(mode="json", exclude=keys)
         identity["runtime"] = {"seed": self.runtime.seed}
         identity["training"] = {
-            "gradient_accumulation": self.training.micro_batches,
+            "gradient_accumulation": self.training.num_micro_batches,
             "max_grad_norm": self.training.max_grad_norm,
         }
         return identity

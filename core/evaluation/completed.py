@@ -1,4 +1,4 @@
-"""Records which evaluations the follower has completed, as the lines of its metrics file."""
+"""Reads which evaluations are complete from a metrics file, and records those of the follower there."""
 
 import logging
 from collections.abc import Collection

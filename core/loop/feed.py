@@ -29,7 +29,7 @@ class StepFeed:
         *,
         own_flags: Callable[[], RankFlag],
         on_flags: Callable[[RankFlag], None],
-        micro_batches: int,
+        num_micro_batches: int,
         num_steps: int,
         prefetch_batches: int,
     ) -> None:
@@ -41,7 +41,7 @@ class StepFeed:
           stopwatch: receives the time spent waiting for batches.
           own_flags: returns further flags of this rank to send along: STOP ends the feed on all ranks.
           on_flags: receives the joined flags of all ranks, at the same step on all.
-          micro_batches: number of micro-batches per step.
+          num_micro_batches: number of micro-batches per step.
           num_steps: number of steps to hand out.
           prefetch_batches: number of batches that the reader holds ready.
         """
@@ -50,12 +50,12 @@ class StepFeed:
         self._stopwatch = stopwatch
         self._own_flags = own_flags
         self._on_flags = on_flags
-        self._micro_batches = micro_batches
+        self._num_micro_batches = num_micro_batches
         self._unfetched = num_steps
         # Fetching more steps than there are batches ready for would make training wait for them.
-        self._most_steps = max(1, prefetch_batches // micro_batches)
+        self._most_steps = max(1, prefetch_batches // num_micro_batches)
         self._ready: collections.deque[list[PositionedBatch[Any]]] = collections.deque()
-        self._exchanged_at = time.perf_counter()
+        self._exchanged_at: float | None = None
         self._seconds_per_step = _SECONDS_PER_EXCHANGE
         self._pace = 1
         self._num_ready = 1
@@ -81,7 +81,8 @@ class StepFeed:
             self._on_flags(flags)
             assert not isinstance(self._upcoming, Exception)
             now = time.perf_counter()
-            self._seconds_per_step = (now - self._exchanged_at) / self._num_ready
+            if self._exchanged_at is not None:  # the first time, no step was trained yet
+                self._seconds_per_step = (now - self._exchanged_at) / self._num_ready
             self._exchanged_at, self._pace, self._num_ready = now, pace, len(self._upcoming)
             self._ready.extend(self._upcoming)
         micro_batches = self._ready.popleft()
@@ -104,7 +105,7 @@ class StepFeed:
 
     def _fetch_step(self) -> list[PositionedBatch[Any]]:
         step = []
-        for _ in range(self._micro_batches):
+        for _ in range(self._num_micro_batches):
             item = next_or_error(self._batches)
             if isinstance(item, Exception):
                 raise item

@@ -1,7 +1,8 @@
 """One training step: one optimizer update over its micro-batches.
 
-Owns autocast, loss scaling, gradient averaging, clipping and the check for non-finite gradients. On CUDA it never waits
-for the device: its counts stay there until somebody reads them. A skipped update leaves the model as it was.
+Owns autocast, loss scaling, gradient averaging, clipping and the check for non-finite gradients. With fused Adam on
+CUDA, a step never waits for the device: its counts stay there until somebody reads them. A skipped update leaves the
+model as it was.
 """
 
 import contextlib

@@ -94,9 +94,9 @@ class Trainer:
         self._evaluator = Evaluator.configured(config, components.evaluation_sets, world, session.watchdog.beat)
         self._saver = Saver(retention, components.model, components.optimizer, world, state.step, session.trackers.sync)
         session.at_end(self._saver.close)
-        saved = functools.partial(_saved_checkpoints, self._saver, retention, world)
+        list_checkpoints = functools.partial(_list_checkpoints, self._saver, retention, world)
         self._divergence = DivergenceReporter(
-            components.model, components.optimizer, self._train_step, world.consensus, saved
+            components.model, components.optimizer, self._train_step, world.consensus, list_checkpoints
         )
         self._window = TrainWindow(world, state.window)
         self._stopwatch = Stopwatch()
@@ -116,17 +116,18 @@ class Trainer:
         Raises:
           UserError: the data is bad, or training has diverged.
         """
-        continues = self._evaluate_if_missed()
-        if continues and self._state.step == self._last_step:
+        if not self._evaluate_if_missed():
+            return self._finish(is_stopped=True)
+        if self._state.step == self._last_step:
             logger.info(
                 "finished: all %d steps are done; raise training.%s to continue", self._last_step, self._limit_name
             )
             return Outcome(self._last_step, None, True, self._retention.latest(), self._directory)
-        if continues:
-            with self._open_feed() as feed:
-                while continues and self._state.step < self._last_step:
-                    continues = self._advance(feed)
-        return self._finish(is_stopped=not continues)
+        is_stopped = False
+        with self._open_feed() as feed:
+            while self._state.step < self._last_step and not is_stopped:
+                is_stopped = not self._advance(feed)
+        return self._finish(is_stopped=is_stopped)
 
     def _advance(self, feed: StepFeed) -> bool:
         """Train one step, then do everything that is due after it. Return False if a rank was asked to stop."""
@@ -165,7 +166,7 @@ class Trainer:
         rates = {f"learning_rate/{name}": rate for name, rate in components.learning_rates.at(step).items()}
         extra = components.extra_metrics() if components.extra_metrics is not None else {}
         metrics = self._window.compute_and_reset() | rates | dict(extra)
-        examples_per_step = components.train_reader.global_batch_size * self._training.micro_batches
+        examples_per_step = components.train_reader.global_batch_size * self._training.num_micro_batches
         measurement = Measurement(step, "train", None, metrics, self._stopwatch.timing(examples_per_step))
         self._report.logged(measurement)
         self._session.trackers.log(measurement)
@@ -250,7 +251,7 @@ class Trainer:
                 self._stopwatch,
                 own_flags=self._own_flags,
                 on_flags=self._count_skipped_steps,
-                micro_batches=training.micro_batches,
+                num_micro_batches=training.num_micro_batches,
                 num_steps=self._last_step - self._state.step,
                 prefetch_batches=components.train_reader.prefetch_batches,
             )
@@ -285,7 +286,7 @@ class Trainer:
         return "num_train_steps" if self._last_step >= self._training.num_train_steps else "num_epochs"
 
 
-def _saved_checkpoints(saver: Saver, retention: CheckpointRetention, world: World) -> list[Path]:
+def _list_checkpoints(saver: Saver, retention: CheckpointRetention, world: World) -> list[Path]:
     """Return the complete checkpoints after the save in progress. Collective."""
     saver.wait()
     return world.consensus.broadcast_from_rank_zero(retention.complete)

@@ -72,4 +72,4 @@ class TrainingState:
 def find_last_step(config: TrainingConfig, reader: BatchReader[Any], state: TrainingState) -> int:
     """Return the step at which the run ends: num_train_steps, or the last step that its epochs have data for."""
     remaining = reader.remaining_batches(state.position, config.num_epochs)
-    return max(int(min(config.num_train_steps, state.step + remaining // config.micro_batches)), state.step)
+    return max(int(min(config.num_train_steps, state.step + remaining // config.num_micro_batches)), state.step)

@@ -295,7 +295,7 @@ def life() -> Picture:
     picture.text(
         20,
         508,
-        "SIGTERM or SIGINT instead of a kill: the current step ends, a checkpoint is saved, and the exit status is 0.",
+        "SIGTERM or SIGINT instead: all ranks end after the same step, save a checkpoint, and exit with 0.",
         12,
         GREY,
     )

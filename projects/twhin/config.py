@@ -53,10 +53,10 @@ class TwhinConfig(JobConfig):
                 "runtime.amp_dtype: float16 needs a GradScaler, which cannot unscale the gradients of tables because "
                 "tables are updated during the backward pass; use bfloat16"
             )
-        if self.training.micro_batches > 1:
+        if self.training.num_micro_batches > 1:
             problems.append(
-                f"training.gradient_accumulation is {self.training.micro_batches}, but tables are updated during each "
-                "backward pass; remove this key and raise the batch size instead"
+                f"training.gradient_accumulation is {self.training.num_micro_batches}, but tables are updated during "
+                "each backward pass; remove this key and raise the batch size instead"
             )
         if self.training.max_grad_norm is not None:
             problems.append(

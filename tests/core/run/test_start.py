@@ -12,7 +12,7 @@ from common.checkpointing.manifest import CheckpointError, NoCheckpointError
 from common.checkpointing.reader import CheckpointReader
 from common.errors import UserError
 from common.reader.order import Position
-from core.checkpoints.retention import configured_retention
+from core.checkpoints.configured_retention import configured_retention
 from core.custom_training_loop import train
 from core.run import start as start_module
 from core.run.components import TrainingComponents

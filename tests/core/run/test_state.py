@@ -95,9 +95,9 @@ def test_the_last_step_is_the_same_from_any_step(
     )
     reader = rows_reader(tmp_path)
     with contextlib.closing(reader.train(seed=0, num_epochs=num_epochs)) as batches:
-        positions = [item.position for item in itertools.islice(batches, expected * config.micro_batches)]
+        positions = [item.position for item in itertools.islice(batches, expected * config.num_micro_batches)]
     assert find_last_step(config, reader, TrainingState({}, Position.start(4))) == expected
-    for step, position in enumerate(positions[config.micro_batches - 1 :: config.micro_batches], start=1):
+    for step, position in enumerate(positions[config.num_micro_batches - 1 :: config.num_micro_batches], start=1):
         assert find_last_step(config, reader, TrainingState({}, position, step)) == expected
 
 

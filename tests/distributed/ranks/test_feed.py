@@ -100,7 +100,7 @@ def worker(world: World) -> dict[str, Any]:
             Stopwatch(),
             own_flags=own_flags,
             on_flags=on_flags,
-            micro_batches=1,
+            num_micro_batches=1,
             num_steps=STEPS,
             prefetch_batches=8,
         )

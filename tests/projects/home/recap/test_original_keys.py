@@ -235,7 +235,11 @@ def test_its_keys_keep_their_meaning(home: Path) -> None:
     assert training.save_dir == f"{home}/tmp/runs/recap_local_debug"
     assert (training.num_train_steps, training.num_eval_steps, training.checkpoint_every_n) == (10, 5, 5)
     assert (training.train_log_every_n, training.eval_log_every_n, training.eval_timeout_in_s) == (1, 1, 7200.0)
-    assert (training.initial_checkpoint_dir, training.checkpoint_max_to_keep, training.micro_batches) == (None, None, 1)
+    assert (training.initial_checkpoint_dir, training.checkpoint_max_to_keep, training.num_micro_batches) == (
+        None,
+        None,
+        1,
+    )
     assert list(config.train_data.tasks) == [f"recap.engagement.{label}" for label in LABELS]
     assert list(config.model.tasks) == [f"recap.engagement.{name}" for name in TOWERS]
     adam, rates = config.optimizer.adam, config.optimizer.multi_task_learning_rates

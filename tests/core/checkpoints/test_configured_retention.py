@@ -11,7 +11,7 @@ from common.checkpointing.writer import write_checkpoint
 from common.errors import ConfigError
 from common.tracking.measurement import Measurement
 from common.tracking.metrics_file import MetricsFile
-from core.checkpoints.retention import configured_retention
+from core.checkpoints.configured_retention import configured_retention
 from core.config.training import JobConfig, TrainingConfig
 from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.multi_task import MultiTaskMetrics

@@ -127,9 +127,9 @@ def test_a_remote_directory_is_an_error(tmp_path, key, url):
 
 
 def test_a_step_has_one_micro_batch_unless_gradients_are_accumulated():
-    assert TrainingConfig().micro_batches == 1
-    assert TrainingConfig(gradient_accumulation=1).micro_batches == 1
-    assert TrainingConfig(gradient_accumulation=4).micro_batches == 4
+    assert TrainingConfig().num_micro_batches == 1
+    assert TrainingConfig(gradient_accumulation=1).num_micro_batches == 1
+    assert TrainingConfig(gradient_accumulation=4).num_micro_batches == 4
 
 
 MAY_CHANGE = [

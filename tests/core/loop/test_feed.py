@@ -115,5 +115,5 @@ def test_fast_steps_share_an_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = Flags()
     steps = flags.feed(batches(20), num_micro_batches=2, num_steps=10)
     assert [numbers(steps.next()) for _ in range(10)] == [[2 * i, 2 * i + 1] for i in range(10)]
-    # 8 batches are ready: 4 steps. The first two exchanges are about one step each, before the pace is known.
-    assert len(flags.received) == 1 + 1 + 2
+    # 8 batches are ready: 4 steps. The first three exchanges are about one step each, before the pace is known.
+    assert len(flags.received) == 1 + 1 + 1 + 2

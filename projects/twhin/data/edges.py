@@ -98,7 +98,7 @@ def check_batching(config: TwhinDataConfig, key_path: str, world_size: int) -> N
     """
     if config.lanes is None and config.batch_size(world_size) % world_size:
         raise ConfigError(
-            f"{key_path}.global_batch_size: {config.global_batch_size} is not a multiple of the {world_size} "
+            f"{key_path}.global_batch_size is {config.global_batch_size}, which is not a multiple of the {world_size} "
             "processes. Every process takes the same number of edges of a batch"
         )
     try:

@@ -36,7 +36,7 @@ class Comparator(Protocol):
           a, b: [n, dim], float64.
 
         Returns:
-          lower and upper bounds, each [n], float64.
+          Lower and upper bounds, each [n], float64.
         """
 
 

@@ -34,7 +34,7 @@ def edge_loss(
       lookup: looks up rows of tables. It is called exactly once, with all tables, because it is collective.
 
     Returns:
-      the loss: a scalar, float32 (float64 if rows are float64).
+      The loss: a scalar, float32 (float64 if rows are float64).
     """
     relations = scorer.relations
     sizes = list(batch.segment_sizes)

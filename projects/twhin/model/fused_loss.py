@@ -60,7 +60,7 @@ def fused_loss(
       weights: weights of the edges: [n].
 
     Returns:
-      the loss: a scalar in the dtype of queries.
+      The loss: a scalar in the dtype of queries.
     """
     device = queries.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else queries.dtype
@@ -278,7 +278,7 @@ def _to_gradients(
       reduce_exponents: True to reduce exponents before exp.
 
     Returns:
-      a number per edge, [n]. For logistic and margin, this is the sum of the negatives' terms. For softmax, it is the
+      A number per edge, [n]. For logistic and margin, this is the sum of the negatives' terms. For softmax, it is the
       number r by which exponents were reduced. Gradients are reduced accordingly, and the loss is
       r + log(exp(-r) + their sum).
     """

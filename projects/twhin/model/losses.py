@@ -32,7 +32,7 @@ def edge_losses(
       masked: True for candidates that are not negatives of the edge: [edges, candidates], bool.
 
     Returns:
-      losses: [edges], float32 or wider.
+      Losses: [edges], float32 or wider.
     """
     positives, negatives = (
         scores.float() if scores.dtype.itemsize < 4 else scores for scores in (positives, negatives)

@@ -96,7 +96,7 @@ class RelationOperator(nn.Module):
           segment_relations: relations that belong to each segment. For linear, exactly one.
 
         Returns:
-          transformed embeddings of each segment, [edges, dim], in the embeddings' dtype, even under autocast.
+          Transformed embeddings of each segment, [edges, dim], in the embeddings' dtype, even under autocast.
         """
         if self.operator == "linear":
             # One product per relation. A single unbind gives one gradient tensor instead of one per relation.

@@ -59,7 +59,7 @@ def read_table_vocabulary(table: EmbeddingBagConfig) -> pa.Array | None:
     """Return the entities of the table's first rows, or None if the table has no vocabulary.
 
     Returns:
-      entities: [at most num_embeddings], strings or integers.
+      Entities: [at most num_embeddings], strings or integers.
 
     Raises:
       ConfigError: the vocabulary cannot be read, or has more entities than the table has rows.

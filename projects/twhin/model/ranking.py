@@ -96,7 +96,7 @@ def rank_edges(scorer: EdgeScorer, batch: EdgeBatch, lookup: Lookup, candidates:
       candidates: candidates to rank among.
 
     Returns:
-      outputs by name. "raw_ranks", "filtered_ranks" and "negatives_beaten", the share of the edge's negatives with a
+      Outputs by name. "raw_ranks", "filtered_ranks" and "negatives_beaten", the share of the edge's negatives with a
       lower score (ties count half): [batch, 2], float64, left entities first. "relations": [batch], int64. "weights":
       [batch], float32.
     """

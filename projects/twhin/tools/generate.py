@@ -145,7 +145,7 @@ def generate(out: Path, seed: int, num_users: int, num_tweets: int, num_edges: i
     The same arguments give the same bytes.
 
     Returns:
-      number of edges of each relation, [relations] int64, by split ("train", "validation", "test").
+      Number of edges of each relation, [relations] int64, by split ("train", "validation", "test").
 
     Raises:
       UserError: the sizes do not fit each other, or `out` cannot be written or is not empty.

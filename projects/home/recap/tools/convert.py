@@ -60,7 +60,7 @@ def main() -> int:
     """Run the command line: convert the files and print the report.
 
     Returns:
-      the exit status: 0, or 1 if a file could not be converted.
+      The exit status: 0, or 1 if a file could not be converted.
     """
     setup_logging(rank=0)
     args = _parse_args()

@@ -80,7 +80,7 @@ def generate(out: Path, preset: Preset, seed: int, num_examples: Sequence[int]) 
       num_examples: number of train rows and of validation rows.
 
     Returns:
-      the sums over the rows of each split.
+      The sums over the rows of each split.
 
     Raises:
       UserError: `out` cannot be written, or exists and is not an empty directory.

@@ -112,7 +112,7 @@ def join_embeddings(data: Path, out: Path, sources: Mapping[str, EmbeddingSource
       sources: source of each column to join, by its name in projects.home.recap.data.parquet.EMBEDDINGS.
 
     Returns:
-      the joined columns by name.
+      The joined columns by name.
 
     Raises:
       UserError: a file is unreadable; an id column is missing, of a wrong type, or has nulls; no id of a column has an

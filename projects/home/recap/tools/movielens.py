@@ -54,8 +54,8 @@ def movielens_table(data: MovieLens) -> dict[str, NDArray[Any]]:
     """Return the ratings, in the order of `data`, as the columns that recap_columns() defines.
 
     Returns:
-      by name, `continuous` float32 [ratings, CONTINUOUS], `binary` uint8 [ratings, BINARY], `discrete` int64
-      [ratings, DISCRETE], and each of TASKS int8 [ratings].
+      The columns by name: `continuous` float32 [ratings, CONTINUOUS], `binary` uint8 [ratings, BINARY], `discrete`
+      int64 [ratings, DISCRETE], and each of TASKS int8 [ratings].
     """
     user, item, rating = data.user, data.item, data.rating
     age_group = np.searchsorted(AGES, data.age, side="right")
@@ -94,7 +94,7 @@ def prepare(directory: Path, out: Path) -> dict[str, dict[str, NDArray[Any]]]:
     The bytes depend only on the ratings, users and films, not on their order in the files or on the layout.
 
     Returns:
-      the columns of each split.
+      The columns of each split.
 
     Raises:
       UserError: the files are invalid (see read_movielens) or have fewer than 10 ratings; or `out` cannot be written,

@@ -46,9 +46,7 @@ def features_of_config(config: RecapDataConfig, path: str, float16: bool = False
     renames = {original: name for name, original in schema.renamed_features.items()}
     if len(renames) < len(schema.renamed_features):
         twice = sorted({original for name, original in schema.renamed_features.items() if renames[original] != name})
-        raise ConfigError(
-            f"{schema_key}.renamed_features: more than one name for {', '.join(twice)}. Give one name each"
-        )
+        raise ConfigError(f"{schema_key}.renamed_features: more than one key maps to {', '.join(twice)}. Keep one")
 
     def is_skipped(original: str, entry: SchemaEntry) -> bool:
         name = renames.get(original, original)

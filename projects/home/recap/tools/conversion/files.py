@@ -48,7 +48,7 @@ class OutputFormat(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Return a digest that differs between formats."""
+        """Digest that differs between formats."""
         # Existing outputs carry this digest, so the text must not change, even if the classes are renamed.
         features = ", ".join(_feature_text(feature) for feature in self.features)
         text = f"Layout(features=[{features}], vectors={self.vectors!r})"
@@ -154,7 +154,7 @@ def convert_file(
         call. An exception that it raises ends the conversion.
 
     Returns:
-      the features that records lack.
+      The features that records lack.
 
     Raises:
       RecordError: `source` is truncated or corrupt, or a record does not match `output_format`.

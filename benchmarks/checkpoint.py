@@ -43,7 +43,7 @@ STALL, SAVE, COPY, RESTORE = "stall", "save", "copy", "restore"
 
 
 class Weights(nn.Module):
-    """float32 matrices of 1 MB each. Together with their two Adam states they take `num_mb` MB."""
+    """Holds float32 matrices of 1 MB each. Together with their two Adam states, they take `num_mb` MB."""
 
     def __init__(self, num_mb: int) -> None:
         super().__init__()

@@ -112,7 +112,7 @@ def write_tfrecords(folder: Path, source: Path, cut_rows: bool) -> None:
 
 
 def tf_data(folder: Path) -> Iterator[int]:
-    """Read like the original: files, shuffle buffer, batches, parse_example, truncation."""
+    """Read as the original does: files, shuffle buffer, batches, parse_example, truncation."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -141,7 +141,7 @@ def tf_data(folder: Path) -> Iterator[int]:
 
 
 def ours(folder: Path) -> Iterator[int]:
-    """Read like training: in lanes, shuffled, decoded ahead."""
+    """Read as training does: in lanes, shuffled, decoded ahead."""
     import torch
 
     from projects.home.recap.data.config import RecapDataConfig, SegDenseSchema, TaskData

@@ -196,7 +196,7 @@ class _AllStepsTimedError(Exception):
 
 
 class _TickingScheduler(ParameterGroupScheduler):
-    """A scheduler with a constant learning rate. Ticks the clock, because every step begins with its apply()."""
+    """Keeps the learning rate constant, and ticks the clock, because every step begins with apply()."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, case: Case, clock: Clock) -> None:
         super().__init__(optimizer, [LearningRate(constant=1e-3)])
@@ -211,7 +211,7 @@ class _TickingScheduler(ParameterGroupScheduler):
 
 
 class _Reader:
-    """Delivers batches from memory without end."""
+    """Delivers an endless stream of batches from memory."""
 
     fingerprint = "random numbers"
     lanes = 1

@@ -122,10 +122,12 @@ def scales(base: Shape) -> dict[str, dict[str, Shape]]:
     changed = dataclasses.replace
     even = changed(base, exponent=0.0, edges=1_000_000)
     return {
-        "edges of a process's batch": {f"{n:,}": changed(base, batch=n) for n in (500, 1000, 2000, 4000, 8000, 16_000)},
-        "uniform negatives of a side": {f"{n:,}": changed(base, uniform=n) for n in (100, 500, 1000, 2000, 5000)},
-        "numbers a row": {f"{n:,}": changed(base, dim=n) for n in (32, 64, 100, 200, 400)},
-        "rows, edges between all alike": {
+        "edges per batch and process": {
+            f"{n:,}": changed(base, batch=n) for n in (500, 1000, 2000, 4000, 8000, 16_000)
+        },
+        "uniform negatives per side": {f"{n:,}": changed(base, uniform=n) for n in (100, 500, 1000, 2000, 5000)},
+        "embedding dimension": {f"{n:,}": changed(base, dim=n) for n in (32, 64, 100, 200, 400)},
+        "entities, all equally frequent": {
             f"{n:,}": changed(even, entities=n) for n in (14_541, 100_000, 1_000_000, 5_000_000)
         },
     }

@@ -92,7 +92,7 @@ FLOORS: list[tuple[str, str, list[tuple[str, str]]]] = [
         ],
     ),
     (
-        "2  common: what any training program uses",
+        "2  common: what any training program needs",
         BLUE,
         [
             ("process", "signals, exit, logs"),
@@ -108,7 +108,7 @@ FLOORS: list[tuple[str, str, list[tuple[str, str]]]] = [
         ],
     ),
     (
-        "1  core/config: the ground of configuration",
+        "1  core/config: the base of configuration",
         YELLOW,
         [("base_config", "strict pydantic"), ("yaml_document", "lines of keys"), ("config_load", "YAML and --set")],
     ),
@@ -219,7 +219,7 @@ def row() -> Picture:
     picture.arrow((110, 274), (110, 334))
     picture.text(230, 466, "Recording (rank 0)", 13, GREY, font_weight="bold")
     picture.box(20, 480, 180, 60, "Trackers", ["each in its own thread;", "a failure is one warning"])
-    picture.box(230, 480, 180, 60, "metrics.jsonl", ["written at once, durable", "before a checkpoint"], YELLOW)
+    picture.box(230, 480, 180, 60, "metrics.jsonl", ["written immediately, durable", "before a checkpoint"], YELLOW)
     picture.box(440, 480, 180, 60, "Weights & Biases", ["if configured"], YELLOW)
     picture.box(650, 480, 180, 60, "Your tracker", ["Job.trackers"], VIOLET)
     picture.arrow((110, 420), (110, 478))
@@ -268,7 +268,7 @@ def life() -> Picture:
         "Start: resume",
         [
             "find the newest complete checkpoint",
-            "by looking, verify every file,",
+            "in save_dir, verify every file,",
             "compare the run's identity,",
             "restore model, optimizers, state,",
             "cut metrics.jsonl after step 4",
@@ -276,7 +276,7 @@ def life() -> Picture:
     )
     _steps(picture, 262, 5, 10, x_of, GREEN)
     picture.arrow((x_of[4], 170), (x_of[4], 262), (x_of[5] - 12, 262))
-    picture.text(x_of[5] - 20, 238, "bit for bit the steps of an uninterrupted run", 12, GREY)
+    picture.text(x_of[5] - 20, 238, "the same steps as an uninterrupted run, bit for bit", 12, GREY)
     picture.box(x_of[8] - 62, 300, 124, 46, "checkpoint 8", ["4 may be rotated"], YELLOW)
     picture.arrow((x_of[8], 273), (x_of[8], 298))
     picture.box(x_of[10] - 62, 300, 124, 46, "checkpoint 10", ["the end"], YELLOW)

@@ -11,9 +11,9 @@ from projects.twhin.model.config import RankingConfig, TwhinModelConfig
 
 
 def _form_of(validation_data: Any) -> str:
-    """Return "single" for one evaluation set and "named" for several by name.
+    """Return "single" for one evaluation set, or "named" for several sets keyed by name.
 
-    The values of a single set's fields are no mappings, but the values of the named form are.
+    The fields of a single set are not mappings, but the values of the named form are.
     """
     if not isinstance(validation_data, dict):
         return "single" if isinstance(validation_data, TwhinDataConfig) else "named"
@@ -35,40 +35,41 @@ class TwhinConfig(JobConfig):
     model: TwhinModelConfig = pydantic.Field(description="The model.")
     train_data: TwhinDataConfig = pydantic.Field(description="Edges to train on.")
     validation_data: _ValidationData = pydantic.Field(
-        {}, description="Edges to evaluate on: partitions by name, or a single one, which is called validation."
+        {},
+        description="Edges to evaluate on: several partitions keyed by name, or a single one, named validation.",
     )
     metrics: RankingConfig = pydantic.Field(RankingConfig(), description="Metrics to compute on every partition.")
 
     @pydantic.model_validator(mode="after")
     def _tables_can_be_trained(self) -> "TwhinConfig":
-        """Refuse options that do not work with tables that are updated during the backward pass."""
+        """Reject options that do not work with tables that are updated during the backward pass."""
         problems = []
         if self.train_data.global_negatives + self.train_data.in_batch_negatives == 0:
             problems.append(
                 "train_data: global_negatives and in_batch_negatives are both 0, so edges have no negatives to be "
-                "compared with; raise one of them"
+                "compared with. Raise one of them"
             )
         if self.runtime.enable_amp and self.runtime.amp_dtype == "float16":
             problems.append(
                 "runtime.amp_dtype: float16 needs a GradScaler, which cannot unscale the gradients of tables because "
-                "tables are updated during the backward pass; use bfloat16"
+                "tables are updated during the backward pass. Use bfloat16"
             )
         if self.training.num_micro_batches > 1:
             problems.append(
                 f"training.gradient_accumulation is {self.training.num_micro_batches}, but tables are updated during "
-                "each backward pass; remove this key and raise the batch size instead"
+                "each backward pass. Remove this key and raise the batch size instead"
             )
         if self.training.max_grad_norm is not None:
             problems.append(
                 "training.max_grad_norm: tables are updated during the backward pass, before the norm of all gradients "
-                "is known; remove this key or lower the learning rates"
+                "is known. Remove this key or lower the learning rates"
             )
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     def data_sets(self) -> dict[str, TwhinDataConfig]:
-        """Return all data sets by key path, the training data first."""
+        """Return the data sets keyed by their key paths in the configuration, training data first."""
         single = isinstance(self.validation_data, TwhinDataConfig)
         return {"train_data": self.train_data} | {
             "validation_data" if single else f"validation_data.{name}": data
@@ -77,14 +78,14 @@ class TwhinConfig(JobConfig):
 
     @property
     def evaluation_data(self) -> dict[str, TwhinDataConfig]:
-        """Return the data of each evaluation set by partition."""
+        """Data of each evaluation set, keyed by partition name."""
         data = self.validation_data
         return {"validation": data} if isinstance(data, TwhinDataConfig) else data
 
     def identity(self) -> dict[str, Any]:
-        """Return the keys that training depends on.
+        """Return the settings that a resume must not change.
 
-        Excluded are keys that only say how tables are sharded, named, logged or initialized and how much data is
+        Excludes settings that control only how tables are sharded, named, logged or initialized, and how much data is
         prefetched. The batch size is that of all processes together.
         """
         identity = super().identity()
@@ -102,7 +103,7 @@ class TwhinConfig(JobConfig):
 
     @property
     def identity_hints(self) -> dict[str, str]:
-        """Return advice for keys of the identity that differ from the run's, by key path."""
+        """Advice for identity keys that differ from those of the run, by key path."""
         if self.train_data.per_replica_batch_size is None:
             return {}
         advice = (

@@ -1,7 +1,7 @@
 """Exports embeddings for other programs: `python -m projects.twhin.export --checkpoint DIR --out DIR`.
 
 Owns the command line and the file of relation operators. common/files/embedding_files.py owns the embedding files.
-Memory: one table.
+Holds one table in memory.
 """
 
 import logging
@@ -71,7 +71,7 @@ def export(checkpoint: Path, out: Path) -> list[ExportedTable]:
 
     Args:
       checkpoint: directory of the checkpoint, .../checkpoints/<step>.
-      out: directory to create; must not exist, or be empty. It appears once it is complete.
+      out: directory to create; must be empty if it exists. It appears when it is complete.
 
     Raises:
       UserError: the checkpoint is missing, damaged or not from TwHIN, a vocabulary cannot be read or does not fit its
@@ -92,7 +92,7 @@ def _export(checkpoint: CheckpointReader, out: Path) -> list[ExportedTable]:
             raise UserError(
                 f"{checkpoint.path}: the table {name} {found}, but the config.yaml of the run says "
                 f"{expected[0]} x {expected[1]}. Another run wrote this checkpoint. Give its path in that run's "
-                "save_dir."
+                "save_dir"
             )
     vocabularies = {name: read_table_vocabulary(table) for name, table in config.tables.items()}
     exported = []
@@ -112,7 +112,7 @@ def _export(checkpoint: CheckpointReader, out: Path) -> list[ExportedTable]:
 def _write_operators(
     out: Path, config: TwhinModelConfig, operators: dict[tuple[str, str], NDArray[np.float32]]
 ) -> None:
-    """Write one row for each relation and each side that its operator transforms."""
+    """Write a row for each relation and side that its operator transforms."""
     sides = ("lhs", "rhs") if config.operator_sides == "both" else (config.operator_sides,)
     rows = []
     # Position of the next relation among those that share an operator parameter.
@@ -169,17 +169,17 @@ def main() -> int:
     """
     setup_logging(rank=0)
     parser = ArgumentParser(
-        prog="python -m projects.twhin.export", description="Export the embeddings of a run to Parquet files."
+        prog="python -m projects.twhin.export", description="Exports the embeddings of a run to Parquet files."
     )
     parser.add_argument(
         "--checkpoint",
         required=True,
         type=user_path,
         metavar="DIR",
-        help=".../checkpoints/<step>, or the save_dir of a run to export its newest complete checkpoint",
+        help=".../checkpoints/<step>, or the save_dir of a run, whose newest complete checkpoint is exported",
     )
     parser.add_argument(
-        "--out", required=True, type=user_path, metavar="DIR", help="directory to create; must not exist, or be empty"
+        "--out", required=True, type=user_path, metavar="DIR", help="directory to create; must be empty if it exists"
     )
     args = parser.parse_args()
     checkpoint = find_checkpoints(args.checkpoint)[-1]

@@ -3,7 +3,7 @@
 torchrun --standalone --nproc-per-node 2 -m projects.twhin.main --config projects/twhin/configs/local.yaml
 """
 
-if __name__ == "__main__":  # Before the imports, which take seconds.
+if __name__ == "__main__":  # before imports that take seconds
     from common.process.stop_signals import exit_on_signals
 
     exit_on_signals()
@@ -45,7 +45,7 @@ class _Data:
 
     Attributes:
       relations: relations of the model.
-      datasets: data sets by key path, the training data first.
+      datasets: data sets by key path, training data first.
       known_edges: tables of metrics.known_edges.
     """
 
@@ -55,10 +55,10 @@ class _Data:
 
 
 def main() -> int:
-    """Run the program and return its exit status (core.command_line lists them)."""
+    """Run the program and return its exit status (see core.command_line)."""
     project = Project(
         "projects.twhin.main",
-        "Train TwHIN, a model that learns embeddings of a graph's entities.",
+        "Trains TwHIN, a model that learns embeddings of a graph's entities.",
         TwhinConfig,
         _open_data,
         _build,

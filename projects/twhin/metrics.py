@@ -12,11 +12,11 @@ from core.metrics.ranking import FILTERED, RAW, RankingMetrics
 from projects.twhin.config import TwhinConfig
 
 _MAX_RELATIONS = 30
-"""Number of relations that the table shows at most."""
+"""Maximum number of relations in the table."""
 
 
 def partition_metrics(config: TwhinConfig) -> Callable[[torch.device], Metrics]:
-    """Return a function that creates the metrics of an evaluation set on a device."""
+    """Return a function that creates the metrics for an evaluation set on a device."""
     return functools.partial(
         RankingMetrics,
         [relation.name for relation in config.model.relation_list],
@@ -29,7 +29,7 @@ def partition_metrics(config: TwhinConfig) -> Callable[[torch.device], Metrics]:
 def metrics_table(measurement: Measurement) -> str:
     """Format an evaluation's metrics as a table.
 
-    The first row shows all edges. One row per relation with edges follows, those with the most edges first. A dash
+    The first row covers all edges. A row per relation that has edges follows, most edges first. A dash
     marks a metric that is not available. Columns show filtered ranks and the raw MRR, or raw ranks if there are no
     filtered ones.
     """

@@ -1,6 +1,7 @@
 """Finds the nearest neighbors of entities: `python -m projects.twhin.neighbors --embeddings FILE --entity NAME`.
 
-The search is exact: it compares all embeddings in float64. Memory: all entities, one row group of embeddings, k rows.
+The search is exact: it compares all embeddings in float64. Holds all entities, one row group of embeddings, and k rows
+in memory.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from common.process.program import ArgumentParser, run
 
 Comparator = Literal["cos", "dot", "l2"]
 
-# Bounds the search for similar names, because comparing strings takes time.
+# Limits the search for similar names, because comparing strings takes time.
 _MAX_COMPARED_NAMES = 20_000
 
 
@@ -50,7 +51,7 @@ def nearest(
     Args:
       file: file to search.
       queries: query embeddings, [queries, file.dim].
-      own: positions of the queries in the file, [queries], which are skipped. None if the queries are not in the file.
+      own: positions of the queries in the file, [queries], to skip. None if the queries are not in the file.
       k: number of neighbors per query.
       comparator: cos: cosine (norms are at least 1e-12), dot: dot product, l2: negative Euclidean distance.
 
@@ -147,14 +148,14 @@ def _hint(entities: pa.Array, name: str) -> str:
         return _examples(entities)
     similar = entities.filter(pc.match_substring(entities, name, ignore_case=True))[:3].to_pylist()
     similar = similar or difflib.get_close_matches(name, entities[:_MAX_COMPARED_NAMES].to_pylist())
-    return f"Similar entities: {', '.join(similar)}." if similar else _examples(entities)
+    return f"Similar entities: {', '.join(similar)}" if similar else _examples(entities)
 
 
 def _examples(entities: pa.Array) -> str:
     if pa.types.is_integer(entities.type):
         ends = pc.min_max(entities)
-        return f"Entities range from {ends['min']} to {ends['max']}."
-    return f"Examples of entities: {', '.join(entities[:3].to_pylist())}."
+        return f"Entities range from {ends['min']} to {ends['max']}"
+    return f"Examples of entities: {', '.join(entities[:3].to_pylist())}"
 
 
 def read_vectors(file: EmbeddingFile, positions: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -171,7 +172,7 @@ def read_vectors(file: EmbeddingFile, positions: NDArray[np.int64]) -> NDArray[n
 
 
 def open_source(path: str, table: str | None) -> EmbeddingFile:
-    """Open the file that --embeddings and --table name.
+    """Open the file that --embeddings and --table select.
 
     Args:
       path: a file, or a directory of embedding files.
@@ -187,14 +188,14 @@ def open_source(path: str, table: str | None) -> EmbeddingFile:
             f"directory: {Path.cwd()})"
         )
     if table is None and len(tables) > 1:
-        raise UserError(f"--embeddings {path}: has the tables {', '.join(tables)}. Choose one with --table.")
+        raise UserError(f"--embeddings {path}: has the tables {', '.join(tables)}. Choose one with --table")
     if table is not None and table not in tables:
-        raise UserError(f"--table {table}: {path} has the tables {', '.join(tables)}. Choose one of them.")
+        raise UserError(f"--table {table}: not in {path}, which has the tables {', '.join(tables)}. Choose one of them")
     return EmbeddingFile(tables[table] if table is not None else next(iter(tables.values())))
 
 
 def open_target(table: str, embeddings: str) -> EmbeddingFile:
-    """Open the file that --of names.
+    """Open the file that --of selects.
 
     Args:
       table: a table of the export, or a file.
@@ -219,16 +220,18 @@ def main() -> int:
     """
     parser = ArgumentParser(
         prog="python -m projects.twhin.neighbors",
-        description="Find the exact nearest neighbors among exported embeddings.",
+        description="Finds the exact nearest neighbors among exported embeddings.",
     )
-    parser.add_argument("--embeddings", required=True, metavar="PATH", help="directory or file of an export")
+    parser.add_argument(
+        "--embeddings", required=True, metavar="PATH", help="file of embeddings, or directory of an export"
+    )
     parser.add_argument("--table", help="table of the entities, if --embeddings is a directory with several tables")
     parser.add_argument(
         "--entity",
         required=True,
         action="append",
         metavar="NAME",
-        help="entity whose neighbors to find; repeat the option for several entities",
+        help="entity whose neighbors to find; can be repeated",
     )
     parser.add_argument(
         "--k", type=at_least_1, default=10, help="number of neighbors per entity (default: %(default)s)"
@@ -242,7 +245,7 @@ def main() -> int:
     parser.add_argument(
         "--of",
         metavar="TABLE",
-        help="table of --embeddings, or file, to search instead, for example the tweets nearest to a user",
+        help="table of --embeddings, or file, to search instead; for example, to find the tweets nearest to a user",
     )
     args = parser.parse_args()
     _search(args)
@@ -258,7 +261,7 @@ def _search(args: argparse.Namespace) -> None:
         if not np.isfinite(query).all():
             raise UserError(
                 f"--entity {name}: its embedding in {source.path} is not finite. Export a checkpoint of a run that did "
-                "not diverge."
+                "not diverge"
             )
     target, own = source, positions if args.of is None else None
     if args.of is not None:
@@ -270,7 +273,7 @@ def _search(args: argparse.Namespace) -> None:
         if target.dim != source.dim:
             raise UserError(
                 f"--of {args.of}: the embeddings have dimension {target.dim}, but those of {source.path} have "
-                f"dimension {source.dim}. Give embeddings of the same model."
+                f"dimension {source.dim}. Give embeddings of the same model"
             )
     results = nearest(target, queries, own, args.k, args.comparator)
     for name, neighbors in zip(args.entity, results, strict=True):

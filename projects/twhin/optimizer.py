@@ -12,7 +12,7 @@ from projects.twhin.model.scorer import EdgeScorer
 def build_optimizers(
     model: ShardedModel, config: TwhinModelConfig, scorer: EdgeScorer
 ) -> tuple[torch.optim.Optimizer, CombinedSchedule]:
-    """Build the operators' optimizer and the schedules of all learning rates.
+    """Build the optimizer of the operators and the schedules of all learning rates.
 
     The learning rates are called "relations" and, for each table, "table/<name>".
 

@@ -64,7 +64,7 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
 
 
 def _build(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World) -> Job:
-    """Build the job of a configuration and its data sets; every rank builds the same one."""
+    """Build the job from the configuration and its data sets. Every rank builds the same job."""
     tasks = config.model.tasks
     seed_initial_weights(config.runtime.seed)
     ranker = HeavyRanker(config.model, datasets[_TRAIN].widths, datasets[_TRAIN].calibration_rates)

@@ -10,7 +10,7 @@ _LANES = 24
 
 
 class TwhinDataConfig(BaseConfig):
-    """Edges in Parquet files, and the way they are batched."""
+    """The files of edges and how edges are batched."""
 
     data_root: str = pydantic.Field(
         min_length=1, description="Glob pattern, file, or directory of Parquet files with the columns lhs, rel, rhs."
@@ -37,32 +37,32 @@ class TwhinDataConfig(BaseConfig):
     in_batch_negatives: pydantic.NonNegativeInt = pydantic.Field(
         0,
         le=2**24,
-        description="Training: number of entities drawn from the batch's own on that side, shared in the same way. "
-        "Validation: added to global_negatives.",
+        description="Training: number of entities drawn from the batch's own entities on that side, shared in the same "
+        "way. Validation: added to global_negatives.",
     )
     limit: pydantic.PositiveInt | None = pydantic.Field(
-        None, description="Number of edges to read, in the order of the files. null: all."
+        None, description="Number of edges to read, in the order of the files; null reads all."
     )
     offset: pydantic.NonNegativeInt | None = pydantic.Field(
-        None, description="Number of edges to skip at the beginning. null: none."
+        None, description="Number of edges to skip at the beginning; null skips none."
     )
     lanes: pydantic.PositiveInt | None = pydantic.Field(
         None,
         description="Number of parallel streams that the edges are dealt to: a multiple of the number of processes and "
-        "a divisor of the global batch size. The order of edges depends on it. null: the greatest common divisor of 24 "
-        "and the global batch size, or the number of processes if that does not fit.",
+        "a divisor of the global batch size. The order of edges depends on it. null means the greatest common divisor "
+        "of 24 and the global batch size, or the number of processes if that divisor is not a multiple of it.",
     )
     prefetch_batches: pydantic.PositiveInt = pydantic.Field(
         8, description="Number of batches that each process prepares ahead of the step that uses them."
     )
     decode_threads: pydantic.PositiveInt = pydantic.Field(
-        1, description="Number of threads per process that decode row groups in advance."
+        1, description="Number of threads per process that decode row groups ahead of use."
     )
     shuffle_window: pydantic.PositiveInt | None = pydantic.Field(
         None,
         le=2**40,
-        description="Training: minimum number of edges of a lane that are shuffled together, rounded up to whole row "
-        "groups. null: one row group.",
+        description="Training only: minimum number of edges of a lane that are shuffled together, rounded up to whole "
+        "row groups. null means one row group.",
     )
 
     def batch_size(self, world_size: int) -> int:

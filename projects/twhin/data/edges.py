@@ -29,7 +29,7 @@ def edge_table(inputs: str, relations: Relations, rows: Callable[[int], range] |
     Args:
       inputs: glob pattern, file or directory.
       relations: relations of the model.
-      rows: selects rows, as in ParquetTable.
+      rows: selects rows; see ParquetTable.
 
     Raises:
       ConfigError, DataError: no file matches, or a file is not a table of edges.
@@ -38,7 +38,7 @@ def edge_table(inputs: str, relations: Relations, rows: Callable[[int], range] |
 
 
 class EdgeDataset:
-    """A data set of edges. Opening it raises every error that metadata show, before any row is read."""
+    """A data set of edges. Opening it raises every error that can be detected without reading rows."""
 
     def __init__(self, table: ParquetTable, relations: Relations, config: TwhinDataConfig) -> None:
         self.table = table
@@ -89,7 +89,7 @@ class EdgeDataset:
 
 
 def check_batching(config: TwhinDataConfig, key_path: str, world_size: int) -> None:
-    """Raise ConfigError unless batch size, lanes and number of processes fit together.
+    """Raise ConfigError if the lanes do not divide the global batch or are not a multiple of the world size.
 
     Args:
       config: configuration of the data set.
@@ -98,8 +98,8 @@ def check_batching(config: TwhinDataConfig, key_path: str, world_size: int) -> N
     """
     if config.lanes is None and config.batch_size(world_size) % world_size:
         raise ConfigError(
-            f"{key_path}.global_batch_size: {config.global_batch_size} is not a multiple of the {world_size} "
-            "processes; every process takes the same number of edges of a batch"
+            f"{key_path}.global_batch_size is {config.global_batch_size}, which is not a multiple of the {world_size} "
+            "processes. Every process takes the same number of edges of a batch"
         )
     try:
         check_lanes(config.num_lanes(world_size), config.batch_size(world_size), world_size)
@@ -115,7 +115,7 @@ class _EdgeCheck:
 
     def __call__(self, edges: RowGroup) -> BadValue | None:
         names, rel = self._relations.names, edges["rel"]
-        # As unsigned numbers, negative ids are beyond the limit, too.
+        # As unsigned numbers, negative ids also exceed the limit.
         if (unknown := rel.astype(np.uint64) >= len(names)).any():
             row = int(np.argmax(unknown))
             problem = f"found {rel[row]}, but model.relations has {len(names)} (ids from 0 to {len(names) - 1})"
@@ -139,7 +139,7 @@ class _EdgeCheck:
 
 
 class _BatchBuilder:
-    """Sorts edges by segment. Padding is an edge of relation 0 between the entities 0."""
+    """Builds batches of edges sorted by segment. Padding is an edge of relation 0 between the entities 0."""
 
     def __init__(self, relations: Relations, known: EdgeFunction | None, negatives: EdgeFunction | None) -> None:
         self._num_segments = len(relations.segments)

@@ -1,4 +1,4 @@
-"""Samples the negatives of evaluation. They depend on the edge and the seed, not on its batch or rank."""
+"""Samples negatives for evaluation. They depend on the edge and the seed, not on the batch or the rank."""
 
 import numpy as np
 import torch
@@ -11,14 +11,16 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class EvaluationNegatives:
-    """Draws entities of each edge's tables uniformly and independently from all but the edge's own entity."""
+    """Draws entities uniformly and independently from the tables of each edge, except the edge's own entity."""
 
     def __init__(self, config: TwhinDataConfig, relations: Relations, seed: int) -> None:
-        """Args:
-        config: configuration of the evaluation set, which gives the number of negatives per edge and side; at least 1
-          is drawn.
-        relations: relations of the model.
-        seed: seed of the draws.
+        """Set the number of draws and the seed.
+
+        Args:
+          config: configuration of the evaluation set. It sets the number of negatives per edge and side; at least one
+            is drawn.
+          relations: relations of the model.
+          seed: seed of the draws.
         """
         self._count = max(1, config.global_negatives + config.in_batch_negatives)
         self._num_entities = relations.num_entities

@@ -1,4 +1,4 @@
-"""Runs projects.twhin.tools.generate, so that older commands keep working."""
+"""Runs `projects.twhin.tools.generate` under its earlier name, so that existing commands keep working."""
 
 import runpy
 

@@ -35,30 +35,30 @@ def open_known_edges(inputs: Sequence[str], relations: Relations) -> list[Parque
 class KnownEdges:
     """Known edges that differ from an evaluated edge in one entity only.
 
-    Each evaluated edge asks two queries, one per side: the relation and the entity on the other side. The known edges
+    Each evaluated edge gives two queries, one per side: the relation and the entity on the other side. The known edges
     that match a query give its answers.
 
-    Memory: 8 bytes per query and 8 bytes per answer, and about three times as much during construction.
+    Takes 8 bytes of memory per query and per answer, and about three times as much during construction.
     """
 
     def __init__(self, relations: Relations, evaluated: Sequence[ParquetTable], others: Sequence[ParquetTable]) -> None:
-        """Read all tables one row group at a time. The evaluated ones are read twice.
+        """Read all tables one row group at a time. The evaluated tables are read twice.
 
         Args:
           relations: relations of the model.
-          evaluated: tables of edges to evaluate. Their edges are known edges, too.
+          evaluated: tables of edges to evaluate. Their edges are also known edges.
           others: tables of other known edges.
 
         Raises:
           DataError: an edge's relation or entity does not exist.
         """
         self._answers = {side: _Answers(relations, side) for side in SIDES}
-        for edges in _row_groups(evaluated, "looking for queries"):
+        for edges in _row_groups(evaluated, "collecting queries"):
             for answers in self._answers.values():
                 answers.add_queries(edges)
         for answers in self._answers.values():
             answers.finish_queries()
-        for edges in _row_groups([*evaluated, *others], "looking for known edges"):
+        for edges in _row_groups([*evaluated, *others], "collecting known edges"):
             for answers in self._answers.values():
                 answers.add_answers(edges)
         for answers in self._answers.values():
@@ -102,7 +102,7 @@ class _Answers:
         self._num_entities = int(relations.num_entities[side].max())
         self._query_parts: list[Numbers] = []
         self._answer_parts: list[Numbers] = []
-        # Distinct and ascending. The answers to query i are entities[starts[i]:starts[i + 1]], ascending.
+        # Queries are distinct and ascending. The answers to query i are entities[starts[i]:starts[i + 1]], ascending.
         self._queries = np.empty(0, np.int64)
         self._starts = np.zeros(1, np.int64)
         self._entities = np.empty(0, np.int64)
@@ -120,7 +120,7 @@ class _Answers:
         """Add the known edges that answer a query."""
         position, end = self._range(self._query_numbers(edges))
         is_answer = end > position
-        # One number for both sorts fast. 1e9 queries and 1e9 entities give 1e18, which fits into 64 bits.
+        # One number per pair sorts fast. 1e9 queries and 1e9 entities give 1e18, which fits in 64 bits.
         self._answer_parts.append(np.unique(position[is_answer] * self._num_entities + edges[self._side][is_answer]))
 
     def finish_answers(self) -> None:
@@ -144,6 +144,6 @@ class _Answers:
         return self._first[edges["rel"]] + edges[self._other]
 
     def _range(self, queries: Numbers) -> tuple[Numbers, Numbers]:
-        """Return begin and end of each query's positions in the sorted queries: one position, or none."""
+        """Return the range of each query's positions in the sorted queries, which has one position or none."""
         begin, end = (np.searchsorted(self._queries, queries, side) for side in ("left", "right"))
         return begin, end

@@ -1,4 +1,4 @@
-"""Runs projects.twhin.tools.prepare, so that older commands keep working."""
+"""Runs `projects.twhin.tools.prepare` under its earlier name, so that existing commands keep working."""
 
 import runpy
 

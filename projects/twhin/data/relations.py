@@ -60,10 +60,10 @@ class NamedRelations(BaseConfig):
         first_lines: dict[str, int] = {}
         for line, name in enumerate(names, start=1):
             if not name:
-                raise ConfigError(f"{where}: line {line} is empty; every line must contain a name")
+                raise ConfigError(f"{where}: line {line} is empty. Every line must contain a name")
             if first_lines.setdefault(name, line) != line:
                 raise ConfigError(
-                    f"{where}: line {line}: {name} is already on line {first_lines[name]}; names must differ"
+                    f"{where}: line {line}: {name} is already on line {first_lines[name]}. Names must differ"
                 )
         return [Relation(name=name, lhs=self.lhs, rhs=self.rhs, operator=self.operator) for name in names]
 
@@ -73,8 +73,8 @@ class Segment:
     """A group of relations whose edges are computed together: they share both tables and the operator.
 
     If operators apply to one side only (operator_sides: lhs or rhs), candidates are transformed by each relation's own
-    operator, so every relation is a segment of its own. So is every relation with a linear operator, because it needs
-    a matrix product of its own.
+    operator, so every relation has its own segment. A relation with a linear operator also has its own segment, because
+    it needs its own matrix product.
     """
 
     lhs: str
@@ -101,10 +101,12 @@ class Relations:
     def __init__(
         self, relations: Sequence[Relation], num_embeddings: Mapping[str, int], operator_sides: OperatorSides
     ) -> None:
-        """Args:
-        relations: all relations, in the order of their ids.
-        num_embeddings: number of rows of each table, by name.
-        operator_sides: sides that have operators.
+        """Index the relations and group them into segments.
+
+        Args:
+          relations: all relations, in the order of their ids.
+          num_embeddings: number of rows of each table, by name.
+          operator_sides: sides that have operators.
         """
         self.names = tuple(relation.name for relation in relations)
         self.operators: tuple[Operator, ...] = tuple(relation.operator for relation in relations)

@@ -36,7 +36,7 @@ def read_vocabulary(path: Path) -> pa.Array:
     except READ_ERRORS as error:
         raise DataError(f"{path}: cannot read this file as a vocabulary: {error}") from error
     if missing := {"entity", "index"} - set(table.column_names):
-        raise DataError(f"{path}: there is no column '{min(missing)}'; a vocabulary has the columns entity and index")
+        raise DataError(f"{path}: no column '{min(missing)}'. A vocabulary has the columns entity and index")
     entities, index = (table.column(name).combine_chunks() for name in ("entity", "index"))
     entity_type = entities.type
     is_text = pa.types.is_string(entity_type) or pa.types.is_large_string(entity_type)
@@ -51,7 +51,7 @@ def read_vocabulary(path: Path) -> pa.Array:
     if (wrong := index.to_numpy()[order] != np.arange(len(index))).any():
         position = int(np.argmax(wrong))
         raise DataError(
-            f"{path}: column 'index': found {index[order[position]]}, but {position} is the next index; the "
+            f"{path}: column 'index': found {index[order[position]]}, but {position} is the next index. The "
             f"{len(index)} rows of this vocabulary need the indices from 0 to {len(index) - 1}, each once"
         )
     ordered = entities.take(pc.array_sort_indices(entities))

@@ -1,6 +1,6 @@
-"""Similarities of embeddings: dot product, cosine, and negative Euclidean distance (arXiv 1903.12287, section 3).
+"""Compares embeddings by dot product, cosine, or negative Euclidean distance (arXiv 1903.12287, section 3).
 
-A higher score means more similar.
+A higher score means that two embeddings are more similar.
 """
 
 from typing import Literal, Protocol
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 _SMALLEST_SQUARE = 1e-30
-"""Lower bound of squared distances. Below it the gradient is 0, because that of the square root is infinite at 0."""
+"""Lower bound of squared distances. Below it, the gradient is 0, because that of the square root is infinite at 0."""
 
 _ROUNDING = 2.0**-43
 """Bound of the rounding error of a float64 dot product of up to 1000 terms, relative to the product of the norms."""
@@ -36,7 +36,7 @@ class Comparator(Protocol):
           a, b: [n, dim], float64.
 
         Returns:
-          lower and upper bounds, each [n], float64.
+          Lower and upper bounds, each [n], float64.
         """
 
 
@@ -73,7 +73,7 @@ class NegativeDistance(Comparator):
         return -_root((a - b).square().sum(1))
 
     def all_pairs(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        # |a|^2 + |b|^2 - 2 a.b is nearly all one matrix product. In float32, the rounding error is about 1e-3 of the
+        # |a|^2 + |b|^2 - 2 a.b is nearly a single matrix product. In float32, the rounding error is about 1e-3 of the
         # norms. A 16-bit type would lose small distances entirely.
         with torch.autocast(a.device.type, enabled=False):
             squares = torch.addmm(b.square().sum(1), a, b.T, alpha=-2) + a.square().sum(1, keepdim=True)

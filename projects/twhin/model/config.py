@@ -39,7 +39,7 @@ class RegularizationConfig(BaseConfig):
     @pydantic.model_validator(mode="after")
     def _operators_need_a_penalty(self) -> "RegularizationConfig":
         if self.operators and (self.n3 or self.l2) is None:
-            raise ValueError("operators is true, but neither n3 nor l2 is given; give one of them")
+            raise ValueError("operators is true, but neither n3 nor l2 is set. Set one of them")
         return self
 
 
@@ -52,8 +52,8 @@ class TwhinModelConfig(BaseConfig):
 
     embeddings: TwhinEmbeddingsConfig = pydantic.Field(description="One table for each type of entity.")
     relations: _RelationsConfig = pydantic.Field(
-        description="Types of edges, in the order of their ids: a list, or one definition for all of them with names "
-        "from a file."
+        description="Types of edges, in the order of their ids: a list, or one definition for all of them, with the "
+        "names in a file."
     )
     operator_sides: OperatorSides = pydantic.Field(
         "both",
@@ -68,11 +68,9 @@ class TwhinModelConfig(BaseConfig):
     )
     margin: pydantic.PositiveFloat = pydantic.Field(
         0.1,
-        description="Margin by which an edge should score above its negatives. Used with loss: margin only.",
+        description="Margin by which an edge should score above its negatives. Used only with loss: margin.",
     )
-    regularization: RegularizationConfig = pydantic.Field(
-        RegularizationConfig(), description="A penalty on embeddings."
-    )
+    regularization: RegularizationConfig = pydantic.Field(RegularizationConfig(), description="Penalty on embeddings.")
     translation_optimizer: OptimizerConfig = pydantic.Field(
         description="Optimizer of the parameters of the relations' operators."
     )
@@ -82,7 +80,7 @@ class TwhinModelConfig(BaseConfig):
         tables = self.tables
         problems = []
         relations = self.relations
-        if isinstance(relations, NamedRelations):  # One stands for all of them. The file is read later.
+        if isinstance(relations, NamedRelations):  # One relation stands for all of them. The file is read later.
             relations = [
                 Relation(
                     name=f"({relations.names_path})",
@@ -93,7 +91,7 @@ class TwhinModelConfig(BaseConfig):
             ]
         names = [relation.name for relation in relations]
         if duplicates := sorted({name for name in names if names.count(name) > 1}):
-            problems.append(f"several relations are called {', '.join(duplicates)}; names must differ")
+            problems.append(f"several relations are named {', '.join(duplicates)}. Give each relation a unique name")
         relations_by_unknown: dict[str, list[str]] = {}
         for relation in relations:
             if unknown := sorted({relation.lhs, relation.rhs} - tables.keys()):
@@ -101,21 +99,21 @@ class TwhinModelConfig(BaseConfig):
         for unknown_tables, users in relations_by_unknown.items():
             more = f" and {len(users) - 3} more" if len(users) > 3 else ""
             problems.append(
-                f"relation(s) {', '.join(users[:3])}{more}: there is no table {unknown_tables}; "
-                f"the tables are {', '.join(tables)}"
+                f"relation(s) {', '.join(users[:3])}{more}: no table {unknown_tables}. "
+                f"The tables are {', '.join(tables)}"
             )
         used = {table for relation in relations for table in (relation.lhs, relation.rhs)}
         if unused := [name for name in tables if name not in used]:
-            problems.append(f"no relation uses the table {', '.join(unused)}; remove the table or add a relation")
+            problems.append(f"no relation uses the table {', '.join(unused)}. Remove the table or add a relation")
         if self.translation_optimizer.row_wise_adagrad is not None:
-            problems.append("translation_optimizer: row_wise_adagrad is for tables only; use adagrad")
+            problems.append("translation_optimizer: row_wise_adagrad is for tables only. Use adagrad")
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     @functools.cached_property
     def relation_list(self) -> list[Relation]:
-        """Return the relations in the order of their ids.
+        """Relations in the order of their ids.
 
         Raises:
           ConfigError: the file with their names is invalid.
@@ -133,17 +131,17 @@ class TwhinModelConfig(BaseConfig):
 
     @property
     def tables(self) -> dict[str, EmbeddingBagConfig]:
-        """Return the tables by name."""
+        """Tables by name."""
         return {table.name: table for table in self.embeddings.tables}
 
 
 class RankingConfig(BaseConfig):
-    """Metrics that evaluations compute. They may differ between a run and its resume."""
+    """The metrics that evaluations compute. They may differ between a run and its resume."""
 
     candidates: pydantic.PositiveInt | None = pydantic.Field(
         None,
         description="Number of entities that an edge's own entity is ranked among: one random sample, shared by all "
-        "edges. null: the whole table.",
+        "edges. null ranks among the whole table.",
     )
     filtered: bool = pydantic.Field(
         True,
@@ -162,11 +160,11 @@ class RankingConfig(BaseConfig):
     @classmethod
     def _hits_at_differ(cls, hits_at: list[int]) -> list[int]:
         if duplicates := sorted({k for k in hits_at if hits_at.count(k) > 1}):
-            raise ValueError(f"{', '.join(map(str, duplicates))} is given more than once; give each value once")
+            raise ValueError(f"{', '.join(map(str, duplicates))} is given more than once. Give each value once")
         return hits_at
 
     @pydantic.model_validator(mode="after")
     def _known_edges_are_used(self) -> "RankingConfig":
         if self.known_edges and not self.filtered:
-            raise ValueError("known_edges is given, but filtered is false; remove one of them")
+            raise ValueError("known_edges is set, but filtered is false. Remove one of them")
         return self

@@ -24,7 +24,7 @@ def edge_loss(
 
     The loss of an edge is the loss of its right entity plus the loss of its left entity (losses.py) plus the penalty on
     its embeddings. The negatives of an edge on a side are the candidates for that side and table, except its own
-    entity. All parameters of the scorer get a gradient, whatever edges the batch contains.
+    entity. All parameters of the scorer get a gradient, regardless of the edges in the batch.
 
     Args:
       scorer: scorer of the model.
@@ -34,7 +34,7 @@ def edge_loss(
       lookup: looks up rows of tables. It is called exactly once, with all tables, because it is collective.
 
     Returns:
-      the loss: a scalar, float32 (float64 if rows are float64).
+      The loss: a scalar, float32 (float64 if rows are float64).
     """
     relations = scorer.relations
     sizes = list(batch.segment_sizes)
@@ -155,7 +155,7 @@ def _rows_by_segment(entities: Sequence[_Entities], sizes: Sequence[int]) -> lis
 def _split_by_candidates(scorer: EdgeScorer, side: Side, edges: _Entities, sizes: Sequence[int]) -> Sequence[_Entities]:
     """Split edges into parts whose candidates have the same vectors.
 
-    That is one part for all edges, or one per segment if candidates are transformed by the segment's operator.
+    There is one part for all edges, or one per segment if the segment's operator transforms candidates.
     """
     if not scorer.transforms_candidates(side):
         return [edges]

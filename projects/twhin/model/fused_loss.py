@@ -1,9 +1,9 @@
 """Computes the losses of losses.py from dot products, one block of edges at a time, without the matrix of all scores.
 
 The scores of a block are turned into the loss and its gradients at once, in a buffer that stays in the processor's
-cache. This takes three matrix products and as few other passes over the buffer as possible. Let G_ij be the gradient by
-the score of edge i's negative j, C the candidates and Q the queries. The gradient by the queries is G C, and the
-gradient by the candidates is G^T Q.
+cache. This takes three matrix products and as few other passes over the buffer as possible. Let G_ij be the gradient
+with respect to the score of edge i's negative j, C the candidates and Q the queries. The gradient with respect to the
+queries is G C, and the gradient with respect to the candidates is G^T Q.
 """
 
 import functools
@@ -60,7 +60,7 @@ def fused_loss(
       weights: weights of the edges: [n].
 
     Returns:
-      the loss: a scalar in the dtype of queries.
+      The loss: a scalar in the dtype of queries.
     """
     device = queries.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else queries.dtype
@@ -87,8 +87,9 @@ class _FusedLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         block_size = _edges_per_block(queries, candidates)
         mask = _OwnEntityMask(own_ids, candidate_ids, block_size)
-        # If exponents are not reduced, exp can overflow. This is so rare that a second pass is cheaper than reducing
-        # always. On a GPU, finding an overflow would mean waiting for the device. A 16-bit dtype needs small numbers.
+        # If exponents are not reduced, exp can overflow. This is so rare that a second pass is cheaper than always
+        # reducing them. On a GPU, checking for an overflow would wait for the device. A 16-bit dtype needs small
+        # numbers.
         reduce_exponents = _is_asynchronous(queries) or settings.dtype != queries.dtype
         arguments = (queries, own, candidates, mask, weights, settings, block_size)
         total, *gradients = _loss_and_gradients(*arguments, reduce_exponents=reduce_exponents)
@@ -101,8 +102,8 @@ class _FusedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad_output,) = grad_outputs
-        by_queries, by_own, by_candidates = (gradient * grad_output for gradient in ctx.saved_tensors)
-        return by_queries, by_own, by_candidates, *(None,) * 4
+        grad_queries, grad_own, grad_candidates = (gradient * grad_output for gradient in ctx.saved_tensors)
+        return grad_queries, grad_own, grad_candidates, *(None,) * 4
 
 
 def _is_asynchronous(tensor: torch.Tensor) -> bool:
@@ -111,7 +112,7 @@ def _is_asynchronous(tensor: torch.Tensor) -> bool:
 
 
 def _edges_per_block(queries: torch.Tensor, candidates: torch.Tensor) -> int:
-    """Return the number of edges per block: all on a GPU, a number that gives blocks of equal size on a CPU."""
+    """Return the number of edges per block: all edges on a GPU, or a number that splits them evenly on a CPU."""
     edges = max(len(queries), 1)
     if _is_asynchronous(queries):
         return edges
@@ -128,7 +129,7 @@ class _OwnEntityMask:
     def __init__(self, own_ids: torch.Tensor, candidate_ids: torch.Tensor, block_size: int) -> None:
         """Find the candidates.
 
-        On a CPU, the mask is a list of the few positions. On other devices it is dense, because reading the number of
+        On a CPU, the mask is a short list of positions. On other devices it is dense, because reading the number of
         positions would wait for the device.
         """
         self._dense: torch.Tensor | None = None
@@ -141,7 +142,7 @@ class _OwnEntityMask:
         self.counts = torch.searchsorted(ascending, own_ids, right=True) - first
         before = self.counts.cumsum(0) - self.counts
         edges = torch.repeat_interleave(self.counts)
-        nth = torch.arange(len(edges)) - before[edges]  # Index among the candidates with the edge's id.
+        nth = torch.arange(len(edges)) - before[edges]  # index among the candidates with the edge's id
         self._flat = edges * len(candidate_ids) + order[first[edges] + nth]
         self._block_size = block_size
         self._before = [*before[::block_size].tolist(), len(edges)]
@@ -150,7 +151,7 @@ class _OwnEntityMask:
         """Set the masked scores of a block in place.
 
         Args:
-          scores: scores of the edges from `start` on: [edges, candidates], contiguous.
+          scores: scores of the block: [edges, candidates], contiguous.
           start: position of the block's first edge.
           value: value to set.
         """
@@ -168,8 +169,8 @@ class _Products:
     The products are computed in their own dtype, but results have the dtype of the queries.
 
     Attributes:
-      by_queries: gradient by the queries, but for the terms of the edges' own entities: [n, dim].
-      by_candidates: gradient by the candidates, transposed: [dim, m].
+      grad_queries: gradient with respect to the queries, without the terms of the edges' own entities: [n, dim].
+      grad_candidates: gradient with respect to the candidates, transposed: [dim, m].
     """
 
     def __init__(self, queries: torch.Tensor, candidates: torch.Tensor, dtype: torch.dtype, block_size: int) -> None:
@@ -186,9 +187,9 @@ class _Products:
         self._rounded = dtype != queries.dtype
         self._left, self._right = queries.to(dtype), candidates.to(dtype)
         self._buffer = queries.new_empty(block_size, len(candidates))
-        self.by_queries = torch.empty_like(queries)
-        # The transposed product is the faster one.
-        self.by_candidates = torch.zeros_like(candidates.T, memory_format=torch.contiguous_format)
+        self.grad_queries = torch.empty_like(queries)
+        # The transposed product is faster.
+        self.grad_candidates = torch.zeros_like(candidates.T, memory_format=torch.contiguous_format)
 
     def scores(self, block: slice) -> torch.Tensor:
         """Return scores, [edges, candidates], in a buffer that the next call reuses."""
@@ -198,25 +199,25 @@ class _Products:
             return buffer.copy_(left @ self._right.T)
         return torch.mm(left, self._right.T, out=buffer)
 
-    def add_gradients(self, block: slice, by_scores: torch.Tensor, factors: torch.Tensor) -> None:
-        """Add a block's part of the gradients by queries and candidates.
+    def add_gradients(self, block: slice, grad_scores: torch.Tensor, factors: torch.Tensor) -> None:
+        """Add a block's part of the gradients with respect to queries and candidates.
 
         Args:
           block: edges of the block.
-          by_scores: gradients by the scores, up to a factor per edge: [edges, candidates].
-          factors: these factors: [edges].
+          grad_scores: gradients with respect to the scores, without a factor per edge: [edges, candidates].
+          factors: the factor of each edge: [edges].
         """
-        queries, by_queries = self._queries[block], self.by_queries[block]
+        queries, grad_queries = self._queries[block], self.grad_queries[block]
         if self._rounded:
             # The factors are divided by the batch size and would be almost 0 in float16.
             greatest = factors.max().clamp_min(torch.finfo(factors.dtype).tiny)
-            rounded = by_scores.to(self._dtype)
-            by_queries.copy_(rounded @ self._right)
-            self.by_candidates += ((queries * (factors / greatest)[:, None]).to(self._dtype).T @ rounded) * greatest
+            rounded = grad_scores.to(self._dtype)
+            grad_queries.copy_(rounded @ self._right)
+            self.grad_candidates += ((queries * (factors / greatest)[:, None]).to(self._dtype).T @ rounded) * greatest
         else:
-            torch.mm(by_scores, self._right, out=by_queries)
-            self.by_candidates.addmm_((queries * factors[:, None]).T, by_scores)
-        by_queries *= factors[:, None]
+            torch.mm(grad_scores, self._right, out=grad_queries)
+            self.grad_candidates.addmm_((queries * factors[:, None]).T, grad_scores)
+        grad_queries *= factors[:, None]
 
 
 def _loss_and_gradients(
@@ -230,11 +231,11 @@ def _loss_and_gradients(
     *,
     reduce_exponents: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the loss and its gradients by queries, own and candidates.
+    """Return the loss and its gradients with respect to queries, own and candidates.
 
     Args:
       block_size: number of edges per block.
-      reduce_exponents: reduce exponents before exp, so that scores of any size give finite results.
+      reduce_exponents: True to reduce exponents before exp, so that scores of any size give finite results.
     """
     loss, margin, dtype = settings
     positives = (queries * own).sum(1)
@@ -254,31 +255,32 @@ def _loss_and_gradients(
     match loss:
         case "softmax":
             losses = partials + ((-partials).exp_() + sums).log_()
-            by_positives = -factors * sums
+            grad_positives = -factors * sums
         case "logistic":
             losses = F.softplus(-positives) + partials / negatives
-            by_positives = -weights * (-positives).sigmoid_()
+            grad_positives = -weights * (-positives).sigmoid_()
         case "margin":
             losses = partials / negatives
-            by_positives = -factors * sums
-    by_queries = products.by_queries.addcmul_(own, by_positives[:, None])
-    return (losses * weights).sum(), by_queries, queries * by_positives[:, None], products.by_candidates.T
+            grad_positives = -factors * sums
+    grad_queries = products.grad_queries.addcmul_(own, grad_positives[:, None])
+    return (losses * weights).sum(), grad_queries, queries * grad_positives[:, None], products.grad_candidates.T
 
 
 def _to_gradients(
     loss: Loss, scores: torch.Tensor, fill: Callable[[float], None], reduce_exponents: bool
 ) -> torch.Tensor:
-    """Turn a block's scores into the gradients by them, up to a factor per edge, in place.
+    """Replace a block's scores by the gradients with respect to them, without a factor per edge, in place.
 
     Args:
       loss: name of the loss.
-      scores: scores of candidates, [n, m]. For softmax, minus the positive's score; for margin, plus the margin, too.
+      scores: scores of candidates, [n, m]. softmax subtracts the positive's score; margin also adds the margin.
       fill: sets the masked scores to a value, in place.
-      reduce_exponents: reduce exponents before exp.
+      reduce_exponents: True to reduce exponents before exp.
 
     Returns:
-      a number per edge, [n]. For logistic and margin, the sum of the negatives' terms. For softmax, the number r by
-      which exponents were reduced. Gradients are reduced accordingly, and the loss is r + log(exp(-r) + their sum).
+      A number per edge, [n]. For logistic and margin, this is the sum of the negatives' terms. For softmax, it is the
+      number r by which exponents were reduced. Gradients are reduced accordingly, and the loss is
+      r + log(exp(-r) + their sum).
     """
     if loss == "margin":
         scores.relu_()

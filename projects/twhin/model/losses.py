@@ -16,8 +16,8 @@ def edge_losses(
 ) -> torch.Tensor:
     """Compute the loss of each edge with score s+ against its n negatives with scores s-.
 
-    - logistic: softplus(-s+) + 1/n sum softplus(s-), the cross-entropy of labels 1 and 0 where the negatives together
-      weigh as much as the edge. Without negatives, only the first term.
+    - logistic: softplus(-s+) + 1/n sum softplus(s-), the cross-entropy of labels 1 and 0 in which all negatives
+      together have the weight of the edge. Without negatives, only the first term remains.
     - softmax: -log(exp s+ / (exp s+ + sum exp s-)).
     - margin: 1/n sum max(0, margin - s+ + s-).
 
@@ -32,7 +32,7 @@ def edge_losses(
       masked: True for candidates that are not negatives of the edge: [edges, candidates], bool.
 
     Returns:
-      losses: [edges], float32 or wider.
+      Losses: [edges], float32 or wider.
     """
     positives, negatives = (
         scores.float() if scores.dtype.itemsize < 4 else scores for scores in (positives, negatives)

@@ -18,8 +18,8 @@ class Negatives:
 
     Attributes:
       uniform: rows of the table: [global_negatives], int64.
-      in_batch: distinct positions of the edges that the entities are taken from, counted among the edges that share
-        these negatives, in the batch's order: [up to in_batch_negatives], int64.
+      in_batch: distinct positions of the edges whose entities are the negatives, counted among the edges that share
+        these negatives, in the order of the batch: [up to in_batch_negatives], int64.
     """
 
     uniform: Mapping[tuple[Side, str], torch.Tensor]
@@ -29,7 +29,7 @@ class Negatives:
 def draw_negatives(batch: EdgeBatch, relations: Relations, global_negatives: int, in_batch_negatives: int) -> Negatives:
     """Draw negatives for every side and table that the relations use.
 
-    Draws come from torch's default generator of the batch's device. The negatives of an edge may contain its own
+    Draws come from torch's default generator for the device of the batch. The negatives of an edge may contain its own
     entity, which edge_loss() ignores.
     """
     device = batch.lhs.device

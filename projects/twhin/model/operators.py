@@ -1,4 +1,4 @@
-"""Transformations that relations apply to embeddings, each relation with its own parameter.
+"""Transforms embeddings with the operators of relations. Each relation has its own parameter.
 
 The operators are those of PyTorch-BigGraph (arXiv 1903.12287, section 3): x + r, x * r, W x, and a complex product.
 """
@@ -12,7 +12,7 @@ from projects.twhin.data.relations import Operator
 
 
 def identity_init(operator: Operator, dim: int) -> torch.Tensor | None:
-    """Return the parameter with which one relation's operator is the identity, float32, or None if it has none.
+    """Return the float32 parameter that makes an operator the identity, or None if the operator has no parameter.
 
     The shape is [dim, dim] for linear, otherwise [dim]. complex_diagonal stores real parts first, then imaginary parts.
     """
@@ -96,7 +96,7 @@ class RelationOperator(nn.Module):
           segment_relations: relations that belong to each segment. For linear, exactly one.
 
         Returns:
-          transformed embeddings of each segment, [edges, dim], in the embeddings' dtype, even under autocast.
+          Transformed embeddings of each segment, [edges, dim], in the embeddings' dtype, even under autocast.
         """
         if self.operator == "linear":
             # One product per relation. A single unbind gives one gradient tensor instead of one per relation.

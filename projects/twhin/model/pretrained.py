@@ -1,4 +1,4 @@
-"""Reads the rows that a table is initialized with: from an export, by entity or index, or a checkpoint, by index."""
+"""Reads the initial rows of a table from an export (matched by entity or index) or a checkpoint (by index)."""
 
 import logging
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ _ROWS_PER_BLOCK = 65_536
 
 
 class Rows(NamedTuple):
-    """Some rows of a table.
+    """A block of rows of a table.
 
     Attributes:
       indices: positions in the table, below num_embeddings: [n], int64.
@@ -48,7 +48,7 @@ def check_vocabulary(table: EmbeddingBagConfig) -> None:
     if entities is not None and len(entities) < table.num_embeddings:
         logger.warning(
             "table %s: num_embeddings is %d, but its vocabulary has only %d entities. The other rows belong to no "
-            "entity, but they are still drawn as negatives and ranked as candidates.",
+            "entity, but they are still drawn as negatives and ranked as candidates",
             table.name,
             table.num_embeddings,
             len(entities),
@@ -59,7 +59,7 @@ def read_table_vocabulary(table: EmbeddingBagConfig) -> pa.Array | None:
     """Return the entities of the table's first rows, or None if the table has no vocabulary.
 
     Returns:
-      entities: [at most num_embeddings], strings or integers.
+      Entities: [at most num_embeddings], strings or integers.
 
     Raises:
       ConfigError: the vocabulary cannot be read, or has more entities than the table has rows.
@@ -73,8 +73,8 @@ def read_table_vocabulary(table: EmbeddingBagConfig) -> pa.Array | None:
         raise ConfigError(f"{key_path}: {error}") from error
     if len(entities) > table.num_embeddings:
         raise ConfigError(
-            f"{key_path}: {table.vocab} has {len(entities)} entities, but num_embeddings is {table.num_embeddings}; "
-            "raise num_embeddings or give the vocabulary of this table"
+            f"{key_path}: {table.vocab} has {len(entities)} entities, but num_embeddings is {table.num_embeddings}. "
+            "Raise num_embeddings or give the vocabulary of this table"
         )
     return entities
 
@@ -106,16 +106,16 @@ def pretrained_source(table: EmbeddingBagConfig) -> Path:
 def pretrained_rows(table: EmbeddingBagConfig, source: Path) -> Iterator[Rows]:
     """Return an iterator over the rows that the table is initialized with, in blocks.
 
-    Rows are matched by entity if the table has a vocabulary and the export names its rows, otherwise by index. Errors
-    that show without reading all rows are raised by the call, others during the iteration. The number of rows is
-    logged at the end.
+    Rows are matched by entity if the table has a vocabulary and the export names its rows, otherwise by index. The call
+    raises the errors that it can detect without reading all rows; the iteration raises the others. The number of rows
+    is logged at the end.
 
     Args:
       table: table with `pretrained`.
       source: path that pretrained_source() returns.
 
     Raises:
-      ConfigError: the source is no checkpoint, lacks the table, or its table has another dimension or more rows.
+      ConfigError: the source is not a checkpoint, lacks the table, or its table has another dimension or more rows.
       UserError: the source cannot be read. Some of these errors are raised during the iteration.
     """
     assert table.pretrained is not None, "the table has no pretrained rows"
@@ -137,13 +137,15 @@ def pretrained_rows(table: EmbeddingBagConfig, source: Path) -> Iterator[Rows]:
 
 
 def _key_path(table: EmbeddingBagConfig) -> str:
-    """Return the table's place in the configuration, for messages."""
+    """Return the key path of the table in the configuration, for messages."""
     return f"model.embeddings.tables[{table.name}]"
 
 
 def _check_name(name: str, names: list[str], key_path: str, source: Path) -> None:
     if name not in names:
-        raise ConfigError(f"{key_path}.emb_name: {source} has no table {name}; it has {', '.join(names) or 'none'}")
+        raise ConfigError(
+            f"{key_path}.emb_name: {source} has no table {name}. Its tables are: {', '.join(names) or 'none'}"
+        )
 
 
 def _check_dim(dim: int, table: EmbeddingBagConfig, key_path: str, path: Path) -> None:
@@ -174,7 +176,7 @@ def _rows_by_entity(
     positions = pc.index_in(entities.cast(common_type), vocabulary.cast(common_type))
     if positions.null_count == len(positions):
         raise ConfigError(
-            f"{key_path}: no entity of {file.path} is in {table.vocab}; both must use the same names for entities"
+            f"{key_path}: no entity of {file.path} is in {table.vocab}. Both must use the same names for entities"
         )
     rows = positions.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     for block in file.blocks():
@@ -183,7 +185,7 @@ def _rows_by_entity(
 
 
 def _checkpoint_rows(source: Path, table: EmbeddingBagConfig, key_path: str) -> Iterator[Rows]:
-    """Check the checkpoint at once, and return an iterator that reads it."""
+    """Check the checkpoint immediately, and return an iterator that reads it."""
     assert table.pretrained is not None
     name = table.pretrained.emb_name
     checkpoint = CheckpointReader(source)
@@ -197,7 +199,7 @@ def _checkpoint_rows(source: Path, table: EmbeddingBagConfig, key_path: str) -> 
     if table.vocab is not None:
         logger.warning(
             "table %s is initialized from %s by index, and its vocabulary is ignored, because a checkpoint does not "
-            "name the entities of its rows. To start from another graph, export its embeddings and use the export.",
+            "name the entities of its rows. To start from another graph, export its embeddings and use the export",
             table.name,
             source,
         )
@@ -219,7 +221,7 @@ def _log_count(blocks: Iterator[Rows], table: EmbeddingBagConfig, source: Path, 
         count += len(rows.indices)
         yield rows
     logger.info(
-        "table %s: %s of %s rows initialized from %s, by %s",
+        "table %s: initialized %s of %s rows from %s, matched by %s",
         table.name,
         f"{count:,}",
         f"{table.num_embeddings:,}",

@@ -1,7 +1,7 @@
 """Ranks edges' entities among all entities of a table or a sample of them.
 
-Candidates are looked up in blocks. These lookups are collective, so they are the same on all processes, whatever edges
-each process has. Scores are computed in float64, even under autocast.
+Candidates are looked up in blocks. These lookups are collective, so they are the same on all processes, regardless of
+the edges of each process. Scores are computed in float64, even under autocast.
 """
 
 import zlib
@@ -55,7 +55,7 @@ class Candidates:
         return len(self._samples[table]) if table in self._samples else self._num_embeddings[table]
 
     def blocks(self, table: str) -> Iterator[torch.Tensor]:
-        """Iterate over a table's candidates, ascending, int64, in blocks of equal size. The last one may be smaller."""
+        """Yield a table's candidates in ascending order, int64, in blocks of equal size. The last may be smaller."""
         size = max(1, _LOOKUP_VALUES // self.embedding_dim[table] // _TILE_CANDIDATES) * _TILE_CANDIDATES
         for begin in range(0, count := self.count(table), size):
             end = min(begin + size, count)
@@ -69,7 +69,8 @@ class Candidates:
           entities: [n], int64.
 
         Returns:
-          positions, [n], int64, meaningless for other entities; and True for candidates, [n], bool.
+          The positions, [n], int64, which are meaningless for other entities, and a mask that is True for candidates,
+          [n], bool.
         """
         if table not in self._samples:
             return entities, torch.ones_like(entities, dtype=torch.bool)
@@ -82,20 +83,20 @@ def rank_edges(scorer: EdgeScorer, batch: EdgeBatch, lookup: Lookup, candidates:
     """Rank both entities of each edge among the candidates of their tables.
 
     A rank is 1 + the number of other candidates with a higher score + half the number of those with the same score.
-    This is the mean rank of the ties. The edge's own entity is never one of the others, whether it is a candidate or
-    not; it is recognized by its id. Filtered ranks ignore the entities of batch.known, too. A NaN score, or a score
+    This is the mean rank of the ties. The edge's own entity is recognized by its id and never counts as one of the
+    others, even if it is a candidate. Filtered ranks also ignore the entities of batch.known. A NaN score, or a score
     compared with NaN, counts as the same. Padding (edges of weight 0) is not ranked and gets rank 1.
 
     Collective if `lookup` is: all processes must pass the same number of edges and negatives.
 
     Args:
       scorer: scorer with float32 parameters.
-      batch: edges with negatives. If batch.known is given, filtered ranks are computed, too.
+      batch: edges with negatives. If batch.known is given, filtered ranks are also computed.
       lookup: looks up rows of tables.
       candidates: candidates to rank among.
 
     Returns:
-      outputs by name. "raw_ranks", "filtered_ranks" and "negatives_beaten", the share of the edge's negatives with a
+      Outputs by name. "raw_ranks", "filtered_ranks" and "negatives_beaten", the share of the edge's negatives with a
       lower score (ties count half): [batch, 2], float64, left entities first. "relations": [batch], int64. "weights":
       [batch], float32.
     """
@@ -198,7 +199,7 @@ def _negatives_beaten(
 ) -> torch.Tensor:
     """Return the share of negatives that each query's own entity beats, by number: [2 * batch], float64.
 
-    Each lookup covers some draws of all edges.
+    Each lookup covers a part of the draws of all edges.
     """
     negatives = torch.cat([batch.negatives[side] for side in SIDES])
     beaten = torch.zeros(len(negatives), dtype=torch.float64, device=negatives.device)
@@ -245,7 +246,7 @@ class _Excluded:
     Attributes:
       numbers: numbers of the queries: [pairs], int64.
       entities: ignored entities: [pairs], int64.
-      is_own: True for the query's own entity, which raw ranks ignore, too: [pairs], bool.
+      is_own: True for the query's own entity, which raw ranks also ignore: [pairs], bool.
     """
 
     numbers: torch.Tensor
@@ -351,7 +352,7 @@ class _ExclusionCorrection:
     def subtract(
         self, chunk_number: int, tile: int, chunk: _Queries, scores: torch.Tensor, ahead: torch.Tensor
     ) -> None:
-        """Subtract what a tile's excluded pairs added to `ahead`.
+        """Subtract the counts that a tile's excluded pairs added to `ahead`.
 
         Args:
           chunk_number: position of the chunk.

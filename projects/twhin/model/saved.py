@@ -15,7 +15,7 @@ _WEIGHT = ".weight"
 def table_sizes(checkpoint: CheckpointReader) -> dict[str, tuple[int, int]]:
     """Return the number of rows and the dimension of each table, by name.
 
-    The result is empty for a checkpoint of another model.
+    The result is empty if the checkpoint is of another model.
 
     Raises:
       NoCheckpointError: the checkpoint was removed.

@@ -2,7 +2,7 @@
 
 The model is that of PyTorch-BigGraph (arXiv 1903.12287, section 3). As with its `dynamic_relations`, each direction has
 its own operator. With one translation and a dot product, the score is (s + r) . t = s . t + r . t. The term r . t is
-the same for every s, so the relation could not rank left entities.
+the same for every s, so the relation would not affect the ranking of left entities.
 """
 
 from collections.abc import Iterator, Sequence

@@ -35,7 +35,7 @@ class BipartiteFormat(NamedTuple):
 
     @property
     def columns(self) -> tuple[str, str, str]:
-        """Return the names of the columns to read."""
+        """Names of the columns to read."""
         return f"{self.lhs}_index", f"{self.rhs}_index", TIME_CHUNK
 
 
@@ -69,7 +69,7 @@ class SplitChunks(NamedTuple):
 class RowAssigner:
     """Assigns table rows to indices in the order of their first appearance.
 
-    Memory: 4 bytes for each index up to the largest, and 8 bytes per row.
+    Takes 4 bytes of memory for each index up to the largest, and 8 bytes per row.
 
     Attributes:
       num_rows: number of rows assigned so far.
@@ -99,7 +99,7 @@ class RowAssigner:
 
 
 class _Edges(NamedTuple):
-    """Some edges of a file.
+    """A block of edges of a file.
 
     Attributes:
       columns: left indices, right indices and time chunks, [edges] int64 each.
@@ -144,11 +144,11 @@ def prepare_bipartite(
                 first_chunk = min(first_chunk, int(time_chunk.min()))
                 last_chunk = max(last_chunk, int(time_chunk.max()))
     if last_chunk < 0:
-        raise DataError(f"{paths[0]}: no edges found. Give files with rows of {', '.join(file_format.columns)}.")
+        raise DataError(f"{paths[0]}: no edges found. Give files with rows of {', '.join(file_format.columns)}")
     if empty := [split for split, writer in writers.items() if writer.num_edges == 0]:
         raise UserError(
             f"no edges left for {' and '.join(empty)}: the time chunks are {first_chunk} to {last_chunk}. Change "
-            "--validation_from and --test_from."
+            "--validation_from and --test_from"
         )
     for table, assigner in rows.items():
         write_vocabulary(vocabulary_path(out, table), pa.array(assigner.indices()))
@@ -166,7 +166,7 @@ def _check_range(name: str, values: NDArray[np.int64], location: Callable[[int],
         row = int(np.argmin(valid))
         raise DataError(
             f"{location(row)}: column '{name}': found {values[row]}, expected a number from 0 to {_MAX_INDEX}. "
-            "If the graph has other numbers or names, write triples and use `prepare triples`."
+            "If the graph has other numbers or names, write triples and use `prepare triples`"
         )
 
 
@@ -224,4 +224,4 @@ def _read_text(path: Path, columns: Sequence[str]) -> Iterator[_Edges]:
 
 def _column_error(location: str, name: str, found: Sequence[str]) -> str:
     problem = f"several columns '{name}'" if name in found else f"no column '{name}'"
-    return f"{location}: {problem}. The columns are: {', '.join(found)[:200]}. Rename them so that one is '{name}'."
+    return f"{location}: {problem}. The columns are: {', '.join(found)[:200]}. Rename them so that one is '{name}'"

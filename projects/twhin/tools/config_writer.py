@@ -39,8 +39,8 @@ _NUM_EPOCHS = 10
 # A multiple of 24 suits 1, 2, 3, 4, 6, 8, 12 and 24 processes. Graphs with fewer edges get one batch per epoch.
 _MAX_BATCH, _BATCH_UNIT, _STEPS_PER_EPOCH = 1920, 24, 100
 _LOGS_PER_EPOCH = 10
-# Without a penalty and with a constant learning rate, the model memorizes small graphs: its evaluation gets worse from
-# the second or third epoch on.
+# Without a penalty and with a constant learning rate, the model memorizes small graphs: its metrics get worse from
+# the second or third epoch.
 _N3, _RATE, _FINAL_RATE, _RAMP = 0.1, 0.1, 0.002, 0.01
 # More relations than this make the list of relations and the table of metrics per relation too long to read.
 _MAX_LISTED_RELATIONS = 20

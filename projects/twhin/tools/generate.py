@@ -1,7 +1,7 @@
 """Generates the default graph: `python -m projects.twhin.tools.generate --out DIR`.
 
 A user has two topics, a tweet has a topic and a kind, and each relation prefers one kind. Ranking the tweets of an edge
-therefore takes the user's topics and the relation. User activity and tweet popularity follow power laws.
+therefore requires the user's topics and the relation. User activity and tweet popularity follow power laws.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from common.process.arguments import at_least_1, seed_number
 from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.tools.graph_files import SPLITS, EdgeWriter, vocabulary_path
 
-DESCRIPTION = "Generate the default graph of TwHIN: users, tweets, and edges of four relations between them."
+DESCRIPTION = "Generates the default graph of TwHIN: users, tweets, and edges of four relations between them."
 
 
 class RelationSpec(NamedTuple):
@@ -140,12 +140,12 @@ def _choose(
 
 
 def generate(out: Path, seed: int, num_users: int, num_tweets: int, num_edges: int) -> dict[str, NDArray[np.int64]]:
-    """Write the graph to the directory `out`, which appears once it is complete.
+    """Write the graph to the directory `out`, which appears when it is complete.
 
     The same arguments give the same bytes.
 
     Returns:
-      number of edges of each relation, [relations] int64, by split ("train", "validation", "test").
+      Number of edges of each relation, [relations] int64, by split ("train", "validation", "test").
 
     Raises:
       UserError: the sizes do not fit each other, or `out` cannot be written or is not empty.
@@ -188,9 +188,9 @@ def report(out: Path, num_users: int, num_tweets: int, edge_counts: dict[str, ND
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line. Return the exit status: 0, or 2 after a UserError."""
+    """Run the command line and return the exit status: 0, or 2 after a user error."""
     parser = argparse.ArgumentParser(prog="python -m projects.twhin.tools.generate", description=DESCRIPTION)
-    parser.add_argument("--out", type=Path, required=True, help="directory to create; must not exist, or be empty")
+    parser.add_argument("--out", type=Path, required=True, help="directory to create; must be empty if it exists")
     parser.add_argument("--seed", type=seed_number, default=0, help="random seed (default: %(default)s)")
     parser.add_argument("--users", type=at_least_1, default=40_000, help="number of users (default: %(default)s)")
     parser.add_argument("--tweets", type=at_least_1, default=20_000, help="number of tweets (default: %(default)s)")

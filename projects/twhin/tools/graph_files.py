@@ -1,4 +1,4 @@
-"""Paths and edge files of a prepared graph.
+"""Names the files of a prepared graph and writes its edges.
 
 A graph directory has the edges in train/, validation/ and test/, one file per table in vocabulary/, and relations.txt.
 """
@@ -18,7 +18,7 @@ EDGES = [TableColumn("lhs", "int64"), TableColumn("rel", "int64"), TableColumn("
 
 SPLITS = ("train", "validation", "test")
 
-# Row groups are the unit of shuffling and of reading per lane, so a file needs many of them.
+# Row groups are the unit of shuffling and of dealing rows to lanes, so a file needs many of them.
 _ROW_GROUP_SIZE = 16_384
 _ROWS_PER_FILE = 64 * _ROW_GROUP_SIZE
 

@@ -23,7 +23,8 @@ def main() -> int:
     """Run the command line and return the exit status.
 
     Raises:
-      UserError: an input file cannot be read or has a line that is not an edge, or `--out` exists or cannot be written.
+      UserError: an input file cannot be read or has a line that is not an edge, or `--out` cannot be written or is not
+        empty.
     """
     args = _parse_args()
     out: Path = args.out
@@ -61,7 +62,7 @@ def _prepare_bipartite(args: argparse.Namespace, out: Path) -> PreparedGraph:
     ):
         raise UserError(
             f"--validation_from {chunks.validation_from} is not before --test_from {chunks.test_from}. Validation "
-            "edges are those between the two. Give a later --test_from."
+            "edges are those between the two. Give a later --test_from"
         )
     paths = [path for pattern in args.input for path in matching_files(pattern).paths]
     return prepare_bipartite(out, paths, FORMATS[args.kind], chunks)
@@ -70,7 +71,7 @@ def _prepare_bipartite(args: argparse.Namespace, out: Path) -> PreparedGraph:
 def _parse_args() -> argparse.Namespace:
     parser = ArgumentParser(
         prog=PROGRAM,
-        description="Write edges, vocabularies and a configuration for a graph. See docs/graph-data.md.",
+        description="Writes edges, vocabularies and a configuration for a graph (docs/graph-data.md).",
     )
     kinds = parser.add_subparsers(dest="kind", required=True)
     triples = kinds.add_parser("triples", help="lines of head, relation and tail, separated by tabs")
@@ -98,14 +99,14 @@ def _parse_args() -> argparse.Namespace:
         graph.add_argument("--test_from", type=int, metavar="CHUNK", help="first time chunk of test edges")
     for kind_parser in kinds.choices.values():
         kind_parser.add_argument(
-            "--out", type=Path, required=True, metavar="DIR", help="directory to create; must not exist, or be empty"
+            "--out", type=Path, required=True, metavar="DIR", help="directory to create; must be empty if it exists"
         )
     return parser.parse_args()
 
 
 def _table_name(text: str) -> str:
     if not text or set(text) & {"/", "."}:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be a table name. Give a name without '.' and '/'.")
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be a table name. Give a name without '.' and '/'")
     return text
 
 

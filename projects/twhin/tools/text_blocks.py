@@ -36,7 +36,7 @@ class Block(NamedTuple):
 
 
 def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """Yield the lines of a file in order. Recognizes compressed files by their first bytes.
+    """Yield the lines of a file in order. Compressed files are recognized by their first bytes.
 
     Raises:
       DataError: the file cannot be read, or a line is longer than `block_bytes`.
@@ -46,7 +46,7 @@ def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
             yield from _blocks(_decompressed(file, path), path, block_bytes)
     except _UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{path}: cannot read this file: {reason}. Give a text file: plain, .gz or .zip.") from error
+        raise DataError(f"{path}: cannot read this file: {reason}. Give a text file: plain, .gz or .zip") from error
 
 
 def _decompressed(file: BinaryIO, path: Path) -> BinaryIO:
@@ -76,7 +76,9 @@ def _blocks(file: BinaryIO, path: Path, block_bytes: int) -> Iterator[Block]:
         else:
             rest += read
         if len(rest) > block_bytes:
-            raise DataError(f"{path}:{line}: this line is longer than {block_bytes} bytes. Is this a text file?")
+            raise DataError(
+                f"{path}:{line}: this line is longer than {block_bytes} bytes. Check that this is a text file"
+            )
     if rest:
         yield Block(line, rest)
 
@@ -84,7 +86,7 @@ def _blocks(file: BinaryIO, path: Path, block_bytes: int) -> Iterator[Block]:
 def parse(
     block: Block, path: Path, columns: Sequence[str], types: Mapping[str, pa.DataType], separator: str
 ) -> pa.Table:
-    """Return the columns that have a type. Skips empty lines.
+    """Return the columns that have a type. Empty lines are skipped.
 
     Args:
       block: lines to parse.
@@ -110,7 +112,7 @@ def parse(
         )
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise _first_error(block, path, columns, types, separator) or DataError(
-            f"{path}: cannot parse the lines from {block.first_line} on: {error}"
+            f"{path}: cannot parse the block that starts at line {block.first_line}: {error}"
         ) from None
     for name, kind in types.items():
         if pa.types.is_string(kind) and pc.any(pc.equal(table.column(name), "")).as_py():
@@ -121,7 +123,7 @@ def parse(
 
 
 def line_number(block: Block, row: int) -> int:
-    """Return the line number in the file of a row of the parsed block."""
+    """Return the line number, in the file, of a row of the parsed block."""
     for number, line in enumerate(block.lines.split(b"\n"), block.first_line):
         if line.rstrip(b"\r"):
             if row == 0:
@@ -141,7 +143,7 @@ def _first_error(
             text = line.decode().removesuffix("\r")
         except UnicodeDecodeError as error:
             found = f"byte {error.start} of the line is {line[error.start]:#04x}"
-            return DataError(f"{path}:{number}: not UTF-8: {found}. Convert the file to UTF-8.")
+            return DataError(f"{path}:{number}: not UTF-8: {found}. Convert the file to UTF-8")
         if problem := _line_error(text, columns, types, separator):
             return DataError(f"{path}:{number}: {problem}")
     return None

@@ -1,4 +1,4 @@
-"""Turns triples of names into edges: lines of head, relation and tail, separated by tabs."""
+"""Turns triples of names into edges. Each line has a head, a relation and a tail, separated by tabs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ _TYPES = {"head": pa.string(), "relation": pa.string(), "tail": pa.string()}
 
 
 class NameIds:
-    """Assigns ids to names in the order of their first appearance. Memory: all names."""
+    """Assigns ids to names in the order of their first appearance. Holds all names in memory."""
 
     def __init__(self) -> None:
         self._ids: dict[str, int] = {}
 
     def assign(self, names: pa.Array) -> NDArray[np.int64]:
-        """Return the ids of names [names], [names] int64. New names get the next ids."""
+        """Return the ids of `names`, [names] int64. New names get the next ids."""
         encoded = names.dictionary_encode()
         ids = self._ids
         distinct_ids = [ids.setdefault(name, len(ids)) for name in encoded.dictionary.to_pylist()]
@@ -65,7 +65,7 @@ def prepare_triples(out: Path, splits: Mapping[str, Sequence[Path]], entity_type
             if writer.num_edges == 0:
                 files = ", ".join(map(str, paths))
                 raise DataError(
-                    f"--{split} {files}: no triples found. Give files with lines of head, relation and tail."
+                    f"--{split} {files}: no triples found. Give files with lines of head, relation and tail"
                 )
             num_edges[split] = writer.num_edges
     write_vocabulary(vocabulary_path(out, entity_type), pa.array(entities.names(), pa.large_string()))

@@ -143,9 +143,9 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
         ("model.relations=[]", "model.relations", "not 0", "at least 1 item"),
         ("model.relations=fav", "model.relations", ": 'fav' ", "should be a list"),
         ("model.relations={lhs: user, rhs: tweet}", "model.relations.names_path", "missing", "it has no default"),
-        ("model.relations={names_path: n, lhs: user, rhs: tw}", "model", "relation(s) (n): ", "no table tw;"),
-        ("model.relations[1].name=fav", "model", "several relations are called fav", "names must differ"),
-        ("model.relations[1].rhs=twete", "model", "relation(s) reply: ", "no table twete;"),
+        ("model.relations={names_path: n, lhs: user, rhs: tw}", "model", "relation(s) (n): ", "no table tw. "),
+        ("model.relations[1].name=fav", "model", "several relations are named fav", "a unique name"),
+        ("model.relations[1].rhs=twete", "model", "relation(s) reply: ", "no table twete. "),
         (
             f"{TABLE}.embedding_dim=16",
             "model.embeddings",
@@ -157,13 +157,13 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
             "model.translation_optimizer={row_wise_adagrad: {lr: 0.1}}",
             "model",
             "translation_optimizer: row_wise_adagrad is for tables",
-            "use adagrad",
+            "Use adagrad",
         ),
         # The loss.
         ("model.comparator=cosine", "model.comparator", ": 'cosine' ", "'dot', 'cos' or 'l2'"),
         ("model.margin=0.0", "model.margin", ": 0.0 ", "greater than 0"),
         ("model.regularization={n3: 1.0, l2: 1.0}", "model.regularization", "set: n3, l2", "at most one of"),
-        ("model.regularization.operators=true", "model.regularization", "neither n3 nor l2", "give one of them"),
+        ("model.regularization.operators=true", "model.regularization", "neither n3 nor l2", "Set one of them"),
         # Data.
         (
             "train_data.per_replica_batch_size=4",
@@ -186,14 +186,14 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
             "greater than 0",
         ),
         # Evaluation.
-        ("metrics.hits_at=[1, 1]", "metrics.hits_at", "1 is given more than once", "give each value once"),
+        ("metrics.hits_at=[1, 1]", "metrics.hits_at", "1 is given more than once", "Give each value once"),
         ("metrics.candidates=0", "metrics.candidates", ": 0 ", "greater than 0"),
         # Options that do not work with tables that are updated during the backward pass.
         (
             "runtime={enable_amp: true, amp_dtype: float16}",
             "(top level)",
             "runtime.amp_dtype: float16 needs a GradScaler",
-            "use bfloat16",
+            "Use bfloat16",
         ),
         (
             "training.gradient_accumulation=2",
@@ -206,7 +206,7 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
             "train_data={data_root: x, global_batch_size: 24}",
             "(top level)",
             "train_data: global_negatives and in_batch_negatives are both 0",
-            "raise one of them",
+            "Raise one of them",
         ),
     ],
 )

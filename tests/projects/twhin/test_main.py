@@ -268,7 +268,7 @@ def test_options_that_do_not_fit_two_processes_are_errors(two: tuple[Path, dict[
         ),
         (
             ["metrics={filtered: false, known_edges: [{tmp}/entity]}"],
-            r"metrics.*: known_edges is given, but filtered is false",
+            r"metrics.*: known_edges is set, but filtered is false",
         ),
     ],
 )

@@ -47,7 +47,7 @@ class TruncateAndSlice(BaseConfig):
         None,
         min_length=1,
         description="Path of an .npy mask with one boolean (or 0 or 1) for each continuous feature left after "
-        "truncation: whether to use it. null uses all.",
+        "truncation. True or 1 uses the feature. null uses all.",
     )
     binary_feature_mask_path: str | None = pydantic.Field(
         None, min_length=1, description="Path of the mask for the binary features, in the same format."
@@ -129,14 +129,14 @@ class Preprocess(BaseConfig):
     )
 
 
-# A century. A longer range is surely a typo, and searching it would take very long.
+# A century. A longer range is surely a typo and would take very long to search.
 _MAX_DAYS = 36_525
 
 
 class ExplicitDateInputs(BaseConfig):
     """Reads a range of days: every *.parquet below data_root/YYYY/MM/DD."""
 
-    data_root: str = pydantic.Field(min_length=1, description="Directory of the folders by year.")
+    data_root: str = pydantic.Field(min_length=1, description="Directory that contains the folders of the years.")
     end_date: str = pydantic.Field(description="Last day, YYYY-MM-DD or YYYY/MM/DD.")
     days: int = pydantic.Field(gt=0, le=_MAX_DAYS, description="Number of days, including end_date.")
     num_missing_days_tol: pydantic.NonNegativeInt = pydantic.Field(
@@ -153,7 +153,7 @@ class ExplicitDateInputs(BaseConfig):
 class ExplicitDatetimeInputs(BaseConfig):
     """Reads a range of hours: every *.parquet below data_root/YYYY/MM/DD/HH."""
 
-    data_root: str = pydantic.Field(min_length=1, description="Directory of the folders by year.")
+    data_root: str = pydantic.Field(min_length=1, description="Directory that contains the folders of the years.")
     end_datetime: str = pydantic.Field(
         description="Last hour, YYYY-MM-DDTHH, YYYY-MM-DD HH or YYYY/MM/DD/HH, optionally followed by :00."
     )

@@ -1,4 +1,4 @@
-"""Starts `projects.home.recap.tools.convert` under its earlier name, so that existing commands keep working."""
+"""Runs `projects.home.recap.tools.convert` under its earlier name, so that existing commands keep working."""
 
 import runpy
 

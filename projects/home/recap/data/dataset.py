@@ -137,7 +137,7 @@ class RecapDataset:
 
     @property
     def has_reference(self) -> bool:
-        """Return whether evaluation batches have the probabilities that labels were drawn from."""
+        """True if evaluation batches have the probabilities that labels were drawn from."""
         return self._config.reference_probability_prefix is not None
 
 

@@ -1,7 +1,7 @@
 """The layout of the Parquet tables that the Heavy Ranker reads.
 
-Owns the names, types and widths of the columns, and schema.json. Producing values (tools/generate.py), writing them
-(common/files/table_writer.py) and reading them (dataset.py) happen elsewhere. Use it to write your own tables too:
+Owns the names, types and widths of the columns, and schema.json. Other modules produce values (tools/generate.py),
+write them (common/files/table_writer.py) and read them (dataset.py). Use this module to write your own tables too:
 
     columns = recap_columns(Widths(continuous=48, binary=16), tasks=["my_label"])
     with TableWriter(Path("data/train/part-00000.parquet"), columns) as writer:

@@ -1,5 +1,6 @@
-"""Selects the columns to read beyond the features, and prepares decoded row groups for batching. preprocess.py has the
-formulas.
+"""Selects the columns to read in addition to the features, and prepares decoded row groups for batching.
+
+preprocess.py has the formulas.
 """
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -117,7 +118,7 @@ class Preparation:
           config: configuration of the data set.
           tasks: tasks of the batches, in order.
           columns_by_name: the columns that the configuration may name.
-          reference: whether to read the probabilities that labels were drawn from, if the data has them.
+          reference: True to read the probabilities that labels were drawn from, if the data has them.
         """
         preprocess = config.preprocess or Preprocess()
         downsample = preprocess.downsample_negatives
@@ -170,7 +171,10 @@ class Preparation:
 
 
 class NegativeSampling:
-    """Keeps a batch's positives and a sample of its negatives: a Sampling of rows prepared by a Preparation."""
+    """Keeps the positives of a batch and a sample of its negatives.
+
+    Implements Sampling for row groups that a Preparation has prepared.
+    """
 
     columns = (_IS_POSITIVE,)
 

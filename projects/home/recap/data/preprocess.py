@@ -43,7 +43,7 @@ def downsampled(
     weighted sum of any quantity over the kept rows then equals its sum over the rows read divided by batch_multiplier.
 
     Args:
-      is_positive: whether each row read is positive, bool [rows]. The last share of an evaluation may have fewer than
+      is_positive: True for each positive row, bool [rows]. The last share of an evaluation may have fewer than
         keep * batch_multiplier rows.
       keep: number of rows to keep, at least 2.
       batch_multiplier: number of rows read for each row kept.

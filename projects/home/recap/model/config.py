@@ -107,14 +107,19 @@ class SmallEmbeddingsConfig(BaseConfig):
     def _names_differ(cls, tables: list[SmallEmbeddingTable]) -> list[SmallEmbeddingTable]:
         names = [table.name.replace(".", "/") for table in tables]
         if twice := sorted({table.name for table in tables if names.count(table.name.replace(".", "/")) > 1}):
-            raise ValueError(f"two tables are named {', '.join(twice)} (or their names differ only in '.' and '/')")
+            raise ValueError(
+                f"two tables are named {', '.join(twice)} (or their names differ only in '.' and '/'). "
+                "Give each table a unique name"
+            )
         return tables
 
 
 class StratifierConfig(BaseConfig):
     """A stratum: the examples in which a discrete feature has a given value."""
 
-    name: str = pydantic.Field(min_length=1, description="Name of the stratum in metric names; no slashes.")
+    name: str = pydantic.Field(
+        min_length=1, description="Name of the stratum in metric names. Must not contain a slash."
+    )
     index: pydantic.NonNegativeInt = pydantic.Field(description="Position of the feature among the discrete ones.")
     value: int = pydantic.Field(description="Value of the feature in this stratum.")
 
@@ -122,7 +127,7 @@ class StratifierConfig(BaseConfig):
     @classmethod
     def _has_no_slash(cls, name: str) -> str:
         if "/" in name:
-            raise ValueError("the name must not contain a slash, because slashes separate the parts of a metric name")
+            raise ValueError("the name must not contain a slash because slashes separate the parts of a metric name")
         return name
 
 

@@ -54,7 +54,7 @@ class HeavyRanker(nn.Module):
             {tower_key(task): _tower(tower, tower_features) for task, tower in config.tasks.items()}
         )
         if len(self.towers) != len(self.tasks):
-            raise ConfigError("model.tasks: two names differ only in '.' and '/'. Rename one of them")
+            raise ConfigError("model.tasks: two task names differ only in '.' and '/'. Rename one of them")
         # Keeping shares (p, n) of positives and negatives multiplies the odds by p / n. This undoes it.
         shifts = [math.log(sampling_rates[task][1] / sampling_rates[task][0]) for task in self.tasks]
         self.register_buffer("_calibration", torch.tensor(shifts), persistent=False)

@@ -36,7 +36,7 @@ class ModelAndLoss(nn.Module):
         Returns:
           The loss (scalar) and a mapping with the ranker's outputs, "labels", "weights" and, if the batch has them,
           "reference_probabilities", each [batch, tasks] in the order of the ranker's tasks. In evaluation, if there are
-          stratifiers, also "strata", bool [batch, strata]: whether the example is in the stratum.
+          stratifiers, also "strata", bool [batch, strata]: True if the example is in the stratum.
 
         Raises:
           ValueError: the batch has no labels for a task.
@@ -54,7 +54,7 @@ class ModelAndLoss(nn.Module):
         if batch.reference_probabilities is not None:
             outputs["reference_probabilities"] = batch.reference_probabilities
         if self._strata and not self.training:
-            assert batch.discrete is not None, "check_strata() has checked this"
+            assert batch.discrete is not None, "check_strata() requires discrete features"
             discrete = batch.discrete.long()  # uint8 would compare the value modulo 256
             outputs["strata"] = torch.stack([discrete[:, index] == value for index, value in self._strata], dim=1)
         loss = multi_task_cross_entropy(outputs["logits"], batch.labels, batch.weights, self._pos_weights)

@@ -60,7 +60,7 @@ def main() -> int:
     """Run the command line: convert the files and print the report.
 
     Returns:
-      the exit status: 0, or 1 if a file could not be converted.
+      The exit status: 0, or 1 if a file could not be converted.
     """
     setup_logging(rank=0)
     args = _parse_args()
@@ -133,7 +133,7 @@ class _DatedInputs(NamedTuple):
 
 
 def _inputs_and_format(args: argparse.Namespace) -> tuple[str, OutputFormat, _DatedInputs | None]:
-    """Return the inputs, the format of the outputs, and how the data set selects files by date, if it does."""
+    """Return the inputs, the format of the outputs, and the selection by date (None if the data set has none)."""
     from core.config import load_config_from_yaml
     from projects.home.recap.config import RecapConfig
     from projects.home.recap.tools.conversion.columns import features_of_config, features_of_schema
@@ -162,7 +162,7 @@ def _check_dated(plan: ConversionPlan, out: Path, inputs: str, dated: _DatedInpu
     if not any(dated.period.is_folder(output.relative_to(out).parent) for output in outputs):
         raise UserError(
             f"--inputs {inputs}: {dated.key} reads the folders {dated.period.example} below its data_root, but the "
-            f"first file would be converted to {outputs[0]}; set --inputs to the directory that contains the years"
+            f"first file would be converted to {outputs[0]}. Set --inputs to the directory that contains the years"
         )
 
 
@@ -183,12 +183,12 @@ def _claimed(out: Path, output_format: OutputFormat) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"--out {out}: another conversion is writing to this directory; wait for it, or give another --out"
+                f"--out {out}: another conversion is writing to this directory. Wait for it, or give another --out"
             ) from None
         lock.seek(0)
         if (digest := lock.read()) not in ("", output_format.digest):
             if any(out.rglob("*.parquet")):
-                raise UserError(f"--out {out}: its files were converted with {DIFFERENT_FORMAT}; give another --out")
+                raise UserError(f"--out {out}: its files were converted with {DIFFERENT_FORMAT}. Give another --out")
             (out / "schema.json").unlink(missing_ok=True)  # from a conversion that wrote nothing else
         if digest != output_format.digest:
             try:
@@ -206,7 +206,7 @@ def _write_schema(out: Path, output_format: OutputFormat) -> None:
         write_schema_json(partial, [feature.column for feature in output_format.features])
         if path.exists() and path.read_bytes() != partial.read_bytes():
             partial.unlink()
-            raise UserError(f"{path} exists and does not match the columns of this conversion; give another --out")
+            raise UserError(f"{path} exists and does not match the columns of this conversion. Give another --out")
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot write this file: {error.strerror}") from error
@@ -238,11 +238,11 @@ def _convert_all(plan: ConversionPlan, output_format: OutputFormat, processes: i
     pool = ProcessPoolExecutor(min(processes, len(plan.conversions)), spawn, _start_worker, (shared,))
     outcomes: list[FileOutcome] = []
     conversions, pending = iter(plan.conversions), set[Future[FileOutcome]]()
-    # Reads without the values' locks: a worker that is killed would never release them.
+    # Read without the locks of the values: a worker that is killed would never release them.
     progress = ConversionProgress(plan, lambda: (shared.read.get_obj().value, shared.rows.get_obj().value))
     try:
         while True:
-            # Submits a few at a time, because wait() looks at every pending future.
+            # Submit a few at a time, because wait() checks every pending future.
             while len(pending) < 2 * processes and (conversion := next(conversions, None)) is not None:
                 with _interrupt_blocked():
                     pending.add(pool.submit(_convert, conversion))
@@ -283,7 +283,7 @@ _shared: _SharedState
 
 
 def _start_worker(shared: _SharedState) -> None:
-    """Prepare a worker process to convert. It exits when the main process exits, for whatever reason."""
+    """Prepare a worker process to convert. The worker exits when the main process exits for any reason."""
     global _shared
     _shared = shared
     threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -312,7 +312,7 @@ def _convert(conversion: FileConversion) -> FileOutcome:
         absences = convert_file(conversion.source, conversion.output, _shared.output_format, progress)
         return FileOutcome(rows, conversion.output.stat().st_size, absences)
     except UnicodeEncodeError:
-        return _failed(conversion, "the name is not UTF-8 and pyarrow cannot write such a file; rename it")
+        return _failed(conversion, "the name is not UTF-8 and pyarrow cannot write such a file. Rename it")
     except RecordError as error:
         return _failed(conversion, str(error))
     finally:

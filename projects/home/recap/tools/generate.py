@@ -24,7 +24,7 @@ from projects.home.recap.data.parquet import TASKS, TEACHER_PREFIX, Widths, reca
 from projects.home.recap.tools.synthetic.population import Population, draw_impressions, make_population
 from projects.home.recap.tools.synthetic.teacher import teacher_probabilities
 
-DESCRIPTION = "Generate the default data of the Heavy Ranker: synthetic impressions with ten labels each."
+DESCRIPTION = "Generates the default data of the Heavy Ranker: synthetic impressions with ten labels each."
 SPLITS = ("train", "validation")
 
 
@@ -80,7 +80,7 @@ def generate(out: Path, preset: Preset, seed: int, num_examples: Sequence[int]) 
       num_examples: number of train rows and of validation rows.
 
     Returns:
-      the sums over the rows of each split.
+      The sums over the rows of each split.
 
     Raises:
       UserError: `out` cannot be written, or exists and is not an empty directory.

@@ -58,7 +58,7 @@ class JoinedColumn:
 
 
 class _Embeddings:
-    """The embeddings of a file, which are looked up by id."""
+    """Looks up the embeddings of a file by id."""
 
     def __init__(self, path: str) -> None:
         self._file = EmbeddingFile(Path(path))
@@ -94,7 +94,7 @@ class _Embeddings:
             entities = entities.filter(numeric).cast(pa.int64())
         if not len(entities):
             raise UserError(
-                f"{self._file.path}: no entity is an integer, but the ids to look up are; the table and the embeddings "
+                f"{self._file.path}: no entity is an integer, but the ids to look up are. The table and the embeddings "
                 "must use the same ids for users and authors"
             )
         keys = entities.to_numpy(zero_copy_only=False)
@@ -112,7 +112,7 @@ def join_embeddings(data: Path, out: Path, sources: Mapping[str, EmbeddingSource
       sources: source of each column to join, by its name in projects.home.recap.data.parquet.EMBEDDINGS.
 
     Returns:
-      the joined columns by name.
+      The joined columns by name.
 
     Raises:
       UserError: a file is unreadable; an id column is missing, of a wrong type, or has nulls; no id of a column has an
@@ -120,7 +120,7 @@ def join_embeddings(data: Path, out: Path, sources: Mapping[str, EmbeddingSource
     """
     if not data.is_dir():
         problem = "is a file" if data.exists() else f"no such directory (current directory: {Path.cwd()})"
-        raise UserError(f"--data {data}: {problem}; give the directory of a table, with {_SCHEMA} and *.parquet files")
+        raise UserError(f"--data {data}: {problem}. Give the directory of a table, with {_SCHEMA} and *.parquet files")
     schema = read_schema(str(data / _SCHEMA), "--data")
     try:
         files = [path for path in files_below(data) if path.suffix == ".parquet"]
@@ -129,7 +129,7 @@ def join_embeddings(data: Path, out: Path, sources: Mapping[str, EmbeddingSource
     if not files:
         raise UserError(f"--data {data}: no *.parquet files in this directory or below it")
     if out.resolve().is_relative_to(data.resolve()):
-        raise UserError(f"--out {out} is inside --data {data}; give a directory outside of it")
+        raise UserError(f"--out {out} is inside --data {data}. Give a directory outside it")
     embeddings = {path: _Embeddings(path) for path in {source.path for source in sources.values()}}
     joined = {column: JoinedColumn(source, embeddings[source.path].dim) for column, source in sources.items()}
     with atomic_directory(out) as partial:
@@ -142,7 +142,7 @@ def join_embeddings(data: Path, out: Path, sources: Mapping[str, EmbeddingSource
             if result.num_missing == result.num_rows:
                 raise UserError(
                     f"--{column} {result.source.id_column}={result.source.path}: none of the ids in the "
-                    f"{result.num_rows} rows has an embedding; the table and the embeddings must use the same ids for "
+                    f"{result.num_rows} rows has an embedding. The table and the embeddings must use the same ids for "
                     "users and authors"
                 )
         widths = {name: (entry.dtype, entry.length) for name, entry in schema.items()}
@@ -188,7 +188,7 @@ def _join_file(
 def _writer_options(metadata: pq.FileMetaData, joined: Mapping[str, JoinedColumn]) -> dict[str, Any]:
     """Return the options that keep the storage of the table's columns and store embeddings uncompressed.
 
-    zstd hardly compresses embeddings.
+    zstd barely compresses embeddings.
     """
     compression: dict[str, str] = dict.fromkeys(joined, "none")
     dictionaries, statistics = [], []
@@ -214,11 +214,11 @@ def _ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
     """
     if name not in table.column_names:
         columns = ", ".join(sorted(table.column_names))
-        raise DataError(f"{where}: no id column '{name}'; give one of the columns {columns}")
+        raise DataError(f"{where}: no id column '{name}'. Give one of the columns {columns}")
     ids = table.column(name)
     if not (pa.types.is_integer(ids.type) or pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
         raise DataError(
-            f"{where}: column '{name}' has type {ids.type}, but ids must be integers or strings; give another column"
+            f"{where}: column '{name}' has type {ids.type}, but ids must be integers or strings. Give another column"
         )
     if ids.null_count:
         row = pc.index(ids.is_null(), True).as_py()
@@ -276,7 +276,7 @@ def main() -> int:
     args = parser.parse_args()
     sources = {column: source for column in EMBEDDINGS if (source := getattr(args, column)) is not None}
     if not sources:
-        parser.error(f"nothing to join; give at least one of {', '.join(f'--{column}' for column in EMBEDDINGS)}")
+        parser.error(f"nothing to join. Give at least one of {', '.join(f'--{column}' for column in EMBEDDINGS)}")
     joined = join_embeddings(args.data, args.out, sources)
     sys.stdout.write(report(args.out, joined))
     return 0

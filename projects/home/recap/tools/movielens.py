@@ -24,7 +24,7 @@ from projects.home.recap.data.parquet import Widths, recap_columns, write_schema
 from projects.home.recap.tools.movielens_tables.files import GENRES, OCCUPATIONS, MovieLens, read_movielens
 from projects.home.recap.tools.movielens_tables.history import HISTORY, history_features
 
-DESCRIPTION = "Convert MovieLens 100K to a table for the Heavy Ranker."
+DESCRIPTION = "Converts MovieLens 100K to a table for the Heavy Ranker."
 
 TASKS = ("rating_at_least_4", "rating_is_5", "rating_at_most_2")
 SPLITS = ("train", "validation", "test")
@@ -39,7 +39,7 @@ LAST_YEAR = 1998
 and the logarithms of 1950 and 1995 are almost equal."""
 
 AGES = (18, 25, 35, 45, 50, 56)
-"""Lower bounds of the age groups of GroupLens's later data sets. The first group is everybody below the first bound."""
+"""Lower bounds of the age groups of GroupLens's later data sets. The first group has everyone below the first bound."""
 
 BINARY = (*GENRES, "is_male", *(f"age_group_{group}" for group in range(len(AGES) + 1)), *OCCUPATIONS)
 
@@ -54,8 +54,8 @@ def movielens_table(data: MovieLens) -> dict[str, NDArray[Any]]:
     """Return the ratings, in the order of `data`, as the columns that recap_columns() defines.
 
     Returns:
-      by name, `continuous` float32 [ratings, CONTINUOUS], `binary` uint8 [ratings, BINARY], `discrete` int64
-      [ratings, DISCRETE], and each of TASKS int8 [ratings].
+      The columns by name: `continuous` float32 [ratings, CONTINUOUS], `binary` uint8 [ratings, BINARY], `discrete`
+      int64 [ratings, DISCRETE], and each of TASKS int8 [ratings].
     """
     user, item, rating = data.user, data.item, data.rating
     age_group = np.searchsorted(AGES, data.age, side="right")
@@ -94,7 +94,7 @@ def prepare(directory: Path, out: Path) -> dict[str, dict[str, NDArray[Any]]]:
     The bytes depend only on the ratings, users and films, not on their order in the files or on the layout.
 
     Returns:
-      the columns of each split.
+      The columns of each split.
 
     Raises:
       UserError: the files are invalid (see read_movielens) or have fewer than 10 ratings; or `out` cannot be written,

@@ -203,7 +203,7 @@ def test_a_data_set_without_files_or_edges_is_a_data_error(tmp_path):
         (
             {"lanes": None},
             3,
-            ["train_data.global_batch_size: 16 is not a multiple of the 3 processes"],
+            ["train_data.global_batch_size is 16, which is not a multiple of the 3 processes"],
         ),
         ({"lanes": 3}, 1, ["train_data: ", "global_batch_size", "16", "lanes", "3"]),
         ({"lanes": 4}, 8, ["train_data: ", "lanes", "4", "world size", "8"]),

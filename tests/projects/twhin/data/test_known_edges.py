@@ -100,4 +100,4 @@ def test_progress_of_a_long_read_is_logged(tmp_path, monkeypatch, caplog):
     dataset = opened(write(tmp_path / "a.parquet", make_edges(40)))
     with caplog.at_level("INFO"):
         KnownEdges(relations(), [], [dataset.table])
-    assert caplog.messages == [f"looking for known edges: {count} of 40 edges read" for count in (20, 40)]
+    assert caplog.messages == [f"collecting known edges: {count} of 40 edges read" for count in (20, 40)]

@@ -32,7 +32,7 @@ def test_rows_of_each_side():
         (None, ["No such file"]),
         (b"", ["line 1 is empty"]),
         (b"a\n\nb\n", ["line 2 is empty"]),
-        (b"a\nb\na\n", ["line 3: a is already on line 1", "names must differ"]),
+        (b"a\nb\na\n", ["line 3: a is already on line 1", "Names must differ"]),
         (b"\xff\n", ["'utf-8' codec"]),
     ],
 )

@@ -34,5 +34,5 @@ def test_hits_at_the_same_k_twice_is_refused():
 
 
 def test_known_edges_without_filtered_ranks_are_refused():
-    with pytest.raises(pydantic.ValidationError, match="known_edges is given, but filtered is false"):
+    with pytest.raises(pydantic.ValidationError, match="known_edges is set, but filtered is false"):
         RankingConfig(known_edges=["x"], filtered=False)

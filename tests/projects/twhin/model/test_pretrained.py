@@ -130,8 +130,8 @@ def test_errors_that_show_without_reading_rows_are_raised_by_the_call(tmp_path):
         (table(tmp_path / "no"), uri, [f"{tmp_path}/no: no such directory", str(Path.cwd())]),
         (table(tmp_path / "empty"), uri, ["no complete checkpoint", f"{tmp_path}/empty"]),
         (table(tmp_path / "run"), uri, ["no complete checkpoint", f"{tmp_path}/run"]),
-        (table(source, "usr"), ".emb_name: ", [f"{source} has no table usr", "it has user"]),
-        (table(checkpoint), ".emb_name: ", [f"{checkpoint} has no table user", "it has tweet"]),
+        (table(source, "usr"), ".emb_name: ", [f"{source} has no table usr", "tables are: user"]),
+        (table(checkpoint), ".emb_name: ", [f"{checkpoint} has no table user", "tables are: tweet"]),
         (
             table(source, embedding_dim=6),
             ": ",
@@ -168,6 +168,6 @@ def test_a_bad_vocabulary_is_a_config_error(tmp_path):
     check_vocabulary(table(rows=2, vocab=vocabulary(tmp_path, ["a", "b"])))
     with pytest.raises(ConfigError) as caught:
         check_vocabulary(table(rows=1, vocab=(path := vocabulary(tmp_path, ["a", "b"]))))
-    assert str(caught.value).startswith(f"{KEY_PATH}.vocab: {path} has 2 entities, but num_embeddings is 1; ")
+    assert str(caught.value).startswith(f"{KEY_PATH}.vocab: {path} has 2 entities, but num_embeddings is 1. ")
     with pytest.raises(ConfigError, match=rf"\.vocab: {tmp_path}/no.parquet: .*vocabulary"):
         check_vocabulary(table(vocab=str(tmp_path / "no.parquet")))

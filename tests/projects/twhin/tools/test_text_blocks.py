@@ -98,7 +98,7 @@ def test_unreadable_files_are_errors(tmp_path):
     ):
         message = message_of(tmp_path / name, 1000)
         assert message.startswith(f"{tmp_path / name}: cannot read this file: {reason}")
-        assert message.endswith("plain, .gz or .zip.")
+        assert message.endswith("plain, .gz or .zip")
     message = message_of(tmp_path / "two")
     assert message.startswith(f"{tmp_path / 'two'}: ")
     for fact in ("2 files", "expected 1", ": a, b"):

@@ -1,6 +1,6 @@
 """Chooses which features of the records become which columns.
 
-The choice follows the configuration of a data set, or the schema alone. Does not read records (examples.py).
+The choice follows the configuration of a data set, or the schema alone. examples.py reads the records.
 """
 
 import logging
@@ -46,7 +46,7 @@ def features_of_config(config: RecapDataConfig, path: str, float16: bool = False
     renames = {original: name for name, original in schema.renamed_features.items()}
     if len(renames) < len(schema.renamed_features):
         twice = sorted({original for name, original in schema.renamed_features.items() if renames[original] != name})
-        raise ConfigError(f"{schema_key}.renamed_features: more than one name for {', '.join(twice)}; give one each")
+        raise ConfigError(f"{schema_key}.renamed_features: more than one key maps to {', '.join(twice)}. Keep one")
 
     def is_skipped(original: str, entry: SchemaEntry) -> bool:
         name = renames.get(original, original)
@@ -68,7 +68,7 @@ def features_of_config(config: RecapDataConfig, path: str, float16: bool = False
 
 
 def features_of_schema(schema_path: str, float16: bool = False) -> list[ExampleFeature]:
-    """Return all features of a schema except lists of bytes, uncut and under their own names.
+    """Return all features of a schema except lists of bytes, with all values and under their own names.
 
     Args:
       schema_path: path of the schema of the records.
@@ -79,7 +79,7 @@ def features_of_schema(schema_path: str, float16: bool = False) -> list[ExampleF
     """
     entries = read_schema(schema_path, "--schema")
     if all(entry.dtype == "bytes_list" for entry in entries.values()):
-        raise ConfigError(f"--schema {schema_path}: nothing to convert; it has no float_list and no int64_list")
+        raise ConfigError(f"--schema {schema_path}: nothing to convert, because it has no float_list and no int64_list")
     _log_skipped([name for name, entry in entries.items() if entry.dtype == "bytes_list"], schema_path)
     where = f"--schema {schema_path}"
     return [

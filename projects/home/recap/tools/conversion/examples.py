@@ -1,7 +1,7 @@
 """Decodes serialized tf.Examples into columns, one block of rows at a time.
 
-Missing values, other lengths and other kinds are handled as by TensorFlow's parse_example with a FixedLenFeature whose
-default is 0. Does not decide which features become which columns (columns.py).
+Handles missing values, wrong lengths and wrong kinds as TensorFlow's parse_example does for a FixedLenFeature with the
+default 0. columns.py decides which features become which columns.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class ExampleFeature(NamedTuple):
 
 @dataclasses.dataclass
 class Absences:
-    """Features that records lack, and features that they have but the schema does not."""
+    """Collects the features that records lack, and the features that they have but the schema does not."""
 
     missing: Counter[str] = dataclasses.field(default_factory=Counter)
     """Number of records that lack a feature, by its name."""
@@ -62,8 +62,8 @@ def read_blocks(
       absences: updated with the features that the examples lack.
 
     Raises:
-      RecordError: a record is not a tf.Example, has a feature of another length or kind, or has a value that the column
-        does not allow.
+      RecordError: a record is not a tf.Example, has a feature of the wrong length or kind, or has a value that the
+        column does not allow.
     """
     names = {feature.name for feature in features}
     blocks = [np.zeros((_ROWS_PER_BLOCK, feature.length), _DTYPES[feature.kind]) for feature in features]

@@ -1,7 +1,7 @@
 """Plans which files are converted, and converts one file of records to one Parquet file.
 
 Every output carries a stamp that names its source and its format, so that a finished file is not converted twice.
-Decoding the records belongs to examples.py, the choice of columns to columns.py.
+examples.py decodes the records, and columns.py chooses the columns.
 """
 
 import glob
@@ -48,7 +48,7 @@ class OutputFormat(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Return a digest that differs between formats."""
+        """Digest that differs between formats."""
         # Existing outputs carry this digest, so the text must not change, even if the classes are renamed.
         features = ", ".join(_feature_text(feature) for feature in self.features)
         text = f"Layout(features=[{features}], vectors={self.vectors!r})"
@@ -88,15 +88,15 @@ def plan_conversion(inputs: str, out: Path, output_format: OutputFormat) -> Conv
         an existing output comes from another source, has another format, or was not written by this command.
     """
     if not inputs:
-        raise UserError("--inputs is empty; give a glob pattern, a file, or a directory")
+        raise UserError("--inputs is empty. Give a glob pattern, a file, or a directory")
     try:
         base, sources = _find(inputs, out)
     except OSError as error:
         raise UserError(f"--inputs {inputs}: cannot read {error.filename}: {error.strerror}") from error
     if not sources:
         raise UserError(
-            f"--inputs {inputs}: no file matches (current directory: {Path.cwd()}); give a glob pattern, a file, or a "
-            "directory outside of --out"
+            f"--inputs {inputs}: no file matches (current directory: {Path.cwd()}). Give a glob pattern, a file, or a "
+            "directory outside --out"
         )
     source_of: dict[Path, Path] = {}
     plan = ConversionPlan([], [], [])
@@ -104,7 +104,7 @@ def plan_conversion(inputs: str, out: Path, output_format: OutputFormat) -> Conv
         output = out / _output_name(source.relative_to(base))
         if output in source_of:
             raise UserError(
-                f"{source_of[output]} and {source} would both be converted to {output}; convert them separately"
+                f"{source_of[output]} and {source} would both be converted to {output}. Convert them separately"
             )
         source_of[output] = source
         if output.exists() and _is_finished(source, output, output_format):
@@ -133,7 +133,7 @@ def _unrelated_outputs(out: Path, source_of: Mapping[Path, Path]) -> list[Path]:
         if (source := stamp["source"]) in planned:
             raise UserError(
                 f"{path} was converted from {source}, which would now also be converted to {planned[source]} because "
-                "--inputs starts at another directory; give the earlier --inputs, or another --out"
+                "--inputs starts at another directory. Give the earlier --inputs, or another --out"
             )
         unrelated.append(path)
     return unrelated
@@ -154,7 +154,7 @@ def convert_file(
         call. An exception that it raises ends the conversion.
 
     Returns:
-      the features that records lack.
+      The features that records lack.
 
     Raises:
       RecordError: `source` is truncated or corrupt, or a record does not match `output_format`.
@@ -179,7 +179,7 @@ def convert_file(
 
 
 def _find(inputs: str, out: Path) -> tuple[Path, list[Path]]:
-    """Return the directory that output paths are relative to, and the sorted files."""
+    """Return the base directory of output paths, and the sorted files."""
     path = user_path(inputs)
     if path.is_file():
         return path.parent, [path]
@@ -232,7 +232,7 @@ def _stamp(source: Path, output_format: OutputFormat) -> dict[str, str | int]:
             changed = os.fstat(file.fileno()).st_mtime_ns
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 16))
-            tail = file.read().hex()  # in a gzip file it includes a checksum of the contents
+            tail = file.read().hex()  # in a gzip file, this includes a checksum of the contents
         path = str(source.resolve())
         return {"source": path, "size": size, "changed_ns": changed, "tail": tail, "layout": output_format.digest}
     except OSError as error:
@@ -254,13 +254,13 @@ def _is_finished(source: Path, output: Path, output_format: OutputFormat) -> boo
     Raises:
       UserError: `output` comes from another source, has another format, or was not written by this command.
     """
-    advice = "give another --out, or remove the file"
+    advice = "Give another --out, or remove the file"
     if (stamp := _read_stamp(output)) is None:
-        raise UserError(f"{output} exists but was not written by this command; {advice}")
+        raise UserError(f"{output} exists but was not written by this command. {advice}")
     if stamp["source"] != str(source.resolve()):
-        raise UserError(f"{output} was converted from {stamp['source']}, not from {source}; {advice}")
+        raise UserError(f"{output} was converted from {stamp['source']}, not from {source}. {advice}")
     if stamp["layout"] != output_format.digest:
-        raise UserError(f"{output} was converted with {DIFFERENT_FORMAT}; {advice}")
+        raise UserError(f"{output} was converted with {DIFFERENT_FORMAT}. {advice}")
     try:
         return bool(stamp == _stamp(source, output_format))
     except RecordError:  # reported when the file is converted

@@ -1,4 +1,4 @@
-"""Reports the progress of a conversion, and at its end the results and how to configure a run that reads them."""
+"""Reports the progress of a conversion, its results, and the configuration of a run that reads them."""
 
 import glob
 import json
@@ -34,11 +34,11 @@ class FileOutcome(NamedTuple):
     absences: Absences
     """Features that the converted records lack."""
     problem: str | None = None
-    """Why the conversion failed, or None if it succeeded."""
+    """Reason for the failure, or None if the conversion succeeded."""
 
 
 class ConversionProgress:
-    """Shows a bar over the bytes of the sources on a terminal, and log lines otherwise."""
+    """Shows the bytes read so far: a bar on a terminal, log lines otherwise."""
 
     def __init__(self, plan: ConversionPlan, counts: Callable[[], tuple[int, int]]) -> None:
         """Start at zero.

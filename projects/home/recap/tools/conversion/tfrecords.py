@@ -62,7 +62,7 @@ def _uncompressed(file: IO[bytes]) -> _Stream:
         return file
     if start.startswith(_GZIP_MAGIC):
         return gzip.GzipFile(fileobj=file)
-    raise _FramingError("the file starts neither with a TFRecord nor with a gzip header; check that it holds records")
+    raise _FramingError("the file starts neither with a TFRecord nor with a gzip header. Check that it holds records")
 
 
 def _is_header(header: bytes) -> bool:
@@ -76,7 +76,7 @@ def _read_record(header: bytes, stream: _Stream) -> bytes:
         raise _FramingError("the checksum of the length does not match")
     length = _HEADER.unpack(header)[0]
     if length >= _MAX_LENGTH:
-        raise _FramingError(f"the record is {length} bytes long, more than a tf.Example can be")
+        raise _FramingError(f"the record is {length} bytes long, but a tf.Example is shorter than {_MAX_LENGTH}")
     record = stream.read(length)
     checksum = stream.read(_CHECKSUM.size)
     if len(record) < length or len(checksum) < _CHECKSUM.size:

@@ -2,12 +2,12 @@
 
 Reads two layouts of the same data (Harper and Konstan 2015, "The MovieLens Datasets"):
 
-- GroupLens's own: `u.data` separates fields with tabs, `u.user` and `u.item` with pipes. `u.item` is Latin-1 and has a
-  release date and 19 genre flags.
+- GroupLens's own layout: `u.data` separates fields with tabs, `u.user` and `u.item` with pipes. `u.item` is Latin-1 and
+  has a release date and 19 genre flags.
 - `ml-100k.inter`, `ml-100k.user` and `ml-100k.item`: tabs, UTF-8, and a header line of typed names like
   `user_id:token`. They have the year of release and the names of the genres.
 
-Does not build the table for training (tools/movielens.py).
+tools/movielens.py builds the table for training.
 """
 
 import re
@@ -87,7 +87,7 @@ def read_movielens(directory: Path) -> MovieLens:
         item_lines = _lines(items, "\t", None)
     else:
         raise UserError(
-            f"--input {directory}: contains neither {_GROUPLENS[0]} nor {_WITH_HEADER[0]}; give the directory with "
+            f"--input {directory}: contains neither {_GROUPLENS[0]} nor {_WITH_HEADER[0]}. Give the directory with "
             f"{', '.join(_GROUPLENS)} (GroupLens's ml-100k.zip, unpacked), or with {', '.join(_WITH_HEADER)}"
         )
 

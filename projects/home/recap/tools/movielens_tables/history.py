@@ -1,7 +1,7 @@
 """Computes features of a user and a film from the ratings before a given rating.
 
 Only ratings with a strictly earlier timestamp count, so ratings with the same timestamp do not influence each other.
-Reads no files (files.py).
+files.py reads the files.
 """
 
 import numpy as np

@@ -1,6 +1,7 @@
 """Draws synthetic users, authors and impressions: all feature columns of the default data.
 
-Owns the distributions of the features. Draws no labels (teacher.py) and writes no files (tools/generate.py).
+Owns the distributions of the features. teacher.py computes label probabilities, and tools/generate.py draws the labels
+and writes the files.
 """
 
 from typing import Any, NamedTuple

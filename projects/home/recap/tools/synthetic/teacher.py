@@ -1,7 +1,7 @@
 """The hidden teacher of the default data: computes the probability of every label from the stored columns alone.
 
-Owns the meaning of the columns and their effect on the labels. Draws nothing (population.py), so the probabilities can
-be recomputed from the Parquet files. Reads only the first columns of each vector, so the probabilities survive
+Owns the meaning of the columns and their effect on the labels. Nothing here is random, so the probabilities can be
+recomputed from the Parquet files. Reads only the first columns of each vector, so the probabilities survive
 production's truncation to 2117 continuous and 59 binary columns.
 """
 

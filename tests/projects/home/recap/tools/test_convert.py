@@ -340,7 +340,7 @@ def test_outputs_that_a_data_set_by_date_would_not_find_are_an_error(converted, 
     message = user_error(monkeypatch, *converted.arguments, *by_date(tmp_path), *inputs)
     assert message.startswith(f"--inputs {converted.folder}/in/2023: explicit_date_inputs ")
     assert " YYYY/MM/DD " in message
-    assert f" {tmp_path}/out/02/01/00/part-00000.parquet;" in message
+    assert f" {tmp_path}/out/02/01/00/part-00000.parquet. " in message
 
 
 def test_a_file_is_not_converted_to_two_outputs(converted, monkeypatch):
@@ -348,7 +348,7 @@ def test_a_file_is_not_converted_to_two_outputs(converted, monkeypatch):
     output = converted.out / "2023/02/01/00/part-00000.parquet"
     assert message.startswith(f"{output} was converted from {converted.folder}/in/2023/02/01/00/part-00000.gz, ")
     assert f" {converted.out}/02/01/00/part-00000.parquet " in message
-    assert message.endswith("give the earlier --inputs, or another --out")
+    assert message.endswith("Give the earlier --inputs, or another --out")
 
 
 def test_another_format_in_the_same_directory_is_an_error(converted, monkeypatch):

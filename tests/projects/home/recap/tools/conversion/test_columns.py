@@ -172,7 +172,7 @@ def test_a_feature_whose_name_is_taken_is_skipped(tmp_path, caplog):
         (
             {"x": ("float_list", 2)},
             {"renamed_features": {"user_embedding": "x", "author_embedding": "x"}},
-            "train_data.seg_dense_schema.renamed_features: more than one name for x",
+            "train_data.seg_dense_schema.renamed_features: more than one key maps to x",
         ),
         (
             {},

@@ -303,7 +303,7 @@ def test_bad_row_is_reported_at_its_batch(tmp_path):
         next(batches)
     assert str(caught.value) == (
         f"{tmp_path / 'part-1.parquet'}: row group 2, row 1 (both counted from 0): column 'label': "
-        "found 2, a label must be 0 or 1"
+        "found 2, but a label must be 0 or 1"
     )
     batches.close()
 

@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_is_one_warning_and_is_skipped(
     assert not job.evaluate().timed_out
     assert job.found() == [value for value in job.expected() if value[0] != step]
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert f"step {step} is not evaluated: {job.checkpoint(step)}/{file}" in warning
+    assert f"step {step} was not evaluated: {job.checkpoint(step)}/{file}" in warning
 
 
 def test_a_checkpoint_that_replaces_a_damaged_one_is_evaluated(job: Job) -> None:

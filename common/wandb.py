@@ -44,7 +44,7 @@ class WandbConfig(BaseConfig):
     @classmethod
     def _host_is_a_url(cls, host: str | None) -> str | None:
         if host is not None and not re.match(r"https?://[^/]", host):
-            raise ValueError("expected a URL like https://api.wandb.ai")
+            raise ValueError("expected a URL such as https://api.wandb.ai")
         return host
 
 

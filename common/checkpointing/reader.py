@@ -241,7 +241,7 @@ def _as_damaged(path: Path, error: BaseException) -> DamagedCheckpointError:
     cause = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
     if isinstance(cause, OSError):
         return DamagedCheckpointError(
-            f"{cause.filename or path}: cannot read the file: {cause.strerror or cause}. {ADVICE}"
+            f"{cause.filename or path}: cannot read this file: {cause.strerror or cause}. {ADVICE}"
         )
     problem = str(cause).partition("\n")[0]
     if isinstance(cause, pickle.UnpicklingError):

@@ -59,7 +59,7 @@ class _Launch:
         self.store = dist.PrefixStore(name, shared_store)
 
     def gather(self, size: int, deadline: float) -> str:
-        """Send the launch's name to the other ranks, on rank 0.
+        """Send the launch's name to the other ranks. Called on rank 0.
 
         Returns:
           The ranks that did not join before the deadline, separated by commas; "" if all joined.

@@ -65,7 +65,8 @@ def joined_world(
     timeout = datetime.timedelta(seconds=timeout_in_s)
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if size > 1 and name not in os.environ]:
         raise UserError(
-            f"the environment sets WORLD_SIZE={size} but not {', '.join(missing)}: start with torchrun, or unset it"
+            f"the environment sets WORLD_SIZE={size} but not {', '.join(missing)}; start with torchrun, or unset "
+            "WORLD_SIZE"
         )
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device_type is None:

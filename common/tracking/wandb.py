@@ -244,6 +244,6 @@ class WandbTracker:
         try:
             self._wandb.teardown()
         except SystemExit as error:  # teardown() reports a failed process this way
-            raise RuntimeError(f"the process of wandb ended with status {error.code}") from error
+            raise RuntimeError(f"wandb's process ended with status {error.code}") from error
         finally:
             sys.exit, sys.excepthook = self._original_hooks

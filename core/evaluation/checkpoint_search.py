@@ -1,4 +1,4 @@
-"""Finds the checkpoint of a run in training that a follower evaluates next."""
+"""Finds the checkpoint that a follower evaluates next, while the run may still be training."""
 
 import dataclasses
 from pathlib import Path

@@ -16,7 +16,7 @@ _SECONDS_PER_EXCHANGE = 0.02
 
 
 class StepFeed:
-    """Hands out the micro-batches of one step after another. Collective.
+    """Hands out micro-batches, one step at a time. Collective.
 
     The ranks exchange flags about the next steps while they train the current ones.
     """

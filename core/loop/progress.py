@@ -51,6 +51,6 @@ class ProgressReport:
             )
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar, and leave it on the screen."""
         if self._bar is not None:
             self._bar.close()

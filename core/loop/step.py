@@ -1,4 +1,4 @@
-"""One training step: one optimizer update over its micro-batches.
+"""Runs a training step: one optimizer update over its micro-batches.
 
 Owns autocast, loss scaling, gradient averaging, clipping and the check for non-finite gradients. On CUDA it never waits
 for the device: its counts stay there until they are read. A skipped update leaves the model as it was.

@@ -183,7 +183,7 @@ class Trainer:
             self._divergence.raise_too_many(self._skipped, step, batches, described)
 
     def _save(self) -> None:
-        """Start to save the state, after checking that it is finite and that save_dir is still ours."""
+        """Start to save the state, after checking that it is finite and that this run still holds save_dir."""
         self._session.watchdog.beat("checkpoint of step", self._state.step)
         self._components.world.consensus.on_rank_zero(self._directory.check_held)
         described = self._components.train_reader.describe(self._state.position)

@@ -68,7 +68,7 @@ class TrainWindow:
         """Return the train metrics of the window, and start a new window. Collective.
 
         Returns:
-          Loss, the mean over steps and ranks, or None if a loss was non-finite; and the number of skipped_updates.
+          "loss", the mean over steps and ranks, or None if a loss was non-finite; and "skipped_updates", their number.
         """
         sums = self.snapshot()
         loss_sum, skipped = sums["loss_sum"], sums["skipped"] or 0.0
@@ -88,7 +88,7 @@ class TrainWindow:
 
 
 class Stopwatch:
-    """Times training without evaluations and saves. Counts the time spent waiting for data separately."""
+    """Times training, excluding evaluations and saves. Counts the time spent waiting for data separately."""
 
     def __init__(self) -> None:
         self.restart()

@@ -60,13 +60,13 @@ class DenseModel:
             )
 
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context in which DDP reduces no gradients."""
+        """Return a context in which DDP does not reduce gradients."""
         if isinstance(self.replica, DistributedDataParallel):
             return self.replica.no_sync()
         return contextlib.nullcontext()
 
     def without_gradients(self) -> contextlib.AbstractContextManager[Any]:
-        """Return torch's inference mode."""
+        """Return a context in torch's inference mode."""
         return torch.inference_mode()
 
     def share_buffers(self) -> None:

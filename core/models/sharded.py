@@ -1,4 +1,4 @@
-"""Spreads embedding tables over the ranks with TorchRec's planner and DistributedModelParallel.
+"""Shards embedding tables over the ranks with TorchRec's planner and DistributedModelParallel.
 
 Owns the plan and the learning rates of the tables' optimizers. table_rows.py handles the rows of tables. Functions
 import torchrec lazily, so that dense models can be trained on systems where it cannot be installed.
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class ShardedModel:
-    """A model whose embedding tables are spread over the ranks. Every rank has a replica of its dense part.
+    """A model whose embedding tables are sharded over the ranks. Every rank has a replica of its dense part.
 
     backward() updates the tables.
     """
@@ -114,7 +114,7 @@ def shard(
     seed: int,
     deterministic: bool,
 ) -> ShardedModel:
-    """Spread the tables of a model over the ranks, and draw their initial values. Collective.
+    """Shard the tables of a model over the ranks, and draw their initial values. Collective.
 
     Needs a process group, even in a world of one. Initial values are a function of (seed, name of the table, row), not
     of the number of ranks or the plan.

@@ -45,7 +45,7 @@ def table_of(parameter: str) -> str:
 
 
 def _empty_shards_on_host(tensor: ShardedTensor, pin_memory: bool) -> ShardedTensor:
-    # Do not use ShardedTensor's collective constructor: a rank without a table-wise table has no optimizer state for it.
+    # Avoid ShardedTensor's collective constructor: a rank without a table-wise table has no optimizer state for it.
     metadata = copy.deepcopy(tensor.metadata())
     for part in metadata.shards_metadata:
         assert part.placement is not None

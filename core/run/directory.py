@@ -31,7 +31,7 @@ class FollowerDirectory(ClaimedDirectory):
         return self.checkpoints.is_dir() or self.path.is_file()
 
     def claim(self) -> str:
-        """Lock the directory for this follower. Rank 0 calls it once the directory exists.
+        """Lock the directory for this follower. Called on rank 0 once the directory exists.
 
         Returns:
           The content of the lock, which every process that shares the directory can read.

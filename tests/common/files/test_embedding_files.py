@@ -84,7 +84,7 @@ GOOD = {"entity": ["x", "y"], "index": [0, 1], "embedding": [[1.0, 2.0], [3.0, 4
         ({"embedding": [1.0, 2.0]}, "column 'embedding': found double, expected lists of floats"),
         ({"embedding": [[], []]}, "column 'embedding': found empty lists"),
         ({"embedding": [["a"], ["b"]]}, "column 'embedding': found list<element: string>, expected numbers"),
-        ({"entity": [], "index": pa.array([], pa.int64()), "embedding": []}, "no rows"),
+        ({"entity": [], "index": pa.array([], pa.int64()), "embedding": []}, "the file has no rows"),
     ],
 )
 def test_invalid_footer_is_refused(tmp_path, changes, message):

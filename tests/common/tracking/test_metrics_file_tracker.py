@@ -1,4 +1,4 @@
-"""Tests what is logged when the disk refuses lines, and what the file contains afterwards."""
+"""Tests what is logged when lines cannot be written, and what the file contains afterwards."""
 
 import logging
 import os

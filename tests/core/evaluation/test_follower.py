@@ -72,7 +72,7 @@ class ActingHandler(logging.Handler):
 
 @pytest.fixture
 def when_logged() -> Iterator[Callable[..., None]]:
-    """Return a function that runs the next of some actions whenever a message is logged."""
+    """Return a function that runs the next action each time that a message is logged."""
     logger = logging.getLogger("core.evaluation.poller")
     level, added = logger.level, []
     logger.setLevel(logging.INFO)
@@ -276,7 +276,7 @@ def test_a_second_follower_and_a_run_that_starts_over_are_refused(fresh: Job, wh
 
 
 class WideModel(ToyModel):
-    """Has another hidden layer than the run."""
+    """Has a different hidden layer than the run."""
 
     def __init__(self) -> None:
         super().__init__(batch_norm=True)

@@ -126,7 +126,7 @@ def test_path_without_an_embedding_file_is_refused(tmp_path):
     for path, found in (
         (tmp_path / "a.parquet", "cannot read this file as an embedding file: "),
         (tmp_path / "missing.parquet", r"no such file \(current directory: /"),
-        (tmp_path, r"is a directory; .*\*.parquet files in it: a.parquet$"),
+        (tmp_path, r"this is a directory; .*\*.parquet files in it: a.parquet$"),
     ):
         with pytest.raises(DataError, match=f"^{path}: {found}"):
             EmbeddingFile(path)

@@ -1,4 +1,4 @@
-"""Configuration of Weights & Biases, and the check of its key file.
+"""Configures Weights & Biases, and checks its key file.
 
 `common.tracking.wandb` holds the tracker that sends measurements to it.
 """

@@ -53,8 +53,9 @@ def unfinished_saves(root: Path) -> list[str]:
 
 
 def remove_unfinished(root: Path) -> None:
-    """Remove the leftovers of interrupted saves under `root`. Only one process may call this, and only while no
-    save is running.
+    """Remove the leftovers of interrupted saves under `root`.
+
+    Only one process may call this, and only while no save is running.
     """
     for name in unfinished_saves(root):
         shutil.rmtree(root / name, ignore_errors=True)

@@ -79,7 +79,7 @@ class CheckpointRetention:
         return None
 
     def rotate(self, saved: int) -> None:
-        """Delete checkpoints that are too old. Call this on one rank. Never fails.
+        """Delete checkpoints that are too old. Call this on one rank. Never raises.
 
         Args:
           saved: step of the newest checkpoint, which is complete. Any later ones are damaged and will be overwritten.

@@ -1,4 +1,4 @@
-"""Measurements, and the interface of the trackers that record them."""
+"""Defines measurements, and the interface of the trackers that record them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

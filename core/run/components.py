@@ -1,4 +1,4 @@
-"""The components of a run: everything that train() and only_evaluate() receive from a project."""
+"""Defines the components of a run: everything that train() and only_evaluate() receive from a project."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""The base class of batches: dataclasses of tensors that move between devices as one object."""
+"""Defines the base class of batches: dataclasses of tensors that move between devices as one object."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Copies of batches to the device that computes."""
+"""Copies batches to the compute device."""
 
 from typing import TypeVar
 

@@ -1,4 +1,4 @@
-"""Errors that a program reports without a traceback. This module imports nothing from the project."""
+"""Defines the errors that a program reports without a traceback. This module imports nothing from the project."""
 
 
 class UserError(Exception):

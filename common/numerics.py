@@ -1,4 +1,4 @@
-"""Numerics of the device: float32 precision, bfloat16 support, deterministic operations and seeds."""
+"""Configures the numerics of the device: float32 precision, bfloat16 support, deterministic operations and seeds."""
 
 import os
 from pathlib import Path

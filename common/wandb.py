@@ -1,4 +1,4 @@
-"""Configuration of Weights & Biases, and the check of its key file.
+"""Configures Weights & Biases, and checks its key file.
 
 `common.tracking.wandb` holds the tracker that sends measurements to it.
 """
@@ -19,30 +19,32 @@ class WandbConfig(BaseConfig):
     """Settings of Weights & Biases. Without an API key, the run is recorded offline."""
 
     host: str | None = pydantic.Field(
-        None, description="URL of the W&B server. null: WANDB_BASE_URL, or the public https://api.wandb.ai."
+        None, description="URL of the W&B server; null uses WANDB_BASE_URL, or the public https://api.wandb.ai."
     )
     key_path: str | None = pydantic.Field(
         None,
         min_length=1,
-        description="File that contains only the API key and that only its owner can read (chmod 600). "
-        "null: WANDB_API_KEY or ~/.netrc.",
+        description="File that contains only the API key and that only its owner can read (chmod 600); "
+        "null uses WANDB_API_KEY or ~/.netrc.",
     )
-    name: str | None = pydantic.Field(None, description="Name of the run. null: W&B chooses one.")
-    entity: str | None = pydantic.Field(None, description="User or team that owns the run. null: the key's default.")
+    name: str | None = pydantic.Field(None, description="Name of the run; null lets W&B choose one.")
+    entity: str | None = pydantic.Field(
+        None, description="User or team that owns the run; null uses the key's default."
+    )
     project: str | None = pydantic.Field(
-        None, description="W&B project. null: W&B names it after the repository or the program."
+        None, description="W&B project; null lets W&B name it after the repository or the program."
     )
     tags: list[str] = pydantic.Field([], description="Tags of the run.")
     notes: str | None = pydantic.Field(None, description="Longer description of the run.")
     metadata: dict[str, Any] | None = pydantic.Field(
-        None, description="Any other values to find the run by. Stored under 'metadata' in the run's config."
+        None, description="Any other values that help to find the run. Stored under 'metadata' in the run's config."
     )
 
     @pydantic.field_validator("host")
     @classmethod
     def _host_is_a_url(cls, host: str | None) -> str | None:
         if host is not None and not re.match(r"https?://[^/]", host):
-            raise ValueError("expected a URL like https://api.wandb.ai")
+            raise ValueError("expected a URL such as https://api.wandb.ai")
         return host
 
 
@@ -63,17 +65,18 @@ def read_key(key_path: str) -> str:
     if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises if a directory may not be entered
         raise ConfigError(f"{where}: no such file. Write only the API key into it, then run: chmod 600 {path}")
     if not path.is_file():
-        raise ConfigError(f"{where}: not a file. Give the path of a file that contains the API key.")
+        raise ConfigError(f"{where}: this is not a file. Give the path of a file that contains the API key.")
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise ConfigError(
-            f"{where}: has mode {mode:03o}, so users other than its owner can access the key. Run: chmod 600 {path}"
+            f"{where}: the file has mode {mode:03o}, so users other than its owner can access the key. "
+            f"Run: chmod 600 {path}"
         )
     try:
         words = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         # The text of the error could reveal the content of the file.
-        raise ConfigError(f"{where}: cannot be read as text ({type(error).__name__}).") from None
+        raise ConfigError(f"{where}: the file cannot be read as text ({type(error).__name__}).") from None
     if len(words) != 1:
-        raise ConfigError(f"{where}: contains {len(words)} words. Write only the API key into it.")
+        raise ConfigError(f"{where}: the file contains {len(words)} words. Write only the API key into it.")
     return words[0]

@@ -1,6 +1,6 @@
-"""The program of a project: its command line, and what happens between that and training or evaluation.
+"""Runs a project from the command line: loads the configuration, builds the job, and trains or evaluates.
 
-A project brings its configuration, data, model and metrics as a Project.
+A project provides its configuration, data, model and metrics as a Project.
 """
 
 import argparse
@@ -42,18 +42,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """A training or an evaluation that a project has built, alike on all ranks.
+    """A training or evaluation job that a project has built, the same on all ranks.
 
     Attributes:
       model: a core.models.interface.TrainableModel on its device with its initial weights, or a DistributedModel.
       train_reader: this rank's share of the training data.
-      evaluation_sets: what to evaluate on, by partition.
+      evaluation_sets: evaluation sets, by partition.
       make_optimizer: builds the optimizer of the model's parameters and the learning rates. Not called for an
         evaluation.
       on_fresh_run: initializes the model of a fresh run, beyond its initial weights.
-      extra_metrics: returns further train metrics whenever metrics are logged. Collective.
-      trackers: creates trackers by name, in addition to the metrics file and W&B. Called on rank 0, in the trainer and
-        in the follower.
+      extra_metrics: returns additional train metrics; called whenever metrics are logged. Collective.
+      trackers: functions that create trackers in addition to the metrics file and W&B, by name. Called on rank 0, in
+        the trainer and in the follower.
     """
 
     model: nn.Module | DistributedModel
@@ -70,13 +70,13 @@ class Project(Generic[C, D]):
     """Describes a project to the program that trains it.
 
     Attributes:
-      module: module that is started, for the usage.
+      module: name of the module to start, for the usage message.
       description: description of the program, for --help.
       config_class: class of the configuration.
-      open_data: opens the data sets. Reports what is wrong with them before a process group or a GPU is used.
+      open_data: opens the data sets. Raises UserError if they are invalid, before a process group or a GPU is used.
       build: builds the job from a configuration and its data. Collective.
-      metrics_table: formats an evaluation's metrics for people.
-      group_of_one: whether the model needs a process group in a world of one too.
+      metrics_table: formats an evaluation's metrics as a readable table.
+      group_of_one: whether the model needs a process group even in a world of one.
     """
 
     module: str
@@ -92,11 +92,11 @@ def run_project(project: Project[C, D]) -> int:
     """Read the command line and the configuration, check the data, train or evaluate, and report the results.
 
     Returns:
-      the exit status: 0, also after a signal; 1 if the last checkpoint could not be written, or did not appear for a
-      follower.
+      The exit status: 0, including after a signal; 1 if the last checkpoint could not be written, or if the follower
+      timed out waiting for a checkpoint.
 
     Raises:
-      UserError: command line, configuration, environment or data are wrong. All ranks raise it.
+      UserError: the command line, configuration, environment or data is invalid. All ranks raise it.
     """
     setup_logging(rank_from_env())
     args = _parse_args(project)
@@ -106,7 +106,7 @@ def run_project(project: Project[C, D]) -> int:
             sys.stdout.write(config.pretty_print())
         return 0
 
-    # Report errors that can be known now before a process group or a GPU is used.
+    # Report as many errors as possible before a process group or a GPU is used.
     if config.runtime.wandb is not None:
         check_key_file(config.runtime.wandb)
     data = project.open_data(config)
@@ -148,12 +148,12 @@ def _parse_args(project: Project[C, D]) -> argparse.Namespace:
     parser.add_argument(
         "--debug_loop",
         action="store_true",
-        help="train in a plain loop that logs every loss, without DDP and checkpoints",
+        help="train in a plain loop that logs every loss, without DDP or checkpoints",
     )
     args = parser.parse_args()
     for option in ("overwrite_save_dir", "debug_loop"):
         if args.mode == "evaluate" and getattr(args, option):
-            parser.error(f"--{option} does not work with --mode evaluate, which neither trains nor deletes")
+            parser.error(f"--{option} cannot be used with --mode evaluate, which neither trains nor deletes anything")
     return args
 
 
@@ -191,7 +191,7 @@ def _evaluate(project: Project[C, D], config: C, job: Job, world: World) -> int:
 def _closing_report(
     project: Project[C, D], checkpoints: Path, metrics: Path, resolved_config: Path | None = None
 ) -> str:
-    """Return the newest metrics of each partition, and where all results are."""
+    """Return the newest metrics of each partition, and the paths of all results."""
     measured = sorted(read_metrics(metrics), key=lambda measurement: measurement.step)
     newest: dict[str | None, Measurement] = {m.partition: m for m in measured if m.mode == "evaluate"}
     lines = [""]

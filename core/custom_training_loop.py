@@ -1,7 +1,7 @@
-"""The training loop as a story: train() trains a model, only_evaluate() evaluates the checkpoints of a run.
+"""The entry points of the trainer: train() trains a model, and only_evaluate() evaluates the checkpoints of a run.
 
-Each step of the story is a class of its own: core/run/session.py guards a run, core/run/start.py finds where it begins,
-core/loop/trainer.py trains, core/evaluation/follower.py evaluates what another process trains.
+Each stage has its own module: core/run/session.py guards a run, core/run/start.py finds where it begins,
+core/loop/trainer.py trains, and core/evaluation/follower.py evaluates what another process trains.
 """
 
 import functools
@@ -37,7 +37,7 @@ class FollowOptions(TypedDict, total=False):
     """Optional arguments of only_evaluate()."""
 
     trackers: Mapping[str, Callable[[], Tracker]]
-    """Creates trackers by name, in addition to the metrics file and W&B. Called on rank 0."""
+    """Functions that create trackers in addition to the metrics file and W&B, by name. Called on rank 0."""
 
 
 class TrainOptions(FollowOptions, total=False):
@@ -46,7 +46,7 @@ class TrainOptions(FollowOptions, total=False):
     on_fresh_run: Callable[[], None] | None
     """Initializes the model of a fresh run, beyond its initial weights. A resume and a warm start skip it."""
     extra_metrics: Callable[[], Mapping[str, float]] | None
-    """Returns further train metrics whenever metrics are logged. Collective."""
+    """Returns additional train metrics; called whenever metrics are logged. Collective."""
     overwrite_save_dir: bool
     """Start over, deleting the run in save_dir."""
 
@@ -63,25 +63,25 @@ def train(
 ) -> Outcome:
     """Train until training.num_train_steps or training.num_epochs, whichever comes first. Collective.
 
-    The same call again continues after the newest checkpoint in training.save_dir, or finds that nothing is left to do.
-    SIGTERM and SIGINT end training with a checkpoint, after a step that the ranks agree on. A second signal, or the end
-    of runtime.grace_period_in_s, ends the process at once.
+    Another call with the same configuration continues from the newest checkpoint in training.save_dir, or returns
+    immediately if no steps are left. SIGTERM and SIGINT end training with a checkpoint, after a step that the ranks
+    agree on. A second signal, or the end of runtime.grace_period_in_s, ends the process immediately.
 
     Args:
-      config: runtime and training configuration, and what distinguishes this run from others.
+      config: configuration of the run.
       model: a core.models.interface.TrainableModel with its initial weights, on world.device and equal on all ranks, or
         a DistributedModel.
       optimizer: the optimizer of the model's parameters.
       learning_rates: the learning rates of all optimizers.
       train_reader: this rank's share of the training data.
-      evaluation_sets: what to evaluate on, by partition.
-      world: this process among the ranks.
+      evaluation_sets: evaluation sets, by partition.
+      world: rank of this process, world size and device.
       **options: see TrainOptions.
 
     Raises:
-      UserError: save_dir, the data or an initial checkpoint cannot be used, or training has diverged. Raised on all
-        ranks.
-      LostRankError: another rank died or does not answer.
+      UserError: save_dir, the data or an initial checkpoint cannot be used, or training has diverged. All ranks
+        raise it.
+      LostRankError: another rank died or does not respond.
     """
     components = TrainingComponents(
         config=config,
@@ -113,25 +113,25 @@ def only_evaluate(
     world: World,
     **options: Unpack[FollowOptions],
 ) -> FollowerOutcome:
-    """Evaluate every checkpoint of the run in training.save_dir, step by step, until the last step. Collective.
+    """Evaluate every checkpoint of the run in training.save_dir, in order, up to the last step. Collective.
 
-    It may start before the run, during it or after it, and waits at most training.eval_timeout_in_s for each next
-    checkpoint. Only the run creates save_dir. Partitions that an earlier call has evaluated are skipped, whatever it
-    measured on them. A checkpoint that was rotated away is skipped, and a damaged one is a warning. SIGTERM and SIGINT
-    end it and drop the current partition.
+    This can start before, during or after the run, and waits at most training.eval_timeout_in_s for the next
+    checkpoint. It never creates save_dir. It skips partitions that an earlier call evaluated, even with other metrics
+    or data. It also skips checkpoints that rotation deletes and, with a warning, damaged ones. SIGTERM and SIGINT end
+    it and discard the current partition.
 
     Args:
       config: the configuration that the run is trained with.
       model: the model to load weights into, on world.device.
       train_reader: the training data. Its length determines the last step; nothing is read.
-      evaluation_sets: what to evaluate on, by partition.
-      world: this process among the ranks.
+      evaluation_sets: evaluation sets, by partition.
+      world: rank of this process, world size and device.
       **options: see FollowOptions.
 
     Raises:
       UserError: save_dir or the data cannot be used, the checkpoints belong to another run, or none could be evaluated
         in time. All ranks raise it.
-      LostRankError: another rank died or does not answer.
+      LostRankError: another rank died or does not respond.
     """
     components = Components(
         config=config,
@@ -145,7 +145,7 @@ def only_evaluate(
     with Session(config.runtime, world, directory) as session:
         train_reader.check_trainable()
         if not evaluation_sets:
-            raise UserError("there is nothing to evaluate on: the configuration has no validation data")
+            raise UserError("nothing to evaluate on: the configuration has no validation data")
         follower = Follower(components, session, directory)
         if (outcome := follower.wait_for_run()) is not None:
             return outcome

@@ -1,6 +1,6 @@
-"""A plain training loop to debug a model with: one process, no autocast, no checkpoints, no threads but the reader's.
+"""A plain training loop for debugging a model: one process, no autocast, no checkpoints, and only the reader's threads.
 
-It takes the arguments of core.custom_training_loop.train. A breakpoint anywhere in the model stops here at once.
+It takes the arguments of core.custom_training_loop.train. Breakpoints work anywhere in the model.
 """
 
 import contextlib
@@ -37,10 +37,10 @@ def train(
     """Train step by step and log every loss, then evaluate. Writes nothing.
 
     Each batch is a step: gradient_accumulation has no effect. autograd's anomaly detection names an operation that
-    gives NaN in backward().
+    produces NaN in backward().
 
     Raises:
-      UserError: there are several processes.
+      UserError: there is more than one process.
     """
     if world.size > 1:
         raise UserError("--debug_loop runs in one process: start it with python -m instead of torchrun")

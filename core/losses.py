@@ -19,7 +19,7 @@ def multi_task_cross_entropy(
       pos_weights: factors for the loss of positives, float [tasks].
 
     Returns:
-      the mean of the losses over examples and tasks, a float32 scalar.
+      The mean of the losses over examples and tasks, a float32 scalar.
     """
     losses = F.binary_cross_entropy_with_logits(
         logits.float(), labels, weight=weights, pos_weight=pos_weights, reduction="none"

@@ -16,7 +16,7 @@ HIDDEN_PREFIX = ".writing-"
 
 
 def complete_steps(root: Path) -> list[int]:
-    """Return the steps of the complete checkpoints under `root`, ascending; [] if `root` does not exist."""
+    """Return the steps of the complete checkpoints under `root`, in ascending order; [] if it does not exist."""
     if not root.is_dir():
         return []
     steps = [path for path in root.iterdir() if re.fullmatch(r"0|[1-9][0-9]*", path.name)]
@@ -53,7 +53,10 @@ def unfinished_saves(root: Path) -> list[str]:
 
 
 def remove_unfinished(root: Path) -> None:
-    """Remove the leftovers of interrupted saves under `root`. Only one process may call this, with no save running."""
+    """Remove the leftovers of interrupted saves under `root`.
+
+    Only one process may call this, and only while no save is running.
+    """
     for name in unfinished_saves(root):
         shutil.rmtree(root / name, ignore_errors=True)
 
@@ -64,7 +67,7 @@ def size_on_disk(path: Path) -> int:
 
 
 def delete_checkpoint(path: Path) -> None:
-    """Delete a checkpoint even if somebody reads it. Raises OSError."""
+    """Delete a checkpoint even if it is being read. Raises OSError."""
     # Rename it first, so that a half-deleted checkpoint never looks complete.
     shutil.rmtree(path.rename(path.with_name(f"{HIDDEN_PREFIX}{path.name}-deleting")))
 

@@ -66,7 +66,7 @@ def parse_manifest(path: Path, text: bytes) -> Manifest:
 
     Raises:
       DamagedCheckpointError: the text is not a manifest, or its digest does not match.
-      CheckpointError: the manifest is valid, but its format is that of another version of this program.
+      CheckpointError: the manifest is valid, but a different version of this program wrote it.
     """
     content = parse_json(path, MANIFEST, text)
     seal = content.pop("blake2b", None)

@@ -154,7 +154,7 @@ class CheckpointReader:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """Raise NoCheckpointError if the checkpoint vanished (removed by hand), DamagedCheckpointError otherwise."""
+        """Turn read errors into NoCheckpointError if the checkpoint was removed, else into DamagedCheckpointError."""
         root = logging.getLogger()
         root.addFilter(_is_not_raised_later)
         try:
@@ -170,7 +170,7 @@ class CheckpointReader:
 
 
 def open_on_all_ranks(path: Path, world: World) -> CheckpointReader:
-    """Open a checkpoint on each rank and verify it, each rank a share of the files. Collective.
+    """Open a checkpoint on every rank and verify it. Each rank verifies a share of the files. Collective.
 
     Raises:
       CheckpointError: on all ranks, if any rank finds the checkpoint damaged or missing.
@@ -241,7 +241,7 @@ def _as_damaged(path: Path, error: BaseException) -> DamagedCheckpointError:
     cause = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
     if isinstance(cause, OSError):
         return DamagedCheckpointError(
-            f"{cause.filename or path}: cannot read the file: {cause.strerror or cause}. {ADVICE}"
+            f"{cause.filename or path}: cannot read this file: {cause.strerror or cause}. {ADVICE}"
         )
     problem = str(cause).partition("\n")[0]
     if isinstance(cause, pickle.UnpicklingError):

@@ -30,8 +30,8 @@ class CheckpointRetention:
           root: directory of the run's checkpoints.
           every_n: number of steps between checkpoints.
           max_to_keep: number of newest checkpoints to keep (>= 2), or None to keep all.
-          keep_every_n: checkpoints of steps that are multiples of this are never deleted; None for no such exception.
-          best: selects the best among the steps that it gets, which are not deleted; None for no such exception.
+          keep_every_n: checkpoints of steps that are multiples of this are never deleted; None disables this.
+          best: returns the best of the given steps, whose checkpoints are not deleted; None disables this.
         """
         self.root = root
         self._every_n = every_n
@@ -79,7 +79,7 @@ class CheckpointRetention:
         return None
 
     def rotate(self, saved: int) -> None:
-        """Delete checkpoints that are too old. Call this on one rank. Never fails.
+        """Delete checkpoints that are too old. Call this on one rank. Never raises.
 
         Args:
           saved: step of the newest checkpoint, which is complete. Any later ones are damaged and will be overwritten.
@@ -97,7 +97,7 @@ class CheckpointRetention:
         except (OSError, UserError) as error:
             logger.warning("could not delete old checkpoints: %s", error)
             return
-        if saved not in kept:  # somebody removed it
+        if saved not in kept:  # it was removed by hand
             return
         for step in steps:
             if step in kept or (self._keep_every_n is not None and step % self._keep_every_n == 0):

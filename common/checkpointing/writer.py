@@ -115,7 +115,10 @@ def _describe(cause: BaseException, root: Path) -> str:
 
 
 def _on_all_ranks(action: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
-    """Run `action` and return its results by rank. If any rank raises an OSError, all ranks raise it, so none waits."""
+    """Run `action` and return its results by rank.
+
+    If any rank raises an OSError, all ranks raise it, so that none waits for it.
+    """
     mine: T | OSError
     try:
         mine = action()

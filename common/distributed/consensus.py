@@ -1,7 +1,7 @@
-"""Decides on all ranks together what one rank could decide alone: stop flags, errors and values of rank 0.
+"""Lets all ranks act together on stop flags, errors and values that only one of them has.
 
-Without it one rank would leave the loop (a signal, a bad row in its lanes, its clock), and the others would wait for it
-in a collective.
+Otherwise, a rank that receives a signal, reads a bad row or reaches a time limit would leave the loop on its own, and
+the other ranks would wait for it in a collective.
 """
 
 import datetime
@@ -32,14 +32,14 @@ class RankFlag(enum.IntFlag):
 
 
 class RankConsensus:
-    """Joins flags, errors and values of all ranks.
+    """Combines the flags, errors and values of all ranks.
 
-    Each World has one. begin() sends this rank's flags, and result() waits for those of all ranks. Pairs of them nest:
-    an evaluation exchanges flags of its own while the exchange for the next training step is in flight.
+    Each World has one. begin() sends this rank's flags, and result() waits for the flags of all ranks. These pairs can
+    be nested: an evaluation exchanges its own flags while the exchange for the next training step is in flight.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1, timeout: datetime.timedelta | None = None) -> None:
-        """Initialize without communication: the first use creates the process group.
+        """Initialize without communication. The first use creates the process group.
 
         Args:
           rank: rank of this process.
@@ -54,7 +54,7 @@ class RankConsensus:
 
     @property
     def _group(self) -> dist.ProcessGroup:
-        """A group of its own, so that flags never queue behind gradients. The first access is collective."""
+        """A separate process group, so that flags never queue behind gradients. The first access is collective."""
         if self._created_group is None:
             self._created_group = dist.new_group(backend="gloo", timeout=self._timeout)
         return self._created_group
@@ -64,7 +64,7 @@ class RankConsensus:
 
         Args:
           own: flags of this rank.
-          pace: a number >= 1. All ranks receive the one of rank 0.
+          pace: a number >= 1. All ranks receive the pace of rank 0.
         """
         if self._world_size == 1:
             self._begun.append((own, pace))
@@ -78,7 +78,7 @@ class RankConsensus:
         return self.result_and_pace()[0]
 
     def result_and_pace(self) -> tuple[RankFlag, int]:
-        """Return the result() and the pace that rank 0 passed to begin()."""
+        """Return what result() returns, and the pace that rank 0 passed to begin()."""
         joined, begun = self._begun.pop()
         if isinstance(joined, RankFlag):
             assert isinstance(begun, int)
@@ -89,9 +89,9 @@ class RankConsensus:
         return RankFlag(sum(is_set << bit for bit, is_set in enumerate(flags))), pace
 
     def raise_on_all_ranks(self, error: Exception | None) -> None:
-        """Raise the UserError of the lowest rank that has one on every rank, and return if no rank has one. Collective.
+        """Raise the UserError of the lowest rank that has one, on every rank. Return if no rank has one. Collective.
 
-        A rank with another exception raises it unchanged; the other ranks raise a RankFailedError.
+        A rank with any other exception raises it unchanged; the other ranks raise a RankFailedError.
         """
         sent = error
         if error is not None and not isinstance(error, UserError):
@@ -116,7 +116,7 @@ class RankConsensus:
     def broadcast_from_rank_zero(self, read: Callable[[], T]) -> T:
         """Return on every rank what `read` returns on rank 0. Collective.
 
-        The value must be picklable. Errors are raised as by on_all_ranks().
+        The value must be picklable. Errors are raised as in on_all_ranks().
         """
         box = [self.on_all_ranks(read if self._rank == 0 else _nothing)]
         if self._world_size > 1:
@@ -124,15 +124,15 @@ class RankConsensus:
         return cast(T, box[0])
 
     def on_rank_zero(self, action: Callable[[], object]) -> None:
-        """Run `action` on rank 0. Errors are raised as by on_all_ranks(). Collective."""
+        """Run `action` on rank 0. Errors are raised as in on_all_ranks(). Collective."""
         self.on_all_ranks(action if self._rank == 0 else _nothing)
 
     def on_all_ranks(self, action: Callable[[], T]) -> T:
-        """Run `action` on every rank, and return what it returns on this one. Collective.
+        """Run `action` on every rank, and return what it returns on this rank. Collective.
 
         Raises:
           UserError: on every rank, if `action` raises a UserError or an OSError on any.
-          Exception: another exception of this rank's `action`. The other ranks raise a RankFailedError.
+          Exception: this rank's `action` raises any other exception. The other ranks raise a RankFailedError.
         """
         error: Exception | None = None
         value: T | None = None

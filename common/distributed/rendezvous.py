@@ -1,8 +1,8 @@
 """Lets the ranks of one launch find each other, without confusing them with ranks of an earlier launch.
 
-When torchrun restarts workers (--max-restarts, or a machine that came back), it gives them the store of the workers
-before them, with everything that those left in it. gloo would connect to the addresses of dead processes and wait for
-them. So each launch gets a store of its own.
+When torchrun restarts workers (--max-restarts, or a machine that came back), it gives them the store of the previous
+workers, including everything they left in it. gloo would then connect to the addresses of dead processes and wait for
+them. Therefore, each launch gets its own store.
 """
 
 import datetime
@@ -20,8 +20,8 @@ _POLL_IN_S = 0.01
 def meet(rank: int, size: int, timeout: datetime.timedelta) -> dist.Store:
     """Wait for all ranks of this launch and return a store that only they use. Collective.
 
-    Rank 0 draws a name for the launch. It sends the name to each other rank under a key that this rank has drawn, so
-    that no rank can mistake a value of an earlier launch for the answer.
+    Rank 0 picks a random name for the launch. It sends the name to each other rank under a random key that the other
+    rank has picked, so that no rank can mistake a value from an earlier launch for the answer.
 
     Args:
       rank: rank of this process.
@@ -29,7 +29,7 @@ def meet(rank: int, size: int, timeout: datetime.timedelta) -> dist.Store:
       timeout: longest time to wait for the other ranks.
 
     Raises:
-      UserError: a rank did not join in time. The message names it.
+      UserError: some ranks did not join in time. The message names them.
     """
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
@@ -59,10 +59,10 @@ class _Launch:
         self.store = dist.PrefixStore(name, shared_store)
 
     def gather(self, size: int, deadline: float) -> str:
-        """Send the launch's name to the other ranks, on rank 0.
+        """Send the launch's name to the other ranks. Called on rank 0.
 
         Returns:
-          the ranks that did not join before the deadline, separated by commas; "" if all joined.
+          The ranks that did not join before the deadline, separated by commas; "" if all joined.
         """
         absent = list(range(1, size))
         while absent and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Joins the processes of a run: rank, device and process group of this one."""
+"""Joins the processes of a run, and sets up the rank, device and process group of this process."""
 
 import contextlib
 import dataclasses
@@ -18,16 +18,16 @@ from common.process.environment import rank_from_env, world_size_from_env
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Describes this process among the processes of the run, and the device that it computes on."""
+    """Describes this process's place among the processes of the run, and its device."""
 
     rank: int
     local_rank: int
     size: int
     device: torch.device
     timeout: datetime.timedelta = datetime.timedelta(minutes=10)
-    """Longest wait of a collective, in every process group."""
+    """Timeout of collectives, in every process group."""
     consensus: RankConsensus = dataclasses.field(init=False, repr=False, compare=False)
-    """What the ranks decide together."""
+    """Exchanges flags, errors and values with the other ranks."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "consensus", RankConsensus(self.rank, self.size, self.timeout))
@@ -46,15 +46,15 @@ def joined_world(
     group_of_one: bool = False,
     flight_record: Path | None = None,
 ) -> Iterator[World]:
-    """Join the other processes that torchrun started, and leave them at the end.
+    """Join the other processes that torchrun started, and leave at the end.
 
     The backend is gloo on CPU, and nccl on CUDA with gloo for tensors in host memory. A world of one creates no process
-    group unless `group_of_one` asks for it.
+    group unless `group_of_one` is true.
 
     Args:
-      timeout_in_s: longest wait of a collective, in seconds.
+      timeout_in_s: timeout of collectives, in seconds.
       device_type: "cpu" or "cuda". None selects CUDA if it is available.
-      group_of_one: create a process group in a world of one too, as sharded tables need it.
+      group_of_one: create a process group even in a world of one, because sharded tables need it.
       flight_record: prefix of the files, one per rank, that torch writes if a collective on CUDA times out. None keeps
         torch's default.
 
@@ -65,7 +65,8 @@ def joined_world(
     timeout = datetime.timedelta(seconds=timeout_in_s)
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if size > 1 and name not in os.environ]:
         raise UserError(
-            f"the environment sets WORLD_SIZE={size} but not {', '.join(missing)}: start with torchrun, or unset it"
+            f"the environment sets WORLD_SIZE={size} but not {', '.join(missing)}; start with torchrun, or unset "
+            "WORLD_SIZE"
         )
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device_type is None:
@@ -100,7 +101,7 @@ def joined_world(
 
 
 def _enable_flight_recorder(prefix: Path | None) -> None:
-    """Make torch dump its last collectives if one times out, unless the user has configured it in the environment."""
+    """Make torch dump its last collectives if one times out, unless the user has configured this in the environment."""
     defaults = {
         ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"): "2000",
         ("TORCH_NCCL_DUMP_ON_TIMEOUT",): "1",

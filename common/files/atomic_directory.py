@@ -12,7 +12,7 @@ from common.errors import UserError
 def atomic_directory(out: Path) -> Iterator[Path]:
     """Yield a new directory to write to, and rename it to `out` when the `with` block ends without an error.
 
-    Until then it is a hidden directory next to `out`. After an error nothing is left of it.
+    Until then, it is a hidden directory next to `out`. It is removed after an error.
 
     Raises:
       UserError: `out` cannot be written, or it exists and is not an empty directory.

@@ -109,7 +109,9 @@ class EmbeddingFile:
         self.path = user_path(path)
         if self.path.is_dir():
             files = ", ".join(file.name for file in embedding_tables(self.path).values())
-            raise DataError(f"{path}: is a directory; give an embedding file; *.parquet files in it: {files or 'none'}")
+            raise DataError(
+                f"{path}: this is a directory; give an embedding file. *.parquet files in it: {files or 'none'}"
+            )
         if not self.path.exists():
             raise DataError(f"{path}: no such file (current directory: {Path.cwd()})")
         try:
@@ -126,7 +128,7 @@ class EmbeddingFile:
                     f"Columns found: {found}"
                 )
         if first is None or not metadata.num_rows:
-            raise DataError(f"{path}: no rows; give a file with embeddings")
+            raise DataError(f"{path}: the file has no rows; give a file with embeddings")
         self.num_rows: int = metadata.num_rows
         self.is_named = _UNNAMED.items() & (metadata.metadata or {}).items() == set()
         self._num_groups: int = metadata.num_row_groups
@@ -183,7 +185,7 @@ class EmbeddingFile:
             all row groups.
 
         Raises:
-          DataError: a row group cannot be read, or holds a null or an embedding of another length.
+          DataError: a row group cannot be read, or holds a null or an embedding of a different length.
         """
         start = 0
         try:

@@ -48,8 +48,8 @@ class TableWriter:
     Vectors are stored as binary (common/reader/vectors.py), which is faster to read, or as lists, which any tool can
     read. Binary vectors that zstd barely compresses, such as embeddings, are stored uncompressed.
 
-    The file appears under its name, or replaces the file of that name, when the `with` block ends without an error.
-    Until then it is a hidden file in the same directory. Its bytes depend on the values, `columns` and
+    The file appears under its name, replacing any existing file, when the `with` block ends without an error. Until
+    then, it is a hidden file in the same directory. Its bytes depend on the values, `columns` and
     `row_group_size`, but not on how the rows are split into calls of `write`. The writer holds one row group and the
     rows of one `write` in memory.
     """
@@ -94,7 +94,7 @@ class TableWriter:
                 self._flush(at_least=1)
                 if self._writer is None:
                     self._writer = self._open(self._schema.empty_table())
-                # It is part of the footer, and so of the fingerprint by which a resumed run recognizes its data.
+                # It is part of the footer, and therefore of the fingerprint by which a resumed run recognizes its data.
                 self._writer.add_key_value_metadata({"values": self._digest.hexdigest()})
             if self._writer is not None:
                 self._writer.close()

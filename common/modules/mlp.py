@@ -7,7 +7,10 @@ from common.modules.config import MlpConfig
 
 
 class Mlp(nn.Module):
-    """Chains layers of Linear, batch norm, ReLU and dropout. The last is only Linear, unless final_layer_activation."""
+    """Chains layers of Linear, batch norm, ReLU and dropout.
+
+    The last layer is only Linear, unless final_layer_activation is set.
+    """
 
     def __init__(self, in_features: int, config: MlpConfig) -> None:
         super().__init__()

@@ -63,7 +63,7 @@ class ParameterGroupScheduler:
         """Initialize without setting any rate.
 
         Args:
-          optimizer: its parameter groups need a "name", which is their name in the log.
+          optimizer: optimizer whose parameter groups each have a "name", which the log uses.
           configs: learning rate of each parameter group, in order.
         """
         self._optimizer = optimizer  # don't keep its groups, because loading a state replaces them

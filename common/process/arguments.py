@@ -1,4 +1,4 @@
-"""Number types for argparse's `type=`."""
+"""Defines number types for argparse's `type=`."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""The environment variables that torchrun sets: this process's rank and the number of processes."""
+"""Reads the environment variables that torchrun sets: this process's rank and the number of processes."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Logging by rank: rank 0 logs to standard error, the other ranks are silent."""
+"""Sets up logging by rank: rank 0 logs to standard error, and the other ranks are silent."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""The memory that this process may use."""
+"""Determines how much memory this process may use."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Paths given by the user."""
+"""Checks and expands paths given by the user."""
 
 from pathlib import Path
 

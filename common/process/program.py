@@ -1,6 +1,6 @@
 """Runs a program's main() and defines its exit status.
 
-A UserError is one message and status 2, on one rank or on many.
+A UserError becomes one message and status 2, no matter how many ranks raise it.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from common.process.standard_streams import protect_standard_streams
 
 USER_ERROR_STATUS = 2
 
-# Longest time that the other ranks wait until rank 0 has printed its message.
+# Longest time that the other ranks wait for rank 0 to print its message.
 _REPORT_TIMEOUT_IN_S = 20.0
 
 
@@ -77,8 +77,8 @@ def run(main: Callable[[], int], after_interrupt: str = "continues from the newe
 def _exit_immediately(status: int) -> None:
     """Exit without the interpreter's shutdown if that could hang or abort.
 
-    The shutdown waits for communication with ranks that may be gone. A thread that is in C++ code, such as a save,
-    makes it abort.
+    The shutdown waits for communication with ranks that may be gone. It aborts if a thread, such as a save, is in C++
+    code.
     """
     if world_size_from_env() > 1 or any(thread.daemon for thread in threading.enumerate()):
         sys.stdout.flush()
@@ -92,7 +92,7 @@ def _print(message: str) -> None:
 
 
 def _wait_for_report() -> bool:
-    """Wait until rank 0 has printed its error and all ranks know it, or until the timeout.
+    """Wait until rank 0 has printed its error and all ranks have noticed, or until the timeout.
 
     Returns:
       True if rank 0 has printed its error.

@@ -67,9 +67,11 @@ class StopSignals:
     def __init__(
         self, grace_period_in_s: float | None = None, situation: Callable[[], str] = lambda: "unknown"
     ) -> None:
-        """Args:
-        grace_period_in_s: longest time from the first signal to the exit of the process; None for no limit.
-        situation: returns what the process is doing, for the message when the grace period ends. Called in a thread.
+        """Initialize without installing signal handlers.
+
+        Args:
+          grace_period_in_s: longest time from the first signal to the exit of the process; None for no limit.
+          situation: describes what the process is doing when the grace period ends. Called in a thread.
         """
         self.received: signal.Signals | None = None
         """First signal received, or None."""

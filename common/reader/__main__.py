@@ -32,13 +32,13 @@ def main() -> int:
       The exit status: 0, 1 if the inspection found errors, or 141 if standard output is closed.
     """
     setup_logging(rank=0)
-    parser = ArgumentParser(prog="python -m common.reader", description="Inspects Parquet files.")
+    parser = ArgumentParser(prog="python -m common.reader", description="Inspect Parquet files.")
     commands = parser.add_subparsers(required=True, metavar="inspect")
     command = commands.add_parser(
         "inspect",
         help="print sizes, schema, statistics, label rates, and errors that would stop a run",
-        description="Reads all numeric columns and prints sizes, schema, statistics, label rates, and errors that "
-        "would stop a run. Exits with status 1 if there are errors, and with 2 if no file matches.",
+        description="Read all numeric columns and print sizes, schema, statistics, label rates, and errors that "
+        "would stop a run. Exit with status 1 if there are errors, and with 2 if no file matches.",
     )
     command.add_argument(
         "files",
@@ -94,9 +94,9 @@ class _Progress:
 
 
 def _sets(given: Sequence[str]) -> list[Files]:
-    """Return one set for each pattern and directory, and one for all single files.
+    """Return one set for each pattern and directory, and one set for all single files.
 
-    A shell may have expanded a pattern to the single files.
+    Single files form one set because a shell may have expanded a pattern to them.
     """
     found = [matching_files(name) for name in given]
     single = [files for files in found if files.paths == (user_path(files.description),)]

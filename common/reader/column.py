@@ -138,13 +138,13 @@ def checked_values(chunks: pa.ChunkedArray, field: pa.Field, column: Column, loc
     The array is read-only if that saves a copy.
 
     Raises:
-      DataError: a value is null or not allowed in the column, or a list has another width; the message begins with
-        `location` and the row.
+      DataError: a value is null or not allowed in the column, or a list has a different width; the message begins
+        with `location` and the row.
     """
     array = chunks.combine_chunks() if chunks.num_chunks != 1 else chunks.chunk(0)
     if array.null_count:
         row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise DataError(bad_value(location, column, row, "found null, every row needs a value"))
+        raise DataError(bad_value(location, column, row, "found null, but every row needs a value"))
     if pa.types.is_fixed_size_binary(array.type):
         numbers = to_numpy(array, vector_format(field))
     else:
@@ -169,7 +169,7 @@ def _numbers(array: pa.Array, column: Column, location: str) -> NDArray[Any]:
         values = array.flatten()
     if values.null_count:
         row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]) // (column.width or 1)
-        raise DataError(bad_value(location, column, row, "found null in a list, every value is required"))
+        raise DataError(bad_value(location, column, row, "found null in a list, but every value is required"))
     numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False)
     return numbers if column.width is None else numbers.reshape(-1, column.width)
 
@@ -189,7 +189,7 @@ def _check_values(numbers: NDArray[Any], column: Column, location: str) -> None:
         return
     if not good.all():
         index = tuple(np.argwhere(~good)[0])
-        raise DataError(bad_value(location, column, int(index[0]), f"found {numbers[index]}, {allowed}"))
+        raise DataError(bad_value(location, column, int(index[0]), f"found {numbers[index]}, but {allowed}"))
 
 
 def _check_ids(numbers: NDArray[Any], column: Column, location: str) -> None:
@@ -198,7 +198,7 @@ def _check_ids(numbers: NDArray[Any], column: Column, location: str) -> None:
         good = (ids >= 0) & (ids < num_ids)
         if not good.all():
             row = int(np.flatnonzero(~good)[0])
-            problem = f"found {ids[row]} at position {position}, ids must be between 0 and {num_ids - 1}"
+            problem = f"found {ids[row]} at position {position}, but ids must be between 0 and {num_ids - 1}"
             raise DataError(bad_value(location, column, row, problem))
 
 

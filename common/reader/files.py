@@ -12,9 +12,9 @@ from common.errors import UserError
 from common.process.paths import user_path
 
 READ_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError)
-"""Exceptions that pyarrow raises for a damaged file, or one that is not Parquet.
+"""Exceptions that pyarrow raises for a damaged file, or for a file that is not Parquet.
 
-UnicodeDecodeError: a column name is damaged.
+It raises UnicodeDecodeError if a column name is damaged.
 """
 
 
@@ -28,7 +28,7 @@ class Files:
 
     Attributes:
       paths: paths of the files, in stored order.
-      description: the pattern or directory that selected them, with which messages about all of them begin.
+      description: the pattern or directory that selected the files. Messages about all of them begin with it.
     """
 
     paths: tuple[Path, ...]

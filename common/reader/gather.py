@@ -19,7 +19,7 @@ def empty_column(rows: int, stored: NDArray[Any], column: Column | None, pin_mem
 
 
 def gather(stored: NDArray[Any], rows: NDArray[np.int64], column: Column | None, out: NDArray[Any]) -> None:
-    """Copy rows to `out`, with numpy: for a few dozen rows torch takes five times as long."""
+    """Copy rows to `out`. Uses numpy, because torch takes five times as long for a few dozen rows."""
     keep = column.keep if column is not None else None
     if keep is None:
         # All rows are in range; mode="clip" lets numpy write to `out` without a buffer.

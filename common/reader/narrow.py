@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 def first_misfit(values: NDArray[Any], dtype: torch.dtype) -> tuple[int, str] | None:
     """Return the row and a description of the first value that does not fit a dtype, or None if all values fit.
 
-    uint8 holds whole numbers from 0 to 255. float16 holds what rounds to a finite number; NaN and infinities are kept.
-    Every value fits the other dtypes: bool records whether a value is non-zero, and bfloat16 has the range of float32.
+    uint8 holds whole numbers from 0 to 255. float16 holds values that round to a finite number, and it keeps NaN and
+    infinities. Every value fits the other dtypes: bool records whether a value is non-zero, and bfloat16 has the range
+    of float32.
 
     Args:
       values: numbers, [rows] or [rows, width].

@@ -18,7 +18,7 @@ from common.errors import ConfigError
 
 @dataclass(frozen=True)
 class Position:
-    """A position in the data: the epoch, counted from 0, and the number of rows taken from each lane in it."""
+    """A position in the data: the epoch, counted from 0, and the number of its rows taken from each lane."""
 
     epoch: int
     cursors: tuple[int, ...]

@@ -1,8 +1,8 @@
 """Reads Parquet files as one table of row groups, each decoded into numpy arrays and checked.
 
-Opening a table checks what the metadata shows: a missing column, a wrong type or width, no rows. Decoding a row group
-checks its values: a null, a list of another width, a value that the column does not allow. order.py decides in which
-order rows are read, and reader.py builds the batches.
+Opening a table checks the metadata: it detects a missing column, a wrong type or width, and a table without rows.
+Decoding a row group checks its values: it detects nulls, lists of a different width, and values that the column does
+not allow. order.py decides the order in which rows are read, and reader.py builds the batches.
 """
 
 import bisect
@@ -78,7 +78,7 @@ class ParquetTable:
           cache: keep decoded row groups in memory.
 
         Raises:
-          DataError: a file cannot be read, lacks a column or has it with another type or width, or there are no rows.
+          DataError: a file cannot be read, lacks a column, or has one of the wrong type or width; or there are no rows.
         """
         self.inputs = files.description
         self.columns: Mapping[Hashable, Column] = dict(columns)
@@ -125,7 +125,7 @@ class ParquetTable:
 
     @property
     def num_files(self) -> int:
-        """Number of files of the table."""
+        """Number of files in the table."""
         return len(self._paths)
 
     @property

@@ -25,7 +25,7 @@ Columns = dict[Hashable, torch.Tensor]
 
 
 class PrefetchConfig(Protocol):
-    """The keys of a data set's configuration from which PrefetchOptions are taken; shuffle_window may be None."""
+    """Keys of a data set's configuration that define its PrefetchOptions; shuffle_window may be None."""
 
     @property
     def prefetch_batches(self) -> int: ...
@@ -103,7 +103,7 @@ class BatchReader(Generic[B]):
           lanes: number of lanes, a multiple of world_size and a divisor of global_batch_size.
           rank: rank of this process.
           world_size: number of ranks.
-          prefetch: how much is read ahead; None for PrefetchOptions().
+          prefetch: options for reading ahead and shuffling; None for PrefetchOptions().
           sampling: chooses the rows that enter batches; None keeps all rows.
 
         Raises:
@@ -137,7 +137,7 @@ class BatchReader(Generic[B]):
             )
 
     def remaining_batches(self, position: Position, num_epochs: int | None) -> float:
-        """Return the number of training batches after `position`; infinite without a limit of epochs."""
+        """Return the number of training batches after `position`; infinity if num_epochs is None."""
         if num_epochs is None:
             return math.inf
         done = position.epoch * self.batches_per_epoch + position.cursors[0] // (self._rows_per_batch // self.lanes)
@@ -148,7 +148,7 @@ class BatchReader(Generic[B]):
         rows = self._rows_per_batch // self.lanes
         end = position.cursors[0]
         return (
-            f"global batch {end // rows} of {self.batches_per_epoch} in epoch {position.epoch} (from 0), rows "
+            f"global batch {end // rows} of {self.batches_per_epoch} in epoch {position.epoch} (counted from 0), rows "
             f"{end - rows + 1} to {end} of each of {self.lanes} lanes"
         )
 

@@ -1,4 +1,4 @@
-"""The interface through which a reader samples rows, for example to drop most negatives."""
+"""Defines the interface through which a reader samples rows, for example to drop most negatives."""
 
 from collections.abc import Hashable
 from typing import Protocol

@@ -34,11 +34,13 @@ class BackgroundTracker:
         build_timeout_in_s: float = 0.0,
         abort: Callable[[], None] | None = None,
     ) -> None:
-        """Args:
-        name: name of the tracker in warnings.
-        build: returns the tracker; called in the thread.
-        build_timeout_in_s: longest time to wait until the tracker is built.
-        abort: called to stop a tracker that hangs so that the process can exit. None if there is nothing to stop.
+        """Start the thread.
+
+        Args:
+          name: name of the tracker in warnings.
+          build: returns the tracker; called in the thread.
+          build_timeout_in_s: longest time to wait until the tracker is built.
+          abort: called to stop a tracker that hangs so that the process can exit. None if there is nothing to stop.
 
         Raises:
           UserError: `build` raised it within build_timeout_in_s.
@@ -65,8 +67,7 @@ class BackgroundTracker:
         if self._queue.qsize() >= _MAX_QUEUED:
             self._is_stuck = True
             self._switch_off(
-                f"does not keep up ({_MAX_QUEUED:,} measurements are queued) and is switched off at step "
-                f"{measurement.step}"
+                f"is too slow ({_MAX_QUEUED:,} measurements are queued) and was switched off at step {measurement.step}"
             )
             return
         self._queue.put(measurement)
@@ -108,7 +109,7 @@ class BackgroundTracker:
                 tracker.log(measurement)
             except BaseException as error:
                 has_failed = True
-                self._switch_off(f"failed at step {measurement.step} and is switched off", error)
+                self._switch_off(f"failed at step {measurement.step} and was switched off", error)
         try:
             tracker.finish()
         except BaseException as error:

@@ -1,4 +1,4 @@
-"""Measurements, and the interface of the trackers that record them."""
+"""Defines measurements, and the interface of the trackers that record them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ from typing import Literal, Protocol
 class Measurement:
     """Values measured after `step` steps.
 
-    step: number of optimizer updates done.
-    mode: "train" for means since the previous measurement, "evaluate" for one pass over a partition.
-    partition: name of the evaluation set; None for training.
-    metrics: flat map of the values that a repeated run reproduces bit for bit. None if a metric is not available.
-    timing: flat map of the values that depend on the clock or the machine.
+    Attributes:
+      step: number of optimizer updates done.
+      mode: "train" for means since the previous measurement, "evaluate" for one pass over a partition.
+      partition: name of the evaluation set; None for training.
+      metrics: flat map of the values that a repeated run reproduces bit for bit. None if a metric is not available.
+      timing: flat map of the values that depend on the clock or the machine.
     """
 
     step: int

@@ -35,7 +35,7 @@ class MetricsFile:
         self._open()
 
     def append(self, measurement: Measurement) -> None:
-        """Write a whole line, or nothing. If the file was moved, removed or cut, continue with its present state.
+        """Write a whole line, or nothing. If the file was moved, removed or truncated, continue with its current state.
 
         Raises:
           OSError: the line cannot be written.
@@ -92,7 +92,7 @@ class MetricsFile:
         opened = os.fstat(self._descriptor)
         if at_path is None or not os.path.samestat(at_path, opened) or at_path.st_size < self._length:
             logger.warning(
-                "%s was removed, replaced or cut while it was being written. Continuing with the present file; earlier "
+                "%s was removed, replaced or truncated during the run. Continuing with the current file; earlier "
                 "measurements may be missing from it.",
                 self.path,
             )
@@ -101,7 +101,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[Measurement]:
-    """Return the measurements in a `metrics.jsonl`, in order; [] if there is no file. Ignore an incomplete last line.
+    """Return the measurements in a `metrics.jsonl`, in order; [] if there is no file. Ignores an incomplete last line.
 
     Raises:
       UserError: another line is not a measurement. The message names the file and the line.
@@ -122,7 +122,7 @@ class MetricsTail:
         """Return the measurements since the last call.
 
         Returns:
-          the new measurements, and whether the file was cut or replaced since the last call. If it was, the
+          The new measurements, and whether the file was truncated or replaced since the last call. If so, the
           measurements are all those in the file.
 
         Raises:

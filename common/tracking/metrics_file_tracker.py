@@ -1,4 +1,4 @@
-"""Writes `metrics.jsonl` during training and keeps measurements in memory while the disk refuses them."""
+"""Writes `metrics.jsonl` during training and keeps measurements in memory while the file cannot be written."""
 
 import collections
 import logging
@@ -10,20 +10,22 @@ from common.tracking.metrics_file import MetricsFile
 
 logger = logging.getLogger(__name__)
 
-# Measurements kept in memory while the disk refuses lines: a few kB each, megabytes in all.
+# Maximum number of measurements kept in memory while the file cannot be written: a few kB each, megabytes in all.
 _MAX_PENDING = 10_000
 
 
 class MetricsFileTracker:
-    """Appends each measurement immediately. Keeps what the disk refuses and retries it with each later measurement.
+    """Appends each measurement immediately. If that fails, keeps it and retries with each later measurement.
 
-    The constructor raises what MetricsFile raises. No other method raises OSError. Each outage is one warning.
+    The constructor raises what MetricsFile raises. No other method raises OSError. Each outage causes one warning.
     """
 
     def __init__(self, path: Path, last_step: int | None) -> None:
-        """Args:
-        path: path of the file.
-        last_step: step that the run resumes from; later lines are removed. None keeps all lines.
+        """Open the file.
+
+        Args:
+          path: path of the file.
+          last_step: step that the run resumes from; later lines are removed. None keeps all lines.
         """
         self._file = MetricsFile(path, last_step)
         self._pending: collections.deque[Measurement] = collections.deque()
@@ -33,7 +35,7 @@ class MetricsFileTracker:
         self._lock = threading.Lock()
 
     def log(self, measurement: Measurement) -> None:
-        """Append a measurement, or keep it in memory if the disk refuses it."""
+        """Append a measurement, or keep it in memory if the file cannot be written."""
         with self._lock:
             self._pending.append(measurement)
             if len(self._pending) > _MAX_PENDING:

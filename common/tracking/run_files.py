@@ -1,4 +1,4 @@
-"""Names of the files and directories in a save_dir that trackers write."""
+"""Defines the names of the files and directories in a save_dir that trackers write."""
 
 METRICS = "metrics.jsonl"
 FOLLOWER_METRICS = "metrics-evaluator.jsonl"

@@ -31,7 +31,7 @@ _FINISH_TIMEOUT_IN_S = 20.0
 
 
 class Trackers:
-    """The trackers of a run. Only rank 0 has any; without trackers all methods do nothing.
+    """The trackers of a run. Only rank 0 has any. Without trackers, all methods do nothing.
 
     No method lets the exception of a tracker escape, except a UserError while the tracker is being added.
     """
@@ -60,7 +60,7 @@ class Trackers:
           build: returns the tracker; called immediately.
 
         Raises:
-          UserError: `build` raised it. Any other exception is one warning.
+          UserError: `build` raised it. Any other exception causes one warning.
         """
         try:
             tracker = build()
@@ -141,7 +141,7 @@ def build_trackers(
       group: W&B run id of the trainer, for a follower.
 
     Raises:
-      UserError: the metrics file is damaged, or the key file is not usable. Any other failure is one warning.
+      UserError: the metrics file is damaged, or the key file is not usable. Any other failure causes one warning.
     """
     trackers = Trackers()
     metrics = run_dir / (METRICS if job_type == "train" else FOLLOWER_METRICS)

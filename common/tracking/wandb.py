@@ -69,7 +69,7 @@ class _RunFile:
 
 
 def _settings(config: WandbConfig) -> dict[str, Any]:
-    """Return settings with which wandb prints nothing and every wait has a time limit."""
+    """Return settings that silence wandb and give every wait a time limit."""
     settings: dict[str, Any] = {
         "silent": True,
         "console": "off",
@@ -98,7 +98,7 @@ class WandbTracker:
 
     start(), log() and finish() may block and must be called in one thread. Only they communicate with W&B. start()
     raises whatever prevents tracking: the package is missing, the server does not answer within 30 s (or
-    WANDB_INIT_TIMEOUT), or the key is refused.
+    WANDB_INIT_TIMEOUT), or the key is rejected.
     """
 
     def __init__(
@@ -112,18 +112,21 @@ class WandbTracker:
         group: str | None = None,
         backlog: Iterable[Measurement] = (),
     ) -> None:
-        """Args:
-        config: the user's settings.
-        run_dir: save_dir of the run.
-        resolved_config: configuration that W&B displays; JSON values.
-        job_type: "train" for the trainer, "evaluate" for the follower.
-        run_id: id to use if the file has none yet.
-        group: id of the trainer's run; None for this run's own id.
-        backlog: earlier measurements; start() sends those that were not sent.
+        """Initialize without communication.
+
+        Args:
+          config: the user's settings.
+          run_dir: save_dir of the run.
+          resolved_config: configuration that W&B displays; JSON values.
+          job_type: "train" for the trainer, "evaluate" for the follower.
+          run_id: id to use if the file has none yet.
+          group: id of the trainer's run; None for this run's own id.
+          backlog: earlier measurements; start() sends those that were not sent.
 
         Raises:
           UserError: the key file is not usable.
-          OSError, ValueError: the file of the run's id cannot be written, or is damaged.
+          OSError: the file with the run's id cannot be written.
+          ValueError: the file with the run's id is damaged.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run_file = _RunFile(run_dir / _RUN_FILES[job_type], run_id)
@@ -203,7 +206,7 @@ class WandbTracker:
         values |= {f"{stream}/timing/{name}": x for name, x in measurement.timing.items()}
         self._is_complete = False
         self._check_room()
-        # Never pass step=. W&B drops values with a lower step than it has seen, as after a resume.
+        # Never pass step=. W&B drops values whose step is lower than an earlier one, which happens after a resume.
         self._run.log(values)
         self._run_file.mark_sent(stream, measurement.step)
         self._is_complete = True
@@ -241,6 +244,6 @@ class WandbTracker:
         try:
             self._wandb.teardown()
         except SystemExit as error:  # teardown() reports a failed process this way
-            raise RuntimeError(f"the process of wandb ended with status {error.code}") from error
+            raise RuntimeError(f"wandb's process ended with status {error.code}") from error
         finally:
             sys.exit, sys.excepthook = self._original_hooks

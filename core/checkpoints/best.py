@@ -1,4 +1,4 @@
-"""Ranks the checkpoints of a run by a metric, as training.checkpoint_keep_best asks."""
+"""Ranks the checkpoints of a run by a metric, as configured by training.checkpoint_keep_best."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -14,7 +14,7 @@ from core.run.directory import FollowerDirectory, RunDirectory
 class BestSteps:
     """Finds the steps with the best values of one metric.
 
-    It knows only what the metrics files say, so that it survives restarts. It reads each of their lines once.
+    Takes the values only from the metrics files, so it survives restarts. Reads each of their lines once.
     """
 
     def __init__(
@@ -23,10 +23,10 @@ class BestSteps:
         """Initialize.
 
         Args:
-          files: metrics files. If several have a step, the first counts.
+          files: metrics files. If several files have a step, the first one counts.
           partition: partition that the metric is measured on.
           metric: name of the metric.
-          mode: whether large or small values are good.
+          mode: "max" if higher values are better, "min" if lower values are.
           top_k: number of steps to find.
         """
         self._files: list[tuple[MetricsTail, dict[int, float]]] = [(MetricsTail(path), {}) for path in files]
@@ -36,11 +36,12 @@ class BestSteps:
         self._top_k = top_k
 
     def __call__(self, steps: Collection[int]) -> set[int]:
-        """Return the best among some steps, and the later of equal ones. A step without a finite value is never among
-        them.
+        """Return the best of the given steps.
+
+        The later of two equal steps ranks higher. A step without a finite value is never returned.
 
         Raises:
-          UserError: a file cannot be read, or is no metrics file.
+          UserError: a file cannot be read, or is not a metrics file.
         """
         joined: dict[int, float] = {}
         for file, values in reversed(self._files):
@@ -63,16 +64,16 @@ def best_checkpoints(
     partitions: Collection[str],
     metric_names: Callable[[str], Collection[str]],
 ) -> BestSteps | None:
-    """Return what ranks the checkpoints of a run by the measurements of the run and its follower.
+    """Return the ranking of a run's checkpoints by the measurements of the run and its follower.
 
     Args:
-      config: None if no checkpoint is kept for its metrics.
+      config: configuration of the ranking; None disables it, and the result is None.
       save_dir: directory of the run.
       partitions: names of the evaluation sets.
       metric_names: returns the names of a partition's metrics.
 
     Raises:
-      ConfigError: there is no such partition, or it has no such metric.
+      ConfigError: the partition does not exist, or it has no such metric.
     """
     if config is None:
         return None
@@ -84,7 +85,7 @@ def best_checkpoints(
         )
     if config.metric not in (names := metric_names(config.partition)):
         raise ConfigError(
-            f"{key_path}.metric is {config.metric!r}, but evaluations of {config.partition} have: {', '.join(names)}"
+            f"{key_path}.metric is {config.metric!r}, but the metrics of {config.partition} are: {', '.join(names)}"
         )
     files = [RunDirectory(save_dir).metrics, FollowerDirectory(save_dir).metrics]
     return BestSteps(files, config.partition, config.metric, config.mode, config.top_k)

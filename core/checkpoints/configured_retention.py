@@ -7,7 +7,7 @@ from core.run.directory import RunDirectory
 
 
 def configured_retention(components: Components) -> CheckpointRetention:
-    """Return the retention that training.checkpoint_* asks for. Collective.
+    """Return the checkpoint retention that training.checkpoint_* configures. Collective.
 
     Raises:
       ConfigError: training.checkpoint_keep_best names a partition or a metric that the run does not evaluate.

@@ -25,12 +25,12 @@ from core.run.tensors import training_tensors
 
 logger = logging.getLogger(__name__)
 
-# How long close() waits for a save that may hang because a rank is lost, in seconds.
+# Longest time that close() waits for a save that may hang because a rank is lost, in seconds.
 _PATIENCE_IN_S = 20.0
 
 
 class Saver:
-    """Writes the checkpoints of a run and rotates them. All ranks call it alike."""
+    """Writes the checkpoints of a run and rotates them. All ranks make the same calls."""
 
     def __init__(
         self,
@@ -46,9 +46,9 @@ class Saver:
         Args:
           retention: decides which checkpoints are kept.
           model: the model on all ranks.
-          optimizer: the optimizer of its parameters.
-          world: this process among the ranks.
-          saved_step: the step that the run continues from; 0 for a fresh run.
+          optimizer: the optimizer of the model's parameters.
+          world: rank of this process, world size and device.
+          saved_step: step that the run continues from; 0 for a fresh run.
           sync: called before a checkpoint becomes visible; makes durable what a resume needs alongside it.
         """
         self._retention = retention
@@ -63,9 +63,9 @@ class Saver:
         self._failure: Exception | None = None
 
     def save(self, state: TrainingState) -> None:
-        """Copy the tensors, and start to save them with `state` unless this step is saved already. Collective.
+        """Copy the tensors and start to save them with `state`, unless this step is already saved. Collective.
 
-        A write that the disk refuses is one error in the log of rank 0. Training continues.
+        If writing fails, rank 0 logs one error and training continues.
         """
         self.wait()
         if state.step == self._saved_step:
@@ -76,7 +76,7 @@ class Saver:
         self._stage(training_tensors(self._model, self._optimizer))
         self._failure = None
         provenance = run_environment(self._world) | {"config_digest": _config_digest(state.identity)}
-        # A daemon, because a save that hangs on a lost rank must not keep the process alive.
+        # It is a daemon thread, because a save that hangs on a lost rank must not keep the process alive.
         self._thread = threading.Thread(
             target=self._write, args=(state.step, values, provenance, group), name="save checkpoint", daemon=True
         )
@@ -92,21 +92,21 @@ class Saver:
         return self._failure is None
 
     def close(self) -> None:
-        """Let the save in progress finish if training ended without wait(), in bounded time with several ranks."""
+        """Wait for the save in progress if training ended without wait(). With several ranks, the wait is bounded."""
         if self._thread is not None:
             self._thread.join(None if self._world.size == 1 else _PATIENCE_IN_S)
 
     def _group(self) -> dist.ProcessGroup | None:
-        """Return a group of its own, since its collectives must not mix with those of training. None in a world of one.
+        """Return a separate process group, so that its collectives do not mix with those of training.
 
-        The first call is collective.
+        The first call is collective. Returns None in a world of one.
         """
         if self._created_group is None and self._world.size > 1:
             self._created_group = dist.new_group(backend="gloo", timeout=self._world.timeout)
         return self._created_group
 
     def _stage(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copy the tensors to host memory. All saves reuse it, because new pages would cost more than the copy."""
+        """Copy the tensors to host memory. All saves reuse it, because new pages would take longer than the copy."""
         pin_memory = self._world.device.type == "cuda"
         for name, tensor in tensors.items():
             if name not in self._staged:
@@ -119,7 +119,7 @@ class Saver:
     def _write(
         self, step: int, values: Mapping[str, Any], provenance: Mapping[str, Any], group: dist.ProcessGroup | None
     ) -> None:
-        """Write the staged tensors. Runs in the thread."""
+        """Write the staged tensors. Runs in the background thread."""
         try:
             self._sync()
             path = write_checkpoint(self._retention.root, step, self._staged, values, group, provenance)

@@ -61,7 +61,7 @@ def _read(yaml_path: str | os.PathLike[str]) -> str:
     try:
         return pathlib.Path(yaml_path).read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{yaml_path}: cannot read the file: {error.strerror}") from error
+        raise ConfigError(f"{yaml_path}: cannot read this file: {error.strerror}") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{yaml_path}: line {line}: the text is not valid UTF-8") from error

@@ -1,4 +1,4 @@
-"""Finds the checkpoint of a run in training that a follower evaluates next."""
+"""Finds the checkpoint that a follower evaluates next, while the run may still be training."""
 
 import dataclasses
 from pathlib import Path
@@ -16,9 +16,9 @@ class FoundCheckpoint:
     step: int
     path: Path
     stamps: _Stamps
-    """Stamps of the directory. A directory that is created again under the same name has others."""
+    """Stamps of the directory. A directory that is created again under the same name has different ones."""
     file_stamps: _Stamps
-    """Stamps of the directory and its files. A damaged file may be replaced in place."""
+    """Stamps of the directory and its files. They reveal that a damaged file was replaced in place."""
 
 
 class CheckpointSearch:
@@ -44,7 +44,7 @@ class CheckpointSearch:
         return None
 
     def done(self, found: FoundCheckpoint, *, is_damaged: bool) -> None:
-        """Skip the checkpoint from now on: as long as its directory is the same, or its files if it is damaged."""
+        """Skip the checkpoint from now on, until its directory is replaced or, if it is damaged, its files change."""
         self._damaged.pop(found.step, None)
         if is_damaged:
             self._damaged[found.step] = found.file_stamps

@@ -29,7 +29,7 @@ class CompletedEvaluations:
         self._partitions: dict[int, list[str]] = {}
 
     def open(self) -> None:
-        """Read the file, and cut a last line that a kill has torn: its evaluation is not complete."""
+        """Read the file, and remove an incomplete last line, whose evaluation was interrupted."""
         self._file = MetricsFile(self._path)
         self._partitions = completed_partitions(self._path)
 
@@ -47,8 +47,8 @@ class CompletedEvaluations:
         steps = [step for step, names in self._partitions.items() for name in names if name in partitions]
         if steps:
             logger.info(
-                "%s has %d evaluation(s) of steps %d to %d. They are not repeated, even if the configuration now asks "
-                "for other metrics or data; move the file away to evaluate again",
+                "%s contains %d evaluation(s) of steps %d to %d. They are not repeated, even if the configured metrics "
+                "or data have changed; move the file away to evaluate again",
                 self._path,
                 len(steps),
                 min(steps),
@@ -67,7 +67,8 @@ class CompletedEvaluations:
             self._file.append(measurement)
         except OSError as error:
             raise UserError(
-                f"{self._path}: cannot write: {error.strerror}; make room, then run the same command again to continue"
+                f"{self._path}: cannot write this file: {error.strerror}. If the disk is full, free some space. Then "
+                "run the same command again to continue"
             ) from error
         self._partitions.setdefault(measurement.step, []).append(measurement.partition)
 

@@ -1,6 +1,6 @@
 """Evaluates a model: one bounded, timed pass over evaluation sets.
 
-All ranks read the same number of batches and stop at the same one, whichever rank's clock runs out.
+All ranks read the same number of batches and stop at the same one, no matter which rank's clock runs out.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class StoppedError(Exception):
-    """A signal asked to stop. What was evaluated of the current partition is dropped."""
+    """Raised if a signal requests a stop. The results of the current partition are discarded."""
 
 
 class Evaluator:
@@ -47,13 +47,13 @@ class Evaluator:
         """Initialize.
 
         Args:
-          evaluation_sets: what to evaluate on, by partition.
-          world: this process among the ranks.
+          evaluation_sets: evaluation sets, by partition.
+          world: rank of this process, world size and device.
           autocast: autocast of the forward passes.
-          num_eval_steps: largest number of batches per partition; negative: all.
-          timeout_in_s: longest duration of one evaluation, all partitions together, in seconds.
-          log_every_n: number of batches between two lines of progress.
-          beat: called with each batch that begins (core.run.watchdog.Watchdog.beat).
+          num_eval_steps: maximum number of batches per partition; a negative number means all.
+          timeout_in_s: time limit for one evaluation of all partitions together, in seconds.
+          log_every_n: number of batches between two progress log lines.
+          beat: called at the start of each batch (core.run.watchdog.Watchdog.beat).
         """
         self.evaluation_sets = evaluation_sets
         self._world = world
@@ -91,18 +91,18 @@ class Evaluator:
         is_stop_requested: Callable[[], bool],
         record: Callable[[Measurement], None],
     ) -> None:
-        """Evaluate on partitions, and record the measurement of each as soon as it is complete. Collective.
+        """Evaluate a model on partitions, and record the measurement of each as soon as it is complete. Collective.
 
         Args:
-          model: the model. It is back in its mode (training or not) afterwards.
-          step: number of steps that the model has done.
+          model: the model. Its mode (training or evaluation) is restored afterwards.
+          step: number of steps that the model was trained for.
           partitions: names of the evaluation sets.
           is_stop_requested: returns whether this rank was asked to stop.
           record: receives the measurements.
 
         Raises:
           StoppedError: a rank was asked to stop. All ranks raise it.
-          UserError: the data is bad. All ranks raise it.
+          UserError: the data is invalid. All ranks raise it.
           Exception: this rank's reader failed. The other ranks raise a RankFailedError.
         """
         deadline = time.monotonic() + self._timeout_in_s

@@ -1,7 +1,7 @@
-"""The follower of a run: evaluates each checkpoint in a save_dir as it appears, and trains nothing.
+"""Follows a run: evaluates each checkpoint in its save_dir as it appears, without training.
 
-The lines of metrics-evaluator.jsonl record what is done. A kill at any moment loses at most the current partition, and
-nothing is recorded twice.
+The lines of metrics-evaluator.jsonl record the completed evaluations. If the follower is killed, it loses at most the
+current partition, and it never records an evaluation twice.
 """
 
 import dataclasses
@@ -36,20 +36,20 @@ class FollowerOutcome:
     stopped_by: signal.Signals | None
     """The signal that ended it early; None if it reached the last step, or no checkpoint appeared in time."""
     timed_out: bool
-    """Whether no checkpoint appeared in time."""
+    """True if no checkpoint appeared in time."""
     directory: FollowerDirectory
 
 
 class Follower:
-    """Evaluates the checkpoints of a run in the order of their steps. All ranks call it alike."""
+    """Evaluates the checkpoints of a run in the order of their steps. All ranks make the same calls."""
 
     def __init__(self, components: Components, session: Session, directory: FollowerDirectory) -> None:
         """Initialize without communication.
 
         Args:
-          components: what the run consists of.
-          session: guards the follower.
-          directory: the directory of the run.
+          components: components of the run.
+          session: session that guards the follower.
+          directory: directory of the run.
         """
         self._components = components
         self._consensus = components.world.consensus
@@ -69,9 +69,12 @@ class Follower:
         self._restart_wait()
 
     def wait_for_run(self) -> FollowerOutcome | None:
-        """Wait until the run has created its directory. Return how the follower ended if it did not. Collective.
+        """Wait until the run has created its directory. Collective.
 
-        A mistyped path stays as it is: only the run creates its directory.
+        The follower never creates it, because the path may be mistyped.
+
+        Returns:
+          How the follower ended, if the directory did not appear in time or a signal stopped the wait; None otherwise.
         """
         while not self._consensus.broadcast_from_rank_zero(lambda: self._directory.exists):
             outcome = self._pause("which does not exist; is this the training.save_dir of the run?")
@@ -80,7 +83,7 @@ class Follower:
         return None
 
     def follow(self) -> FollowerOutcome:
-        """Evaluate each checkpoint as it appears, until that of the last step. Collective.
+        """Evaluate each checkpoint as it appears, up to that of the last step. Collective.
 
         Raises:
           UserError: the checkpoints belong to another run, or none could be evaluated in time.
@@ -118,7 +121,7 @@ class Follower:
             logger.info("%s was removed before it was evaluated", found.path)
             return False
         except DamagedCheckpointError as error:
-            logger.warning("step %d is not evaluated: %s", found.step, error)
+            logger.warning("step %d was not evaluated: %s", found.step, error)
             is_damaged = True
         self._step, self._has_found = max(self._step, found.step), True
         self._search.done(found, is_damaged=is_damaged)
@@ -126,7 +129,7 @@ class Follower:
         return True
 
     def _find_next(self) -> tuple[FoundCheckpoint, list[str]] | None:
-        """Return the next checkpoint and the partitions to evaluate it on. Rank 0 calls it."""
+        """Return the next checkpoint and the partitions to evaluate it on. Called on rank 0."""
         self._directory.check_held()
         found = self._search.find()
         if found is None:
@@ -141,7 +144,7 @@ class Follower:
         components = self._components
         self._last_step = find_last_step(components.config.training, components.train_reader, state)
         if partitions:
-            # Held until the end, so that a checkpoint that turns out to be the best is still there.
+            # Keep it open until the end, so that a checkpoint that turns out to be the best is not deleted.
             with open_on_all_ranks(found.path, components.world) as checkpoint:
                 self._consensus.on_all_ranks(lambda: load_model(components.model, checkpoint))
                 self._evaluator.evaluate(
@@ -149,7 +152,7 @@ class Follower:
                 )
 
     def _begin_tracking(self, state: TrainingState) -> None:
-        """Check the run and open the trackers at the first checkpoint: only now it is known which run this is."""
+        """Check the run and open the trackers at the first checkpoint, which identifies the run."""
         if self._is_tracking:
             return
         config = self._components.config
@@ -178,7 +181,11 @@ class Follower:
         self._session.trackers.log(measurement)
 
     def _pause(self, remark: str) -> FollowerOutcome | None:
-        """Wait until the next check, with a remark about the directory. Return how the follower ends, if it does."""
+        """Wait until the next check, and log `remark` about the directory.
+
+        Returns:
+          How the follower ended, if a signal stopped it or the wait timed out; None to check again.
+        """
         self._session.watchdog.beat("waiting for a checkpoint after step", self._step)
         # All ranks leave together. Each sleeps on its own, so that none waits long in a collective.
         flags = RankFlag.STOP if self._session.is_stop_requested else RankFlag.NONE
@@ -202,7 +209,7 @@ class Follower:
         return FollowerOutcome(stopped_by, False, self._directory)
 
     def _report_timeout(self) -> None:
-        """Warn that the trainer may be dead, or raise UserError if nothing was evaluated at all."""
+        """Warn that the trainer may be dead, or raise UserError if nothing has been evaluated at all."""
         limit = f"training.eval_timeout_in_s ({self._components.config.training.eval_timeout_in_s:g} s)"
         if not self._completed:
             where = f"{self._directory.checkpoints}{'' if self._directory.exists else ' (no such directory)'}"

@@ -1,4 +1,4 @@
-"""Waits for something that is checked once a second."""
+"""Waits for a condition that the caller checks once a second."""
 
 import logging
 import time
@@ -6,12 +6,12 @@ import time
 logger = logging.getLogger(__name__)
 
 _POLL_IN_S = 1.0
-# Seconds after which a wait is logged again. Each later line comes after twice the time.
+# Seconds after which a wait is logged again. Each further log line comes after twice the time waited so far.
 _FIRST_REMINDER_IN_S = 60.0
 
 
 class Poller:
-    """One wait, which begins when the object is created."""
+    """A single wait, which begins when the object is created."""
 
     def __init__(self, timeout_in_s: float) -> None:
         self._timeout_in_s = timeout_in_s
@@ -24,7 +24,7 @@ class Poller:
         return time.monotonic() - self._began >= self._timeout_in_s
 
     def sleep(self, awaited: str) -> None:
-        """Sleep until the next check, at most until the timeout. Now and then, log what is awaited."""
+        """Sleep until the next check, at most until the timeout. Log what is awaited, at increasing intervals."""
         waited = time.monotonic() - self._began
         if waited >= self._next_reminder_in_s:
             logger.info("waiting for %s: %.0f of at most %g s", awaited, waited, self._timeout_in_s)

@@ -37,7 +37,7 @@ class NonfiniteValue:
     """The first non-finite value of a rank."""
 
     cause: tuple[int, int]
-    """Its place in the order of causes. A smaller one is an earlier cause."""
+    """Its position in the order of causes; a smaller one is an earlier cause."""
     name: str
     """Name of its tensor."""
     index: tuple[int, ...]
@@ -54,7 +54,7 @@ class NonfiniteValue:
 def first_nonfinite(parts: Iterable[NamedPart], stage: int = 0) -> NonfiniteValue | None:
     """Return the first value that is NaN or infinite, or None if all values are finite.
 
-    Takes one pass without an allocation of the tensors' size, and waits for the device once.
+    Makes one pass without allocating memory of the size of the tensors, and waits for the device once.
     """
     candidates = [part for part in parts if part.tensor.is_floating_point() and part.tensor.numel() > 0]
     if not candidates:
@@ -74,7 +74,7 @@ def first_nonfinite(parts: Iterable[NamedPart], stage: int = 0) -> NonfiniteValu
 
 
 def state_parts(model: DistributedModel, optimizer: torch.optim.Optimizer) -> Iterator[NamedPart]:
-    """Yield this rank's part of what a checkpoint holds: parameters and tables, buffers, then optimizer states."""
+    """Yield this rank's parts of what a checkpoint holds: parameters and tables, buffers, then optimizer states."""
     buffers = {name for name, _ in model.module.named_buffers()}
     by_kind: dict[str, list[NamedPart]] = {"parameter": [], "buffer": [], "optimizer state": []}
     for name, tensor in training_tensors(model, optimizer).items():
@@ -106,10 +106,10 @@ class DivergenceReporter:
 
         Args:
           model: the model on all ranks.
-          optimizer: the optimizer of its parameters.
-          train_step: the step of the model.
-          consensus: joins the findings of all ranks.
-          checkpoints: lists the complete checkpoints, the newest last, after a save in progress has ended. Collective.
+          optimizer: the optimizer of the model's parameters.
+          train_step: the training step of the model.
+          consensus: combines the findings of all ranks.
+          checkpoints: lists the complete checkpoints, newest last, after any save in progress has ended. Collective.
         """
         self._model = model
         self._optimizer = optimizer
@@ -124,7 +124,7 @@ class DivergenceReporter:
 
         Args:
           step: the last step.
-          batch: describes its last batch.
+          batch: description of its last batch.
 
         Raises:
           UserError: a value of the state is non-finite.
@@ -133,7 +133,7 @@ class DivergenceReporter:
         found = self._first_of_all_ranks(first_nonfinite(state_parts(self._model, self._optimizer)))
         if found is not None:
             raise UserError(
-                f"training has diverged: after step {step} the model is non-finite ({found}). It was not saved.\n"
+                f"training has diverged: the model is non-finite after step {step} ({found}). It was not saved.\n"
                 f"The last batch of the step was {batch}.\n"
                 f"{self._advice(step)}"
             )
@@ -144,10 +144,10 @@ class DivergenceReporter:
         """End the run after too many skipped updates in a row. Collective.
 
         Args:
-          counter: has counted them.
+          counter: counter of the skipped updates.
           step: the last step. It is repeated to find the first non-finite value.
           micro_batches: the micro-batches of the last step.
-          described: describes each of them.
+          described: description of each micro-batch.
 
         Raises:
           UserError: always.
@@ -164,8 +164,8 @@ class DivergenceReporter:
         if len(described) > 1:
             trained_on = f"{len(described)} micro-batches, {described[0]}, to {described[-1]}"
         raise UserError(
-            f"training has diverged: in {len(steps)} steps in a row ({steps[0]} to {steps[-1]}) losses or gradients "
-            f"were non-finite and the update was skipped; training.max_nonfinite_steps allows {counter.limit}.\n"
+            f"training has diverged: losses or gradients were non-finite in {len(steps)} steps in a row ({steps[0]} to "
+            f"{steps[-1]}), so their updates were skipped; training.max_nonfinite_steps allows {counter.limit}.\n"
             f"Step {step} trained on {trained_on}. When it is repeated, "
             f"{f'the first non-finite value is {found}' if found is not None else 'all values are finite'}.\n"
             f"{self._advice(steps[0])}"

@@ -1,4 +1,4 @@
-"""Hands each training step its micro-batches, once all ranks have agreed that every rank can train it."""
+"""Hands out the micro-batches of each training step, once all ranks have agreed that every rank can train it."""
 
 import collections
 import time
@@ -10,13 +10,13 @@ from common.reader.prefetch import next_or_error
 from common.reader.reader import PositionedBatch
 from core.loop.window import Stopwatch
 
-# Ranks exchange flags about several steps at once if those take less than this, in seconds: on two ranks each exchange
-# costs 0.5 ms.
+# Ranks exchange flags about several steps at once if the steps together take less than this, in seconds. On two ranks,
+# each exchange takes 0.5 ms.
 _SECONDS_PER_EXCHANGE = 0.02
 
 
 class StepFeed:
-    """Hands out the micro-batches of one step after another. Collective.
+    """Hands out micro-batches, one step at a time. Collective.
 
     The ranks exchange flags about the next steps while they train the current ones.
     """
@@ -37,10 +37,10 @@ class StepFeed:
 
         Args:
           batches: batches of this rank, enough for all steps.
-          consensus: joins the flags of all ranks.
+          consensus: combines the flags of all ranks.
           stopwatch: receives the time spent waiting for batches.
-          own_flags: returns further flags of this rank to send along: STOP ends the feed on all ranks.
-          on_flags: receives the joined flags of all ranks, at the same step on all.
+          own_flags: returns additional flags of this rank to send. STOP ends the feed on all ranks.
+          on_flags: receives the combined flags of all ranks, at the same step on all ranks.
           num_micro_batches: number of micro-batches per step.
           num_steps: number of steps to hand out.
           prefetch_batches: number of batches that the reader holds ready.
@@ -52,7 +52,7 @@ class StepFeed:
         self._on_flags = on_flags
         self._num_micro_batches = num_micro_batches
         self._unfetched = num_steps
-        # Fetching more steps than there are batches ready for would make training wait for them.
+        # Fetching more steps than the reader has batches ready for would make training wait for them.
         self._most_steps = max(1, prefetch_batches // num_micro_batches)
         self._ready: collections.deque[list[PositionedBatch[Any]]] = collections.deque()
         self._exchanged_at: float | None = None
@@ -66,7 +66,7 @@ class StepFeed:
         """Return the next step's micro-batches, or None on all ranks if a rank was asked to stop.
 
         Raises:
-          UserError: a rank's data is bad. All ranks raise it.
+          UserError: a rank's data is invalid. All ranks raise it.
           Exception: this rank's reader failed. The other ranks raise a RankFailedError.
         """
         if not self._has_begun:

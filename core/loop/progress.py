@@ -21,7 +21,7 @@ class ProgressReport:
         self._last_step = last_step
         self._bar: tqdm.tqdm[Never] | None = None
         if world.is_rank_zero and sys.stderr.isatty():
-            # Some terminals (docker, script) report a width of 0, which would give no bar.
+            # Some terminals (docker, script) report a width of 0, which would hide the bar.
             width = {"dynamic_ncols": True} if os.get_terminal_size(sys.stderr.fileno()).columns else {"ncols": 100}
             self._bar = tqdm.tqdm(initial=first_step, total=last_step, unit="step", **width)
 
@@ -51,6 +51,6 @@ class ProgressReport:
             )
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar, and leave it on the screen."""
         if self._bar is not None:
             self._bar.close()

@@ -1,6 +1,6 @@
 """Counts consecutive steps whose update was skipped, without waiting for the device.
 
-How an update is skipped is in step.py. What is reported about too many is in divergence.py.
+step.py skips updates, and divergence.py ends a run that has skipped too many.
 """
 
 import collections
@@ -12,7 +12,7 @@ _STEPS_PER_COPY = 16
 
 
 class SkippedStepCounter:
-    """Counts skipped updates in a row exactly: at once on a CPU, and on CUDA when the device gets there.
+    """Counts skipped updates in a row exactly: immediately on a CPU, and on CUDA once the device has computed them.
 
     Outcomes are the same on all ranks, but ranks may learn them at different times.
     """
@@ -22,7 +22,7 @@ class SkippedStepCounter:
 
         Args:
           device: device of the outcomes.
-          limit: largest allowed number of consecutive skipped updates (>= 0).
+          limit: maximum allowed number of consecutive skipped updates (>= 0).
           step: step after which the count begins.
           in_a_row: number of consecutive skipped updates up to `step`.
         """
@@ -34,7 +34,7 @@ class SkippedStepCounter:
         self._copies: collections.deque[tuple[torch.Tensor, torch.cuda.Event]] = collections.deque()
         self._found: range | None = None
         self.too_many: range | None = None
-        """The first consecutive steps beyond the limit, as far as all ranks know of them."""
+        """The first consecutive skipped steps that exceed the limit; None until all ranks know of them."""
 
     def add(self, skipped: torch.Tensor) -> None:
         """Count the next step: 1.0 if its update was skipped, else 0.0, as a scalar on the device."""
@@ -52,7 +52,7 @@ class SkippedStepCounter:
             self._copies.append((outcomes, copied))
 
     def poll(self) -> bool:
-        """Return whether there were too many, as far as this rank knows without waiting."""
+        """Return whether this rank knows of too many skipped updates. Does not wait for the device."""
         while self._copies and self._copies[0][1].query():  # type: ignore[no-untyped-call]
             self._count(*self._copies.popleft()[0].tolist())
         return self._found is not None
@@ -60,7 +60,7 @@ class SkippedStepCounter:
     def settle(self) -> int:
         """Wait for the device, count everything, and return the number of consecutive skipped updates up to now.
 
-        All ranks call it at the same step, so that they then know the same.
+        All ranks call this at the same step, so that they have the same count afterwards.
         """
         while self._copies:
             outcomes, copied = self._copies.popleft()

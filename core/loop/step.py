@@ -1,7 +1,7 @@
-"""One training step: one optimizer update over its micro-batches.
+"""Runs a training step: one optimizer update over its micro-batches.
 
 Owns autocast, loss scaling, gradient averaging, clipping and the check for non-finite gradients. With fused Adam on
-CUDA, a step never waits for the device: its counts stay there until somebody reads them. A skipped update leaves the
+CUDA, a step never waits for the device: its counts stay there until they are read. A skipped update leaves the
 model as it was.
 """
 
@@ -40,7 +40,7 @@ class TrainStep:
           model: the model, replicated if there are several ranks.
           optimizer: the optimizer of the model's parameters.
           learning_rates: the learning rates of all optimizers.
-          world: this process among the ranks.
+          world: rank of this process, world size and device.
           autocast: autocast of the forward passes. float16 implies a GradScaler.
           max_grad_norm: gradients are scaled down to this global L2 norm. None disables clipping.
           seed: seed of dropout and other randomness in the model.
@@ -55,7 +55,7 @@ class TrainStep:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._tables_have_changed = True
         self.tables_may_be_nonfinite = False
-        """Whether the last step's loss was non-finite, and tables that earlier steps updated may be the cause. The same
+        """True if the last step's loss was non-finite, possibly because of tables that earlier steps updated. The same
         on all ranks."""
         saved = model.module.state_dict().keys()
         # Forward passes update the running statistics of batch norm.
@@ -76,11 +76,11 @@ class TrainStep:
         """Train step number `step` (the first is 1).
 
         The gradient is that of the mean loss over micro-batches and ranks. If it is non-finite on any rank, all ranks
-        skip the update; the step counts. If backward() updates tables, a non-finite loss on any rank is found before
-        it. After a skipped update buffers are restored too, since batch norm has averaged in the bad values.
+        skip the update, but the step counts. If backward() updates tables, the ranks check that the loss is finite
+        before it. After a skipped update, buffers are restored too, because batch norm has averaged in the bad values.
 
         Returns:
-          the mean loss of this rank's micro-batches, and 1.0 if the update was skipped, else 0.0. Both are detached
+          The mean loss of this rank's micro-batches, and 1.0 if the update was skipped, else 0.0. Both are detached
           scalars on the device.
         """
         seed_step(self._seed, step, self._world.rank)
@@ -144,14 +144,14 @@ class TrainStep:
             buffer.copy_(torch.where(is_skipped, before, buffer))
 
     def _is_finite_on_all_ranks(self, loss: torch.Tensor) -> bool:
-        """Return whether every rank's loss is finite: backward() would carry NaN into the tables. Collective."""
+        """Return whether every rank's loss is finite. If not, backward() would write NaN to the tables. Collective."""
         finite = torch.isfinite(loss.detach()).to(torch.float32)
         if self._world.size > 1:
             dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         return bool(finite.item())
 
     def _reducing_gradients(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Return a context that reduces gradients over the ranks with the last micro-batch only."""
+        """Return a context that reduces gradients over the ranks only with the last micro-batch."""
         return contextlib.nullcontext() if is_last else self._model.no_sync()
 
     def _update(self) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Trains from a state to the last step: steps, logs, checkpoints and evaluations, in their order."""
+"""Runs training from a state to the last step: steps, logs, checkpoints and evaluations, in order."""
 
 import contextlib
 import dataclasses
@@ -41,19 +41,19 @@ class Outcome:
     stopped_by: signal.Signals | None
     """The signal that ended it early; None if it finished."""
     is_saved: bool
-    """Whether a checkpoint holds the state at the end. If not, the log says why."""
+    """True if a checkpoint holds the final state. If not, the log says why."""
     checkpoint: Path | None
     """The newest checkpoint."""
     directory: RunDirectory
 
     @property
     def exit_status(self) -> int:
-        """Exit status of the program: 0, also after a signal; 1 if the end is not saved."""
+        """Exit status of the program: 0, including after a signal; 1 if the final state is not saved."""
         return 0 if self.is_saved else 1
 
 
 class Trainer:
-    """Trains a run. All ranks call it alike."""
+    """Trains a run. All ranks make the same calls."""
 
     def __init__(
         self,
@@ -66,11 +66,11 @@ class Trainer:
         """Initialize without communication.
 
         Args:
-          components: what the run consists of. The model is replicated.
-          session: guards the run.
-          directory: the directory of the run.
+          components: components of the run. The model is replicated.
+          session: session that guards the run.
+          directory: directory of the run.
           retention: decides which checkpoints are kept.
-          state: where training begins. The trainer advances it.
+          state: state from which training continues. The trainer advances it.
         """
         config, world = components.config, components.world
         self._components = components
@@ -108,13 +108,13 @@ class Trainer:
         self._copies = DeviceCopies(world.device)
 
     def fit(self) -> Outcome:
-        """Train to the last step or to a stop signal. Collective.
+        """Train to the last step or until a stop signal. Collective.
 
         Returns:
-          how training ended.
+          How training ended.
 
         Raises:
-          UserError: the data is bad, or training has diverged.
+          UserError: the data is invalid, or training has diverged.
         """
         if not self._evaluate_if_missed():
             return self._finish(is_stopped=True)
@@ -184,7 +184,7 @@ class Trainer:
             self._divergence.raise_too_many(self._skipped, step, batches, described)
 
     def _save(self) -> None:
-        """Start to save the state, after checking that it is finite and that save_dir is still ours."""
+        """Start to save the state, after checking that it is finite and that this run still holds save_dir."""
         self._session.watchdog.beat("checkpoint of step", self._state.step)
         self._components.world.consensus.on_rank_zero(self._directory.check_held)
         described = self._components.train_reader.describe(self._state.position)
@@ -226,10 +226,10 @@ class Trainer:
 
     @contextlib.contextmanager
     def _open_feed(self) -> Iterator[StepFeed]:
-        """Start reading, and hand out the batches of all steps that are left."""
+        """Start reading, and hand out the batches of all remaining steps."""
         components, world, training = self._components, self._components.world, self._training
         logger.info(
-            "training %s parameters on %s, %d process(es), steps %d to %d, the end of %s",
+            "training %s parameters on %s, %d process(es), steps %d to %d (limited by %s)",
             f"{components.model.num_parameters:,}",
             world.device.type,
             world.size,
@@ -266,9 +266,9 @@ class Trainer:
             self._skipped.settle()
 
     def _finish(self, *, is_stopped: bool) -> Outcome:
-        """Save the end of a stopped run, wait for the last save, and rotate once more."""
+        """Save the final state of a stopped run, wait for the last save, and rotate once more."""
         step = self._state.step
-        self._session.watchdog.beat("the end, after step", step)
+        self._session.watchdog.beat("finishing after step", step)
         stopped_by = None
         if is_stopped:
             stopped_by = self._session.agree_on_stop_signal()
@@ -287,6 +287,6 @@ class Trainer:
 
 
 def _list_checkpoints(saver: Saver, retention: CheckpointRetention, world: World) -> list[Path]:
-    """Return the complete checkpoints after the save in progress. Collective."""
+    """Wait for the save in progress, and return the complete checkpoints. Collective."""
     saver.wait()
     return world.consensus.broadcast_from_rank_zero(retention.complete)

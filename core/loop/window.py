@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from common.distributed.world import World
 
-# Largest number of steps whose scalars stay separate on the device.
+# Maximum number of steps whose scalars stay separate on the device.
 _MOST_PENDING = 1024
 
 
@@ -21,18 +21,18 @@ class TrainWindow:
         """Initialize.
 
         Args:
-          world: this process among the ranks.
+          world: rank of this process, world size and device.
           saved: the snapshot() in a checkpoint; empty for a fresh run.
         """
         self._world = world
         self._steps = int(saved.get("steps") or 0)
         loss_sum = saved.get("loss_sum", 0.0)
-        # Rescale sums over another number of ranks as if these ranks had computed them.
+        # Rescale sums over a different number of ranks as if these ranks had computed them.
         scale = world.size / (saved.get("ranks") or world.size)
-        # None in JSON: a loss of the window was non-finite.
+        # None means that a loss was non-finite, because JSON has no NaN.
         self._reduced = [math.nan if loss_sum is None else loss_sum * scale, (saved.get("skipped") or 0.0) * scale]
         self._own = torch.zeros(2, dtype=torch.float64, device=world.device)
-        # Summed many at a time: one operation per step would cost more than the rest of the window.
+        # Many are summed at a time, because one operation per step would take longer than the rest of the window.
         self._losses: list[torch.Tensor] = []
         self._skips: list[torch.Tensor] = []
 
@@ -68,7 +68,7 @@ class TrainWindow:
         """Return the train metrics of the window, and start a new window. Collective.
 
         Returns:
-          loss, the mean over steps and ranks, or None if a loss was non-finite; and the number of skipped_updates.
+          "loss", the mean over steps and ranks, or None if a loss was non-finite; and "skipped_updates", their number.
         """
         sums = self.snapshot()
         loss_sum, skipped = sums["loss_sum"], sums["skipped"] or 0.0
@@ -88,7 +88,7 @@ class TrainWindow:
 
 
 class Stopwatch:
-    """Times training without evaluations and saves. Counts the time spent waiting for data separately."""
+    """Times training, excluding evaluations and saves. Counts the time spent waiting for data separately."""
 
     def __init__(self) -> None:
         self.restart()

@@ -1,4 +1,4 @@
-"""An evaluation set: what one partition of an evaluation reads and measures."""
+"""Defines evaluation sets: the data that a partition reads, and the metrics that are computed on it."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -24,5 +24,5 @@ class EvaluationSet:
 
     def metric_names(self, device: torch.device) -> Collection[str]:
         """Return the names of the metrics. Collective."""
-        # Without examples the values mean nothing, but all names are there.
+        # Without examples, the values mean nothing, but all names are present.
         return self.make_metrics(device).compute().keys()

@@ -11,8 +11,9 @@ from core.metrics.scores import ScoreDistribution
 class KeptScores:
     """Keeps every prediction with its label and weights.
 
-    Memory: 4 * tasks * (2 + groups) bytes per example on the rank that reads it. over_all_ranks() gathers the examples,
-    in addition to the reduction, and needs twice that for the examples of all ranks, on each rank.
+    Memory: 4 * tasks * (2 + groups) bytes per example on the rank that reads it. In
+    addition to the reduction, over_all_ranks() gathers the examples of all ranks on each rank, which takes twice that
+    number of bytes per example.
     """
 
     def __init__(self, groups: int, tasks: int, device: torch.device) -> None:

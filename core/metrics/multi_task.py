@@ -48,7 +48,7 @@ class MultiTaskMetrics:
 
     An undefined metric is None, and the means over tasks skip it: rce, nrce and auroc without positives or without
     negatives, calibration and recall without positives, precision without predicted positives. A NaN prediction makes
-    all metrics of its task that depend on predictions NaN, and the means over tasks too.
+    all metrics of its task that depend on predictions NaN, and also the means over tasks.
     """
 
     def __init__(

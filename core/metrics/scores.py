@@ -1,6 +1,6 @@
 """Describes how negatives and positives are distributed over predictions, and computes the metrics that need this.
 
-Does not say how the distribution is kept: in bins (histogram.py) or exactly (exact.py).
+Does not define how the distribution is stored: in bins (histogram.py) or exactly (exact.py).
 """
 
 from collections.abc import Callable

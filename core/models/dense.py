@@ -1,4 +1,4 @@
-"""Spreads a dense model over the ranks: DistributedDataParallel, or no wrapper in a world of one."""
+"""Replicates a dense model on all ranks: DistributedDataParallel, or no wrapper in a world of one."""
 
 import contextlib
 import inspect
@@ -32,18 +32,18 @@ class DenseModel:
 
         Args:
           module: a core.models.interface.TrainableModel on the world's device.
-          world: this process among the ranks.
+          world: rank of this process, world size and device.
           deterministic: keep DDP's gradient buckets as they are first built. DDP otherwise rebuilds them after its
-            first step, so that on three or more ranks a resumed run would add gradients in another order.
+            first step, so that on three or more ranks a resumed run would add gradients in a different order.
         """
         self.module = module
         self._world = world
         self._deterministic = deterministic
         self.replica: nn.Module = module
-        """What training calls: the module, or its DDP wrapper after replicate()."""
+        """The module that training calls: the model itself, or its DDP wrapper after replicate()."""
 
     def __call__(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        """Compute loss and outputs of a batch."""
+        """Compute the loss and outputs of a batch."""
         outputs: tuple[torch.Tensor, Mapping[str, torch.Tensor]] = self.replica(batch)
         return outputs
 
@@ -60,13 +60,13 @@ class DenseModel:
             )
 
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context in which DDP reduces no gradients."""
+        """Return a context in which DDP does not reduce gradients."""
         if isinstance(self.replica, DistributedDataParallel):
             return self.replica.no_sync()
         return contextlib.nullcontext()
 
     def without_gradients(self) -> contextlib.AbstractContextManager[Any]:
-        """Return torch's inference mode."""
+        """Return a context in torch's inference mode."""
         return torch.inference_mode()
 
     def share_buffers(self) -> None:
@@ -74,7 +74,7 @@ class DenseModel:
         broadcast_buffers(self.module, self._world)
 
     def fused_optimizer_states(self) -> Mapping[str, torch.Tensor]:
-        """Return nothing: the optimizer is the caller's."""
+        """Return an empty mapping, because no optimizer runs in backward()."""
         return {}
 
     @property
@@ -86,7 +86,7 @@ class DenseModel:
 def as_distributed(
     model: nn.Module | DistributedModel, world: World, *, deterministic: bool = False
 ) -> DistributedModel:
-    """Return the model as a DistributedModel: a module is dense, and anything else is one already."""
+    """Return the model as a DistributedModel. Wraps a module in a DenseModel; returns a DistributedModel unchanged."""
     return DenseModel(model, world, deterministic=deterministic) if isinstance(model, nn.Module) else model
 
 

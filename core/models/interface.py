@@ -1,4 +1,4 @@
-"""The interfaces of models: what a project trains, and how it is spread over the ranks."""
+"""Defines the interfaces of models: the model that a project trains, and its distribution over the ranks."""
 
 import contextlib
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ class TrainableModel(Protocol):
     """
 
     def __call__(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        """Compute loss and outputs of a batch."""
+        """Compute the loss and outputs of a batch."""
 
 
 class DistributedModel(Protocol):
@@ -27,20 +27,20 @@ class DistributedModel(Protocol):
     """
 
     updates_in_backward: bool
-    """Whether backward() updates parameters (tables with fused optimizers)."""
+    """True if backward() updates parameters (tables with fused optimizers)."""
 
     @property
     def module(self) -> nn.Module:
         """The TrainableModel inside the wrapper. Its state is what checkpoints hold."""
 
     def __call__(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        """Compute loss and outputs. backward() averages the gradients over the ranks."""
+        """Compute the loss and outputs of a batch. backward() averages the gradients over the ranks."""
 
     def replicate(self) -> None:
         """Prepare the dense parameters for training on several ranks, once their initial values are set. Collective."""
 
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context in which backward() leaves the gradients of this rank as they are."""
+        """Return a context in which backward() does not average the gradients over the ranks."""
 
     def without_gradients(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context for forward passes of an evaluation."""
@@ -49,7 +49,7 @@ class DistributedModel(Protocol):
         """Give every rank the buffers of rank 0. Collective."""
 
     def fused_optimizer_states(self) -> Mapping[str, torch.Tensor]:
-        """Return the states of optimizers that run in backward(), as `<parameter>.<state>`. They share memory."""
+        """Return the states of optimizers that run in backward(), as `<parameter>.<state>`. Nothing is copied."""
 
     @property
     def num_parameters(self) -> int:

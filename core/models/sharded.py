@@ -1,7 +1,7 @@
-"""Spreads embedding tables over the ranks with TorchRec's planner and DistributedModelParallel.
+"""Shards embedding tables over the ranks with TorchRec's planner and DistributedModelParallel.
 
-Owns the plan and the learning rates of the tables' optimizers. The rows of tables are in table_rows.py. Functions
-import torchrec lazily: a dense model trains where it cannot be installed.
+Owns the plan and the learning rates of the tables' optimizers. table_rows.py handles the rows of tables. Functions
+import torchrec lazily, so that dense models can be trained on systems where it cannot be installed.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class ShardedModel:
-    """A model whose embedding tables are spread over the ranks. Every rank has a replica of its dense part.
+    """A model whose embedding tables are sharded over the ranks. Every rank has a replica of its dense part.
 
     backward() updates the tables.
     """
@@ -47,13 +47,13 @@ class ShardedModel:
 
         Args:
           parallel: TorchRec's wrapper, without a wrapper of the dense part.
-          world: this process among the ranks.
+          world: rank of this process, world size and device.
         """
         self._parallel = parallel
         self._world = world
 
     def __call__(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        """Compute loss and outputs of a batch."""
+        """Compute the loss and outputs of a batch."""
         outputs: tuple[torch.Tensor, Mapping[str, torch.Tensor]] = self._parallel(batch)
         return outputs
 
@@ -65,7 +65,7 @@ class ShardedModel:
 
     @property
     def table_optimizer(self) -> torch.optim.Optimizer:
-        """Optimizer of this rank's shards. Its step() only adopts a new learning rate."""
+        """Optimizer of this rank's shards. Its step() only applies a new learning rate."""
         optimizer: torch.optim.Optimizer = self._parallel.fused_optimizer
         return optimizer
 
@@ -76,11 +76,11 @@ class ShardedModel:
                 self._parallel.init_data_parallel()
 
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context that changes nothing: tables allow no gradient accumulation."""
+        """Return a context that changes nothing, because tables do not support gradient accumulation."""
         return contextlib.nullcontext()
 
     def without_gradients(self) -> contextlib.AbstractContextManager[Any]:
-        """Return torch.no_grad(): TorchRec's lookups do not support inference mode."""
+        """Return torch.no_grad(), because TorchRec's lookups do not support inference mode."""
         return torch.no_grad()
 
     def share_buffers(self) -> None:
@@ -88,12 +88,12 @@ class ShardedModel:
         broadcast_buffers(self.module, self._world)
 
     def tables(self) -> dict[str, ShardedTensor]:
-        """Return the weights of the tables, by table. They share memory with the tables."""
+        """Return the weights of the tables, by table. Nothing is copied."""
         state = self.module.state_dict()
         return {table_of(name): tensor for name, tensor in state.items() if is_sharded(tensor)}
 
     def fused_optimizer_states(self) -> dict[str, torch.Tensor]:
-        """Return the states of the tables' optimizers, as `<parameter>.<state>`. They share memory with the states."""
+        """Return the states of the tables' optimizers, as `<parameter>.<state>`. Nothing is copied."""
         by_parameter = self._parallel.fused_optimizer.state_dict()["state"]
         return {f"{name}.{key}": state for key, states in by_parameter.items() for name, state in states.items()}
 
@@ -114,22 +114,22 @@ def shard(
     seed: int,
     deterministic: bool,
 ) -> ShardedModel:
-    """Spread the tables of a model over the ranks, and draw their initial values. Collective.
+    """Shard the tables of a model over the ranks, and draw their initial values. Collective.
 
-    Needs a process group, also in a world of one. Initial values are a function of (seed, name of the table, row), not
+    Needs a process group, even in a world of one. Initial values are a function of (seed, name of the table, row), not
     of the number of ranks or the plan.
 
     Args:
       model: a model with one EmbeddingCollection from common.modules.embedding.tables.build_tables(). Its dense part is
         equal on all ranks. The model is modified.
       tables: configuration of the collection's tables.
-      key_path: where `tables` is in the configuration, for messages.
-      world: this process among the ranks.
+      key_path: key path of `tables` in the configuration, for messages.
+      world: rank of this process, world size and device.
       seed: seed of the initial values.
       deterministic: keep DDP's gradient buckets fixed (core.models.dense.DenseModel).
 
     Raises:
-      ConfigError: the tables cannot be spread as configured, or their optimizers do not work on this device.
+      ConfigError: the tables cannot be sharded as configured, or their optimizers do not work on this device.
     """
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
     from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
@@ -137,7 +137,7 @@ def shard(
 
     _check_tables(tables, key_path, world)
     _silence_deprecations()
-    assert dist.group.WORLD is not None, "sharded tables need a process group, also in a world of one"
+    assert dist.group.WORLD is not None, "sharded tables need a process group, even in a world of one"
     find_unused = deterministic and world.size > 2
     with quiet():
         plan = _plan(model, tables, key_path, world)
@@ -161,7 +161,7 @@ def shard(
 
 
 def _silence_deprecations() -> None:
-    """Silence what torch says about the parts of it that TorchRec still uses, at the first step and later."""
+    """Silence torch's deprecation warnings about features that TorchRec still uses, at the first step and later."""
     warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
@@ -181,7 +181,7 @@ def _check_tables(tables: Sequence[EmbeddingBagConfig], key_path: str, world: Wo
         if table.optimizer.sgd is not None and table.optimizer.sgd.momentum > 0:
             raise ConfigError(
                 f"{where}.optimizer.sgd.momentum is {table.optimizer.sgd.momentum:g}, but updates inside the backward "
-                "pass support no momentum; set it to 0"
+                "pass do not support momentum; set it to 0"
             )
         if table.sharding == "column_wise" and table.optimizer.row_wise_adagrad is not None:
             raise ConfigError(
@@ -199,8 +199,8 @@ def _plan(model: nn.Module, tables: Sequence[EmbeddingBagConfig], key_path: str,
     def sharding_types(table: EmbeddingBagConfig) -> list[str]:
         if table.sharding is not None:
             return [table.sharding]
-        # Not data_parallel: such tables would silently get another optimizer. And no types between which the planner
-        # breaks ties at random, differently at every start: with one rank all types are equal.
+        # Exclude data_parallel, because such tables would silently get a different optimizer. Exclude types between
+        # which the planner breaks ties at random, differently at every start: with one rank, all types are equal.
         return ["table_wise", "row_wise"] if world.size > 1 else ["table_wise"]
 
     local_world_size = local_world_size_from_env()
@@ -220,7 +220,7 @@ def _plan(model: nn.Module, tables: Sequence[EmbeddingBagConfig], key_path: str,
             table.name: ParameterConstraints(
                 sharding_types=sharding_types(table),
                 compute_kernels=["fused"],
-                # Columns per shard: as equal as the kernels allow, which need multiples of four.
+                # Columns per shard. They are as equal as the kernels allow, which need multiples of 4.
                 min_partition=-(-table.embedding_dim // (4 * world.size)) * 4,
             )
             for table in tables
@@ -235,7 +235,7 @@ def _plan(model: nn.Module, tables: Sequence[EmbeddingBagConfig], key_path: str,
             requested = ", ".join(f"{table.name}: {table.sharding or 'any'}, {_gib(_size(table))}" for table in tables)
             cause = str(error).strip().splitlines()[0].strip()
             raise ConfigError(
-                f"{key_path}: cannot spread the tables over {world.size} process(es) ({requested}, without optimizer "
+                f"{key_path}: cannot shard the tables over {world.size} process(es) ({requested}, without optimizer "
                 f"states; each process has {_gib(video_memory if on_gpu else memory)}): {cause} Lower num_embeddings "
                 "or embedding_dim, or use more processes or machines"
             ) from error
@@ -269,7 +269,7 @@ def _log_plan(plan: "ShardingPlan", tables: Sequence[EmbeddingBagConfig]) -> Non
 
 
 class TableScheduler:
-    """Sets the learning rates of a model's tables. A common.optimizers.learning_rate.LearningRateSchedule."""
+    """Sets the learning rates of a model's tables. Implements LearningRateSchedule of common.optimizers."""
 
     def __init__(self, model: ShardedModel, rates: Mapping[str, LearningRate]) -> None:
         """Initialize.
@@ -288,7 +288,7 @@ class TableScheduler:
         """Set the learning rates for the update of `step`."""
         for group, table in zip(self._optimizer.param_groups, self._table_of_group, strict=True):
             group["lr"] = learning_rate_at(self._rates[table], step)
-        self._optimizer.zero_grad()  # adopts them
+        self._optimizer.zero_grad()  # applies them
 
     def at(self, step: int) -> dict[str, float]:
         """Return the learning rate of each table at `step`, as `table/<name>`."""

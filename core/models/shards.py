@@ -1,4 +1,4 @@
-"""Tensors that may be spread over the ranks: the parts on this rank, and host memory for them."""
+"""Handles tensors that may be sharded: finds their parts on this rank, and allocates host memory for them."""
 
 import copy
 from typing import Any, NamedTuple, TypeGuard
@@ -21,7 +21,7 @@ class LocalPart(NamedTuple):
 
 
 def is_sharded(tensor: Any) -> TypeGuard[ShardedTensor]:
-    """Return whether a tensor is spread over the ranks."""
+    """Return whether a tensor is sharded over the ranks."""
     return isinstance(tensor, ShardedTensor)
 
 
@@ -45,7 +45,7 @@ def table_of(parameter: str) -> str:
 
 
 def _empty_shards_on_host(tensor: ShardedTensor, pin_memory: bool) -> ShardedTensor:
-    # Not ShardedTensor's collective constructor: for a table-wise table, a rank without it has no optimizer state.
+    # Avoid ShardedTensor's collective constructor: a rank without a table-wise table has no optimizer state for it.
     metadata = copy.deepcopy(tensor.metadata())
     for part in metadata.shards_metadata:
         assert part.placement is not None

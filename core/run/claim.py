@@ -1,4 +1,4 @@
-"""Claims a save_dir for one process of a kind: the lock, and the errors of a process that cannot have it."""
+"""Claims a save_dir with a lock that only one process of each kind can hold."""
 
 import fcntl
 import os
@@ -21,18 +21,19 @@ class ClaimedDirectory:
         self._lock: IO[str] | None = None
 
     def claim(self) -> str:
-        """Lock the directory for this process until release(), or raise a UserError. Rank 0 calls it.
+        """Lock the directory for this process until release(), or raise a UserError. Called on rank 0.
 
         Returns:
-          the content of the lock, which every process that shares the directory sees.
+          The content of the lock, which every process that shares the directory can read.
         """
         raise NotImplementedError
 
     def lock(self) -> str | None:
-        """Lock the directory until release() or until the process ends, however it ends.
+        """Lock the directory until release() or until the process ends, even if it is killed.
 
         Returns:
-          the content of the lock, which every process that shares the directory sees; None if another process holds it.
+          The content of the lock, which every process that shares the directory can read. None if another process
+          holds it.
 
         Raises:
           OSError: the directory is not writable.
@@ -50,7 +51,7 @@ class ClaimedDirectory:
 
     @property
     def holder(self) -> str:
-        """Describes the process that holds the lock, for messages."""
+        """Description of the process that holds the lock, for messages."""
         try:
             return self._lock_path.read_text().strip()
         except OSError:
@@ -71,7 +72,7 @@ class ClaimedDirectory:
             held = os.path.samestat(os.fstat(self._lock.fileno()), self._lock_path.stat())
         except (FileNotFoundError, NotADirectoryError):
             held = False
-        except OSError:  # those who write report what the system refuses
+        except OSError:  # a later write reports the error
             held = True
         if not held:
             raise UserError(f"training.save_dir {self.path}: the directory was removed while it was in use")
@@ -83,8 +84,8 @@ class ClaimedDirectory:
             self._lock = None
 
     def not_writable(self, error: OSError) -> UserError:
-        """Return the UserError for a write that the operating system refused."""
+        """Return the UserError for a failed write."""
         return UserError(
             f"training.save_dir {self.path}: cannot write: {error.strerror}: {error.filename or self.path}; choose a "
-            "directory that this user may write, with room for checkpoints"
+            "directory that this user can write to, with space for checkpoints"
         )

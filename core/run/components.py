@@ -1,4 +1,4 @@
-"""The components of a run: everything that train() and only_evaluate() receive from a project."""
+"""Defines the components of a run: everything that train() and only_evaluate() receive from a project."""
 
 import dataclasses
 import functools
@@ -22,12 +22,12 @@ class Components:
     """The components that a trainer and its follower share.
 
     Attributes:
-      config: runtime and training configuration, and what distinguishes this run from others.
+      config: configuration of the run.
       model: the model on all ranks.
       train_reader: this rank's share of the training data.
-      evaluation_sets: what to evaluate on, by partition.
-      world: this process among the ranks.
-      trackers: creates trackers by name, in addition to the run's own. Called on rank 0.
+      evaluation_sets: evaluation sets, by partition.
+      world: rank of this process, world size and device.
+      trackers: functions that create additional trackers, by name. Called on rank 0.
     """
 
     config: JobConfig
@@ -52,7 +52,7 @@ class TrainingComponents(Components):
       learning_rates: the learning rates of all optimizers.
       on_fresh_run: initializes the model of a fresh run, beyond its initial weights. Not called for a resume or a warm
         start.
-      extra_metrics: returns further train metrics whenever metrics are logged. Collective.
+      extra_metrics: returns additional train metrics; called whenever metrics are logged. Collective.
       overwrite_save_dir: start over, deleting the run in save_dir.
     """
 

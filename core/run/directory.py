@@ -1,4 +1,4 @@
-"""The directory of a run: its files, and what happens to those of an earlier run."""
+"""Manages the directory of a run: its files, and those of an earlier run."""
 
 import itertools
 import logging
@@ -31,13 +31,13 @@ class FollowerDirectory(ClaimedDirectory):
         return self.checkpoints.is_dir() or self.path.is_file()
 
     def claim(self) -> str:
-        """Lock the directory for this follower. Rank 0 calls it once the directory exists.
+        """Lock the directory for this follower. Called on rank 0 once the directory exists.
 
         Returns:
-          the content of the lock, which every process that shares the directory sees.
+          The content of the lock, which every process that shares the directory can read.
 
         Raises:
-          UserError: the directory is not writable, or another follower works in it.
+          UserError: the directory is not writable, or another follower is running in it.
         """
         try:
             holder = self.lock()
@@ -45,7 +45,7 @@ class FollowerDirectory(ClaimedDirectory):
             raise self.not_writable(error) from error
         if holder is None:
             raise UserError(
-                f"training.save_dir {self.path}: another follower evaluates here, or a run is just starting over "
+                f"training.save_dir {self.path}: another follower is running here, or a run is starting over "
                 f"({self.holder}); one follower evaluates every checkpoint, so wait for it or stop it"
             )
         return holder
@@ -62,13 +62,13 @@ class RunDirectory(ClaimedDirectory):
         self._follower = FollowerDirectory(save_dir)
 
     def claim(self) -> str:
-        """Create the directory if needed, and lock it for this run. Rank 0 calls it.
+        """Create the directory if needed, and lock it for this run. Called on rank 0.
 
         Returns:
-          the content of the lock, which every process that shares the directory sees.
+          The content of the lock, which every process that shares the directory can read.
 
         Raises:
-          UserError: the directory is not writable, another run trains in it, or its config.yaml is not a run's.
+          UserError: the directory is not writable, another run is training in it, or its config.yaml is not from a run.
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -78,26 +78,26 @@ class RunDirectory(ClaimedDirectory):
         if holder is None:
             raise UserError(
                 f"training.save_dir {self.path}: another run is training here ({self.holder}); wait for it, stop it, "
-                "or give this run another save_dir"
+                "or use a different save_dir for this run"
             )
         if self.config.exists() and not self.config.read_text(encoding="utf-8", errors="replace").startswith(_HEADER):
             raise UserError(
                 f"training.save_dir {self.path}: the config.yaml in it was not written by a run, and this run would "
-                "replace it; move it elsewhere or give the run another save_dir"
+                "replace it; move it elsewhere or use a different save_dir"
             )
         return holder
 
     def begin(self, resolved_config: str, *, is_resumed: bool, overwrite: bool) -> None:
-        """Clean up, and write config.yaml. Rank 0 calls it after everything that could refuse the run was checked.
+        """Clean up, and write config.yaml. Called on rank 0, after all checks that could reject the run.
 
         Args:
           resolved_config: YAML.
-          is_resumed: the run continues from a checkpoint. Otherwise measurements of an earlier run and its follower are
-            renamed.
+          is_resumed: the run continues from a checkpoint. Otherwise, the metrics files of an earlier run and its
+            follower are renamed.
           overwrite: delete the files of an earlier run. Other files stay.
 
         Raises:
-          UserError: the directory is not writable, or a follower of the earlier run works in it.
+          UserError: the directory is not writable, or a follower of the earlier run is running in it.
         """
         text = _HEADER + resolved_config
         follower = self._follower
@@ -124,17 +124,17 @@ class RunDirectory(ClaimedDirectory):
             follower.release()
 
     def _keep_follower_out(self) -> None:
-        """Hold the follower's lock, so that no follower takes a checkpoint of the earlier run for one of this run."""
+        """Hold the follower's lock, so that no follower mistakes a checkpoint of the earlier run for this run's."""
         if self._follower.lock() is None:
             raise UserError(
-                f"training.save_dir {self.path}: a follower of the earlier run works here ({self._follower.holder}); "
-                "stop it, and start it again once this run has begun"
+                f"training.save_dir {self.path}: a follower of the earlier run is running here "
+                f"({self._follower.holder}); stop it, and start it again once this run has begun"
             )
 
     def _delete_earlier_run(self) -> None:
         for step in complete_steps(self.checkpoints):
             delete_checkpoint(self.checkpoints / str(step))
-        # A run first writes its config.yaml. Without one, the other files may not belong to a run.
+        # A run writes config.yaml first. Without one, the other files may not belong to a run.
         if not self.config.exists():
             return
         follower = self._follower

@@ -14,19 +14,19 @@ from common.reader.reader import BatchReader
 from core.config.training import JobConfig
 
 ADVICE_TO_TRAINER = (
-    "Undo these changes to continue it, give this run a save_dir of its own, or start over with --overwrite_save_dir "
+    "Undo these changes to continue it, use a different save_dir for this run, or start over with --overwrite_save_dir "
     "(which deletes the run there)."
 )
 ADVICE_TO_FOLLOWER = "Evaluate it with the configuration that it was trained with."
 
 
 def run_identity(config: JobConfig, reader: BatchReader[Any]) -> dict[str, Any]:
-    """Return what distinguishes a run from others, as JSON values: its configuration and its training data."""
+    """Return the JSON values that distinguish a run from others: its configuration and its training data."""
     return config.identity() | {"training files": reader.fingerprint}
 
 
 def run_environment(world: World) -> dict[str, Any]:
-    """Return what the last bits of results depend on. Checkpoints record it as their provenance."""
+    """Return the environment that the last bits of results depend on. Checkpoints record it as their provenance."""
     return {
         "world_size": world.size,
         "device": world.device.type,
@@ -42,7 +42,7 @@ def check_same_run(
     advice: str = ADVICE_TO_TRAINER,
     hints: Mapping[str, str] | None = None,
 ) -> None:
-    """Refuse to continue another run.
+    """Raise UserError if a checkpoint belongs to a different run.
 
     Args:
       save_dir: directory of the run.
@@ -62,7 +62,7 @@ def check_same_run(
 
 
 def capped_list(lines: Sequence[str], limit: int = 20) -> str:
-    """Join the first lines for an indented list in a message, and say how many more there are."""
+    """Join the first lines for an indented list in a message, and append the number of other lines."""
     shown = [*lines[:limit], *([f"and {len(lines) - limit} more"] if len(lines) > limit else [])]
     return "\n  ".join(shown)
 
@@ -70,7 +70,7 @@ def capped_list(lines: Sequence[str], limit: int = 20) -> str:
 def _differences(key_path: str, saved: Any, current: Any) -> list[str]:
     if isinstance(saved, Mapping) and isinstance(current, Mapping):
         found = []
-        # A key that is newer than the run and switched off means what its absence meant.
+        # A key that is newer than the run and switched off means the same as its absence.
         for key in [*saved, *(key for key in current if key not in saved and current[key])]:
             name = f"[{key}]" if "." in key else f".{key}"
             found += _differences(f"{key_path}{name}".removeprefix("."), saved.get(key), current.get(key))

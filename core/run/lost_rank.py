@@ -1,4 +1,4 @@
-"""Reports a lost rank: at which step, and which checkpoint a restart continues from."""
+"""Reports a lost rank, with the current step and the checkpoint that a restart continues from."""
 
 import contextlib
 import re
@@ -12,7 +12,7 @@ from common.distributed.world import World
 
 
 class LostRankError(Exception):
-    """Another rank has died, or did not answer in time."""
+    """Raised if another rank has died or has not responded in time."""
 
 
 @contextlib.contextmanager
@@ -20,7 +20,7 @@ def report_lost_rank(world: World, situation: Callable[[], str], checkpoints: Pa
     """Turn torch's errors about a lost rank into a LostRankError, with the original error as its cause.
 
     Args:
-      world: this process among the ranks.
+      world: rank of this process, world size and device.
       situation: describes what this rank is doing.
       checkpoints: directory of the run's checkpoints.
     """
@@ -32,14 +32,14 @@ def report_lost_rank(world: World, situation: Callable[[], str], checkpoints: Pa
         steps = complete_steps(checkpoints)
         newest = f"Newest complete checkpoint: {checkpoints / str(steps[-1]) if steps else 'none'}"
         raise LostRankError(
-            f"rank {world.rank}: another rank died or does not answer; its output has the reason. This rank: "
+            f"rank {world.rank}: another rank died or does not respond; see its output for the reason. This rank: "
             f"{situation()}: {found}. {newest}. Run the same command again to continue, or let torchrun restart it "
             "with --max-restarts"
         ) from error
 
 
 def _communication_error(error: BaseException | None) -> str | None:
-    """Return the first sentence of a failed communication among an error's causes, or None."""
+    """Return the first sentence of the communication error among an error's causes, or None."""
     while error is not None:
         lines = str(error).splitlines() or [""]
         # gloo's errors have no type of their own, but they name its source files.

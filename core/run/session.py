@@ -1,4 +1,4 @@
-"""A session: everything that guards a run from before its first collective until its end."""
+"""Guards a run from before its first collective until its end."""
 
 import contextlib
 import signal
@@ -19,14 +19,14 @@ from core.run.watchdog import Watchdog
 class Session:
     """Owns the stop signals, the watchdog, the report of a lost rank, the lock on save_dir and the trackers.
 
-    Leaving the `with` block closes what at_end() has registered, finishes the trackers and releases the lock.
+    Leaving the `with` block calls the functions registered with at_end(), finishes the trackers and releases the lock.
     """
 
     def __init__(self, runtime: RuntimeConfig, world: World, directory: ClaimedDirectory) -> None:
-        """Initialize without communication, signal handlers or files: entering the session starts it."""
+        """Initialize without communication, signal handlers or files. Entering the session starts it."""
         self.watchdog = Watchdog(world.rank, runtime.hang_dump_after_in_s)
         self.trackers = Trackers()
-        """The trackers of this rank; none before open_trackers(), and on other ranks than 0."""
+        """The trackers of this rank. There are none before open_trackers(), or on ranks other than 0."""
         self._signals = StopSignals(runtime.grace_period_in_s, self.watchdog.situation)
         self._world = world
         self._directory = directory
@@ -51,7 +51,7 @@ class Session:
         return self._signals.received is not None
 
     def agree_on_stop_signal(self) -> signal.Signals:
-        """Return the stop signal that the lowest rank has received, after at least one rank did. Collective."""
+        """Return the stop signal of the lowest rank that has received one. At least one must have. Collective."""
         received = self._world.consensus.gather(self._signals.received)
         return next(number for number in received if number is not None)
 
@@ -67,12 +67,12 @@ class Session:
         holder = consensus.broadcast_from_rank_zero(self._directory.claim)
         consensus.on_all_ranks(lambda: self._directory.check_shared(holder))
 
-    def open_trackers(self, build: Callable[[], Trackers], further: Mapping[str, Callable[[], Tracker]]) -> None:
+    def open_trackers(self, build: Callable[[], Trackers], additional: Mapping[str, Callable[[], Tracker]]) -> None:
         """Open the trackers on rank 0. Collective.
 
         Args:
           build: builds the run's own trackers.
-          further: builds further trackers, by name.
+          additional: functions that build additional trackers, by name.
 
         Raises:
           UserError: a tracker is not configured correctly.
@@ -80,14 +80,14 @@ class Session:
 
         def open_on_rank_zero() -> None:
             self.trackers = build()
-            for name, build_tracker in further.items():
+            for name, build_tracker in additional.items():
                 self.trackers.add(name, build_tracker)
 
         self.at_end(self._finish_trackers)
         self._world.consensus.on_rank_zero(open_on_rank_zero)
 
     def at_end(self, close: Callable[[], object]) -> None:
-        """Register what to call when the session ends. The last registered is called first."""
+        """Register a function to call when the session ends. The last one registered is called first."""
         self._stack.callback(close)
 
     def _finish_trackers(self) -> None:

@@ -18,18 +18,18 @@ logger = logging.getLogger(__name__)
 
 
 class Start(contextlib.AbstractContextManager["Start"]):
-    """A beginning of a run. Leaving the `with` block closes its checkpoint."""
+    """The start of a run. Leaving the `with` block closes its checkpoint."""
 
     is_resumed = False
 
     def __exit__(self, *_: object) -> None:
-        """Close nothing."""
+        """Do nothing, because there is no checkpoint to close."""
 
     def restore(self, components: TrainingComponents) -> TrainingState:
-        """Put what the run begins with into model and optimizers, on this rank.
+        """Load the initial state into the model and the optimizers on this rank.
 
         Returns:
-          the state that training continues from.
+          The state that training continues from.
 
         Raises:
           UserError: the checkpoint is damaged, or does not belong to this run or model.
@@ -41,7 +41,7 @@ class FreshRun(Start):
     """Begins with the model's initial weights."""
 
     def restore(self, components: TrainingComponents) -> TrainingState:
-        """Finish the initial weights, if the project asks for it."""
+        """Call on_fresh_run, if the project defines it."""
         if components.on_fresh_run is not None:
             components.on_fresh_run()
         return _first_state(components)
@@ -71,7 +71,7 @@ class Resume(_StartFromCheckpoint):
     is_resumed = True
 
     def restore(self, components: TrainingComponents) -> TrainingState:
-        """Load model, optimizers and state."""
+        """Load the model, the optimizers and the state."""
         checkpoint, config = self._checkpoint, components.config
         state = TrainingState.from_checkpoint(checkpoint)
         save_dir = RunDirectory(config.training.save_dir).path
@@ -87,7 +87,7 @@ class Resume(_StartFromCheckpoint):
 
 
 def find_start(components: TrainingComponents, retention: CheckpointRetention) -> Start:
-    """Return where the run begins, with its checkpoint open so that no rotation deletes it. Collective.
+    """Return where the run begins, with its checkpoint open so that rotation does not delete it. Collective.
 
     Raises:
       CheckpointError: all checkpoints in save_dir are damaged, or the initial checkpoint cannot be used.

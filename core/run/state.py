@@ -1,4 +1,4 @@
-"""The state of a training run apart from its tensors: how far it has come, and what a resume needs to know."""
+"""Defines the state of a training run apart from its tensors: its progress, and what else a resume needs."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ class TrainingState:
     """The state that the training loop advances, and that every checkpoint holds alongside its tensors."""
 
     identity: Mapping[str, Any]
-    """What distinguishes the run from others (core/run/identity.py)."""
+    """Values that distinguish the run from others (core/run/identity.py)."""
     position: Position
     """Position in the training data after the last step."""
     step: int = 0
@@ -65,7 +65,7 @@ class TrainingState:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{checkpoint.path}: its state is not that of a training run ({error!r}); give a checkpoint of one"
+                f"{checkpoint.path}: its state is not that of a training run ({error!r}); give a training checkpoint"
             ) from error
 
 

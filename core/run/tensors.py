@@ -1,4 +1,4 @@
-"""The tensors of a training run by name: what a checkpoint holds, and how a model and its optimizers get it back."""
+"""Names the tensors of a training run for a checkpoint, and loads them into a model and its optimizers."""
 
 from collections.abc import Mapping
 
@@ -26,10 +26,10 @@ def training_tensors(model: DistributedModel, optimizer: torch.optim.Optimizer) 
 
 
 def load_model(model: DistributedModel, checkpoint: CheckpointReader) -> None:
-    """Load a checkpoint's weights into a model. Of sharded tables, load the shards of this rank.
+    """Load a checkpoint's weights into a model. For sharded tables, load the shards of this rank.
 
     Raises:
-      CheckpointError: the checkpoint is damaged, or holds another model. The message names each difference.
+      CheckpointError: the checkpoint is damaged, or holds a different model. The message names each difference.
     """
     expected = model.module.state_dict()
     _check_sizes(checkpoint, expected)
@@ -65,6 +65,6 @@ def _check_sizes(checkpoint: CheckpointReader, expected: Mapping[str, torch.Tens
     ]
     if differences:
         raise CheckpointError(
-            f"{checkpoint.path} holds the weights of another model:\n  {capped_list(differences)}\n"
-            "Configure the model that it was saved from, or give a checkpoint of this one."
+            f"{checkpoint.path} holds the weights of a different model:\n  {capped_list(differences)}\n"
+            "Configure the model that it was saved from, or give a checkpoint of this model."
         )

@@ -1,6 +1,6 @@
-"""Reports a hang: what makes no progress and since when, with the stacks of all threads of this rank.
+"""Reports a hang: what is not making progress and for how long, with the stacks of all threads of this rank.
 
-The cause is often another rank. Every rank has a watchdog, so those that wait for it report where they wait.
+The cause is often another rank. Every rank has a watchdog, so the ranks that wait for it report where they wait.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ _STDERR = 2
 class Watchdog:
     """Reports when more time than a limit passes between two beats.
 
-    A beat is a single store: a thread compares it with the clock.
+    A beat only stores a value, which a thread compares with the clock.
     """
 
     def __init__(self, rank: int, limit_in_s: float | None) -> None:
@@ -43,7 +43,7 @@ class Watchdog:
             self._thread.join()
 
     def beat(self, what: str, number: int | None = None) -> None:
-        """Note that this rank makes progress and starts `what` (with its number: a step or a batch)."""
+        """Record that this rank is making progress and starts `what` (with its number: a step or a batch)."""
         self._beat = (what, number, time.monotonic())
 
     def situation(self) -> str:
@@ -69,7 +69,7 @@ class Watchdog:
                 is_reported = True
                 message = (
                     f"rank {self._rank}: {self.situation()}, longer than runtime.hang_dump_after_in_s "
-                    f"({self._limit_in_s:g} s). This rank or another may hang. The stacks of all threads:\n"
+                    f"({self._limit_in_s:g} s). This rank or another one may be hanging. Stacks of all threads:\n"
                 )
                 with contextlib.suppress(OSError):  # standard error may be closed
                     os.write(_STDERR, message.encode())

@@ -1,4 +1,4 @@
-"""The program of a toy project in this process: what reaches the trainer, the follower and the report."""
+"""Runs the command line of a toy project in this process, and checks what reaches the trainer, follower and report."""
 
 import signal
 import sys
@@ -29,7 +29,7 @@ class ToyConfig(JobConfig):
 
 
 class Program:
-    """The program of the toy project, and what happened in it."""
+    """The program of the toy project, with a record of what it did."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.directory = directory

@@ -23,7 +23,7 @@ Lookup = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the log messages and warnings of TorchRec and its kernels, which address their own developers."""
+    """Silence the log messages and warnings of TorchRec and its kernels, which are meant for their developers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -34,7 +34,10 @@ def quiet() -> Iterator[None]:
 
 
 def build_tables(configs: Sequence[EmbeddingBagConfig]) -> "EmbeddingCollection":
-    """Build the tables on the meta device, without memory. Each table has one feature with the name of the table."""
+    """Build the tables on the meta device, which allocates no memory.
+
+    Each table has one feature with the name of the table.
+    """
     with quiet():
         from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
         from torchrec.modules.embedding_modules import EmbeddingCollection
@@ -86,10 +89,10 @@ def look_up(
     Args:
       collection: collection that has one feature per table, with the name of the table.
       tables: names of all tables, in the same order on all ranks.
-      ids: row ids by table, [n], int64. Tables can be missing, and n may differ between ranks.
+      ids: row ids by table, [n], int64. Tables may be missing, and n may differ between ranks.
 
     Returns:
-      rows for each table in `ids`, [n, embedding_dim], float32.
+      Rows for each table in `ids`, [n, embedding_dim], float32.
     """
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 

@@ -1,7 +1,7 @@
 """Inspects the contents of Parquet files: row groups, statistics of columns, and errors that would stop a run.
 
 Holds one column of one row group in memory at a time. It does not know the purpose of a column, which only the
-configuration of a run says. report.py formats the result.
+configuration of a run specifies. report.py formats the result.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,11 +19,11 @@ from common.reader import vectors
 from common.reader.files import READ_ERRORS, Files
 from common.reader.inspect.column_statistics import ColumnStatistics
 
-# Number of findings that are kept; further ones are only counted.
+# Number of findings that are kept; any others are only counted.
 MOST_FINDINGS = 100
-# Decoded size of a row group, in bytes, from which a warning is given.
+# A row group of at least this decoded size, in bytes, causes a warning.
 LARGE_ROW_GROUP = 256 * 2**20
-# An integer column is taken for a label if it has both zeros and ones, and they make up at least this share of it.
+# An integer column is assumed to be a label if it has both zeros and ones, and they make up at least this share of it.
 _LABEL_SHARE = 0.9
 
 
@@ -61,8 +61,8 @@ class RowGroupSize(NamedTuple):
 
     Attributes:
       rows: number of rows.
-      stored: compressed bytes of its decoded columns, which are those of numbers.
-      decoded: bytes of the same columns in their stored dtypes.
+      stored: compressed size in bytes of the columns that are decoded, which are the numeric ones.
+      decoded: size in bytes of the same columns once decoded, in their stored dtypes.
       location: file and row group, for messages.
     """
 
@@ -84,7 +84,7 @@ class InspectedColumn:
       statistics: statistics of the values that are not null.
       ones: number of values that are 1, in a plain column of integers.
       others: number of values that are neither 0 nor 1, in a plain column of integers.
-      first_other: first of those values with its location; empty if there is none.
+      first_other: first of those values and its location; empty if there is none.
       is_mixed: whether some files store integers and others floats.
     """
 
@@ -152,15 +152,15 @@ def inspect(files: Files, progress: Callable[[int], object] | None = None) -> In
         inspection.errors.add(f"{files.description}: {len(files.paths)} file(s) with no rows")
     for column in inspection.columns.values():
         _check_label(column, inspection.errors)
-        _warn_of_empty_lists(column, inspection.warnings)
-    _warn_of_large_row_groups(inspection)
+        _warn_about_empty_lists(column, inspection.warnings)
+    _warn_about_large_row_groups(inspection)
     return inspection
 
 
 class _FileInspection:
     """Adds one file to an inspection.
 
-    A problem in many rows of a column is one finding, with their number and the first row.
+    A problem in many rows of a column becomes one finding, with the number of rows and the first row.
     """
 
     def __init__(self, inspection: Inspection, path: Path, file: pq.ParquetFile) -> None:
@@ -279,7 +279,7 @@ class _FileInspection:
     def _numbers(
         self, array: pa.Array, column: InspectedColumn, shape: ValueShape, group: int, first_row: int
     ) -> NDArray[Any]:
-        """Return the values that are not null, and note the rows with a null or a list of another length."""
+        """Return the values that are not null, and note the rows with a null or a list of a different length."""
         if array.null_count:
             nulls = array.is_null().to_numpy(zero_copy_only=False)
             self._note_bad_rows(column, "null", group, first_row + np.flatnonzero(nulls))
@@ -298,7 +298,7 @@ class _FileInspection:
         return _as_numbers(values.drop_null().to_numpy(zero_copy_only=False))
 
     def _check_lengths(self, array: pa.Array, column: InspectedColumn, group: int, first_row: int) -> None:
-        """Note the rows whose list has another length than the first row of all files."""
+        """Note the rows whose list differs in length from the first row of all files."""
         lengths = pc.list_value_length(array).fill_null(-1).to_numpy(zero_copy_only=False)
         if column.width is None and (known := lengths[lengths >= 0]).size:
             column.width = int(known[0])
@@ -391,12 +391,12 @@ def _check_label(column: InspectedColumn, errors: Findings) -> None:
         )
 
 
-def _warn_of_empty_lists(column: InspectedColumn, warnings: Findings) -> None:
+def _warn_about_empty_lists(column: InspectedColumn, warnings: Findings) -> None:
     if column.width == 0 and column.statistics.count == 0:
         warnings.add(f"column '{column.name}': all lists are empty; a run cannot read it as a vector")
 
 
-def _warn_of_large_row_groups(inspection: Inspection) -> None:
+def _warn_about_large_row_groups(inspection: Inspection) -> None:
     large = [group for group in inspection.row_groups if group.decoded >= LARGE_ROW_GROUP]
     if large:
         largest = max(large, key=lambda group: group.decoded)

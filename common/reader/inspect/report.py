@@ -62,9 +62,9 @@ def _sizes(inspection: Inspection) -> str:
 
 
 def _grouped(columns: Iterable[InspectedColumn]) -> list[tuple[str, list[InspectedColumn]]]:
-    """Return the lines of a table: a label with its columns.
+    """Return the lines of a table, each a label and the columns it stands for.
 
-    The label is a column's name, or a pattern for many similar columns. The order is that of the first column of each.
+    The label is a column's name, or a pattern for many similar columns. Lines are in the order of their first columns.
     """
     similar: dict[tuple[object, ...], list[InspectedColumn]] = {}
     for column in columns:

@@ -1,4 +1,4 @@
-"""The program `python -m common.checkpointing`."""
+"""Tests `python -m common.checkpointing`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Writing checkpoints: what is written, and what happens if the disk refuses."""
+"""Writing checkpoints: what is written, and what happens if the disk fails."""
 
 import math
 import shutil

@@ -1,4 +1,4 @@
-"""The consensus in a world of one. tests/distributed/ranks/test_consensus.py has several ranks."""
+"""The consensus in a world of one. tests/distributed/ranks/test_consensus.py covers several ranks."""
 
 import datetime
 
@@ -9,7 +9,7 @@ from common.distributed.consensus import RankConsensus, RankFlag
 from common.errors import UserError
 
 
-def test_in_a_world_of_one_the_result_is_the_own_flags() -> None:
+def test_in_a_world_of_one_the_result_is_the_flags_of_the_rank() -> None:
     consensus = RankConsensus()
     for flags in (RankFlag.NONE, RankFlag.STOP, RankFlag.BAD_DATA | RankFlag.TIME_UP):
         consensus.begin(flags, pace=3)

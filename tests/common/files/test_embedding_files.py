@@ -84,7 +84,7 @@ GOOD = {"entity": ["x", "y"], "index": [0, 1], "embedding": [[1.0, 2.0], [3.0, 4
         ({"embedding": [1.0, 2.0]}, "column 'embedding': found double, expected lists of floats"),
         ({"embedding": [[], []]}, "column 'embedding': found empty lists"),
         ({"embedding": [["a"], ["b"]]}, "column 'embedding': found list<element: string>, expected numbers"),
-        ({"entity": [], "index": pa.array([], pa.int64()), "embedding": []}, "no rows"),
+        ({"entity": [], "index": pa.array([], pa.int64()), "embedding": []}, "the file has no rows"),
     ],
 )
 def test_invalid_footer_is_refused(tmp_path, changes, message):
@@ -126,7 +126,7 @@ def test_path_without_an_embedding_file_is_refused(tmp_path):
     for path, found in (
         (tmp_path / "a.parquet", "cannot read this file as an embedding file: "),
         (tmp_path / "missing.parquet", r"no such file \(current directory: /"),
-        (tmp_path, r"is a directory; .*\*.parquet files in it: a.parquet$"),
+        (tmp_path, r"this is a directory; .*\*.parquet files in it: a.parquet$"),
     ):
         with pytest.raises(DataError, match=f"^{path}: {found}"):
             EmbeddingFile(path)

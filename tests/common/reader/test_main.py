@@ -1,4 +1,4 @@
-"""Tests of `python -m common.reader`."""
+"""Tests `python -m common.reader`."""
 
 import os
 import re

@@ -271,13 +271,13 @@ def test_ids_out_of_range_are_reported_with_position_and_row(tmp_path, kind):
         table.decode(1)
     assert str(caught.value) == (
         f"{path}: row group 1, row 0 (both counted from 0): column 'x': "
-        "found 5 at position 0, ids must be between 0 and 4"
+        "found 5 at position 0, but ids must be between 0 and 4"
     )
 
 
 def test_negative_ids(tmp_path):
     path = write(tmp_path / "a.parquet", {"x": [[3, -1]]})
-    with pytest.raises(DataError, match="found -1 at position 1, ids must be between 0 and 6"):
+    with pytest.raises(DataError, match="found -1 at position 1, but ids must be between 0 and 6"):
         read(path, x=Column("x", torch.int64, 2, num_ids={0: 7, 1: 7}))
 
 
@@ -309,7 +309,7 @@ def test_one_value_of_a_vector_as_a_plain_column(tmp_path):
     assert both["one"].dtype == torch.float32
     label = Column("x", torch.float64, width=3, position=0, values="label")
     assert error_of(tmp_path, label).endswith(
-        "row group 0, row 1 (both counted from 0): column 'x', position 0: found 4.0, a label must be 0 or 1"
+        "row group 0, row 1 (both counted from 0): column 'x', position 0: found 4.0, but a label must be 0 or 1"
     )
 
 
@@ -342,18 +342,22 @@ def write_with_bad_row(folder: Path, good: Any, bad: Any, kind: pa.DataType) -> 
     return write(folder / "b.parquet", {"x": pa.array([good] * 8 + [bad] + [good] * 3, kind)}, 3)
 
 
-F32, LABEL = pa.float32(), "a label must be 0 or 1"
-WEIGHT, PROBABILITY = "a weight must be at least 0 and finite in float32", "a probability must be between 0 and 1"
+NULL_IN_LIST = "found null in a list, but every value is required"
+F32, LABEL = pa.float32(), "but a label must be 0 or 1"
+WEIGHT, PROBABILITY = (
+    "but a weight must be at least 0 and finite in float32",
+    "but a probability must be between 0 and 1",
+)
 
 
 @pytest.mark.parametrize(
     ("column", "kind", "good", "bad", "problem"),
     [
-        (Column("x"), F32, 1.0, None, "found null, every row needs a value"),
-        (Column("x", width=2), pa.list_(F32), [1, 2], None, "found null, every row needs a value"),
-        (Column("x", width=2), pa.list_(F32, 2), [1, 2], None, "found null, every row needs a value"),
-        (Column("x", width=2), pa.list_(F32), [1, 2], [1, None], "found null in a list, every value is required"),
-        (Column("x", width=2), pa.list_(F32, 2), [1, 2], [None, 2], "found null in a list, every value is required"),
+        (Column("x"), F32, 1.0, None, "found null, but every row needs a value"),
+        (Column("x", width=2), pa.list_(F32), [1, 2], None, "found null, but every row needs a value"),
+        (Column("x", width=2), pa.list_(F32, 2), [1, 2], None, "found null, but every row needs a value"),
+        (Column("x", width=2), pa.list_(F32), [1, 2], [1, None], NULL_IN_LIST),
+        (Column("x", width=2), pa.list_(F32, 2), [1, 2], [None, 2], NULL_IN_LIST),
         (Column("x", width=2), pa.list_(F32), [1, 2], [1], "found a list of 1 values, expected 2"),
         (Column("x", width=2), pa.large_list(F32), [1, 2], [1, 2, 3], "found a list of 3 values, expected 2"),
         (Column("x", width=2), pa.list_(F32), [1, 2], [], "found a list of 0 values, expected 2"),
@@ -375,7 +379,7 @@ WEIGHT, PROBABILITY = "a weight must be at least 0 and finite in float32", "a pr
             pa.list_(pa.uint64()),
             [1, 2],
             [1, 2**63],
-            f"found {2**63}, values must be between {-(2**63)} and {2**63 - 1}",
+            f"found {2**63}, but values must be between {-(2**63)} and {2**63 - 1}",
         ),
     ],
 )

@@ -217,7 +217,7 @@ def test_order_is_a_function_of_seed_and_epoch(even):
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 3), (4, 2)])
 def test_resume_at_any_batch_continues_like_an_uninterrupted_run(training_table, before, after):
-    """This includes the end of an epoch and another number of ranks."""
+    """This includes the end of an epoch and a different number of ranks."""
     shares = train(training_table, before, num_epochs=2)
     uninterrupted = by_lane(shares)
     positions = [Position.start(LANES), *(item.position for item in shares[0])]
@@ -303,7 +303,7 @@ def test_bad_row_is_reported_at_its_batch(tmp_path):
         next(batches)
     assert str(caught.value) == (
         f"{tmp_path / 'part-1.parquet'}: row group 2, row 1 (both counted from 0): column 'label': "
-        "found 2, a label must be 0 or 1"
+        "found 2, but a label must be 0 or 1"
     )
     batches.close()
 

@@ -123,7 +123,7 @@ def test_metadata_that_contradicts_type_or_column(tmp_path, dtype, width, column
 def test_values_are_checked_like_those_of_lists(tmp_path):
     values = np.array([[0, 1, 2], [0, 9, 2]], np.int64)
     path = write(tmp_path / "a.parquet", values)
-    problem = "row 1 (both counted from 0): column 'x': found 9 at position 1, ids must be between 0 and 4"
+    problem = "row 1 (both counted from 0): column 'x': found 9 at position 1, but ids must be between 0 and 4"
     with pytest.raises(DataError, match=re.escape(problem)):
         read(path, x=Column("x", torch.int64, 3, num_ids={1: 5}))
     field = vector_field("x", "uint8", 1, "binary").with_nullable(True)

@@ -80,7 +80,7 @@ def test_a_tracker_that_blocks_delays_nothing_and_records_the_first_measurements
         tracker.log(train(step))
     (warning,) = warnings(caplog)
     assert warning.startswith("Tracker mine ")
-    assert "(5 measurements are queued) and is switched off at step 6" in warning
+    assert "(5 measurements are queued) and was switched off at step 6" in warning
     gate.set()
     finish(tracker)
     assert recording.calls == [*range(6), "finish"]
@@ -107,7 +107,7 @@ def test_a_failure_is_one_warning_and_the_tracker_is_finished(caplog: pytest.Log
         tracker.log(train(step))
     finish(tracker)
     assert recording.calls == [1, 2, "finish"]
-    assert warnings(caplog) == ["Tracker mine failed at step 2 and is switched off: OSError: the disk is full"]
+    assert warnings(caplog) == ["Tracker mine failed at step 2 and was switched off: OSError: the disk is full"]
 
 
 def fails_with(error: BaseException) -> Callable[[], RecordingTracker]:

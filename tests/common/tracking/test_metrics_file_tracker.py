@@ -1,4 +1,4 @@
-"""Tests what is logged when the disk refuses lines, and what the file contains afterwards."""
+"""Tests what is logged when lines cannot be written, and what the file contains afterwards."""
 
 import logging
 import os
@@ -122,7 +122,7 @@ def test_writing_continues_in_a_file_that_was_changed_from_outside(
     tracker.finish()
     assert steps(path) == [*left, 3, 4]
     assert len(warnings(caplog)) == (0 if change is Path.touch else 1)
-    assert all(warning.startswith(f"{path} was removed, replaced or cut ") for warning in warnings(caplog))
+    assert all(warning.startswith(f"{path} was removed, replaced or truncated ") for warning in warnings(caplog))
 
 
 def test_measurements_are_kept_while_the_directory_is_moved_away(path: Path, caplog: pytest.LogCaptureFixture) -> None:

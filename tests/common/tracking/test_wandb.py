@@ -221,7 +221,7 @@ def test_a_wandb_process_that_dies_or_hangs_is_one_warning(tmp_path, monkeypatch
         trackers.log(measurement)
     trackers.finish()
     (warning,) = [record.message for record in project_records(caplog) if record.levelname == "WARNING"]
-    expected = "did not finish in time" if fault == signal.SIGSTOP else "failed at step 10 and is switched off"
+    expected = "did not finish in time" if fault == signal.SIGSTOP else "failed at step 10 and was switched off"
     assert warning.startswith(f"Tracker Weights & Biases {expected}")
     assert read_metrics(tmp_path / "metrics.jsonl") == [train, validation] * 500
     ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
@@ -239,7 +239,7 @@ def test_a_full_disk_is_one_warning_and_the_next_session_has_all_points(tmp_path
             trackers.log(Measurement(step, "train", None, {"loss": step / 100}, {}))
         trackers.finish()
     (warning,) = [record.message for record in project_records(caplog) if record.levelname == "WARNING"]
-    assert warning.startswith("Tracker Weights & Biases failed at step 10 and is switched off: OSError: ")
+    assert warning.startswith("Tracker Weights & Biases failed at step 10 and was switched off: OSError: ")
     trackers = build_trackers(tmp_path, WandbConfig(), {}, 390)
     trackers.finish()
     assert [point["trainer/global_step"] for point in points(recorded(tmp_path)[-1])] == list(range(10, 400, 10))

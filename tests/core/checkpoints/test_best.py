@@ -46,7 +46,7 @@ def test_new_lines_of_either_file_are_read(tmp_path: Path) -> None:
     assert best([2, 3]) == {2}
 
 
-def test_a_file_that_was_cut_or_replaced_is_read_again(tmp_path: Path) -> None:
+def test_a_file_that_was_truncated_or_replaced_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     best = BestSteps([path], "v", "loss", "max", 1)
     for step in (1, 2, 3):

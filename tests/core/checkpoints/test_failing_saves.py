@@ -79,7 +79,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def assert_each_save_failed(caplog: pytest.LogCaptureFixture, root: Path, cause: str) -> list[str]:
-    """Check that each save since the fault logged one error, and return what is said after the cause."""
+    """Check that each save since the fault logged one error, and return the text after the cause."""
     messages = errors(caplog)
     assert len(messages) == 3
     for message, step in zip(messages, (4, 6, 8), strict=True):

@@ -1,4 +1,4 @@
-"""A run keeps its best checkpoints, whoever evaluates them."""
+"""A run keeps its best checkpoints, no matter which process evaluates them."""
 
 from pathlib import Path
 from typing import Any

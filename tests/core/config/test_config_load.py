@@ -122,7 +122,7 @@ def test_an_unusable_file_is_an_error(message, text, expected):
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
     (tmp_path / "file").write_text("a: 1")
     for name, reason in [("none.yaml", "No such file"), (".", "Is a directory"), ("file/a.yaml", "Not a directory")]:
-        with pytest.raises(ConfigError, match=rf"^{re.escape(str(tmp_path / name))}: cannot read the file: {reason}"):
+        with pytest.raises(ConfigError, match=rf"^{re.escape(str(tmp_path / name))}: cannot read this file: {reason}"):
             load_config_from_yaml(Config, tmp_path / name)
 
 

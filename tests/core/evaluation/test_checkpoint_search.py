@@ -47,7 +47,7 @@ def test_a_checkpoint_that_is_not_done_is_found_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_damaged", [False, True])
-def test_a_checkpoint_that_was_created_again_is_found_again(tmp_path: Path, is_damaged: bool) -> None:
+def test_a_checkpoint_that_is_recreated_is_found_again(tmp_path: Path, is_damaged: bool) -> None:
     search = CheckpointSearch(tmp_path)
     first = create(tmp_path, 4)
     assert [find_and_finish(search, is_damaged=is_damaged) for _ in range(2)] == [4, None]
@@ -56,7 +56,7 @@ def test_a_checkpoint_that_was_created_again_is_found_again(tmp_path: Path, is_d
     assert [find_and_finish(search) for _ in range(2)] == [4, None]
 
 
-def test_a_damaged_checkpoint_is_found_again_once_its_files_were_replaced(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_found_again_once_its_files_are_replaced(tmp_path: Path) -> None:
     search = CheckpointSearch(tmp_path)
     data = create(tmp_path, 4, "torn") / "data"
     assert [find_and_finish(search, is_damaged=True) for _ in range(2)] == [4, None]

@@ -69,7 +69,7 @@ def test_completed_evaluations_of_the_requested_partitions_are_logged(
     assert not caplog.messages
     completed.log(["first", "third"])
     (message,) = caplog.messages
-    assert message.startswith(f"{path} has 2 evaluation(s) of steps 4 to 8")
+    assert message.startswith(f"{path} contains 2 evaluation(s) of steps 4 to 8")
     assert "move the file away" in message
     completed.close()
 

@@ -87,7 +87,7 @@ def test_metrics_are_computed_from_the_outputs_of_the_model() -> None:
 
 
 class Clock:
-    """Stands in for the time module. Only tests move it."""
+    """Stands in for the time module. Only tests advance it."""
 
     def __init__(self) -> None:
         self.now = 100.0

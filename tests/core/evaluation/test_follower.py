@@ -72,7 +72,7 @@ class ActingHandler(logging.Handler):
 
 @pytest.fixture
 def when_logged() -> Iterator[Callable[..., None]]:
-    """Return a function that runs the next of some actions whenever a message is logged."""
+    """Return a function that runs the next action each time that a message is logged."""
     logger = logging.getLogger("core.evaluation.poller")
     level, added = logger.level, []
     logger.setLevel(logging.INFO)
@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_is_one_warning_and_is_skipped(
     assert not job.evaluate().timed_out
     assert job.found() == [value for value in job.expected() if value[0] != step]
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert f"step {step} is not evaluated: {job.checkpoint(step)}/{file}" in warning
+    assert f"step {step} was not evaluated: {job.checkpoint(step)}/{file}" in warning
 
 
 def test_a_checkpoint_that_replaces_a_damaged_one_is_evaluated(job: Job) -> None:
@@ -276,7 +276,7 @@ def test_a_second_follower_and_a_run_that_starts_over_are_refused(fresh: Job, wh
 
 
 class WideModel(ToyModel):
-    """Has another hidden layer than the run."""
+    """Has a different hidden layer than the run."""
 
     def __init__(self) -> None:
         super().__init__(batch_norm=True)

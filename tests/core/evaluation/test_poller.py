@@ -6,10 +6,10 @@ import pytest
 from core.evaluation.poller import Poller
 
 
-def test_a_wait_is_logged_at_ever_longer_intervals(
+def test_a_wait_is_logged_at_increasing_intervals(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only sleeping moves the clock of this test."""
+    """Only sleeping advances the clock of this test."""
     caplog.set_level(logging.INFO)
     now = 1000.0
 

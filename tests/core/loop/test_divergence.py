@@ -1,4 +1,4 @@
-"""The message of a diverged run. tests/distributed/ranks/test_divergence.py has several ranks and tables."""
+"""The message of a diverged run. tests/distributed/ranks/test_divergence.py covers several ranks and tables."""
 
 import math
 from collections.abc import Callable
@@ -125,7 +125,7 @@ def diverge(tmp_path: Path, reader: BatchReader[ToyBatch], model: ToyModel, **op
 
 
 def described(reader: BatchReader[ToyBatch], *, batch: int, epoch: int = 0) -> str:
-    """Return the reader's description of a batch, the first of which is 1. A batch takes 4 rows of each of 4 lanes."""
+    """Return the reader's description of a batch, counted from 1. A batch takes 4 rows of each of 4 lanes."""
     return reader.describe(Position(epoch, (4 * batch,) * 4))
 
 

@@ -1,4 +1,4 @@
-"""The batches of each step in a world of one. tests/distributed/ranks/test_feed.py has several ranks."""
+"""The batches of each step in a world of one. tests/distributed/ranks/test_feed.py covers several ranks."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

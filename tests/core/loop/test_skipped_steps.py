@@ -8,7 +8,7 @@ from tests.support.toy import CPU
 
 
 def counted(outcomes: str, limit: int, step: int = 0, in_a_row: int = 0) -> SkippedStepCounter:
-    """Count one step per letter; the update of an x was skipped."""
+    """Count one step per letter. An x is a skipped update."""
     counter = SkippedStepCounter(CPU, limit, step, in_a_row)
     for outcome in outcomes:
         counter.add(torch.tensor(float(outcome == "x")))

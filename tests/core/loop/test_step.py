@@ -172,7 +172,7 @@ def test_dropout_differs_between_micro_batches() -> None:
     assert whole != twice
 
 
-def test_learning_rates_follow_the_step_after_an_optimizer_state_was_loaded() -> None:
+def test_learning_rates_follow_the_step_after_an_optimizer_state_is_loaded() -> None:
     staircase = LearningRate(
         piecewise_constant=PiecewiseConstant(learning_rate_boundaries=[1, 2], learning_rate_values=[4.0, 0.5, 0.25])
     )

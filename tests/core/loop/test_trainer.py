@@ -94,13 +94,13 @@ class Run:
         file.close()
 
     def assert_equal_weights(self, other: "Run") -> None:
-        """Check that two runs end with bit for bit the same weights and optimizer states."""
+        """Check that two runs end with weights and optimizer states that are equal bit for bit."""
         saved, expected = (read_tensors(run.checkpoints / "10") for run in (self, other))
         assert saved.keys() == expected.keys()
         assert all(torch.equal(saved[name], tensor) for name, tensor in expected.items())
 
     def assert_equals(self, other: "Run") -> None:
-        """Check that two runs end with the same weights and have bit for bit the same measurements."""
+        """Check that two runs end with the same weights and have measurements that are equal bit for bit."""
         self.assert_equal_weights(other)
         found, expected = ({(m.step, m.partition): m.metrics for m in run.measurements()} for run in (self, other))
         assert found == expected
@@ -214,7 +214,7 @@ def test_lowering_num_train_steps_ends_a_run_where_it_is(run: Run) -> None:
 
 
 def at_log(number: int, action: Callable[[], object]) -> Callable[[], dict[str, float]]:
-    """Return extra metrics that run an action at one of the train logs, the first of which is 1."""
+    """Return extra metrics that run an action at one of the train logs, counted from 1."""
     logs = 0
 
     def extra_metrics() -> dict[str, float]:
@@ -297,7 +297,7 @@ def test_trackers_and_the_metrics_file_have_the_same_measurements(run: Run) -> N
 
 
 class Clock:
-    """Stands in for the time module. Only the test moves it."""
+    """Stands in for the time module. Only the test advances it."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -76,7 +76,7 @@ def far_too_high(generator: np.random.Generator) -> tuple[Array, Array, Array]:
 
 
 def certain(generator: np.random.Generator) -> tuple[Array, Array, Array]:
-    """Return predictions that are mostly exactly 0 or 1, and seldom right."""
+    """Return predictions that are mostly exactly 0 or 1, and rarely right."""
     p = generator.choice([0.0, 1e-13, 1e-11, 0.2, 1 - 1e-11, 1.0], 400)
     return p, (generator.random(400) < 0.3).astype(float), generator.random(400)
 

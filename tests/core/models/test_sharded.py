@@ -1,4 +1,4 @@
-"""The import of the module. tests/distributed/ranks/test_sharded.py spreads tables over ranks."""
+"""Importing the module. tests/distributed/ranks/test_sharded.py covers tables that are sharded over ranks."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Tensors that are not sharded. tests/distributed/ranks/test_sharded.py has sharded ones."""
+"""Tensors that are not sharded. tests/distributed/ranks/test_sharded.py covers sharded ones."""
 
 import pytest
 import torch

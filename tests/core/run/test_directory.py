@@ -109,7 +109,7 @@ def test_overwriting_deletes_the_files_of_the_run_and_nothing_else(tmp_path: Pat
     assert directory.config.read_text().endswith("now")
 
 
-def test_overwriting_deletes_nothing_where_no_run_has_begun(tmp_path: Path) -> None:
+def test_overwriting_deletes_nothing_if_no_run_has_begun(tmp_path: Path) -> None:
     files = ("metrics.jsonl", "wandb.json", "metrics-evaluator.jsonl", "wandb-evaluator.json")
     for file in (*files, "checkpoints/mine/a", "wandb/b"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)

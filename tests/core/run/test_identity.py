@@ -54,7 +54,7 @@ def test_every_difference_is_listed_with_its_key_path() -> None:
 def test_the_message_names_the_run_and_what_to_do() -> None:
     first, *_, last = message(IDENTITY, {}).splitlines()
     assert "training.save_dir some/run" in first
-    assert "save_dir of its own" in last
+    assert "a different save_dir" in last
     assert "--overwrite_save_dir" in last
     assert message(IDENTITY, {}, ADVICE_TO_FOLLOWER).endswith(f"\n{ADVICE_TO_FOLLOWER}")
     assert "--overwrite_save_dir" not in ADVICE_TO_FOLLOWER

@@ -1,4 +1,4 @@
-"""Errors that are reported as a lost rank, and errors that are not. tests/distributed/ loses real ranks."""
+"""Errors that are reported as a lost rank, and errors that are not. tests/distributed/ covers real lost ranks."""
 
 import dataclasses
 from pathlib import Path

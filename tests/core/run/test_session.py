@@ -1,4 +1,4 @@
-"""Sessions in a world of one. tests/distributed/ loses ranks, and shares a save_dir among several."""
+"""Sessions in a world of one. tests/distributed/ covers lost ranks, and a save_dir that several ranks share."""
 
 import dataclasses
 import signal
@@ -51,10 +51,10 @@ class ClosingTracker(MemoryTracker):
         self._on_finish()
 
 
-def open_trackers(session: Session, further: Mapping[str, Callable[[], Tracker]]) -> Trackers:
-    """Open `further` trackers in addition to none, and return the container."""
+def open_trackers(session: Session, additional: Mapping[str, Callable[[], Tracker]]) -> Trackers:
+    """Open only `additional` trackers, and return their container."""
     trackers = Trackers()
-    session.open_trackers(lambda: trackers, further)
+    session.open_trackers(lambda: trackers, additional)
     return trackers
 
 

@@ -331,7 +331,7 @@ def test_label_that_is_neither_0_nor_1(tmp_path):
 
 
 @pytest.mark.parametrize("values", [[0] * 9 + [7], [1] * 9 + [7], [0, 1, 2, 3, 4] * 4])
-def test_other_integers_are_not_taken_for_labels(tmp_path, values):
+def test_other_integers_are_not_assumed_to_be_labels(tmp_path, values):
     assert errors_of(write(tmp_path / "a.parquet", {"x": values})) == []
 
 
@@ -350,7 +350,7 @@ def test_compatible_types_are_a_warning(tmp_path):
 
 
 @pytest.mark.parametrize("first", ["integers", "floats"])
-def test_column_of_integers_and_floats_is_no_label(tmp_path, first):
+def test_column_of_integers_and_floats_is_not_a_label(tmp_path, first):
     integers = {"x": [0, 1] * 10, "v": lists(np.ones((20, 2), np.int64))}
     floats = {"x": [0.0, 0.5], "v": lists(np.ones((2, 2), np.float32))}
     parts = [integers, floats, integers] if first == "integers" else [floats, integers, floats]

@@ -103,7 +103,7 @@ class BaseConfig(pydantic.BaseModel):
 
         `load_config_from_yaml` reads it back as an equivalent configuration.
         """
-        plain = _escape_dollars(self.model_dump(mode="json"))
+        plain = escape_dollars(self.model_dump(mode="json"))
         return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
 
 
@@ -120,10 +120,10 @@ def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_str)
 
 
-def _escape_dollars(value: Any) -> Any:
+def escape_dollars(value: Any) -> Any:
     """Double the dollar signs in values but not in keys, because the loader substitutes variables only in values."""
     if isinstance(value, dict):
-        return {key: _escape_dollars(item) for key, item in value.items()}
+        return {key: escape_dollars(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_escape_dollars(item) for item in value]
+        return [escape_dollars(item) for item in value]
     return value.replace("$", "$$") if isinstance(value, str) else value

@@ -26,7 +26,7 @@ NAMES = ["first", "second"]
 RATE = LearningRate(constant=0.01)
 
 
-class Job:
+class EvaluatedRun:
     """A run of 10 steps with a checkpoint every 4, and its follower."""
 
     def __init__(self, directory: Path) -> None:

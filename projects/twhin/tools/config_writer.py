@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from core.config.base_config import escape_dollars
 from projects.twhin.tools.graph_files import relation_names_path, vocabulary_path
 
 
@@ -79,7 +80,7 @@ def write_config(path: Path, folder: Path, graph: PreparedGraph) -> None:
     if "validation" in graph.num_edges:
         config |= _evaluation(folder, graph)
     config["model"] = _model(folder, graph, steps_per_epoch)
-    text = yaml.safe_dump(_escape_dollars(config), sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.safe_dump(escape_dollars(config), sort_keys=False, allow_unicode=True, width=120)
     path.write_text(text, encoding="utf-8")
 
 
@@ -135,12 +136,3 @@ def _relations(folder: Path, relations: Sequence[PreparedRelation]) -> Any:
         return [relation._asdict() for relation in relations]
     ((lhs, rhs),) = sides
     return {"names_path": str(relation_names_path(folder)), "lhs": lhs, "rhs": rhs}
-
-
-def _escape_dollars(value: Any) -> Any:
-    """Double every $ in the strings of a document, so that loading does not substitute variables."""
-    if isinstance(value, dict):
-        return {key: _escape_dollars(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_escape_dollars(item) for item in value]
-    return value.replace("$", "$$") if isinstance(value, str) else value

@@ -300,7 +300,7 @@ class Reader(BaseConfig):
     cache: NotSupportedYet = None
 
 
-class Job(BaseConfig):
+class ExampleConfig(BaseConfig):
     train: Reader = Reader()
     partitions: dict[str, Reader] = pydantic.Field({})
     more: list[Reader] = pydantic.Field([])
@@ -311,7 +311,7 @@ def test_one_warning_lists_the_keys_that_are_set_but_have_no_effect(load, caplog
         "train: &train {threads: 4, service: null, cache: false, lanes: 2}\n"
         "partitions:\n  a.b: {<<: *train, threads: 5}\n  c: {}\n  d: *train"
     )
-    load(text, "more=[{service: x}]", config_type=Job)
+    load(text, "more=[{service: x}]", config_type=ExampleConfig)
     [record] = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
@@ -321,12 +321,12 @@ def test_one_warning_lists_the_keys_that_are_set_but_have_no_effect(load, caplog
 
 
 def test_there_is_no_warning_if_all_keys_have_an_effect(load, caplog):
-    load("train: {lanes: 2, service: null, cache: null}", config_type=Job)
+    load("train: {lanes: 2, service: null, cache: null}", config_type=ExampleConfig)
     assert caplog.records == []
 
 
 def test_the_error_for_a_key_that_is_not_supported_yet_says_where_it_is(message):
-    assert message("train: {cache: null}\npartitions:\n  a: {cache: true}", config_type=Job) == (
+    assert message("train: {cache: null}\npartitions:\n  a: {cache: true}", config_type=ExampleConfig) == (
         "c.yaml: 1 error\n"
         "  partitions.a.cache (line 3): true is invalid: not supported yet; remove the key or set it to null"
     )

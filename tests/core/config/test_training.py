@@ -18,17 +18,17 @@ class Data(BaseConfig):
     sizes: tuple[int, ...] = pydantic.Field((1, 2), description="Sizes.")
 
 
-class Job(JobConfig):
+class ExampleConfig(JobConfig):
     """Configuration of a test project."""
 
     train_data: Data = pydantic.Field(Data(), description="Data to train on.")
     validation_data: Data = pydantic.Field(Data(), description="Data to evaluate on.")
 
 
-def job(tmp_path: Path, *overrides: str) -> Job:
+def job(tmp_path: Path, *overrides: str) -> ExampleConfig:
     path = tmp_path / "job.yaml"
     path.write_text("training: {num_train_steps: 10}\n")
-    return load_config_from_yaml(Job, str(path), overrides)
+    return load_config_from_yaml(ExampleConfig, str(path), overrides)
 
 
 INVALID = [
@@ -176,7 +176,7 @@ def test_a_setting_that_must_not_change_is_part_of_the_identity(tmp_path, overri
 
 
 def test_the_identity_consists_of_json_values_by_configuration_key():
-    assert Job().identity() == {
+    assert ExampleConfig().identity() == {
         "train_data": {"inputs": "train.parquet", "sizes": [1, 2]},
         "runtime": {"seed": 0},
         "training": {"gradient_accumulation": 1, "max_grad_norm": None},

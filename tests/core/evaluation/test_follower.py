@@ -18,7 +18,7 @@ from common.wandb import WandbConfig
 from core.config.training import RuntimeConfig
 from core.custom_training_loop import only_evaluate
 from core.evaluation.completed import completed_partitions
-from tests.support.evaluated_run import NAMES, STEPS, Job, values
+from tests.support.evaluated_run import NAMES, STEPS, EvaluatedRun, values
 from tests.support.faults import flip_a_bit
 from tests.support.toy import ALONE, MemoryTracker, ToyModel
 from tests.support.wandb_sessions import points, recorded
@@ -28,7 +28,7 @@ from tests.support.wandb_sessions import points, recorded
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with the evaluations of its trainer."""
     directory = tmp_path_factory.mktemp("trained")
-    Job(directory).train()
+    EvaluatedRun(directory).train()
     return directory
 
 
@@ -38,15 +38,15 @@ def _short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Job:
-    return Job(tmp_path)
+def fresh(tmp_path: Path) -> EvaluatedRun:
+    return EvaluatedRun(tmp_path)
 
 
 @pytest.fixture
-def job(trained: Path, tmp_path: Path) -> Job:
+def job(trained: Path, tmp_path: Path) -> EvaluatedRun:
     """A copy of the finished run and of its data, whose modification times belong to the identity of the run."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    return Job(tmp_path)
+    return EvaluatedRun(tmp_path)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -87,7 +87,7 @@ def when_logged() -> Iterator[Callable[..., None]]:
     logger.setLevel(level)
 
 
-def test_measures_what_the_trainer_measures_and_changes_none_of_its_files(job: Job) -> None:
+def test_measures_what_the_trainer_measures_and_changes_none_of_its_files(job: EvaluatedRun) -> None:
     before = contents(job.save_dir)
     outcome = job.evaluate()
     assert (outcome.stopped_by, outcome.timed_out) == (None, False)
@@ -97,7 +97,7 @@ def test_measures_what_the_trainer_measures_and_changes_none_of_its_files(job: J
     assert completed_partitions(job.metrics) == dict.fromkeys(STEPS, NAMES)
 
 
-def test_starts_before_the_run_and_follows_it(fresh: Job, when_logged: Callable[..., None]) -> None:
+def test_starts_before_the_run_and_follows_it(fresh: EvaluatedRun, when_logged: Callable[..., None]) -> None:
     when_logged(
         "waiting for a checkpoint",
         lambda: fresh.train(num_train_steps=4),
@@ -109,14 +109,14 @@ def test_starts_before_the_run_and_follows_it(fresh: Job, when_logged: Callable[
     assert fresh.found() == fresh.expected()
 
 
-def test_ends_with_the_last_epoch_if_that_comes_before_num_train_steps(fresh: Job) -> None:
+def test_ends_with_the_last_epoch_if_that_comes_before_num_train_steps(fresh: EvaluatedRun) -> None:
     fresh.train(num_train_steps=1000, num_epochs=1, eval_every_n=0)
     assert not fresh.evaluate(num_train_steps=1000, num_epochs=1).timed_out
     assert list(completed_partitions(fresh.metrics)) == [4, 8, 200 // 16]
 
 
 @pytest.mark.parametrize("torn", ['{"step": 8, "mode": "eva', ""])
-def test_continues_where_it_was_killed(job: Job, torn: str) -> None:
+def test_continues_where_it_was_killed(job: EvaluatedRun, torn: str) -> None:
     job.evaluate()
     complete = job.metrics.read_text().splitlines(keepends=True)
     job.metrics.write_text("".join(complete[:3]) + torn)  # during the second partition of step 8
@@ -131,7 +131,7 @@ def test_continues_where_it_was_killed(job: Job, torn: str) -> None:
     assert len(job.found()) == 6
 
 
-def test_continues_when_the_run_gets_more_steps(job: Job) -> None:
+def test_continues_when_the_run_gets_more_steps(job: EvaluatedRun) -> None:
     job.evaluate()
     job.train(num_train_steps=12)
     job.evaluate(num_train_steps=12)
@@ -142,7 +142,7 @@ def test_continues_when_the_run_gets_more_steps(job: Job) -> None:
 @pytest.mark.parametrize("file", ["__0_0.distcp", "state.json", "manifest.json"])
 @pytest.mark.parametrize("step", [8, 10])
 def test_a_damaged_checkpoint_is_one_warning_and_is_skipped(
-    job: Job, caplog: pytest.LogCaptureFixture, step: int, file: str
+    job: EvaluatedRun, caplog: pytest.LogCaptureFixture, step: int, file: str
 ) -> None:
     if file == "manifest.json":
         (job.checkpoint(step) / file).write_text("{}")
@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_one_warning_and_is_skipped(
     assert f"step {step} was not evaluated: {job.checkpoint(step)}/{file}" in warning
 
 
-def test_a_checkpoint_that_replaces_a_damaged_one_is_evaluated(job: Job) -> None:
+def test_a_checkpoint_that_replaces_a_damaged_one_is_evaluated(job: EvaluatedRun) -> None:
     good = job.save_dir / "good"
     shutil.copytree(job.checkpoint(4), good)
     flip_a_bit(job.checkpoint(4) / "state.json")
@@ -173,7 +173,7 @@ def test_a_checkpoint_that_replaces_a_damaged_one_is_evaluated(job: Job) -> None
 
 @pytest.mark.parametrize("while_reading", ["state.json", "__0_0.distcp"])
 def test_a_checkpoint_that_vanishes_while_it_is_read_is_skipped(
-    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, while_reading: str
+    job: EvaluatedRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, while_reading: str
 ) -> None:
     caplog.set_level(logging.INFO)
     vanished = job.checkpoint(4)
@@ -190,7 +190,9 @@ def test_a_checkpoint_that_vanishes_while_it_is_read_is_skipped(
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
-def test_a_dead_trainer_is_a_warning_after_eval_timeout_in_s(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_dead_trainer_is_a_warning_after_eval_timeout_in_s(
+    job: EvaluatedRun, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.rmtree(job.checkpoint(10))
     outcome = job.evaluate(eval_timeout_in_s=0.2)
     assert (outcome.stopped_by, outcome.timed_out) == (None, True)
@@ -201,7 +203,7 @@ def test_a_dead_trainer_is_a_warning_after_eval_timeout_in_s(job: Job, caplog: p
 
 
 def test_no_checkpoint_at_all_is_a_user_error_and_a_mistyped_directory_is_not_created(
-    fresh: Job, caplog: pytest.LogCaptureFixture
+    fresh: EvaluatedRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     root = f"{fresh.save_dir}/checkpoints"
@@ -219,13 +221,13 @@ def test_no_checkpoint_at_all_is_a_user_error_and_a_mistyped_directory_is_not_cr
     assert "none yet" in empty
 
 
-def test_a_file_in_place_of_the_directory_is_refused_at_once(fresh: Job) -> None:
+def test_a_file_in_place_of_the_directory_is_refused_at_once(fresh: EvaluatedRun) -> None:
     fresh.save_dir.write_text("")
     with pytest.raises(UserError, match=r"training\.save_dir .*/run: .*Not a directory"):
         fresh.evaluate()
 
 
-def test_a_signal_drops_the_current_partition_and_the_next_start_repeats_it(job: Job) -> None:
+def test_a_signal_drops_the_current_partition_and_the_next_start_repeats_it(job: EvaluatedRun) -> None:
     begun: list[int] = []
 
     def kill_at_the_third() -> None:
@@ -240,19 +242,21 @@ def test_a_signal_drops_the_current_partition_and_the_next_start_repeats_it(job:
     assert job.found() == job.expected()
 
 
-def test_a_signal_ends_the_wait(fresh: Job, when_logged: Callable[..., None]) -> None:
+def test_a_signal_ends_the_wait(fresh: EvaluatedRun, when_logged: Callable[..., None]) -> None:
     when_logged("waiting for a checkpoint", lambda: os.kill(os.getpid(), signal.SIGINT))
     assert fresh.evaluate().stopped_by == signal.SIGINT
 
 
-def test_removing_the_directory_ends_the_wait(fresh: Job, when_logged: Callable[..., None]) -> None:
+def test_removing_the_directory_ends_the_wait(fresh: EvaluatedRun, when_logged: Callable[..., None]) -> None:
     fresh.checkpoint(4).parent.mkdir(parents=True)
     when_logged("waiting for a checkpoint", lambda: shutil.rmtree(fresh.save_dir))
     with pytest.raises(UserError, match=rf"{fresh.save_dir}.*removed"):
         fresh.evaluate()
 
 
-def test_a_second_follower_and_a_run_that_starts_over_are_refused(fresh: Job, when_logged: Callable[..., None]) -> None:
+def test_a_second_follower_and_a_run_that_starts_over_are_refused(
+    fresh: EvaluatedRun, when_logged: Callable[..., None]
+) -> None:
     refused: list[str] = []
 
     def try_both() -> None:
@@ -283,25 +287,25 @@ class WideModel(ToyModel):
         self.hidden = torch.nn.Linear(5, 9)
 
 
-def test_a_checkpoint_of_another_model_is_an_error_that_lists_the_differences(job: Job) -> None:
+def test_a_checkpoint_of_another_model_is_an_error_that_lists_the_differences(job: EvaluatedRun) -> None:
     with pytest.raises(CheckpointError, match=r"hidden\.weight: \[8, 5\] in the checkpoint, \[9, 5\] in the model"):
         job.evaluate(WideModel())
     assert job.found() == []
 
 
-def test_a_run_of_another_configuration_is_an_error_that_lists_the_differences(job: Job) -> None:
+def test_a_run_of_another_configuration_is_an_error_that_lists_the_differences(job: EvaluatedRun) -> None:
     with pytest.raises(UserError, match=r"training\.max_grad_norm: null in the run, 2\.0 now\n.*configuration"):
         job.evaluate(max_grad_norm=2.0)
     # The follower may differ in what a resume may change.
     job.evaluate(num_eval_steps=1, eval_every_n=0, train_log_every_n=7)
 
 
-def test_a_configuration_without_evaluation_sets_is_an_error(fresh: Job) -> None:
+def test_a_configuration_without_evaluation_sets_is_an_error(fresh: EvaluatedRun) -> None:
     with pytest.raises(UserError, match="nothing to evaluate on"):
         only_evaluate(fresh.config(), ToyModel(), fresh.reader, {}, ALONE)
 
 
-def test_trackers_receive_the_evaluations_and_cannot_stop_the_follower(job: Job) -> None:
+def test_trackers_receive_the_evaluations_and_cannot_stop_the_follower(job: EvaluatedRun) -> None:
     good, bad = MemoryTracker(), MemoryTracker(fails=True)
     job.evaluate(trackers={"bad": lambda: bad, "good": lambda: good})
     assert values(good.measurements) == job.expected()
@@ -310,7 +314,7 @@ def test_trackers_receive_the_evaluations_and_cannot_stop_the_follower(job: Job)
 
 @pytest.mark.faults
 def test_wandb_has_trainer_and_follower_in_one_group_and_each_point_once(
-    fresh: Job, monkeypatch: pytest.MonkeyPatch
+    fresh: EvaluatedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("common.tracking.trackers._FINISH_TIMEOUT_IN_S", 120.0)
     monkeypatch.setenv("WANDB_MODE", "offline")

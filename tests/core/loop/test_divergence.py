@@ -19,9 +19,8 @@ from common.tracking.metrics_file import read_metrics
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
 from core.custom_training_loop import train
 from core.loop.divergence import NamedPart, NonfiniteValue, first_nonfinite, state_parts
+from tests.support.spoiled_model import NAN, SpoiledModel, spoil_batch
 from tests.support.toy import ALONE, ToyBatch, ToyModel, dense, rows_reader, toy_batch
-
-NAN = math.nan
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -66,26 +65,6 @@ def test_parameters_come_before_buffers_and_buffers_before_optimizer_states() ->
     with torch.no_grad():
         module.out.weight[1, 3] = -math.inf
     assert first() == "parameter out.weight[1, 3]: -inf"
-
-
-class SpoiledModel(ToyModel):
-    """Spoils a batch or the model during some of its forward passes in training, which are counted from 1."""
-
-    def __init__(self, when: Callable[[int], bool], spoil: Callable[["SpoiledModel", ToyBatch], None], **options: Any):
-        super().__init__(**options)
-        self.calls = 0
-        self._when = when
-        self._spoil = spoil
-
-    def forward(self, batch: ToyBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        self.calls += self.training
-        if self.training and self._when(self.calls):
-            self._spoil(self, batch)
-        return super().forward(batch)
-
-
-def spoil_batch(_: ToyModel, batch: ToyBatch) -> None:
-    batch.features[5, 2] = NAN
 
 
 @pytest.fixture

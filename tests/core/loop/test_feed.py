@@ -1,27 +1,17 @@
 """The batches of each step in a world of one. tests/distributed/ranks/test_feed.py covers several ranks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from common.distributed.consensus import RankConsensus, RankFlag
 from common.reader.files import DataError
-from common.reader.order import Position
 from common.reader.reader import PositionedBatch
 from core.loop import feed as feed_module
 from core.loop.feed import StepFeed
 from core.loop.window import Stopwatch
-
-
-def batches(
-    count: int, bad: int | None = None, error: Callable[[str], Exception] = DataError
-) -> Iterator[PositionedBatch[Any]]:
-    """Yield numbers as batches, and raise an error at number `bad`."""
-    for number in range(count):
-        if number == bad:
-            raise error(f"batch {number} is bad")
-        yield PositionedBatch(number, Position(0, (number + 1,)))
+from tests.support.numbered_batches import batches, numbers
 
 
 class Flags:
@@ -51,11 +41,6 @@ def feed(source: Iterator[PositionedBatch[Any]], *, num_micro_batches: int, num_
 @pytest.fixture(autouse=True)
 def _one_exchange_per_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_module, "_SECONDS_PER_EXCHANGE", 1e-9)
-
-
-def numbers(micro_batches: list[PositionedBatch[Any]] | None) -> list[int]:
-    assert micro_batches is not None
-    return [item.batch for item in micro_batches]
 
 
 def test_each_step_gets_its_micro_batches_and_no_more_are_read() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from core.evaluation.completed import completed_partitions
-from tests.support.evaluated_run import NAMES, STEPS, Job
+from tests.support.evaluated_run import NAMES, STEPS, EvaluatedRun
 from tests.support.programs import TIMEOUT_IN_S
 from tests.support.root import ROOT
 
@@ -41,7 +41,7 @@ def fork(action: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def follow(job: Job, at: int, fault: Callable[[], object]) -> int:
+def follow(job: EvaluatedRun, at: int, fault: Callable[[], object]) -> int:
     """Run a follower to the end and return the number of Python function calls. Call `fault` at call number `at`."""
     calls = 0
 
@@ -74,26 +74,31 @@ def main(directory: Path) -> None:
     core.evaluation.poller._POLL_IN_S = 0.01
     original = directory / "original"
     original.mkdir()
-    assert fork(lambda: Job(original).train()) == 0
+    assert fork(lambda: EvaluatedRun(original).train()) == 0
     calls = directory / "calls"
-    assert fork(lambda: calls.write_text(str(follow(Job(original), 0, lambda: None)))) == 0
+    assert fork(lambda: calls.write_text(str(follow(EvaluatedRun(original), 0, lambda: None)))) == 0
     moments = [int(calls.read_text()) * (2 * i + 1) // (2 * MOMENTS) for i in range(MOMENTS)]
     (original / "run/metrics-evaluator.jsonl").unlink()
 
     def copy(name: str) -> Path:
         return Path(shutil.copytree(original, directory / name))
 
-    found: dict[str, Any] = {"expected": Job(original).expected(), "killed": [], "removed": [], "truncated": []}
+    found: dict[str, Any] = {
+        "expected": EvaluatedRun(original).expected(),
+        "killed": [],
+        "removed": [],
+        "truncated": [],
+    }
     for moment in moments:
         folder = copy(f"killed-{moment}")
         metrics = folder / "run/metrics-evaluator.jsonl"
         begun = folder / "begun"
 
         def follow_until_killed(folder: Path = folder, moment: int = moment) -> None:
-            follow(Job(folder), moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            follow(EvaluatedRun(folder), moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
         def follow_to_the_end(folder: Path = folder, begun: Path = begun) -> None:
-            job = Job(folder)
+            job = EvaluatedRun(folder)
             with begun.open("w") as file:
                 job.on_partition = lambda: print("begun", file=file)
                 job.evaluate()
@@ -101,14 +106,16 @@ def main(directory: Path) -> None:
         statuses = [fork(follow_until_killed)]
         completed = sum(map(len, completed_partitions(metrics).values()))
         statuses.append(fork(follow_to_the_end))
-        found["killed"].append([statuses, completed + len(begun.read_text().splitlines()), Job(folder).found()])
+        found["killed"].append(
+            [statuses, completed + len(begun.read_text().splitlines()), EvaluatedRun(folder).found()]
+        )
         for name, fault in (("removed", remove), ("truncated", truncate)):
             folder = copy(f"{name}-{moment}")
 
             def follow_with_fault(folder: Path = folder, moment: int = moment, fault: Any = fault) -> None:
-                follow(Job(folder), moment, lambda: fault(folder / "run/checkpoints/8"))
+                follow(EvaluatedRun(folder), moment, lambda: fault(folder / "run/checkpoints/8"))
 
-            found[name].append([fork(follow_with_fault), Job(folder).found()])
+            found[name].append([fork(follow_with_fault), EvaluatedRun(folder).found()])
     sys.stdout.write(json.dumps(found))
 
 

@@ -19,11 +19,11 @@ from core.config.training import JobConfig, TrainingConfig
 from core.custom_training_loop import train
 from core.loop.divergence import DivergenceReporter
 from core.loop.step import TrainStep
-from tests.core.loop.test_divergence import SpoiledModel, spoil_batch
 from tests.distributed.ranks.test_sharded import batch_of, build
 from tests.support.programs import TWHIN, finish_with_rank_logs
 from tests.support.ranks import run_ranks
 from tests.support.runs import small_twhin_run
+from tests.support.spoiled_model import SpoiledModel, spoil_batch
 from tests.support.toy import ToyBatch, ToyModel, rows_reader
 
 pytestmark = pytest.mark.faults

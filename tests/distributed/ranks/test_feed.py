@@ -15,7 +15,7 @@ from core.loop import feed as feed_module
 from core.loop.feed import StepFeed
 from core.loop.skipped_steps import SkippedStepCounter
 from core.loop.window import Stopwatch
-from tests.core.loop.test_feed import batches, numbers
+from tests.support.numbered_batches import batches, numbers
 from tests.support.ranks import run_ranks
 from tests.support.toy import CPU
 

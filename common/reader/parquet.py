@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from common.reader.column import Column, bad_value, checked_values, numpy_dtype, stored_dtype
 from common.reader.files import READ_ERRORS, DataError, Files
 
-RowGroup = dict[Hashable, NDArray[Any]]
-"""Columns of a row group with their stored dtypes, by key, each [rows] or [rows, width]."""
+RowGroup = dict[Any, NDArray[Any]]
+"""Columns of a row group with their stored dtypes, by key (anything hashable), each [rows] or [rows, width]."""
 
 
 class BadValue(NamedTuple):
@@ -57,7 +57,7 @@ class ParquetTable:
     def __init__(
         self,
         files: Files,
-        columns: Mapping[Hashable, Column],
+        columns: Mapping[Any, Column],
         *,
         rows: Callable[[int], range] | None = None,
         check: Callable[[RowGroup], BadValue | None] | None = None,
@@ -81,7 +81,7 @@ class ParquetTable:
           DataError: a file cannot be read, lacks a column, or has one of the wrong type or width; or there are no rows.
         """
         self.inputs = files.description
-        self.columns: Mapping[Hashable, Column] = dict(columns)
+        self.columns: Mapping[Any, Column] = dict(columns)
         self._paths = files.paths
         self._check = check
         self._prepare = prepare

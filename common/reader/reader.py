@@ -1,9 +1,9 @@
 """Reads batches of this rank's lanes from a Parquet table, in order, prefetched, from any position."""
 
 import math
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from common.reader.sampling import Sampling
 
 B = TypeVar("B", bound=Batch)
 
-Columns = dict[Hashable, torch.Tensor]
-"""Columns of a batch, by key, each [rows] or [rows, values]."""
+Columns = dict[Any, torch.Tensor]
+"""Columns of a batch, by key (anything hashable), each [rows] or [rows, values]."""
 
 
 class PrefetchConfig(Protocol):

@@ -77,7 +77,7 @@ class Follower:
           How the follower ended, if the directory did not appear in time or a signal stopped the wait; None otherwise.
         """
         while not self._consensus.broadcast_from_rank_zero(lambda: self._directory.exists):
-            outcome = self._pause("which does not exist; is this the training.save_dir of the run?")
+            outcome = self._pause("no such directory; is this the training.save_dir of the run?")
             if outcome is not None:
                 return outcome
         return None
@@ -99,12 +99,9 @@ class Follower:
             if has_evaluated:
                 continue
             if self._last_step is not None and self._step >= self._last_step:
-                logger.info(
-                    "finished: %d was the last step; raise training.num_train_steps or num_epochs to continue",
-                    self._step,
-                )
+                logger.info("finished: step %d was the last step of the run", self._step)
                 return FollowerOutcome(None, False, self._directory)
-            outcome = self._pause("" if self._has_found else "which has none yet")
+            outcome = self._pause("" if self._has_found else "none yet")
             if outcome is not None:
                 return outcome
 
@@ -197,7 +194,7 @@ class Follower:
             self._consensus.on_rank_zero(self._report_timeout)
             return FollowerOutcome(None, True, self._directory)
         awaited = f"a checkpoint after step {self._step} in {self._directory.checkpoints}"
-        self._wait.sleep(", ".join(filter(None, [awaited, remark])))
+        self._wait.sleep(f"{awaited} ({remark})" if remark else awaited)
         return None
 
     def _restart_wait(self) -> None:

@@ -87,7 +87,7 @@ FLOORS: list[tuple[str, str, list[tuple[str, str]]]] = [
             ("checkpoints", "saver, best"),
             ("evaluation", "evaluator, follower"),
             ("loop", "trainer, step, feed"),
-            ("custom_training_loop", "train, only_evaluate"),
+            ("custom_training_loop", "and debug_training_loop"),
             ("command_line", "Project, Job"),
         ],
     ),
@@ -124,7 +124,7 @@ def floors() -> Picture:
     picture.text(
         20,
         32,
-        "A module imports its own room, rooms to its left, and lower floors. Projects never import each other.",
+        "A module imports its own room, rooms before it on its floor, and lower floors. Projects never import each other.",
         13,
     )
     y = 48

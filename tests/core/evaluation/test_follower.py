@@ -215,8 +215,8 @@ def test_no_checkpoint_at_all_is_a_user_error_and_a_mistyped_directory_is_not_cr
         fresh.evaluate(eval_timeout_in_s=0.2)
     missing, empty = [message for message in caplog.messages if message.endswith(": 0 of at most 0.2 s")]
     for message in (missing, empty):
-        assert message.startswith(f"waiting for a checkpoint after step 0 in {root}, ")
-    assert "does not exist" in missing
+        assert message.startswith(f"waiting for a checkpoint after step 0 in {root} (")
+    assert "no such directory" in missing
     assert "training.save_dir" in missing
     assert "none yet" in empty
 

@@ -362,7 +362,7 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             "at least 2",
         ),
         ("training.num_eval_steps=0", "training.num_eval_steps", "^0 ", "negative number .*whole"),
-        ("runtime.wandb.host=localhost", "runtime.wandb.host", "^'localhost' ", "URL like https://"),
+        ("runtime.wandb.host=localhost", "runtime.wandb.host", "^'localhost' ", "URL .*https://"),
     ],
 )
 def test_an_invalid_value_is_reported_with_file_key_path_and_allowed_values(override, key_path, found, allowed):

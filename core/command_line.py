@@ -151,6 +151,8 @@ def _parse_args(project: Project[C, D]) -> argparse.Namespace:
         help="train in a plain loop that logs every loss, without DDP or checkpoints",
     )
     args = parser.parse_args()
+    if args.debug_loop and args.overwrite_save_dir:
+        parser.error("--overwrite_save_dir does not work with --debug_loop, which writes nothing")
     for option in ("overwrite_save_dir", "debug_loop"):
         if args.mode == "evaluate" and getattr(args, option):
             parser.error(f"--{option} cannot be used with --mode evaluate, which neither trains nor deletes anything")

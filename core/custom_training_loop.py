@@ -83,6 +83,7 @@ def train(
         raise it.
       LostRankError: another rank died or does not respond.
     """
+    _check_options("train", options, TrainOptions)
     components = TrainingComponents(
         config=config,
         model=as_distributed(model, world, deterministic=config.runtime.deterministic),
@@ -133,6 +134,7 @@ def only_evaluate(
         in time. All ranks raise it.
       LostRankError: another rank died or does not respond.
     """
+    _check_options("only_evaluate", options, FollowOptions)
     components = Components(
         config=config,
         model=as_distributed(model, world),
@@ -151,6 +153,13 @@ def only_evaluate(
             return outcome
         session.lock_save_dir()
         return follower.follow()
+
+
+def _check_options(function: str, options: Mapping[str, Any], known: type) -> None:
+    """Raise TypeError for keyword arguments that a function does not have."""
+    if unknown := sorted(options.keys() - known.__annotations__.keys()):
+        names = ", ".join(sorted(known.__annotations__))
+        raise TypeError(f"{function}() got unexpected keyword argument(s) {', '.join(unknown)}; it has: {names}")
 
 
 def _begin(

@@ -52,19 +52,19 @@ def run(main: Callable[[], int], after_interrupt: str = "continues from the newe
     try:
         status = main()
     except UserError as error:
-        rank = rank_from_env()
+        rank, size = _place()
         if rank == 0:
             _print(f"error: {error}")
-        if world_size_from_env() > 1 and not _wait_for_report() and rank != 0:
+        if size > 1 and not _wait_for_report() and rank != 0:
             _print(f"error on rank {rank}: {error}")
         status = USER_ERROR_STATUS
     except KeyboardInterrupt:
-        if rank_from_env() == 0:
+        if _place()[0] == 0:
             _print(f"interrupted; the same command {after_interrupt}")
         status = 128 + signal.SIGINT
         _exit_immediately(status)
     except RankFailedError as error:
-        _print(f"error on rank {rank_from_env()}: {error}")
+        _print(f"error on rank {_place()[0]}: {error}")
         status = 1
         _exit_immediately(status)
     except Exception:
@@ -74,13 +74,21 @@ def run(main: Callable[[], int], after_interrupt: str = "continues from the newe
     sys.exit(status)
 
 
+def _place() -> tuple[int, int]:
+    """Return rank and world size, or those of a single process if the environment is malformed."""
+    try:
+        return rank_from_env(), world_size_from_env()
+    except UserError:
+        return 0, 1
+
+
 def _exit_immediately(status: int) -> None:
     """Exit without the interpreter's shutdown if that could hang or abort.
 
     The shutdown waits for communication with ranks that may be gone. It aborts if a thread, such as a save, is in C++
     code.
     """
-    if world_size_from_env() > 1 or any(thread.daemon for thread in threading.enumerate()):
+    if _place()[1] > 1 or any(thread.daemon for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

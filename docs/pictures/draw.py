@@ -124,7 +124,7 @@ def floors() -> Picture:
     picture.text(
         20,
         32,
-        "A module imports its own room, rooms before it on its floor, and lower floors. Projects never import each other.",
+        "A module imports its own room, rooms before it, and lower floors. Projects never import each other.",
         13,
     )
     y = 48

@@ -181,6 +181,11 @@ def test_the_debug_loop_writes_nothing_and_uses_no_trackers(program: Program) ->
     assert not program.save_dir.exists()
 
 
+def test_the_debug_loop_refuses_to_overwrite(program: Program) -> None:
+    with pytest.raises(UserError, match=r"--overwrite_save_dir .*--debug_loop"):
+        program("--debug_loop", "--overwrite_save_dir")
+
+
 @pytest.mark.parametrize("option", ["--overwrite_save_dir", "--debug_loop"])
 def test_a_follower_refuses_options_of_the_trainer(program: Program, option: str) -> None:
     with pytest.raises(UserError, match=rf"{option} .*--mode evaluate"):

@@ -81,6 +81,7 @@ def test_an_error_on_one_rank_only_is_printed_by_that_rank(rank, message, monkey
 @pytest.mark.parametrize("before", ["", "threading.Thread(target=time.sleep, args=(600,), daemon=True).start(); "])
 def test_an_interrupt_exits_at_once_with_status_130_and_only_rank_0_prints(rank, lines, before, monkeypatch):
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     process = run_main(f"import threading, time; {before}raise KeyboardInterrupt")
     assert process.returncode == 130
     assert process.stderr.count("interrupted; the same command continues") == lines
@@ -99,6 +100,7 @@ def test_an_unexpected_exception_on_one_of_several_ranks_exits_at_once_with_its_
 
 def test_an_exception_on_another_rank_is_one_message_and_status_1(monkeypatch):
     monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
     process = run_main(
         "from common.distributed.consensus import RankFailedError; raise RankFailedError('rank 1 failed: KeyError: x')"
     )

@@ -155,6 +155,7 @@ def test_import_rules(importer, imported, allowed):
 @pytest.mark.parametrize("project", PROJECTS)
 def test_the_data_of_a_project_does_not_import_its_model(project):
     imports = [each for each in IMPORTS if f"{each.importer}.".startswith(f"{project}.data.")]
+    assert imports or f"{project}.data" not in MODULES
     assert [str(each) for each in imports if f"{each.imported}.".startswith(f"{project}.model.")] == []
 
 

@@ -1,8 +1,10 @@
 """Finds the files of a data set. parquet.py opens them."""
 
+import fnmatch
 import glob
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pyarrow as pa
 
 from common.errors import UserError
 from common.process.paths import user_path
+
+logger = logging.getLogger(__name__)
 
 READ_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError)
 """Exceptions that pyarrow raises for a damaged file, or for a file that is not Parquet.
@@ -36,20 +40,20 @@ class Files:
 
 
 def matching_files(inputs: str) -> Files:
-    """Find files, sorted by path.
+    """Find files, sorted by path. Each file is returned once, even if links give it several names.
 
-    Names that begin with a dot are skipped unless they are given explicitly.
+    Skips hidden files (see visible_files), and logs a warning about them, unless `inputs` is the file's own path.
 
     Args:
       inputs: a glob pattern, a file, or a directory, which stands for its *.parquet files. A path that exists is not
         treated as a pattern.
 
     Raises:
-      DataError: no file matches, or a directory cannot be read.
+      DataError: no file matches, all matching files are hidden, or a directory cannot be read.
     """
     path = user_path(inputs)
     try:
-        files = _glob(path)
+        files = [path] if path.is_file() else _matches(path, inputs)
     except OSError as error:
         raise DataError(f"{inputs}: cannot read {error.filename}: {error.strerror}") from error
     if not files:
@@ -61,15 +65,66 @@ def matching_files(inputs: str) -> Files:
             else f"{inputs}: no file matches (current directory: {Path.cwd()}); give a glob pattern, a file, or a "
             "directory with *.parquet files"
         )
-    return Files(files, inputs)
+    return Files(tuple(files), inputs)
 
 
-def _glob(path: Path) -> tuple[Path, ...]:
-    pattern = glob.escape(str(path)) if path.exists() else str(path)
+def _matches(path: Path, inputs: str) -> list[Path]:
+    base, pattern = split_pattern(path)
     if path.is_dir():
-        pattern += "/*.parquet"
-    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-    return tuple(filter(is_file_or_broken_link, unique_files(map(Path, matches))))
+        base, pattern = path, ("*.parquet",)
+    whole = str(Path(glob.escape(str(base)), *pattern))
+    found = glob.glob(whole, recursive=True, include_hidden=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    visible, hidden = visible_files(map(Path, found), base, pattern)
+    if hidden and not visible:
+        raise DataError(
+            f"{inputs}: all {len(hidden)} matching files are skipped, because {_HIDDEN}, such as {hidden[0]}. To read "
+            "such a file, give its own path"
+        )
+    warn_about_hidden(hidden, inputs)
+    return unique_files(visible, inputs)
+
+
+def split_pattern(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return the fixed part of a glob pattern, and the other components; a path that exists has no others."""
+    fixed = len(path.parts)
+    if not path.exists():
+        fixed = next((index for index, part in enumerate(path.parts) if glob.has_magic(part)), fixed)
+    return Path(*path.parts[:fixed]), path.parts[fixed:]
+
+
+_HIDDEN_PREFIXES = ("_", ".")
+_HIDDEN = "their names, or those of their folders, begin with '_' or '.'"
+
+
+def visible_files(paths: Iterable[Path], base: Path, pattern: Sequence[str] = ()) -> tuple[list[Path], list[Path]]:
+    """Divide the files among `paths` into visible and hidden ones. Directories are dropped.
+
+    A file is hidden if its name, or that of a folder below `base`, begins with `_` or `.`. Spark and other programs
+    give such names to unfinished and auxiliary files.
+
+    Args:
+      paths: paths below `base`.
+      base: folder, or fixed part of a pattern.
+      pattern: components of the pattern below `base`. A component that begins with `_` or `.` makes the names visible
+        that match it.
+    """
+    wanted = [part for part in pattern if part.startswith(_HIDDEN_PREFIXES)]
+
+    def is_hidden(path: Path) -> bool:
+        names = (name for name in path.relative_to(base).parts if name.startswith(_HIDDEN_PREFIXES))
+        return any(not any(fnmatch.fnmatchcase(name, part) for part in wanted) for name in names)
+
+    visible: list[Path] = []
+    hidden: list[Path] = []
+    for path in sorted(filter(is_file_or_broken_link, paths)):
+        (hidden if is_hidden(path) else visible).append(path)
+    return visible, hidden
+
+
+def warn_about_hidden(hidden: Sequence[Path], source: str) -> None:
+    """Log a warning if there are hidden files. `source` is the pattern or directory that selected them."""
+    if hidden:
+        logger.warning("%s: skipped %d path(s), because %s, such as %s", source, len(hidden), _HIDDEN, hidden[0])
 
 
 def is_file_or_broken_link(path: Path) -> bool:
@@ -77,20 +132,49 @@ def is_file_or_broken_link(path: Path) -> bool:
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
-def unique_files(paths: Iterable[Path]) -> list[Path]:
-    """Return the sorted paths without duplicates; of several links to one file, the first is kept."""
-    return sorted({path.resolve(): path for path in sorted(paths, reverse=True)}.values())
+def unique_files(paths: Iterable[Path], source: str) -> list[Path]:
+    """Return each file once, in the given order: of several names of one file, the first is kept.
+
+    Logs a warning if a file has several names, which symbolic and hard links can give it.
+
+    Args:
+      paths: paths of files.
+      source: the pattern or directory that selected them, for the warning.
+    """
+    names: dict[Hashable, Path] = {}
+    others: list[tuple[Path, Path]] = []
+    for path in dict.fromkeys(paths):
+        first = names.setdefault(_identity(path), path)
+        if first != path:
+            others.append((path, first))
+    if others:
+        message = "%s: %d path(s) are links to other files found, such as %s to %s; each file is read once"
+        logger.warning(message, source, len(others), *others[0])
+    return list(names.values())
 
 
-def files_below(folder: Path) -> list[Path]:
-    """Return all files below a folder at any depth, sorted and without duplicates.
+def _identity(path: Path) -> Hashable:
+    """Return what all names of a file have in common."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path  # a broken link
+    # Some file systems have no inode numbers.
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
-    Links are followed. Names that begin with a dot are skipped.
+
+def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Find the files below a folder at any depth. Links are followed.
+
+    Returns:
+      The paths of all files that are not hidden (see visible_files), sorted; and the hidden files and directories. The
+      latter are not searched.
 
     Raises:
       OSError: a directory cannot be read.
     """
     files: list[Path] = []
+    hidden: list[Path] = []
     walked: set[Path] = set()
 
     def fail(error: OSError) -> None:
@@ -98,10 +182,11 @@ def files_below(folder: Path) -> list[Path]:
 
     for directory, subdirectories, names in os.walk(folder, onerror=fail, followlinks=True):
         current = Path(directory)
-        subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
         if current.resolve() in walked:  # a link to a parent directory would be followed forever
             subdirectories.clear()
             continue
         walked.add(current.resolve())
-        files += [current / name for name in names if not name.startswith(".")]
-    return unique_files(files)
+        hidden += [current / name for name in [*subdirectories, *names] if name.startswith(_HIDDEN_PREFIXES)]
+        subdirectories[:] = [name for name in subdirectories if not name.startswith(_HIDDEN_PREFIXES)]
+        files += [current / name for name in names if not name.startswith(_HIDDEN_PREFIXES)]
+    return sorted(files), sorted(hidden)

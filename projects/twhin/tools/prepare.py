@@ -10,7 +10,7 @@ from pathlib import Path
 from common.errors import UserError
 from common.files.atomic_directory import atomic_directory
 from common.process.program import ArgumentParser, run
-from common.reader.files import matching_files
+from common.reader.files import matching_files, unique_files
 from projects.twhin.tools.bipartite import FORMATS, SplitChunks, prepare_bipartite
 from projects.twhin.tools.config_writer import PreparedGraph, write_config
 from projects.twhin.tools.graph_files import SPLITS, relation_names_path
@@ -64,7 +64,7 @@ def _prepare_bipartite(args: argparse.Namespace, out: Path) -> PreparedGraph:
             f"--validation_from {chunks.validation_from} is not before --test_from {chunks.test_from}. Validation "
             "edges are those between the two. Give a later --test_from"
         )
-    paths = [path for pattern in args.input for path in matching_files(pattern).paths]
+    paths = unique_files((path for pattern in args.input for path in matching_files(pattern).paths), "--input")
     return prepare_bipartite(out, paths, FORMATS[args.kind], chunks)
 
 

@@ -71,13 +71,16 @@ def test_hours_across_midnight_and_a_leap_day(tmp_path):
     assert found.description == f"{tmp_path} (2024/02/28/23 to 2024/03/01/00)"
 
 
-def test_folder_without_a_parquet_file_is_missing(tmp_path):
+def test_folder_without_a_parquet_file_is_missing(tmp_path, caplog):
     touch(tmp_path, "2023/01/31/02/_SUCCESS", "2023/01/31/03/.part.parquet", "2023/01/31/04/.tmp/part.parquet")
+    touch(tmp_path, "2023/01/31/02/_part.parquet", "2023/01/31/03/_temporary/0/part.parquet")
     (tmp_path / "2023/01/31/05/folder.parquet").mkdir(parents=True)
     touch(tmp_path, "2023/01/31/01")
     found, missing = dated_files(str(tmp_path), FIVE, 6, HOUR)
     assert found.paths == ()
     assert missing == [f"2023/01/31/{hour:02}" for hour in range(6)]
+    # Not _SUCCESS: it is not named like a data file.
+    assert f"{tmp_path}: skipped 4 path(s), because" in caplog.text
 
 
 def test_links_are_followed(tmp_path):
@@ -87,6 +90,17 @@ def test_links_are_followed(tmp_path):
     found, missing = dated_files(str(tmp_path), FIVE, 1, DAY)
     assert found.paths == (tmp_path / "2023/01/31/a.parquet",)
     assert missing == []
+
+
+@pytest.mark.parametrize("linked", ["30", "31"])
+def test_a_day_that_is_a_link_to_another_day_is_read_once(tmp_path, linked, caplog):
+    real = "31" if linked == "30" else "30"
+    touch(tmp_path, f"2023/01/{real}/a.parquet", f"2023/01/{real}/05/b.parquet")
+    (tmp_path / "2023/01" / linked).symlink_to(real)
+    found, missing = dated_files(str(tmp_path), FIVE, 2, DAY)
+    assert [path.name for path in found.paths] == ["b.parquet", "a.parquet"]
+    assert missing == []
+    assert "2 path(s) are links to other files found" in caplog.text
 
 
 def test_root_relative_to_home_or_the_current_directory(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from common.files.embedding_files import EmbeddingFile
 from common.process.logging import setup_logging
 from common.process.paths import user_path
 from common.process.program import ArgumentParser, run
-from common.reader.files import READ_ERRORS, DataError, files_below
+from common.reader.files import READ_ERRORS, DataError, files_below, unique_files, warn_about_hidden
 from common.reader.vectors import vector_array, vector_field
 from projects.home.recap.data.parquet import EMBEDDINGS
 from projects.home.recap.data.schema import read_schema
@@ -123,9 +123,11 @@ def join_embeddings(data: Path, out: Path, sources: Mapping[str, EmbeddingSource
         raise UserError(f"--data {data}: {problem}. Give the directory of a table, with {_SCHEMA} and *.parquet files")
     schema = read_schema(str(data / _SCHEMA), "--data")
     try:
-        files = [path for path in files_below(data) if path.suffix == ".parquet"]
+        found, hidden = files_below(data)
     except OSError as error:
         raise UserError(f"--data {data}: cannot read {error.filename}: {error.strerror}") from error
+    warn_about_hidden([path for path in hidden if path.suffix == ".parquet" or path.is_dir()], f"--data {data}")
+    files = unique_files((path for path in found if path.suffix == ".parquet"), f"--data {data}")
     if not files:
         raise UserError(f"--data {data}: no *.parquet files in this directory or below it")
     if out.resolve().is_relative_to(data.resolve()):

@@ -18,7 +18,14 @@ import pyarrow.parquet as pq
 from common.errors import UserError
 from common.files.table_writer import TableWriter
 from common.process.paths import user_path
-from common.reader.files import files_below, is_file_or_broken_link, unique_files
+from common.reader.files import (
+    files_below,
+    is_file_or_broken_link,
+    split_pattern,
+    unique_files,
+    visible_files,
+    warn_about_hidden,
+)
 from common.reader.vectors import Storage
 from projects.home.recap.tools.conversion.examples import Absences, ExampleFeature, read_blocks
 from projects.home.recap.tools.conversion.tfrecords import RecordError, read_records
@@ -183,25 +190,18 @@ def _find(inputs: str, out: Path) -> tuple[Path, list[Path]]:
     path = user_path(inputs)
     if path.is_file():
         return path.parent, [path]
+    base, pattern = split_pattern(path)
     if path.is_dir():
-        base, matches = path, files_below(path)
-    else:
-        fixed = []
-        for part in path.parts:
-            if glob.has_magic(part):
-                break
-            fixed.append(part)
-        base = Path(*fixed)
-        matches = unique_files(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
-    inside = out.resolve()
-
-    def is_source(file: Path) -> bool:
-        skipped = any(part.startswith((".", "_")) for part in file.relative_to(base).parts)
+        matches, hidden = files_below(path)
         # A directory may hold more than records. A pattern is explicit.
-        skipped |= path.is_dir() and file.suffix in (".parquet", ".json", ".yaml")
-        return not skipped and is_file_or_broken_link(file) and not file.resolve().is_relative_to(inside)
-
-    return base, sorted(filter(is_source, matches))
+        matches = [file for file in matches if file.suffix not in (".parquet", ".json", ".yaml")]
+        matches = [file for file in matches if is_file_or_broken_link(file)]
+    else:
+        found = glob.glob(str(path), recursive=True, include_hidden=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        matches, hidden = visible_files(map(Path, found), base, pattern)
+    inside = out.resolve()
+    warn_about_hidden([file for file in hidden if not file.resolve().is_relative_to(inside)], inputs)
+    return base, unique_files((file for file in matches if not file.resolve().is_relative_to(inside)), inputs)
 
 
 def _output_name(path: Path) -> Path:

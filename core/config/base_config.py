@@ -1,16 +1,15 @@
 """Defines the base class of all configurations.
 
-Owns strictness, groups of mutually exclusive fields, keys that are accepted but unused, and printing as YAML. Does not
-own reading YAML (config_load).
+Owns strictness, groups of mutually exclusive fields, and keys that are accepted but unused. Does not own reading YAML
+(config_load) or writing it (yaml_writer).
 """
 
-import re
-import sys
 from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import pydantic
-import yaml
+
+from core.config.yaml_writer import to_yaml
 
 # --- Keys from another program's YAML that this program does not implement. ---
 
@@ -103,27 +102,4 @@ class BaseConfig(pydantic.BaseModel):
 
         `load_config_from_yaml` reads it back as an equivalent configuration.
         """
-        plain = escape_dollars(self.model_dump(mode="json"))
-        return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes every string that isn't a simple word, because YAML readers disagree about `1e5`, `010` and `12:30`."""
-
-
-def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    is_word = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text) is not None  # PyYAML quotes yes, null and the like
-    style = None if is_word else "'" if text.isprintable() else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_str)
-
-
-def escape_dollars(value: Any) -> Any:
-    """Double the dollar signs in values but not in keys, because the loader substitutes variables only in values."""
-    if isinstance(value, dict):
-        return {key: escape_dollars(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [escape_dollars(item) for item in value]
-    return value.replace("$", "$$") if isinstance(value, str) else value
+        return to_yaml(self.model_dump(mode="json"))

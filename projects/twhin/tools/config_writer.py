@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from core.config.base_config import escape_dollars
+from core.config.yaml_writer import to_yaml
 from projects.twhin.tools.graph_files import relation_names_path, vocabulary_path
 
 
@@ -80,8 +78,7 @@ def write_config(path: Path, folder: Path, graph: PreparedGraph) -> None:
     if "validation" in graph.num_edges:
         config |= _evaluation(folder, graph)
     config["model"] = _model(folder, graph, steps_per_epoch)
-    text = yaml.safe_dump(escape_dollars(config), sort_keys=False, allow_unicode=True, width=120)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(to_yaml(config), encoding="utf-8")
 
 
 def _evaluation(folder: Path, graph: PreparedGraph) -> dict[str, Any]:

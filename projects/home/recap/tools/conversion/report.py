@@ -1,9 +1,7 @@
 """Reports the progress of a conversion, its results, and the configuration of a run that reads them."""
 
 import glob
-import json
 import logging
-import re
 import sys
 import time
 from collections import Counter
@@ -11,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Never
 
-import yaml
 from tqdm import tqdm
 
+from core.config.yaml_writer import to_yaml
 from projects.home.recap.tools.conversion.examples import Absences
 from projects.home.recap.tools.conversion.files import ConversionPlan, OutputFormat
 
@@ -144,26 +142,21 @@ def _configuration(out: Path, plan: ConversionPlan, output_format: OutputFormat,
         "truncate_and_slice": any(feature.length != (feature.column.width or 1) for feature in output_format.features),
     }
     obsolete = " and ".join(name for name, was_applied in applied.items() if was_applied)
-    files = f"inputs: {_yaml(f'{glob.escape(str(out))}/**/*.parquet' if nested else str(out))}"
+    inputs = f"{glob.escape(str(out))}/**/*.parquet" if nested else str(out)
+    files = to_yaml({"inputs": inputs})
+    if dated_key is not None:
+        files = f"{dated_key}: {{data_root: {to_yaml(str(out)).rstrip()}, ...}}"
+    schema = to_yaml({"schema_path": str(out / "schema.json")}, flow=True)
     return [
         f"Change these two lines of the data set's configuration{f', and remove {obsolete}' if obsolete else ''}:",
-        f"  {files}" if dated_key is None else f"  {dated_key}: {{data_root: {_yaml(str(out))}, ...}}",
-        f"  seg_dense_schema: {{schema_path: {_yaml(str(out / 'schema.json'))}}}",
+        f"  {files}".rstrip(),
+        f"  seg_dense_schema: {schema}".rstrip(),
     ]
 
 
 def _missing(outcomes: Sequence[FileOutcome]) -> Counter[str]:
     """Count the records that lack a feature, by its name."""
     return sum((outcome.absences.missing for outcome in outcomes), Counter())
-
-
-def _yaml(text: str) -> str:
-    """Return `text` as a YAML string, quoted if YAML would read it as another type, such as 2023 or no.
-
-    Dollar signs are doubled, because the configuration substitutes variables.
-    """
-    is_plain = re.fullmatch(r"[A-Za-z_./][\w./*-]*", text) and yaml.safe_load(text) == text
-    return text if is_plain else json.dumps(text.replace("$", "$$"), ensure_ascii=False)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -80,8 +80,6 @@ class Order:
           shuffle_window: minimum number of rows that are shuffled together; a span is the whole row groups that
             provide them.
         """
-        self._seed = seed
-        self._epoch = epoch
         groups = np.arange(len(rows_per_group))
         if seed is not None:
             groups = np.random.default_rng([seed, epoch]).permutation(groups)
@@ -98,8 +96,9 @@ class Order:
         else:
             self._bounds = np.arange(lanes + 1) * num_rows // lanes
             self.num_batches = -(-int(np.diff(self._bounds).max()) // self.rows_per_take)
-        # A lane returns to its span at every batch; at most two spans per lane are in use.
-        self._row_order = functools.lru_cache(maxsize=2 * lanes)(self._shuffled_rows)
+        # A lane returns to its span at every batch; at most two spans per lane are in use. The cache does not hold this
+        # object: in a reference cycle, the row orders of finished epochs would stay in memory.
+        self._row_order = functools.lru_cache(maxsize=2 * lanes)(functools.partial(_row_order, seed, epoch))
 
     def lane_length(self, lane: int) -> int:
         """Return the number of rows of a lane in this epoch."""
@@ -124,7 +123,9 @@ class Order:
         while begin < end:
             span = self._span_of(begin)
             start, stop = int(self._span_starts[span]), min(end, int(self._span_starts[span + 1]))
-            yield from self._by_group(span, self._row_order(span)[begin - start : stop - start])
+            num_rows = int(self._span_starts[span + 1]) - start
+            row_order = self._row_order(int(self._groups[self._spans[span]]), num_rows)
+            yield from self._by_group(span, row_order[begin - start : stop - start])
             begin = stop
 
     def _next_rows(self, lane: int, cursor: int) -> tuple[int, int]:
@@ -146,13 +147,13 @@ class Order:
         for group in np.unique(index):
             yield Piece(int(self._groups[first + group]), rows[index == group] - starts[group])
 
-    def _shuffled_rows(self, span: int) -> NDArray[np.int64]:
-        num_rows = int(self._span_starts[span + 1] - self._span_starts[span])
-        if self._seed is None:
-            return np.arange(num_rows)
-        first_group = int(self._groups[self._spans[span]])
-        # The + 1 keeps this seed different from that of the groups: numpy pads [seed, epoch] with zeros.
-        return np.random.default_rng([self._seed, self._epoch, first_group + 1]).permutation(num_rows)
+
+def _row_order(seed: int | None, epoch: int, first_group: int, num_rows: int) -> NDArray[np.int64]:
+    """Return the order of the rows of a span: [num_rows], counted from its first row."""
+    if seed is None:
+        return np.arange(num_rows)
+    # The + 1 keeps this seed different from that of the groups: numpy pads [seed, epoch] with zeros.
+    return np.random.default_rng([seed, epoch, first_group + 1]).permutation(num_rows)
 
 
 def _spans(starts: NDArray[np.int64], min_rows: int) -> NDArray[np.int64]:

@@ -185,7 +185,9 @@ class ParquetTable:
         try:
             self._versions.append(_version(path))
             metadata = self._footer(path)
-            schema = metadata.schema.to_arrow_schema()
+            # Not metadata.schema: the two refer to each other, so the footer would stay in memory.
+            with pq.ParquetFile(path, metadata=metadata) as file:
+                schema = file.schema_arrow
         except READ_ERRORS as error:
             raise DataError(f"{path}: cannot read this file as Parquet: {error}") from error
         self.column_names.update(schema.names)

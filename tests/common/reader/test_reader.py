@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import gc
 import itertools
 import math
 import threading
@@ -457,3 +458,26 @@ def test_too_few_rows_to_sample_a_global_batch(tmp_path):
         DataError, match=f"{2 * BATCH - 1} rows, fewer than one global batch of 24, which is sampled from 48 rows"
     ):
         sampled(table, 1)
+
+
+def test_what_was_read_is_freed_without_the_garbage_collector(training_table):
+    """Arrays do not make the collector run, so cycles with the row orders of past epochs would fill the memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        batches = reader(training_table)
+        train(training_table, num_epochs=3)
+        for _ in batches.evaluate():
+            pass
+        unfinished = batches.train(seed=0, num_epochs=None)
+        next(unfinished)
+        unfinished.close()
+        del batches, unfinished
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        names = {type(item).__module__.split(".")[0] for item in gc.garbage}
+        assert not names & {"common", "numpy", "torch", "pyarrow"}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

@@ -17,6 +17,8 @@ ORDER = (
     "core.config",
     # Floor 2: libraries for any training program.
     "common.process",
+    "common.files.durable",
+    "common.files.abilities",
     "common.distributed",
     "common.batch",
     "common.device_copies",

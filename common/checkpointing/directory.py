@@ -5,7 +5,6 @@ written, or whose save was interrupted, has a hidden name.
 """
 
 import fcntl
-import os
 import re
 import shutil
 from pathlib import Path
@@ -83,12 +82,3 @@ def delete_unless_held(path: Path) -> bool:
             # Any other error means that the file system has no locks, so no reader holds one.
         delete_checkpoint(path)
     return True
-
-
-def sync_directory(path: Path) -> None:
-    """Make the entries of a directory durable. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,11 +4,12 @@ import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from common.checkpointing.directory import complete_steps, delete_unless_held, sync_directory
+from common.checkpointing.directory import complete_steps, delete_unless_held
 from common.checkpointing.manifest import CheckpointError, DamagedCheckpointError
 from common.checkpointing.reader import CheckpointReader, open_on_all_ranks
 from common.distributed.world import World
 from common.errors import UserError
+from common.files.durable import sync_directory
 
 logger = logging.getLogger(__name__)
 

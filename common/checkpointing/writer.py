@@ -9,7 +9,6 @@ import concurrent.futures
 import contextlib
 import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,9 +18,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from common.checkpointing.directory import HIDDEN_PREFIX, complete_steps, delete_checkpoint, sync_directory
+from common.checkpointing.directory import HIDDEN_PREFIX, complete_steps, delete_checkpoint
 from common.checkpointing.manifest import MANIFEST, STATE, CheckpointError, FileRecord, file_digest, make_manifest
 from common.checkpointing.reader import without_process_group_warning
+from common.files.durable import sync_descriptor, sync_directory, sync_file
 
 T = TypeVar("T")
 
@@ -146,20 +146,15 @@ def _seal_files(directory: Path, rank: int) -> dict[str, FileRecord]:
     ]
     # The CPU computes digests while the disk writes.
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        synced = [pool.submit(_sync_file, path) for path in own]
+        synced = [pool.submit(sync_file, path) for path in own]
         files = {path.name: FileRecord(path.stat().st_size, file_digest(path)) for path in own}
         for future in synced:
             future.result()
     return files
 
 
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     with path.open("w") as file:
         json.dump(content, file, indent=1, allow_nan=False)
         file.flush()
-        os.fsync(file.fileno())
+        sync_descriptor(file.fileno())

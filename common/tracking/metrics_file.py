@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any
 
 from common.errors import UserError
+from common.files.durable import sync_directory, sync_file
 from common.tracking.measurement import Measurement
 
 logger = logging.getLogger(__name__)
@@ -60,12 +61,8 @@ class MetricsFile:
         Raises:
           OSError: the file or its directory cannot be synchronized.
         """
-        for path in (self.path, self.path.parent):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        sync_file(self.path)
+        sync_directory(self.path.parent)
 
     def close(self) -> None:
         """Close the file. append() opens it again."""

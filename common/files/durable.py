@@ -1,0 +1,73 @@
+"""Writes small files so that they survive a power failure, on any file system that can do so.
+
+A file system that cannot synchronize (fsync) a file or a directory is no reason to fail. abilities.py finds out what a
+directory can do.
+"""
+
+import errno
+import os
+import secrets
+from pathlib import Path
+
+# What fsync returns where the file system does not have it: CIFS for directories, some FUSE file systems, pipes.
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+def sync_descriptor(descriptor: int) -> bool:
+    """Make an open file or directory durable.
+
+    Returns:
+      False if the file system cannot do that.
+
+    Raises:
+      OSError: the data could not be written.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return False
+        raise
+    return True
+
+
+def sync_file(path: Path) -> bool:
+    """Make the content of a file durable. Like sync_descriptor()."""
+    return _sync(path, os.O_RDONLY)
+
+
+def sync_directory(path: Path) -> bool:
+    """Make the names in a directory durable: created, renamed and deleted files. Like sync_descriptor()."""
+    return _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Write a file so that it has either its earlier content or all of the new one, even after a power failure.
+
+    Raises:
+      OSError: the file could not be written. It has its earlier content.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            sync_descriptor(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def is_blank(content: bytes) -> bool:
+    """Return whether a file is empty, or has only the zeros that a power failure can leave."""
+    return not content.strip(b"\0 \t\r\n")
+
+
+def _sync(path: Path, flags: int) -> bool:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        return sync_descriptor(descriptor)
+    finally:
+        os.close(descriptor)

@@ -5,21 +5,20 @@ from typing import Literal
 import pydantic
 
 from core.config.base_config import BaseConfig
+from core.config.numbers import NonNegativeFloat32, PositiveShare, Size
 
 
 class BatchNormConfig(BaseConfig):
     """Batch normalization (arXiv 1502.03167)."""
 
     affine: bool = pydantic.Field(True, description="Learn a scale and a shift per feature.")
-    momentum: float = pydantic.Field(
-        0.1, gt=0, le=1, description="Weight of the newest batch in the running statistics."
-    )
+    momentum: PositiveShare = pydantic.Field(0.1, description="Weight of the newest batch in the running statistics.")
 
 
 class LayerNormConfig(BaseConfig):
     """Layer normalization (arXiv 1607.06450)."""
 
-    epsilon: pydantic.NonNegativeFloat = pydantic.Field(
+    epsilon: NonNegativeFloat32 = pydantic.Field(
         0.001, description="Added to the variance. 0 is safe: a constant row becomes zeros."
     )
     axis: Literal[-1] = pydantic.Field(-1, description="Axis to normalize: only the last axis is supported.")
@@ -36,7 +35,7 @@ class DropoutConfig(BaseConfig):
 class MlpConfig(BaseConfig):
     """A multi-layer perceptron."""
 
-    layer_sizes: list[pydantic.PositiveInt] = pydantic.Field(
+    layer_sizes: list[Size] = pydantic.Field(
         min_length=1, description="Number of outputs of each layer, from first to last."
     )
     batch_norm: BatchNormConfig | None = pydantic.Field(
@@ -51,13 +50,15 @@ class MlpConfig(BaseConfig):
 class MaskBlockConfig(BaseConfig):
     """A block of a MaskNet."""
 
-    output_size: pydantic.PositiveInt = pydantic.Field(description="Number of outputs of the block.")
-    reduction_factor: pydantic.PositiveFloat | None = pydantic.Field(
+    output_size: Size = pydantic.Field(description="Number of outputs of the block.")
+    reduction_factor: float | None = pydantic.Field(
         None,
+        gt=0,
+        le=10_000,
         json_schema_extra={"one_of": "aggregation_size"},
         description="Width of the mask's hidden layer, as a multiple of the width of the mask's input.",
     )
-    aggregation_size: pydantic.PositiveInt | None = pydantic.Field(
+    aggregation_size: Size | None = pydantic.Field(
         None,
         json_schema_extra={"one_of": "aggregation_size"},
         description="Width of the mask's hidden layer.",

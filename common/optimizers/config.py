@@ -1,14 +1,13 @@
 """Configures optimizers and learning rates."""
 
 import itertools
-from typing import Annotated
 
 import pydantic
 
 from core.config.base_config import BaseConfig
+from core.config.numbers import DecayRate, NonNegativeFloat32, PositiveFloat32
 
-# Optimizer kernels store learning rates as float32.
-Rate = Annotated[float, pydantic.Field(ge=0, le=3.4e38)]
+Rate = NonNegativeFloat32  # optimizer kernels store learning rates as float32
 
 
 class PiecewiseConstant(BaseConfig):
@@ -87,24 +86,24 @@ class OptimizerAlgorithmConfig(BaseConfig):
 class AdamConfig(OptimizerAlgorithmConfig):
     """Adam (arXiv 1412.6980)."""
 
-    betas: list[Annotated[float, pydantic.Field(ge=0, lt=1)]] = pydantic.Field(
+    betas: list[DecayRate] = pydantic.Field(
         [0.9, 0.999], min_length=2, max_length=2, description="Decay rates of the first and second moments."
     )
-    eps: pydantic.PositiveFloat = pydantic.Field(1e-7, description="Added to the square root of the second moment.")
+    eps: PositiveFloat32 = pydantic.Field(1e-7, description="Added to the square root of the second moment.")
 
 
 class SgdConfig(OptimizerAlgorithmConfig):
     """Stochastic gradient descent."""
 
-    momentum: float = pydantic.Field(
-        0.0, ge=0, lt=1, description="Momentum factor: fraction of the previous update that is added to the next."
+    momentum: DecayRate = pydantic.Field(
+        0.0, description="Momentum factor: fraction of the previous update that is added to the next."
     )
 
 
 class AdagradConfig(OptimizerAlgorithmConfig):
     """Adagrad (JMLR 12, 2011, p. 2121)."""
 
-    eps: pydantic.PositiveFloat = pydantic.Field(
+    eps: PositiveFloat32 = pydantic.Field(
         1e-10,
         description="Added to the square root of the sum of squared gradients. It must not be 0, because 0 / 0 is NaN.",
     )

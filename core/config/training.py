@@ -4,12 +4,13 @@ Each project configures its own model, data and optimizer.
 """
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
 from common.wandb import WandbConfig
 from core.config.base_config import BaseConfig
+from core.config.numbers import PositiveFloat32
 
 
 class RuntimeConfig(BaseConfig):
@@ -50,7 +51,7 @@ class RuntimeConfig(BaseConfig):
     )
     hang_dump_after_in_s: float | None = pydantic.Field(
         300.0,
-        gt=0,
+        ge=0.1,
         le=7 * 24 * 3600,
         description="Write the stack traces of all threads to standard error, on every rank, if a training step, an "
         "evaluation batch or any work between them takes longer than this, in seconds; null disables it.",
@@ -136,7 +137,7 @@ class TrainingConfig(BaseConfig):
         description="Maximum number of passes over the training data; null sets no limit. The run ends when it reaches "
         "num_epochs or num_train_steps, whichever comes first.",
     )
-    max_grad_norm: pydantic.PositiveFloat | None = pydantic.Field(
+    max_grad_norm: PositiveFloat32 | None = pydantic.Field(
         None, description="Maximum global L2 norm of the gradients, enforced by clipping; null disables clipping."
     )
     max_nonfinite_steps: pydantic.NonNegativeInt = pydantic.Field(
@@ -195,6 +196,19 @@ class TrainingConfig(BaseConfig):
     def num_micro_batches(self) -> int:
         """Number of micro-batches per step (>= 1)."""
         return self.gradient_accumulation or 1
+
+
+def _check_partition(name: str) -> str:
+    if not name or "/" in name:
+        raise ValueError(
+            "the name of a partition must not be empty or contain a slash, because slashes separate the parts of a "
+            "metric name. Rename the partition"
+        )
+    return name
+
+
+PartitionName = Annotated[str, pydantic.AfterValidator(_check_partition)]
+"""Name of an evaluation set in the configuration."""
 
 
 class JobConfig(BaseConfig):

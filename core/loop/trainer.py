@@ -165,7 +165,11 @@ class Trainer:
         step, components = self._state.step, self._components
         rates = {f"learning_rate/{name}": rate for name, rate in components.learning_rates.at(step).items()}
         extra = components.extra_metrics() if components.extra_metrics is not None else {}
-        metrics = self._window.compute_and_reset() | rates | dict(extra)
+        metrics = self._window.compute_and_reset()
+        metrics |= rates
+        if taken := sorted(metrics.keys() & extra.keys()):
+            raise ValueError(f"extra_metrics() returned {', '.join(taken)}, which are names of other train metrics")
+        metrics |= extra
         examples_per_step = components.train_reader.global_batch_size * self._training.num_micro_batches
         measurement = Measurement(step, "train", None, metrics, self._stopwatch.timing(examples_per_step))
         self._report.logged(measurement)

@@ -1,10 +1,28 @@
 """Configures the metrics."""
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import pydantic
 
 from core.config.base_config import BaseConfig
+
+_MEAN, _STRATUM = "mean", "stratum"
+
+
+def check_task_names(tasks: Iterable[str]) -> None:
+    """Raise ValueError if a metric of a task would have the name of another metric.
+
+    Metric names begin with the task, with `mean/` for means over tasks, or with `stratum/` for subsets of the examples.
+    """
+    for task in tasks:
+        if not task:
+            raise ValueError("the name of a task is empty. Give each task a name")
+        if task in (_MEAN, _STRATUM) or task.startswith(f"{_STRATUM}/"):
+            raise ValueError(
+                f"the task name {task!r} is reserved: metric names begin with {_MEAN}/ for means over tasks and with "
+                f"{_STRATUM}/ for subsets of the examples. Rename the task and its label column"
+            )
 
 
 class MetricsConfig(BaseConfig):

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 import torch.distributed as dist
 
+from core.metrics.config import check_task_names
 from core.metrics.cross_entropy import cross_entropy, relative_cross_entropy
 from core.metrics.exact import KeptScores
 from core.metrics.histogram import LogitHistograms
@@ -72,7 +73,11 @@ class MultiTaskMetrics:
           thresholds: thresholds for precision and recall, in (0, 1).
           exact: compute nrce and auroc without bins, in memory that grows with the number of examples.
           has_reference: whether the outputs contain "reference_probabilities".
+
+        Raises:
+          ValueError: the name of a task is empty or reserved (check_task_names()).
         """
+        check_task_names(tasks)
         chosen = [column for column, task in enumerate(tasks) if not evaluation_tasks or task in evaluation_tasks]
         self._tasks = [tasks[column] for column in chosen]
         self._columns = torch.tensor(chosen, device=device)

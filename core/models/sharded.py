@@ -19,6 +19,7 @@ from common.distributed.world import World
 from common.errors import ConfigError
 from common.modules.embedding.config import EmbeddingBagConfig
 from common.modules.embedding.tables import quiet
+from common.modules.keys import module_key
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import learning_rate_at
 from common.process.environment import local_world_size_from_env
@@ -217,7 +218,7 @@ def _plan(model: nn.Module, tables: Sequence[EmbeddingBagConfig], key_path: str,
         ),
         storage_reservation=FixedPercentageStorageReservation(0.15),
         constraints={
-            table.name: ParameterConstraints(
+            module_key(table.name): ParameterConstraints(
                 sharding_types=sharding_types(table),
                 compute_kernels=["fused"],
                 # Columns per shard. They are as equal as the kernels allow, which need multiples of 4.
@@ -256,7 +257,7 @@ def _gib(size: int) -> str:
 def _log_plan(plan: "ShardingPlan", tables: Sequence[EmbeddingBagConfig]) -> None:
     by_table = {name: sharding for module in plan.plan.values() for name, sharding in module.items()}
     for table in tables:
-        sharding = by_table[table.name]
+        sharding = by_table[module_key(table.name)]
         logger.info(
             "table %s: %s x %d %s, %s on rank(s) %s",
             table.name,

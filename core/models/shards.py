@@ -7,6 +7,8 @@ import torch
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed.remote_device import _remote_device
 
+from common.modules.keys import name_of_key
+
 
 class LocalPart(NamedTuple):
     """A part of a tensor on this rank.
@@ -40,8 +42,8 @@ def empty_on_host(tensor: torch.Tensor, *, pin_memory: bool = False) -> torch.Te
 
 
 def table_of(parameter: str) -> str:
-    """Return the name of the table that a parameter `tables.embeddings.<table>.weight` belongs to."""
-    return parameter.rsplit(".", 2)[1]
+    """Return the name of the table that a parameter `tables.embeddings.<key>.weight` belongs to."""
+    return name_of_key(parameter.rsplit(".", 2)[1])
 
 
 def _empty_shards_on_host(tensor: ShardedTensor, pin_memory: bool) -> ShardedTensor:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 import pydantic
 
 from common.process.environment import world_size_from_env
-from core.config.training import JobConfig
+from core.config.training import JobConfig, PartitionName
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.model.config import RankingConfig, TwhinModelConfig
 
@@ -22,7 +22,8 @@ def _form_of(validation_data: Any) -> str:
 
 
 _ValidationData = Annotated[
-    Annotated[TwhinDataConfig, pydantic.Tag("single")] | Annotated[dict[str, TwhinDataConfig], pydantic.Tag("named")],
+    Annotated[TwhinDataConfig, pydantic.Tag("single")]
+    | Annotated[dict[PartitionName, TwhinDataConfig], pydantic.Tag("named")],
     pydantic.Discriminator(_form_of),
 ]
 

@@ -20,6 +20,7 @@ from common.reader.parquet import ParquetTable
 from core.command_line import Job, Project, run_project
 from core.metrics.evaluation_set import EvaluationSet
 from core.models.sharded import ShardedModel, shard
+from core.models.size import check_size
 from core.models.table_rows import mean_norms, set_rows
 from projects.twhin.config import TwhinConfig
 from projects.twhin.data.edges import EdgeDataset, check_batching
@@ -30,6 +31,7 @@ from projects.twhin.metrics import metrics_table, partition_metrics
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.pretrained import check_vocabulary, pretrained_rows, pretrained_source
 from projects.twhin.model.ranking import Candidates
+from projects.twhin.model.scorer import EdgeScorer
 from projects.twhin.model.twhin import Twhin
 from projects.twhin.optimizer import build_optimizers
 
@@ -78,6 +80,7 @@ def _open_data(config: TwhinConfig) -> _Data:
         logger.info("%s: %s edges in %d file(s), %s", key_path, f"{table.num_rows:,}", table.num_files, table.inputs)
     for table_config in config.model.embeddings.tables:
         check_vocabulary(table_config)
+    check_size(lambda: EdgeScorer(config.model, relations), "model")
     return _Data(relations, datasets, open_known_edges(config.metrics.known_edges, relations))
 
 

@@ -1,11 +1,16 @@
 """Configures embedding tables that are sharded over the ranks."""
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
 import pydantic
 
 from common.optimizers.config import OptimizerConfig
 from core.config.base_config import BaseConfig
+from core.config.numbers import NumRows, PositiveFloat32, Size
+
+# File systems allow 255 bytes, of which an export uses some for its suffix.
+_MAX_NAME_IN_BYTES = 200
 
 
 class EmbeddingSnapshot(BaseConfig):
@@ -19,17 +24,36 @@ class EmbeddingSnapshot(BaseConfig):
     )
 
 
+def _check_table_name(name: str) -> str:
+    if not name or re.search(r"[./\x00-\x1f\x7f]", name):
+        raise ValueError(
+            "the name of a table must not be empty or contain '.', '/' or control characters, because it becomes part "
+            "of the names of parameters and files"
+        )
+    if len(name.encode()) > _MAX_NAME_IN_BYTES:
+        raise ValueError(f"the name of a table must not be longer than {_MAX_NAME_IN_BYTES} bytes in UTF-8")
+    return name
+
+
+TableName = Annotated[str, pydantic.AfterValidator(_check_table_name)]
+
+
 class EmbeddingBagConfig(BaseConfig):
     """An embedding table."""
 
-    name: str = pydantic.Field(pattern=r"^[^./]+$", description="Name of the table. It must not contain '.' or '/'.")
-    num_embeddings: int = pydantic.Field(gt=0, le=10**12, description="Number of rows.")
-    embedding_dim: pydantic.PositiveInt = pydantic.Field(
+    name: TableName = pydantic.Field(
+        description="Name of the table, and of its file in an export. It must not contain '.', '/' or control "
+        "characters."
+    )
+    num_embeddings: NumRows = pydantic.Field(description="Number of rows.")
+    embedding_dim: Size = pydantic.Field(
         description="Number of values in a row. The lookup kernels need a multiple of 4."
     )
     data_type: Literal["fp32", "fp16"] = pydantic.Field("fp32", description="Type of the values in memory.")
-    init_scale: pydantic.PositiveFloat = pydantic.Field(
-        1e-3, description="Standard deviation of the normal distribution from which initial values are drawn."
+    init_scale: PositiveFloat32 = pydantic.Field(
+        1e-3,
+        le=10_000,
+        description="Standard deviation of the normal distribution from which initial values are drawn.",
     )
     optimizer: OptimizerConfig = pydantic.Field(description="Optimizer of the table. It runs inside the backward pass.")
     sharding: Literal["table_wise", "row_wise", "column_wise"] | None = pydantic.Field(

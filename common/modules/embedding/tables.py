@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from common.modules.embedding.config import EmbeddingBagConfig
+from common.modules.keys import module_key
 from common.optimizers.config import OptimizerConfig
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def build_tables(configs: Sequence[EmbeddingBagConfig]) -> "EmbeddingCollection"
     collection = EmbeddingCollection(
         tables=[
             EmbeddingConfig(
-                name=config.name,
+                name=module_key(config.name),
                 num_embeddings=config.num_embeddings,
                 embedding_dim=config.embedding_dim,
                 feature_names=[config.name],
@@ -65,7 +66,7 @@ def build_tables(configs: Sequence[EmbeddingBagConfig]) -> "EmbeddingCollection"
         # TorchRec groups tables that start with the same rate. A distinct rate per optimizer, which the first step
         # replaces, keeps them apart.
         options["lr"] = float(distinct.index(config.optimizer))
-        apply_optimizer_in_backward(optimizer, [weights[config.name]], options)
+        apply_optimizer_in_backward(optimizer, [weights[module_key(config.name)]], options)
     return collection
 
 

@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 import pydantic
 
 from core.config.base_config import NotSupportedYet
-from core.config.training import JobConfig
+from core.config.training import JobConfig, PartitionName
 from core.metrics.config import MetricsConfig
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.masks import mask_digest
 from projects.home.recap.model.config import ModelConfig
-from projects.home.recap.optimizer import RecapOptimizerConfig
+from projects.home.recap.optimizer import BACKBONE, RecapOptimizerConfig
 
 
 class RecapConfig(JobConfig):
@@ -21,7 +21,7 @@ class RecapConfig(JobConfig):
 
     model: ModelConfig = pydantic.Field(description="The model to train.")
     train_data: RecapDataConfig = pydantic.Field(description="The data set to train on.")
-    validation_data: dict[str, RecapDataConfig] = pydantic.Field(
+    validation_data: dict[PartitionName, RecapDataConfig] = pydantic.Field(
         {}, description="Data sets to evaluate on, keyed by partition name."
     )
     metrics: MetricsConfig = pydantic.Field(MetricsConfig(), description="Metrics to compute on every partition.")
@@ -47,6 +47,11 @@ class RecapConfig(JobConfig):
             problems += _missing_tasks(key_path, tasks, rates.tower_learning_rates)
             if unknown := [name for name in rates.tower_learning_rates if name not in tasks]:
                 problems.append(_unknown_tasks(key_path, unknown))
+            if BACKBONE in tasks and rates.backbone_learning_rate is not None:
+                problems.append(
+                    f"model.tasks has the task {BACKBONE}, which is also the name of the shared parameters in the log "
+                    "of learning rates. Rename the task and its label column"
+                )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -21,6 +21,7 @@ from common.process.environment import world_size_from_env
 from common.process.program import run
 from core.command_line import Job, Project, run_project
 from core.metrics.evaluation_set import EvaluationSet
+from core.models.size import check_size
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.dataset import RecapDataset, check_batching
 from projects.home.recap.metrics import check_strata, evaluation_set_metrics, metrics_table
@@ -60,6 +61,8 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
         table = dataset.table
         logger.info("%s: %s rows in %d file(s), %s", key_path, f"{table.num_rows:,}", table.num_files, table.inputs)
     check_strata(config.model.stratifiers or (), datasets[_TRAIN].widths)
+    train = datasets[_TRAIN]
+    check_size(lambda: HeavyRanker(config.model, train.widths, train.calibration_rates), "model")
     return datasets
 
 

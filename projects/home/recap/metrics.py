@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import tabulate
 import torch
@@ -62,13 +62,11 @@ def metrics_table(measurement: Measurement) -> str:
     tasks = dict.fromkeys(
         name.rpartition("/")[0] for name in metrics if "/" in name and not name.startswith("stratum/")
     )
+    labels = _short_labels(tasks)
     shown = [key for key in _COLUMNS if any(f"{task}/{key}" in metrics for task in tasks)]
     table = _table(
         ["task", *(_COLUMNS[key] for key in shown)],
-        [
-            [task.removeprefix("recap.engagement."), *(_cell(key, metrics.get(f"{task}/{key}")) for key in shown)]
-            for task in tasks
-        ],
+        [[labels[task], *(_cell(key, metrics.get(f"{task}/{key}")) for key in shown)] for task in tasks],
     )
     strata = [name.removesuffix("/examples") for name in metrics if re.fullmatch("stratum/[^/]*/examples", name)]
     if not strata:
@@ -86,6 +84,12 @@ def metrics_table(measurement: Measurement) -> str:
         ],
     )
     return f"{table}\n\n{strata_table}"
+
+
+def _short_labels(tasks: Collection[str]) -> dict[str, str]:
+    """Return each task's name without the prefix that the original's tasks share, unless that makes two names equal."""
+    short = {task: task.removeprefix("recap.engagement.") for task in tasks}
+    return short if len(set(short.values())) == len(short) else {task: task for task in tasks}
 
 
 def _table(headers: list[str], rows: list[list[str]]) -> str:

@@ -4,18 +4,23 @@ import pydantic
 import torch
 
 from common.errors import ConfigError
+from common.modules.keys import module_key
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import ParameterGroupScheduler
 from core.config.base_config import BaseConfig
-from projects.home.recap.model.heavy_ranker import HeavyRanker, tower_key
+from core.config.numbers import DecayRate, PositiveFloat32
+from projects.home.recap.model.heavy_ranker import HeavyRanker
+
+BACKBONE = "backbone"
+"""Name of the parameter group of all parameters outside the towers."""
 
 
 class RecapAdamConfig(BaseConfig):
     """Hyperparameters of Adam (arXiv 1412.6980)."""
 
-    beta_1: float = pydantic.Field(0.9, ge=0, lt=1, description="Decay rate of the first moment.")
-    beta_2: float = pydantic.Field(0.999, ge=0, lt=1, description="Decay rate of the second moment.")
-    epsilon: pydantic.PositiveFloat = pydantic.Field(1e-7, description="Added to the square root of the second moment.")
+    beta_1: DecayRate = pydantic.Field(0.9, description="Decay rate of the first moment.")
+    beta_2: DecayRate = pydantic.Field(0.999, description="Decay rate of the second moment.")
+    epsilon: PositiveFloat32 = pydantic.Field(1e-7, description="Added to the square root of the second moment.")
 
 
 class MultiTaskLearningRates(BaseConfig):
@@ -72,10 +77,10 @@ def build_optimizer(
         if not shared and backbone_rate is not None:
             raise ConfigError(f"{key_path} is set, but the model has no parameters outside its towers. Set it to null")
         if backbone_rate is not None:
-            groups.append({"params": shared, "name": "backbone"})
+            groups.append({"params": shared, "name": BACKBONE})
             rates.append(backbone_rate)
         for task in ranker.tasks:
-            groups.append({"params": list(ranker.towers[tower_key(task)].parameters()), "name": task})
+            groups.append({"params": list(ranker.towers[module_key(task)].parameters()), "name": task})
             rates.append(config.multi_task_learning_rates.tower_learning_rates[task])
     else:
         assert config.single_task_learning_rate is not None

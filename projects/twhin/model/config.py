@@ -8,6 +8,7 @@ import pydantic
 from common.modules.embedding.config import EmbeddingBagConfig, LargeEmbeddingsConfig
 from common.optimizers.config import OptimizerConfig
 from core.config.base_config import BaseConfig
+from core.config.numbers import NumRows, PositiveFloat32
 from projects.twhin.data.relations import NamedRelations, OperatorSides, Relation, Relations
 
 _RelationsConfig = Annotated[
@@ -20,13 +21,13 @@ _RelationsConfig = Annotated[
 class RegularizationConfig(BaseConfig):
     """A penalty on the embeddings of the edges' entities, averaged over edges. At most one kind can be set."""
 
-    n3: pydantic.PositiveFloat | None = pydantic.Field(
+    n3: PositiveFloat32 | None = pydantic.Field(
         None,
         json_schema_extra={"at_most_one_of": "penalty"},
         description="Weight of the sum of cubed absolute values (arXiv 1806.07297). For complex_diagonal, the absolute "
         "values are those of complex numbers.",
     )
-    l2: pydantic.PositiveFloat | None = pydantic.Field(
+    l2: PositiveFloat32 | None = pydantic.Field(
         None, json_schema_extra={"at_most_one_of": "penalty"}, description="Weight of the sum of squares."
     )
     operators: bool = pydantic.Field(
@@ -66,7 +67,7 @@ class TwhinModelConfig(BaseConfig):
     loss: Literal["logistic", "softmax", "margin"] = pydantic.Field(
         "logistic", description="Loss of an edge's score against the scores of its negatives."
     )
-    margin: pydantic.PositiveFloat = pydantic.Field(
+    margin: PositiveFloat32 = pydantic.Field(
         0.1,
         description="Margin by which an edge should score above its negatives. Used only with loss: margin.",
     )
@@ -138,7 +139,7 @@ class TwhinModelConfig(BaseConfig):
 class RankingConfig(BaseConfig):
     """The metrics that evaluations compute. They may differ between a run and its resume."""
 
-    candidates: pydantic.PositiveInt | None = pydantic.Field(
+    candidates: NumRows | None = pydantic.Field(
         None,
         description="Number of entities that an edge's own entity is ranked among: one random sample, shared by all "
         "edges. null ranks among the whole table.",
@@ -151,7 +152,7 @@ class RankingConfig(BaseConfig):
     known_edges: list[str] = pydantic.Field(
         [], description="More files of known edges for filtered ranks, each in the form of data_root."
     )
-    hits_at: list[pydantic.PositiveInt] = pydantic.Field(
+    hits_at: list[NumRows] = pydantic.Field(
         [1, 10, 50], description="Values of k for Hits@k, the share of ranks up to k."
     )
     per_relation: bool = pydantic.Field(True, description="Also compute the metrics of each relation.")

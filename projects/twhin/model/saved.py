@@ -6,6 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.checkpointing.reader import CheckpointReader
+from common.modules.keys import module_key, name_of_key
 
 _TABLES = "model.tables.embeddings."
 _OPERATORS = "model.scorer.operators."
@@ -22,7 +23,7 @@ def table_sizes(checkpoint: CheckpointReader) -> dict[str, tuple[int, int]]:
       DamagedCheckpointError: the checkpoint is damaged.
     """
     tables = checkpoint.types(_TABLES)
-    return {name.removesuffix(_WEIGHT): (table.size(0), table.size(1)) for name, table in tables.items()}
+    return {name_of_key(name.removesuffix(_WEIGHT)): (table.size(0), table.size(1)) for name, table in tables.items()}
 
 
 def read_table(checkpoint: CheckpointReader, table: str, size: tuple[int, int]) -> NDArray[Any]:
@@ -38,7 +39,7 @@ def read_table(checkpoint: CheckpointReader, table: str, size: tuple[int, int]) 
       DamagedCheckpointError: the checkpoint is damaged.
     """
     values = torch.empty(size)
-    checkpoint.load({table + _WEIGHT: values}, _TABLES)
+    checkpoint.load({module_key(table) + _WEIGHT: values}, _TABLES)
     return values.numpy()
 
 

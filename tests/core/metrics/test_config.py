@@ -3,7 +3,7 @@
 import pydantic
 import pytest
 
-from core.metrics.config import MetricsConfig
+from core.metrics.config import MetricsConfig, check_task_names
 
 
 @pytest.mark.parametrize("thresholds", [[0.0], [1.0], [-0.5], [0.5, 0.5]])
@@ -14,3 +14,13 @@ def test_thresholds_must_be_distinct_probabilities(thresholds):
 
 def test_the_list_of_thresholds_can_be_empty():
     assert MetricsConfig(thresholds=[]).thresholds == []
+
+
+@pytest.mark.parametrize("name", ["", "mean", "stratum", "stratum/new", "stratum/"])
+def test_reserved_task_names_are_refused(name):
+    with pytest.raises(ValueError, match="reserved" if name else "empty"):
+        check_task_names(["liked", name])
+
+
+def test_other_task_names_are_allowed():
+    check_task_names(["liked", "mean time", "meaning", "strata", "examples", "type", "a/mean"])

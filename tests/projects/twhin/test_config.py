@@ -117,11 +117,22 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
         ("train_data.inputs=d", "train_data.inputs", "unknown key", "allowed here: data_root, per_replica_batch_size"),
         ("train_data={global_batch_size: 4}", "train_data.data_root", "missing", "it has no default"),
         # Tables.
-        (f"{TABLE}.name=a.b", f"{TABLE}.name", ": 'a.b' ", "should match pattern"),
+        (f"{TABLE}.name=a.b", f"{TABLE}.name", ": 'a.b' ", "must not be empty or contain '.', '/' or control"),
+        (f'{TABLE}.name="a\\0"', f"{TABLE}.name", "is invalid", "control characters"),
+        (f"{TABLE}.name=''", f"{TABLE}.name", ": '' ", "must not be empty"),
+        (f"{TABLE}.name={'ü' * 101}", f"{TABLE}.name", "is invalid", "longer than 200 bytes"),
         (f"{TABLE}.name=tweet", "model.embeddings", "tweet", "names must differ"),
         (f"{TABLE}.num_embeddings=0", f"{TABLE}.num_embeddings", ": 0 ", "greater than 0"),
         (f"{TABLE}.embedding_dim=0", f"{TABLE}.embedding_dim", ": 0 ", "greater than 0"),
         (f"{TABLE}.init_scale=0", f"{TABLE}.init_scale", ": 0 ", "greater than 0"),
+        (f"{TABLE}.init_scale=1e5", f"{TABLE}.init_scale", ": 1e5 ", "equal to 10000"),
+        (f"{TABLE}.embedding_dim=1000000000000", f"{TABLE}.embedding_dim", ": 1000000000000 ", "equal to 16777216"),
+        (
+            "model.translation_optimizer={adagrad: {eps: 1e-60, lr: 1}}",
+            "model.translation_optimizer.adagrad.eps",
+            ": 1e-60 ",
+            "at least 1e-37",
+        ),
         (f"{TABLE}.data_type=fp8", f"{TABLE}.data_type", ": 'fp8' ", "'fp32' or 'fp16'"),
         (f"{TABLE}.sharding=data_parallel", f"{TABLE}.sharding", ": 'data_parallel' ", "'row_wise' or"),
         (
@@ -162,6 +173,13 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
         # The loss.
         ("model.comparator=cosine", "model.comparator", ": 'cosine' ", "'dot', 'cos' or 'l2'"),
         ("model.margin=0.0", "model.margin", ": 0.0 ", "greater than 0"),
+        ("model.margin=1e300", "model.margin", ": 1e300 ", "at most 3.4e+38"),
+        (
+            "validation_data={a/b: {data_root: d, global_batch_size: 4}}",
+            "validation_data.a/b",
+            "the key is invalid",
+            "slash",
+        ),
         ("model.regularization={n3: 1.0, l2: 1.0}", "model.regularization", "set: n3, l2", "at most one of"),
         ("model.regularization.operators=true", "model.regularization", "neither n3 nor l2", "Set one of them"),
         # Data.

@@ -304,3 +304,27 @@ def test_an_error_on_one_rank_is_one_message_and_status_2_on_both(twhin_data: Pa
     assert set(re.findall(r"exitcode *: (\d+)", ended.stderr)) == {"2"}
     assert "DataError" not in ended.stderr
     assert complete_steps(tmp_path / "run/checkpoints") == []
+
+
+def test_tables_may_have_the_names_of_attributes_of_modules(train: Train, twhin_data: Path, tmp_path: Path) -> None:
+    """Train, resume and export tables that a module dictionary could not hold under their own names."""
+    relations = "model.relations=[{name: fav, lhs: items, rhs: type}]"
+    graph = tmp_path / "graph"
+    names = (f"{TABLES}[0].name=items", f"{TABLES}[1].name=type", "model.embeddings.tables_to_log=[type]", relations)
+    edges = pq.read_table(twhin_data / "train")
+    for split in ("train", "validation"):
+        (graph / split).mkdir(parents=True)
+        edges = pq.read_table(twhin_data / split)
+        zeros = pa.array(np.zeros(len(edges)), edges.schema.field("rel").type)
+        pq.write_table(edges.set_column(1, "rel", zeros), graph / split / "0.parquet")
+    data = (f"train_data.data_root={graph}/train", f"validation_data.validation.data_root={graph}/validation")
+    assert train(*names, *data, "training.num_train_steps=4") == 0
+    assert train(*names, *data, "training.num_train_steps=8") == 0
+    rates = lines(tmp_path / "run/metrics.jsonl", "train")[-1]["metrics"]
+    assert {"learning_rate/table/items", "learning_rate/table/type", "mean_norm/type"} <= rates.keys()
+    export(tmp_path / "run/checkpoints/8", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").glob("*.parquet")} == {"items.parquet", "type.parquet"}
+    saved = read_tensors(tmp_path / "run/checkpoints/8", "model.tables.embeddings.")
+    exported = np.stack(pq.read_table(tmp_path / "out/items.parquet")["embedding"].to_numpy())
+    [table] = [tensor for name, tensor in saved.items() if "items" in name]
+    assert np.array_equal(exported, table.numpy())

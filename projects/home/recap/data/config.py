@@ -6,13 +6,14 @@ import pydantic
 
 from common.reader.dated_folders import DAY, HOUR
 from core.config.base_config import BaseConfig, NotSupportedYet, WithoutEffect
+from core.config.numbers import PositiveShare
 
 
 class TaskData(BaseConfig):
     """Sampling rates of a task's examples before they were stored."""
 
-    pos_downsampling_rate: float = pydantic.Field(1.0, gt=0, le=1, description="Share of positives that were kept.")
-    neg_downsampling_rate: float = pydantic.Field(1.0, gt=0, le=1, description="Share of negatives that were kept.")
+    pos_downsampling_rate: PositiveShare = pydantic.Field(1.0, description="Share of positives that were kept.")
+    neg_downsampling_rate: PositiveShare = pydantic.Field(1.0, description="Share of negatives that were kept.")
 
 
 class SegDenseSchema(BaseConfig):

@@ -6,6 +6,8 @@ import pydantic
 
 from common.modules.config import BatchNormConfig, LayerNormConfig, MaskNetConfig, MlpConfig
 from core.config.base_config import BaseConfig, NotSupportedYet
+from core.config.numbers import Float32, Int64, NonNegativeFloat32, PositiveFloat32, Size
+from core.metrics.config import check_task_names
 
 
 class DoubleNormLogConfig(BaseConfig):
@@ -14,7 +16,7 @@ class DoubleNormLogConfig(BaseConfig):
     batch_norm_config: BatchNormConfig | None = pydantic.Field(
         None, description="Batch norm of the continuous features; null disables it."
     )
-    clip_magnitude: pydantic.PositiveFloat = pydantic.Field(
+    clip_magnitude: PositiveFloat32 = pydantic.Field(
         5.0, description="Magnitude to which continuous features are clamped, after the batch norm."
     )
     layer_norm_config: LayerNormConfig | None = pydantic.Field(
@@ -29,7 +31,7 @@ class Log1pAbsConfig(BaseConfig):
 class ClipLog1pAbsConfig(BaseConfig):
     """Clamps x, then applies sign(x) * log1p(|x|)."""
 
-    clip_magnitude: pydantic.NonNegativeFloat = pydantic.Field(
+    clip_magnitude: NonNegativeFloat32 = pydantic.Field(
         3e38, description="Magnitude to which continuous features are clamped, before the logarithm."
     )
 
@@ -57,8 +59,8 @@ class FeaturizationConfig(BaseConfig):
 class AffineMap(BaseConfig):
     """A learned map of the logit, scale * logit + bias."""
 
-    scale: float = pydantic.Field(1.0, description="Initial value of the scale.")
-    bias: float = pydantic.Field(
+    scale: Float32 = pydantic.Field(1.0, description="Initial value of the scale.")
+    bias: Float32 = pydantic.Field(
         0.0, description="Initial value of the bias. The log-odds of the task's base rate speeds up training."
     )
 
@@ -81,19 +83,17 @@ class TaskModel(BaseConfig):
     affine_map: AffineMap | None = pydantic.Field(
         None, description="Towers only: a learned map of the logit; null disables it."
     )
-    pos_weight: pydantic.PositiveFloat = pydantic.Field(
-        1.0, description="Towers only: factor on the loss of positives."
-    )
+    pos_weight: PositiveFloat32 = pydantic.Field(1.0, description="Towers only: factor on the loss of positives.")
 
 
 class SmallEmbeddingTable(BaseConfig):
     """An embedding table for one of the discrete features."""
 
     name: str = pydantic.Field(min_length=1, description="Name of the table, also used in checkpoints.")
-    num_embeddings: pydantic.PositiveInt = pydantic.Field(
-        description="Number of rows. The discrete feature must be an id from 0 to num_embeddings - 1."
+    num_embeddings: int = pydantic.Field(
+        gt=0, le=10**9, description="Number of rows. The discrete feature must be an id from 0 to num_embeddings - 1."
     )
-    embedding_dim: pydantic.PositiveInt = pydantic.Field(description="Number of values per embedding.")
+    embedding_dim: Size = pydantic.Field(description="Number of values per embedding.")
     index: pydantic.NonNegativeInt = pydantic.Field(description="Position of the feature among the discrete ones.")
 
 
@@ -121,7 +121,7 @@ class StratifierConfig(BaseConfig):
         min_length=1, description="Name of the stratum in metric names. Must not contain a slash."
     )
     index: pydantic.NonNegativeInt = pydantic.Field(description="Position of the feature among the discrete ones.")
-    value: int = pydantic.Field(description="Value of the feature in this stratum.")
+    value: Int64 = pydantic.Field(description="Value of the feature in this stratum.")
 
     @pydantic.field_validator("name")
     @classmethod
@@ -156,7 +156,7 @@ class ModelConfig(BaseConfig):
         None, description="The part that towers share. Must be null for share_none; required otherwise."
     )
 
-    score_weights: dict[str, float] | None = pydantic.Field(
+    score_weights: dict[str, Float32] | None = pydantic.Field(
         None,
         min_length=1,
         description="Weights of the tasks' calibrated probabilities in the score that ranks candidates; a missing task "
@@ -177,6 +177,7 @@ class ModelConfig(BaseConfig):
     @pydantic.field_validator("tasks")
     @classmethod
     def _towers_end_with_a_logit(cls, tasks: dict[str, TaskModel]) -> dict[str, TaskModel]:
+        check_task_names(tasks)
         problems = []
         for name, task in tasks.items():
             mlp = task.mlp_config or (task.mask_net_config.mlp if task.mask_net_config is not None else None)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from common.errors import ConfigError
+from common.modules.keys import module_key
 from common.modules.mask_net import MaskNet
 from common.modules.mlp import Mlp
 from projects.home.recap.data.schema import FeatureWidths
@@ -51,7 +52,7 @@ class HeavyRanker(nn.Module):
         if self.backbone is not None:
             tower_features += self.backbone.out_features
         self.towers = nn.ModuleDict(
-            {tower_key(task): _tower(tower, tower_features) for task, tower in config.tasks.items()}
+            {module_key(task): _tower(tower, tower_features) for task, tower in config.tasks.items()}
         )
         if len(self.towers) != len(self.tasks):
             raise ConfigError("model.tasks: two task names differ only in '.' and '/'. Rename one of them")
@@ -106,7 +107,7 @@ class HeavyRanker(nn.Module):
             hidden = self.backbone(features)
             if self._towers_see_features:
                 hidden = torch.cat([hidden, features], dim=1)
-        logits = torch.cat([self.towers[tower_key(task)](hidden) for task in self.tasks], dim=1).float()
+        logits = torch.cat([self.towers[module_key(task)](hidden) for task in self.tasks], dim=1).float()
         outputs = {
             "logits": logits,
             "probabilities": torch.sigmoid(logits),
@@ -115,11 +116,6 @@ class HeavyRanker(nn.Module):
         if self.score is not None:
             outputs["score"] = self.score(outputs["calibrated_probabilities"])
         return outputs
-
-
-def tower_key(task: str) -> str:
-    """Return the task's name as a module name, which must not contain dots."""
-    return task.replace(".", "/")
 
 
 class _AffineMap(nn.Module):

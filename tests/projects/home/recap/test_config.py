@@ -71,6 +71,7 @@ RATES = "optimizer.multi_task_learning_rates"
 BLOCK = "model.backbone.mask_net_config.mask_blocks[0]"
 NORM = "model.featurization_config.double_norm_log_config"
 PREPROCESS = "train_data.preprocess"
+DATA = "{inputs: d, global_batch_size: 8, seg_dense_schema: {schema_path: s}, tasks: {a: {}}}"
 RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_engaged_timestamp_field"
 
 
@@ -116,8 +117,24 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
         (f"{TOWER}.pos_weight=0", f"{TOWER}.pos_weight", "^0 ", "greater than 0"),
         (f"{TOWER}.mlp_config.dropout.rate=-0.1", f"{TOWER}.mlp_config.dropout.rate", r"^-0\.1 ", "greater than 0"),
         (f"{TOWER}.mlp_config.dropout.rate=1", f"{TOWER}.mlp_config.dropout.rate", "^1 ", "less than 1"),
-        (f"{TOWER}.mlp_config.batch_norm.momentum=0", f"{TOWER}.mlp_config.batch_norm.momentum", "^0 ", "than 0"),
+        (
+            f"{TOWER}.mlp_config.batch_norm.momentum=0",
+            f"{TOWER}.mlp_config.batch_norm.momentum",
+            "^0 ",
+            "greater than 0",
+        ),
         (f"{NORM}.clip_magnitude=0", f"{NORM}.clip_magnitude", "^0 ", "greater than 0"),
+        # Numbers that float32 or int64 cannot hold.
+        (f"{NORM}.clip_magnitude=1e300", f"{NORM}.clip_magnitude", "^1e300 ", "at most 3.4e[+]38"),
+        ("optimizer.adam.epsilon=1e-50", "optimizer.adam.epsilon", "^1e-50 ", "at least 1e-37"),
+        ("optimizer.adam.beta_2=0.99999999999", "optimizer.adam.beta_2", "^0.99999999999 ", "at most 0.9999999"),
+        (f"{TOWER}.pos_weight=1e300", f"{TOWER}.pos_weight", "^1e300 ", "at most 3.4e[+]38"),
+        (f"{TOWER}.affine_map.bias=-1e300", f"{TOWER}.affine_map.bias", "^-1e300 ", "at most 3.4e[+]38"),
+        (f"{BLOCK}.output_size=1000000000000", f"{BLOCK}.output_size", "^1000000000000 ", "equal to 16777216"),
+        ("runtime.hang_dump_after_in_s=1e-300", "runtime.hang_dump_after_in_s", "^1e-300 ", "equal to 0.1"),
+        # Names.
+        (f"validation_data[a/b]={DATA}", "validation_data.a/b", "^the key is invalid", "slash"),
+        (f"validation_data['']={DATA}", 'validation_data[""]', "^the key is invalid", "empty"),
         (f"{NORM}.layer_norm_config.axis=1", f"{NORM}.layer_norm_config.axis", "^1 ", "should be -1"),
         (f"{TOWER}.mlp_config.layer_sizes=[0, 1]", f"{TOWER}.mlp_config.layer_sizes[0]", "^0 ", "greater than 0"),
         (f"{TOWER}.mlp_config.layer_sizes=[]", f"{TOWER}.mlp_config.layer_sizes", "not 0", "at least 1 item"),
@@ -479,3 +496,23 @@ def test_the_program_prints_one_message_and_exits_with_status_2():
     first, second = ended.stderr.splitlines()
     assert re.match(rf"error: {CONFIGS / 'local.yaml'}: 1 \w+$", first)
     assert re.match(r"  train_data.lanes \(--set train_data.lanes=0\): 0 .*greater than 0$", second)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("mean", "'mean' is reserved"), ("stratum/new", "is reserved"), ("", "name of a task is empty")],
+)
+def test_a_task_name_that_metrics_reserve_is_refused(tmp_path, name, problem):
+    path = tmp_path / "config.yaml"
+    path.write_text(LOCAL.replace("recap.engagement.is_replied:", f"'{name}':"))
+    with pytest.raises(ConfigError, match=rf"model\.tasks \(line \d+\): .*{problem}"):
+        load_config_from_yaml(RecapConfig, path)
+
+
+def test_a_task_with_the_name_of_the_shared_parameters_needs_a_single_learning_rate(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(LOCAL.replace("recap.engagement.is_replied:", "backbone:"))
+    with pytest.raises(ConfigError, match="the task backbone, which is also the name of the shared parameters"):
+        load_config_from_yaml(RecapConfig, path)
+    one_rate = ["optimizer.multi_task_learning_rates=null", "optimizer.single_task_learning_rate={constant: 0.1}"]
+    assert "backbone" in load_config_from_yaml(RecapConfig, path, one_rate).model.tasks

@@ -27,6 +27,13 @@ def test_the_table_has_a_row_per_task_and_a_dash_for_a_missing_metric() -> None:
     ]
 
 
+def test_short_names_of_tasks_are_used_only_if_they_differ() -> None:
+    metrics = {"recap.engagement.liked/loss": 0.25, "recap.engagement.hidden/loss": 0.5}
+    for more, expected in (({}, ["liked", "hidden"]), ({"liked/loss": 0.75}, [*map(str, ["recap.engagement.liked"])])):
+        rows = metrics_table(Measurement(3, "evaluate", "validation", metrics | more, {})).splitlines()[2:]
+        assert [row.split()[0] for row in rows][: len(expected)] == expected
+
+
 def test_the_second_table_has_a_row_per_stratum_with_its_means() -> None:
     of_task = {"recap.engagement.is_replied/rce": 5.0, "recap.engagement.is_replied/calibration": 0.98}
     whole = {**of_task, "mean/rce": 5.0, "mean/auroc": 0.75, "examples": 1234567}

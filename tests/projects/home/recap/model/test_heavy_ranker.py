@@ -94,6 +94,18 @@ def test_score_weighs_calibrated_probabilities_as_published() -> None:
     assert shipped == model_config().score_weights == {f"recap.engagement.{n}": w for n, w in PUBLISHED.items()}
 
 
+def test_tasks_may_have_the_names_of_attributes_of_modules() -> None:
+    tower = model_config().tasks["recap.engagement.is_replied"]
+    names = ("type", "items", "forward", "training", "a.b", "weight")
+    config = model_config().model_copy(update={"tasks": dict.fromkeys(names, tower), "score_weights": {"type": 2.0}})
+    ranker = HeavyRanker(config, WIDTHS, dict.fromkeys(names, (1.0, 1.0))).eval()
+    outputs = ranker(*inputs())
+    assert ranker.tasks == names
+    assert outputs["logits"].shape == (5, len(names))
+    assert len({tuple(column) for column in outputs["logits"].T.tolist()}) == len(names)
+    torch.testing.assert_close(outputs["score"], 2 * outputs["probabilities"][:, 0])
+
+
 def test_no_score_without_weights() -> None:
     assert "score" not in build(overrides=["model.score_weights=null"])(*inputs())
 

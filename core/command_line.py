@@ -1,139 +1,76 @@
-"""Runs a project from the command line: loads the configuration, builds the job, and trains or evaluates.
+"""Reads the command line of a project's program, and the configuration that it names.
 
-A project provides its configuration, data, model and metrics as a Project.
+Imports nothing that takes long, such as torch, so that --help and errors in the configuration appear at once.
+core.project runs the command.
 """
 
 import argparse
-import logging
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
-import torch
-from torch import nn
-
-from common.distributed.world import World, joined_world
-from common.numerics import set_deterministic, set_precision
-from common.optimizers.learning_rate import LearningRateSchedule
 from common.process.environment import rank_from_env
 from common.process.logging import setup_logging
 from common.process.program import ArgumentParser
 from common.process.standard_streams import print_report
-from common.process.stop_signals import leave_signals_to_python
-from common.reader.reader import BatchReader
-from common.tracking.measurement import Measurement, Tracker
-from common.tracking.metrics_file import read_metrics
 from common.wandb import check_key_file
-from core import custom_training_loop, debug_training_loop
 from core.config import load_config_from_yaml
 from core.config.training import JobConfig
-from core.metrics.evaluation_set import EvaluationSet
-from core.models.interface import DistributedModel
-from core.run.directory import RunDirectory
-from core.run.lost_rank import report_lost_rank
 
 C = TypeVar("C", bound=JobConfig)
-D = TypeVar("D")
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
-    """A training or evaluation job that a project has built, the same on all ranks.
+class Command(Generic[C]):
+    """Holds what a user asks a project's program to do.
 
     Attributes:
-      model: a core.models.interface.TrainableModel on its device with its initial weights, or a DistributedModel.
-      train_reader: this rank's share of the training data.
-      evaluation_sets: evaluation sets, by partition.
-      make_optimizer: builds the optimizer of the model's parameters and the learning rates. Not called for an
-        evaluation.
-      on_fresh_run: initializes the model of a fresh run, beyond its initial weights.
-      extra_metrics: returns additional train metrics; called whenever metrics are logged. Collective.
-      trackers: functions that create trackers in addition to the metrics file and W&B, by name. Called on rank 0, in
-        the trainer and in the follower.
+      config: the configuration, with overrides.
+      mode: train, or evaluate the checkpoints of a training run as they appear.
+      overwrite_save_dir: whether to start over, deleting the run in training.save_dir.
+      debug_loop: whether to train in the plain loop.
     """
 
-    model: nn.Module | DistributedModel
-    train_reader: BatchReader[Any]
-    evaluation_sets: Mapping[str, EvaluationSet]
-    make_optimizer: Callable[[], tuple[torch.optim.Optimizer, LearningRateSchedule]]
-    on_fresh_run: Callable[[], None] | None = None
-    extra_metrics: Callable[[], Mapping[str, float]] | None = None
-    trackers: Mapping[str, Callable[[], Tracker]] = field(default_factory=dict)
+    config: C
+    mode: Literal["train", "evaluate"] = "train"
+    overwrite_save_dir: bool = False
+    debug_loop: bool = False
 
 
-@dataclass(frozen=True)
-class Project(Generic[C, D]):
-    """Describes a project to the program that trains it.
+def read_command(module: str, description: str, config_class: type[C]) -> Command[C]:
+    """Set up logging, read the command line, and load the configuration.
 
-    Attributes:
+    Args:
       module: name of the module to start, for the usage message.
       description: description of the program, for --help.
       config_class: class of the configuration.
-      open_data: opens the data sets. Raises UserError if they are invalid, before a process group or a GPU is used.
-      build: builds the job from a configuration and its data. Collective.
-      metrics_table: formats an evaluation's metrics as a readable table.
-      group_of_one: whether the model needs a process group even in a world of one.
-    """
-
-    module: str
-    description: str
-    config_class: type[C]
-    open_data: Callable[[C], D]
-    build: Callable[[C, D, World], Job]
-    metrics_table: Callable[[Measurement], str]
-    group_of_one: bool = field(default=False, kw_only=True)
-
-
-def run_project(project: Project[C, D]) -> int:
-    """Read the command line and the configuration, check the data, train or evaluate, and report the results.
-
-    Returns:
-      The exit status: 0, including after a signal; 1 if the last checkpoint could not be written, or if the follower
-      timed out waiting for a checkpoint.
 
     Raises:
-      UserError: the command line, configuration, environment or data is invalid. All ranks raise it.
+      UserError: the command line, the environment, the configuration or the key file of W&B is invalid.
+      SystemExit: the command was only to print the help text or the resolved configuration.
     """
     setup_logging(rank_from_env())
-    args = _parse_args(project)
-    config = load_config_from_yaml(project.config_class, args.config, args.set)
+    args = _parse_args(module, description)
+    config = load_config_from_yaml(config_class, args.config, args.set)
     if args.print_config:
         if rank_from_env() == 0:
-            sys.stdout.write(config.pretty_print())
-        return 0
-
-    # Report as many errors as possible before a process group or a GPU is used.
+            print_report(config.pretty_print())
+        raise SystemExit(0)
     if config.runtime.wandb is not None:
         check_key_file(config.runtime.wandb)
-    data = project.open_data(config)
-    set_precision(config.runtime.enable_tensorfloat32)
-    set_deterministic(config.runtime.deterministic)
-    directory = RunDirectory(config.training.save_dir)
-    with joined_world(
-        config.runtime.process_group_timeout_in_s,
-        group_of_one=project.group_of_one,
-        flight_record=directory.path / "flight-recorder-rank-",
-    ) as world:
-        with report_lost_rank(world, lambda: "building the model", directory.checkpoints):
-            job = project.build(config, data, world)
-        if args.mode == "evaluate":
-            return _evaluate(project, config, job, world)
-        return _train(project, config, job, world, args)
+    return Command(config, args.mode, args.overwrite_save_dir, args.debug_loop)
 
 
-def _parse_args(project: Project[C, D]) -> argparse.Namespace:
-    parser = ArgumentParser(prog=f"python -m {project.module}", description=project.description)
+def _parse_args(module: str, description: str) -> argparse.Namespace:
+    parser = ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument(
         "--mode",
         choices=["train", "evaluate"],
         default="train",
         help="evaluate: follow the run in training.save_dir and evaluate each checkpoint as it appears",
     )
-    parser.add_argument("--config", required=True, metavar="YAML", help="the configuration file")
+    parser.add_argument(
+        "--config", "--config_path", required=True, metavar="YAML", help="the configuration file (both names work)"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -157,52 +94,3 @@ def _parse_args(project: Project[C, D]) -> argparse.Namespace:
         if args.mode == "evaluate" and getattr(args, option):
             parser.error(f"--{option} cannot be used with --mode evaluate, which neither trains nor deletes anything")
     return args
-
-
-def _train(project: Project[C, D], config: C, job: Job, world: World, args: argparse.Namespace) -> int:
-    optimizer, learning_rates = job.make_optimizer()
-    arguments = (config, job.model, optimizer, learning_rates, job.train_reader, job.evaluation_sets, world)
-    if args.debug_loop:
-        if job.on_fresh_run is not None:
-            job.on_fresh_run()
-        leave_signals_to_python()
-        debug_training_loop.train(*arguments)
-        return 0
-    outcome = custom_training_loop.train(
-        *arguments,
-        on_fresh_run=job.on_fresh_run,
-        extra_metrics=job.extra_metrics,
-        trackers=job.trackers,
-        overwrite_save_dir=args.overwrite_save_dir,
-    )
-    if world.is_rank_zero:
-        directory = outcome.directory
-        print_report(_closing_report(project, directory.checkpoints, directory.metrics, directory.config))
-    return outcome.exit_status
-
-
-def _evaluate(project: Project[C, D], config: C, job: Job, world: World) -> int:
-    outcome = custom_training_loop.only_evaluate(
-        config, job.model, job.train_reader, job.evaluation_sets, world, trackers=job.trackers
-    )
-    if world.is_rank_zero:
-        print_report(_closing_report(project, outcome.directory.checkpoints, outcome.directory.metrics))
-    return 1 if outcome.timed_out else 0  # 1, so that a supervisor starts it again
-
-
-def _closing_report(
-    project: Project[C, D], checkpoints: Path, metrics: Path, resolved_config: Path | None = None
-) -> str:
-    """Return the newest metrics of each partition, and the paths of all results."""
-    measured = sorted(read_metrics(metrics), key=lambda measurement: measurement.step)
-    newest: dict[str | None, Measurement] = {m.partition: m for m in measured if m.mode == "evaluate"}
-    lines = [""]
-    for measurement in newest.values():
-        partial = ", stopped by eval_timeout_in_s" if measurement.timing.get("timed_out") else ""
-        examples = f"{measurement.metrics['examples']:,} examples{partial}"
-        title = f"{measurement.partition} after step {measurement.step}: {examples}"
-        lines += [title, project.metrics_table(measurement), ""]
-    lines += [f"checkpoints    {checkpoints}", f"metrics        {metrics}"]
-    if resolved_config is not None:
-        lines.append(f"configuration  {resolved_config}")
-    return "\n".join(lines) + "\n"

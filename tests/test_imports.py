@@ -32,6 +32,7 @@ ORDER = (
     "common.modules",
     # Floor 3: training.
     "core.config.training",
+    "core.command_line",
     "core.autocast",
     "core.losses",
     "core.metrics",
@@ -42,7 +43,7 @@ ORDER = (
     "core.loop",
     "core.debug_training_loop",
     "core.custom_training_loop",
-    "core.command_line",
+    "core.project",
     # Floor 4: the projects. No project imports another.
     "projects",
 )
@@ -51,6 +52,8 @@ lower one."""
 
 TOPS = ("common", "core", "projects")
 HEAVY = {"torchrec", "fbgemm_gpu", "wandb", "sklearn"}
+SLOW = {"torch", "numpy", "pyarrow", "google.protobuf"}
+"""Packages that the command line and the configuration must not import: they take up to seconds of processor time."""
 
 
 class Import(NamedTuple):
@@ -177,11 +180,26 @@ def test_wandb_is_imported_in_one_module():
 
 def test_the_heavy_ranker_imports_no_heavy_package():
     """Uses a new process and includes indirect imports."""
-    code = "import sys, projects.home.recap.main; print(*sys.modules)"
+    code = "import sys, projects.home.recap.project; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     imported = set(ended.stdout.split())
     assert "torch" in imported
     assert imported & HEAVY == set()
+
+
+LIGHT = [
+    "core.command_line",
+    *(f"{project}.main" for project in PROJECTS),
+    *(name for name in MODULES if name.split(".")[-1] == "config" or name == "core.config.training"),
+]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_configurations_and_programs_import_nothing_that_takes_long(module):
+    """Uses a new process and includes indirect imports: --help and an error in the configuration appear at once."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(ended.stdout.split()) & (HEAVY | SLOW) == set()
 
 
 def test_no_package_but_core_config_has_code_in_init():

@@ -79,7 +79,7 @@ FLOORS: list[tuple[str, str, list[tuple[str, str]]]] = [
         "3  core: how a model is trained",
         GREEN,
         [
-            ("config/training", "runtime, training"),
+            ("config/training", "and command_line"),
             ("autocast, losses", ""),
             ("metrics", "RCE, AUROC, ranks"),
             ("models", "dense, sharded"),
@@ -88,7 +88,7 @@ FLOORS: list[tuple[str, str, list[tuple[str, str]]]] = [
             ("evaluation", "evaluator, follower"),
             ("loop", "trainer, step, feed"),
             ("custom_training_loop", "and debug_training_loop"),
-            ("command_line", "Project, Job"),
+            ("project", "Project, Job"),
         ],
     ),
     (

@@ -1,143 +1,32 @@
-"""Trains TwHIN, or evaluates its checkpoints as they appear.
+"""Trains TwHIN, or evaluates the checkpoints of a training run as they appear.
 
 torchrun --standalone --nproc-per-node 2 -m projects.twhin.main --config projects/twhin/configs/local.yaml
 """
 
 if __name__ == "__main__":  # before imports that take seconds
+    if not __package__:  # started by its path
+        import sys
+        from pathlib import Path
+
+        sys.path[0] = str(Path(__file__).resolve().parents[2])
     from common.process.stop_signals import exit_on_signals
 
     exit_on_signals()
 
-import functools
-import logging
-from dataclasses import dataclass
-
-from common.distributed.world import World
-from common.numerics import seed_initial_weights
-from common.process.environment import world_size_from_env
 from common.process.program import run
-from common.reader.parquet import ParquetTable
-from core.command_line import Job, Project, run_project
-from core.metrics.evaluation_set import EvaluationSet
-from core.models.sharded import ShardedModel, shard
-from core.models.size import check_size
-from core.models.table_rows import mean_norms, set_rows
+from core.command_line import read_command
 from projects.twhin.config import TwhinConfig
-from projects.twhin.data.edges import EdgeDataset, check_batching
-from projects.twhin.data.evaluation_negatives import EvaluationNegatives
-from projects.twhin.data.known_edges import KnownEdges, open_known_edges
-from projects.twhin.data.relations import Relations
-from projects.twhin.metrics import metrics_table, partition_metrics
-from projects.twhin.model.config import TwhinModelConfig
-from projects.twhin.model.pretrained import check_vocabulary, pretrained_rows, pretrained_source
-from projects.twhin.model.ranking import Candidates
-from projects.twhin.model.scorer import EdgeScorer
-from projects.twhin.model.twhin import Twhin
-from projects.twhin.optimizer import build_optimizers
-
-logger = logging.getLogger(__name__)
-
-_TRAIN = "train_data"
-_TABLES = "model.embeddings.tables"
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The opened data of a run.
-
-    Attributes:
-      relations: relations of the model.
-      datasets: data sets by key path, training data first.
-      known_edges: tables of metrics.known_edges.
-    """
-
-    relations: Relations
-    datasets: dict[str, EdgeDataset]
-    known_edges: list[ParquetTable]
 
 
 def main() -> int:
-    """Run the program and return its exit status (see core.command_line)."""
-    project = Project(
-        "projects.twhin.main",
-        "Trains TwHIN, a model that learns embeddings of a graph's entities.",
-        TwhinConfig,
-        _open_data,
-        _build,
-        metrics_table,
-        group_of_one=True,
-    )
-    return run_project(project)
+    """Run the program and return its exit status (see core.project)."""
+    description = "Trains TwHIN, a model that learns embeddings of a graph's entities."
+    command = read_command("projects.twhin.main", description, TwhinConfig)
+    # These imports take seconds. A mistake in the command line or the configuration is reported without them.
+    from core.project import run_project
+    from projects.twhin.project import PROJECT
 
-
-def _open_data(config: TwhinConfig) -> _Data:
-    relations = config.model.build_relations()
-    datasets: dict[str, EdgeDataset] = {}
-    for key_path, data_config in config.data_sets().items():
-        check_batching(data_config, key_path, world_size_from_env())
-        datasets[key_path] = EdgeDataset.open(data_config, relations, key_path)
-        table = datasets[key_path].table
-        logger.info("%s: %s edges in %d file(s), %s", key_path, f"{table.num_rows:,}", table.num_files, table.inputs)
-    for table_config in config.model.embeddings.tables:
-        check_vocabulary(table_config)
-    check_size(lambda: EdgeScorer(config.model, relations), "model")
-    return _Data(relations, datasets, open_known_edges(config.metrics.known_edges, relations))
-
-
-def _build(config: TwhinConfig, data: _Data, world: World) -> Job:
-    model_config, seed = config.model, config.runtime.seed
-    seed_initial_weights(seed)
-    twhin = Twhin(
-        model_config,
-        data.relations,
-        global_negatives=config.train_data.global_negatives,
-        in_batch_negatives=config.train_data.in_batch_negatives,
-        candidates=Candidates(config.metrics, model_config, seed),
-    )
-    tables = model_config.embeddings.tables
-    model = shard(twhin, tables, _TABLES, world, seed=seed, deterministic=config.runtime.deterministic)
-    logged = model_config.embeddings.tables_to_log
-    train_data = data.datasets[_TRAIN]
-    return Job(
-        model,
-        train_data.reader(world.rank, world.size),
-        _evaluation_sets(config, data, world),
-        functools.partial(build_optimizers, model, model_config, twhin.scorer),
-        on_fresh_run=functools.partial(_start_from_pretrained, model, model_config, world),
-        extra_metrics=functools.partial(_mean_norms, model, logged) if logged else None,
-    )
-
-
-def _start_from_pretrained(model: ShardedModel, config: TwhinModelConfig, world: World) -> None:
-    tables = [table for table in config.embeddings.tables if table.pretrained is not None]
-    if not tables:
-        return
-    # Rank 0 chooses for all ranks: a run that is still training may save another checkpoint in between.
-    sources = world.consensus.broadcast_from_rank_zero(lambda: [pretrained_source(table) for table in tables])
-    weights = model.tables()
-    for table, source in zip(tables, sources, strict=True):
-        for rows, values in pretrained_rows(table, source):
-            set_rows(weights[table.name], rows, values)
-
-
-def _mean_norms(model: ShardedModel, tables: list[str]) -> dict[str, float]:
-    weights = model.tables()
-    norms = mean_norms({table: weights[table] for table in tables})
-    return {f"mean_norm/{table}": norm for table, norm in norms.items()}
-
-
-def _evaluation_sets(config: TwhinConfig, data: _Data, world: World) -> dict[str, EvaluationSet]:
-    train_dataset, *evaluation_datasets = data.datasets.values()
-    known = None
-    if config.metrics.filtered and evaluation_datasets:
-        other_tables = [train_dataset.table, *data.known_edges]
-        known = KnownEdges(data.relations, [dataset.table for dataset in evaluation_datasets], other_tables)
-    evaluation_sets = {}
-    for (partition, data_config), dataset in zip(config.evaluation_data.items(), evaluation_datasets, strict=True):
-        negatives = EvaluationNegatives(data_config, data.relations, config.runtime.seed)
-        reader = dataset.reader(world.rank, world.size, known=known, negatives=negatives)
-        evaluation_sets[partition] = EvaluationSet(reader, partition_metrics(config))
-    return evaluation_sets
+    return run_project(PROJECT, command)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,15 @@
-"""Runs the command line of a toy project in this process, and checks what reaches the trainer, follower and report."""
+"""Reads command lines of a toy project."""
 
-import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pydantic
 import pytest
-import torch
 
-from common.distributed.world import World
 from common.errors import ConfigError, UserError
-from common.optimizers.config import LearningRate
-from common.optimizers.learning_rate import LearningRateSchedule, ParameterGroupScheduler
-from common.reader.reader import BatchReader
-from common.tracking.measurement import Measurement
-from core.command_line import Job, Project, run_project
+from core.command_line import Command, read_command
 from core.config.training import JobConfig
-from core.metrics.evaluation_set import EvaluationSet
-from core.metrics.multi_task import MultiTaskMetrics
-from tests.support.toy import MemoryTracker, ToyBatch, ToyModel, rows_reader
 
 
 class ToyConfig(JobConfig):
@@ -28,187 +18,69 @@ class ToyConfig(JobConfig):
     data: str = pydantic.Field(description="Directory of the data.")
 
 
-class Program:
-    """The program of the toy project, with a record of what it did."""
-
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.directory = directory
-        self.save_dir = directory / "run"
-        self.events: list[str] = []
-        self.trackers: list[MemoryTracker] = []
-        self._monkeypatch = monkeypatch
-        self._config = directory / "config.yaml"
-        self._config.write_text(
-            f"training: {{save_dir: {self.save_dir}, num_train_steps: 6, checkpoint_every_n: 3, train_log_every_n: 2, "
-            f"eval_timeout_in_s: 0.1}}\ndata: {directory}\n"
-        )
-
-    def __call__(self, *arguments: str) -> int:
-        """Run the program. Each run has a tracker of its own."""
-        self.events.clear()
-        argv = ["toy", "--config", str(self._config), *arguments]
-        self._monkeypatch.setattr(sys, "argv", argv)
-        return run_project(
-            Project(
-                module="projects.toy.main",
-                description="Trains a toy.",
-                config_class=ToyConfig,
-                open_data=self._open_data,
-                build=self._build,
-                metrics_table=lambda measurement: f"table of step {measurement.step}",
-            )
-        )
-
-    def _open_data(self, config: ToyConfig) -> BatchReader[ToyBatch]:
-        self.events.append("open_data")
-        if not Path(config.data).is_dir():
-            raise UserError(f"{config.data}: no such directory")
-        return rows_reader(Path(config.data))
-
-    def _build(self, config: ToyConfig, data: BatchReader[ToyBatch], world: World) -> Job:
-        self.events.append("build")
-        model = ToyModel()
-
-        def make_optimizer() -> tuple[torch.optim.Optimizer, LearningRateSchedule]:
-            self.events.append("make_optimizer")
-            optimizer = torch.optim.Adam([{"params": list(model.parameters()), "name": "all"}])
-            return optimizer, ParameterGroupScheduler(optimizer, [LearningRate(constant=0.01)])
-
-        def make_tracker() -> MemoryTracker:
-            self.trackers.append(MemoryTracker())
-            return self.trackers[-1]
-
-        assert world.size == 1
-        assert config.training.save_dir == str(self.save_dir)
-        return Job(
-            model=model,
-            train_reader=data,
-            evaluation_sets={"rows": EvaluationSet(data, lambda device: MultiTaskMetrics(["a", "b"], device))},
-            make_optimizer=make_optimizer,
-            on_fresh_run=lambda: self.events.append("on_fresh_run"),
-            extra_metrics=lambda: {"norm": 2.0},
-            trackers={"memory": make_tracker},
-        )
+Read = Callable[..., Command[ToyConfig]]
 
 
 @pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    return Program(tmp_path, monkeypatch)
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
+    """Return a function that reads a command line, with a configuration unless it is given."""
+    (tmp_path / "config.yaml").write_text("training: {num_train_steps: 6}\ndata: here\n")
+
+    def read(*arguments: str, config: str = "--config") -> Command[ToyConfig]:
+        monkeypatch.setattr(sys, "argv", ["toy", config, str(tmp_path / "config.yaml"), *arguments])
+        return read_command("projects.toy.main", "Trains a toy.", ToyConfig)
+
+    return read
 
 
-def steps(measurements: list[Measurement], mode: str) -> list[int]:
-    return [measurement.step for measurement in measurements if measurement.mode == mode]
+def test_the_configuration_and_the_options_are_read(read: Read) -> None:
+    command = read("--set", "training.num_train_steps=7", "--overwrite_save_dir")
+    assert (command.config.data, command.config.training.num_train_steps) == ("here", 7)
+    assert (command.mode, command.overwrite_save_dir, command.debug_loop) == ("train", True, False)
+    assert read("--mode", "evaluate").mode == "evaluate"
+    assert read("--debug_loop").debug_loop
 
 
-def test_the_trackers_of_a_job_reach_the_trainer_and_the_follower(program: Program) -> None:
-    assert program() == 0
-    assert program("--mode", "evaluate") == 0
-    trainer, follower = program.trackers
-    assert (steps(trainer.measurements, "train"), steps(trainer.measurements, "evaluate")) == ([2, 4, 6], [3, 6])
-    assert (steps(follower.measurements, "train"), steps(follower.measurements, "evaluate")) == ([], [3, 6])
-    evaluated = [[m.metrics for m in tracker.measurements if m.mode == "evaluate"] for tracker in program.trackers]
-    assert evaluated[0] == evaluated[1]
-    assert (trainer.finished, follower.finished) == (1, 1)
+def test_the_name_of_the_option_in_the_original_works(read: Read) -> None:
+    assert read(config="--config_path") == read()
 
 
-def test_a_fresh_run_is_initialized_and_a_resume_is_not(program: Program) -> None:
-    assert program("--set", "training.num_train_steps=3") == 0
-    assert program.events == ["open_data", "build", "make_optimizer", "on_fresh_run"]
-    assert program() == 0
-    assert program.events == ["open_data", "build", "make_optimizer"]
-    assert steps(program.trackers[-1].measurements, "train") == [4, 6]
-    assert program("--overwrite_save_dir") == 0
-    assert program.events[-1] == "on_fresh_run"
-    assert steps(program.trackers[-1].measurements, "train") == [2, 4, 6]
-
-
-def test_extra_metrics_of_a_job_are_logged(program: Program) -> None:
-    assert program() == 0
-    train = [measurement for measurement in program.trackers[0].measurements if measurement.mode == "train"]
-    assert [measurement.metrics["norm"] for measurement in train] == [2.0] * 3
-
-
-def test_the_report_has_the_newest_metrics_and_where_all_results_are(
-    program: Program, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("rank", "printed"), [("0", True), ("1", False)])
+def test_rank_0_prints_the_resolved_configuration(
+    read: Read,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    rank: str,
+    printed: bool,
 ) -> None:
-    assert program() == 0
-    report = capsys.readouterr().out
-    assert "rows after step 6: 200 examples\ntable of step 6\n" in report
-    assert "step 3" not in report
-    for path in ("checkpoints", "metrics.jsonl", "config.yaml"):
-        assert f"{program.save_dir}/{path}\n" in report
-    assert program("--mode", "evaluate") == 0
-    report = capsys.readouterr().out
-    assert "rows after step 6: 200 examples\ntable of step 6\n" in report
-    assert f"{program.save_dir}/metrics-evaluator.jsonl\n" in report
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as ended:
+        read("--print_config", "--set", "training.num_train_steps=77", "--set", f"training.save_dir={tmp_path}/run")
+    assert ended.value.code == 0
+    assert ("num_train_steps: 77" in capsys.readouterr().out) == printed
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_follower_needs_no_optimizer_and_initializes_nothing(program: Program) -> None:
-    program()
-    assert program("--mode", "evaluate") == 0
-    assert program.events == ["open_data", "build"]
-
-
-def test_a_follower_whose_trainer_is_dead_exits_with_1(program: Program) -> None:
-    assert program("--set", "training.num_train_steps=3") == 0
-    assert program("--mode", "evaluate") == 1
-    assert steps(program.trackers[-1].measurements, "evaluate") == [3]
-
-
-def test_the_resolved_configuration_is_printed_before_any_data_is_opened(
-    program: Program, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert program("--print_config", "--set", "training.num_train_steps=77") == 0
-    assert "num_train_steps: 77" in capsys.readouterr().out
-    assert program.events == []
-    assert not program.save_dir.exists()
-
-
-@pytest.fixture
-def _signal_handlers_as_before() -> Iterator[None]:
-    """Restore the handlers that the debug loop leaves to Python."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("_signal_handlers_as_before")
-def test_the_debug_loop_writes_nothing_and_uses_no_trackers(program: Program) -> None:
-    assert program("--debug_loop") == 0
-    assert program.events == ["open_data", "build", "make_optimizer", "on_fresh_run"]
-    assert program.trackers == []
-    assert not program.save_dir.exists()
-
-
-def test_the_debug_loop_refuses_to_overwrite(program: Program) -> None:
+def test_the_debug_loop_refuses_to_overwrite(read: Read) -> None:
     with pytest.raises(UserError, match=r"--overwrite_save_dir .*--debug_loop"):
-        program("--debug_loop", "--overwrite_save_dir")
+        read("--debug_loop", "--overwrite_save_dir")
 
 
 @pytest.mark.parametrize("option", ["--overwrite_save_dir", "--debug_loop"])
-def test_a_follower_refuses_options_of_the_trainer(program: Program, option: str) -> None:
+def test_a_follower_refuses_options_of_the_trainer(read: Read, option: str) -> None:
     with pytest.raises(UserError, match=rf"{option} .*--mode evaluate"):
-        program("--mode", "evaluate", option)
-    assert program.events == []
+        read("--mode", "evaluate", option)
 
 
-def test_wrong_arguments_and_keys_are_user_errors_before_any_data_is_opened(program: Program) -> None:
+def test_wrong_arguments_and_keys_are_user_errors(read: Read) -> None:
     with pytest.raises(UserError, match=r"(?s)--mood.*python -m projects\.toy\.main"):
-        program("--mood", "evaluate")
+        read("--mood", "evaluate")
     with pytest.raises(ConfigError, match=r"training\.num_steps"):
-        program("--set", "training.num_steps=3")
-    assert program.events == []
+        read("--set", "training.num_steps=3")
 
 
-def test_bad_data_is_an_error_before_the_job_is_built(program: Program) -> None:
-    with pytest.raises(UserError, match=f"{program.directory}/nowhere"):
-        program("--set", f"data={program.directory}/nowhere")
-    assert program.events == ["open_data"]
-    assert not program.save_dir.exists()
-
-
-def test_a_missing_key_file_of_wandb_is_an_error_before_any_data_is_opened(program: Program) -> None:
-    with pytest.raises(UserError, match=f"{program.directory}/no-key"):
-        program("--set", f"runtime.wandb={{project: toy, key_path: {program.directory}/no-key}}")
-    assert program.events == []
+def test_a_missing_key_file_of_wandb_is_a_user_error(read: Read, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path}/no-key"):
+        read("--set", f"runtime.wandb={{project: toy, key_path: {tmp_path}/no-key}}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from core.config.config_load import load_config_from_yaml
 from projects.twhin.config import TwhinConfig
 from projects.twhin.data.edges import EdgeDataset, check_batching
+from projects.twhin.model.relations import build_relations
 from projects.twhin.tools.generate import RELATIONS
 from tests.docs.test_own_project import run
 from tests.support.root import ROOT
@@ -22,7 +23,7 @@ def test_the_table_of_the_page_is_written_and_read(tmp_path: Path, monkeypatch) 
     config = load_config_from_yaml(TwhinConfig, "listening.yaml")
     for path, data in config.data_sets().items():
         check_batching(data, path, world_size=2)
-        dataset = EdgeDataset.open(data, config.model.build_relations(), path)
+        dataset = EdgeDataset.open(data, build_relations(config.model), path)
         num_edges = sum(int(positioned.batch.weights.sum()) for positioned in dataset.reader(0, 1).evaluate())
         assert num_edges == {"train_data": 20_000, "validation_data": 1_000}[path]
 

@@ -12,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from common.modules.embedding.config import EmbeddingBagConfig
 from common.optimizers.config import OptimizerConfig, SgdConfig
 from projects.twhin.data.batch import EdgeBatch
-from projects.twhin.data.relations import Operator, Relation, Relations, Side
+from projects.twhin.data.config import Operator, Relation
+from projects.twhin.data.relations import Relations, Side
 from projects.twhin.model.config import TwhinEmbeddingsConfig, TwhinModelConfig
 from projects.twhin.model.losses import Loss
+from projects.twhin.model.relations import build_relations
 from projects.twhin.model.scorer import EdgeScorer
 
 SGD = OptimizerConfig(sgd=SgdConfig(lr=0.1))
@@ -85,7 +87,7 @@ def random_edges(config: TwhinModelConfig, count: int, seed: int = 0) -> list[tu
 
 def scorer_of(config: TwhinModelConfig, seed: int = 0) -> EdgeScorer:
     """Return a scorer in float64 whose operators are not the identity."""
-    scorer = EdgeScorer(config, config.build_relations()).double()
+    scorer = EdgeScorer(config, build_relations(config)).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in scorer.parameters():

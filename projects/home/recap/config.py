@@ -1,17 +1,18 @@
 """The Heavy Ranker's configuration."""
 
+import hashlib
 from collections.abc import Collection, Iterable
 from typing import Any, ClassVar
 
 import pydantic
 
+from common.process.paths import user_path
 from core.config.base_config import NotSupportedYet
 from core.config.training import JobConfig, PartitionName
 from core.metrics.config import MetricsConfig
 from projects.home.recap.data.config import RecapDataConfig
-from projects.home.recap.data.masks import mask_digest
 from projects.home.recap.model.config import ModelConfig
-from projects.home.recap.optimizer import BACKBONE, RecapOptimizerConfig
+from projects.home.recap.optimizer.config import BACKBONE, RecapOptimizerConfig
 
 
 class RecapConfig(JobConfig):
@@ -76,8 +77,13 @@ class RecapConfig(JobConfig):
         slices = (identity["train_data"]["preprocess"] or {}).get("truncate_and_slice") or {}
         for key in ("continuous_feature_mask_path", "binary_feature_mask_path"):
             if slices.get(key) is not None:
-                slices[key] += f" ({mask_digest(slices[key])})"
+                slices[key] += f" ({_mask_digest(slices[key])})"
         return identity
+
+
+def _mask_digest(mask_path: str) -> str:
+    """Return a digest of the mask file's bytes."""
+    return hashlib.blake2b(user_path(mask_path).read_bytes(), digest_size=16).hexdigest()
 
 
 def _missing_tasks(key_path: str, tasks: Iterable[str], given: Collection[str]) -> list[str]:

@@ -1,71 +1,16 @@
-"""The relations of a graph: their configuration, their tables, and the segments that a batch is sorted into."""
+"""The relations of a graph: their tables, and the segments that a batch is sorted into."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pydantic
 from numpy.typing import NDArray
 
-from common.errors import ConfigError
-from common.process.paths import user_path
-from core.config.base_config import BaseConfig
-
-Operator = Literal["identity", "translation", "diagonal", "linear", "complex_diagonal"]
-"""The transformation that a relation applies to an embedding (docs/twhin.md has the formulas)."""
-
-OperatorSides = Literal["both", "lhs", "rhs"]
-"""The sides that have operators (docs/twhin.md explains each value)."""
+from projects.twhin.data.config import Operator, OperatorSides, Relation
 
 Side = Literal["lhs", "rhs"]
 SIDES: tuple[Side, Side] = ("lhs", "rhs")
-
-
-class Relation(BaseConfig):
-    """A type of edges. Its id in the data is its position in the list of relations."""
-
-    name: str = pydantic.Field(min_length=1, description="Name of the relation.")
-    lhs: str = pydantic.Field(description="Table of the edges' left entities.")
-    rhs: str = pydantic.Field(description="Table of the edges' right entities.")
-    operator: Operator = pydantic.Field(
-        "translation", description="Transformation that the relation applies to an embedding before the comparison."
-    )
-
-
-class NamedRelations(BaseConfig):
-    """Relations that differ only in their names, which a file lists. projects.twhin.tools.prepare writes such files."""
-
-    names_path: str = pydantic.Field(
-        min_length=1, description="Text file with one name per line, in the order of the relations' ids."
-    )
-    lhs: str = pydantic.Field(description="Table of the edges' left entities.")
-    rhs: str = pydantic.Field(description="Table of the edges' right entities.")
-    operator: Operator = pydantic.Field(
-        "translation",
-        description="Transformation that every relation applies to an embedding, each with its own parameters.",
-    )
-
-    def read(self) -> list[Relation]:
-        """Return the relations that the file names.
-
-        Raises:
-          ConfigError: the file cannot be read, contains an empty line, or contains a name twice.
-        """
-        where = f"model.relations.names_path: {self.names_path}"
-        try:
-            names = user_path(self.names_path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where}: cannot read this file: {error}") from error
-        first_lines: dict[str, int] = {}
-        for line, name in enumerate(names, start=1):
-            if not name:
-                raise ConfigError(f"{where}: line {line} is empty. Every line must contain a name")
-            if first_lines.setdefault(name, line) != line:
-                raise ConfigError(
-                    f"{where}: line {line}: {name} is already on line {first_lines[name]}. Names must differ"
-                )
-        return [Relation(name=name, lhs=self.lhs, rhs=self.rhs, operator=self.operator) for name in names]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from common.modules.embedding.config import EmbeddingBagConfig, LargeEmbeddingsC
 from common.optimizers.config import OptimizerConfig
 from core.config.base_config import BaseConfig
 from core.config.numbers import NumRows, PositiveFloat32
-from projects.twhin.data.relations import NamedRelations, OperatorSides, Relation, Relations
+from projects.twhin.data.config import NamedRelations, OperatorSides, Relation
 
 _RelationsConfig = Annotated[
     Annotated[list[Relation], pydantic.Field(min_length=1), pydantic.Tag("list")]
@@ -120,15 +120,6 @@ class TwhinModelConfig(BaseConfig):
           ConfigError: the file with their names is invalid.
         """
         return self.relations.read() if isinstance(self.relations, NamedRelations) else self.relations
-
-    def build_relations(self) -> Relations:
-        """Index the relations by their ids.
-
-        Raises:
-          ConfigError: the file with their names is invalid.
-        """
-        rows = {name: table.num_embeddings for name, table in self.tables.items()}
-        return Relations(self.relation_list, rows, self.operator_sides)
 
     @property
     def tables(self) -> dict[str, EmbeddingBagConfig]:

@@ -7,7 +7,8 @@ import torch
 
 from common.modules.embedding.tables import Lookup
 from projects.twhin.data.batch import EdgeBatch
-from projects.twhin.data.relations import SIDES, Operator, Relations, Side
+from projects.twhin.data.config import Operator
+from projects.twhin.data.relations import SIDES, Relations, Side
 from projects.twhin.model.comparators import DotProduct
 from projects.twhin.model.config import RegularizationConfig, TwhinModelConfig
 from projects.twhin.model.fused_loss import fused_loss

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from projects.twhin.data.relations import Operator
+from projects.twhin.data.config import Operator
 
 
 def identity_init(operator: Operator, dim: int) -> torch.Tensor | None:

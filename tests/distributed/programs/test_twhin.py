@@ -23,6 +23,7 @@ from projects.twhin.data.relations import Relations
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.edge_loss import edge_loss
 from projects.twhin.model.negatives import Negatives, draw_negatives
+from projects.twhin.model.relations import build_relations
 from projects.twhin.model.scorer import EdgeScorer
 from projects.twhin.optimizer import build_optimizers
 from tests.support.ranks import run_ranks
@@ -119,7 +120,7 @@ def train(world: World, root: Path, cases: list[tuple[str, str, str]]) -> list[d
     results = []
     for case in cases:
         config = model_config(*case)
-        relations = config.build_relations()
+        relations = build_relations(config)
         torch.manual_seed(0)
         mean_loss = MeanLoss(config, relations)
         for parameter in mean_loss.scorer.parameters():

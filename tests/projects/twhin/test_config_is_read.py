@@ -9,7 +9,7 @@ from core import command_line
 from core.config import load_config_from_yaml
 from projects.twhin import main
 from projects.twhin.config import TwhinConfig
-from projects.twhin.data.relations import NamedRelations
+from projects.twhin.data.config import NamedRelations
 from tests.support.config_fields import RATES, Field, Recorder, config_classes, fields_within, names
 
 SHIPPED = sorted((Path(main.__file__).parent / "configs").glob("*.yaml"))

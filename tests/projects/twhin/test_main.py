@@ -19,7 +19,7 @@ from common.checkpointing.directory import complete_steps
 from common.checkpointing.reader import read_tensors
 from common.distributed.world import World
 from common.errors import ConfigError, UserError
-from core import command_line
+from core import project
 from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.export import export
 from projects.twhin.main import main
@@ -145,7 +145,7 @@ def run_all(world: World, runs: list[list[str]]) -> list[int | str]:
     """Run the program once per list of arguments. Returns each exit status or error message."""
     outcomes: list[int | str] = []
     with pytest.MonkeyPatch.context() as patcher:
-        patcher.setattr(command_line, "joined_world", lambda *_, **__: contextlib.nullcontext(world))
+        patcher.setattr(project, "joined_world", lambda *_, **__: contextlib.nullcontext(world))
         for run in runs:
             patcher.setattr(sys, "argv", ["main", *run])
             try:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 import pydantic
 
-from common.reader.dated_folders import DAY, HOUR
+from common.reader.periods import DAY, HOUR
 from core.config.base_config import BaseConfig, NotSupportedYet, WithoutEffect
 from core.config.numbers import PositiveShare
 

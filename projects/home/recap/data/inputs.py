@@ -4,8 +4,9 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
-from common.reader.dated_folders import DAY, HOUR, dated_files
+from common.reader.dated_folders import dated_files
 from common.reader.files import DataError, Files, matching_files
+from common.reader.periods import DAY, HOUR
 from projects.home.recap.data.config import DatasetConfig
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,5 @@
 """Mask files, which select the values of a feature that are used."""
 
-import hashlib
 import tokenize
 from pathlib import Path
 
@@ -43,8 +42,3 @@ def read_mask(mask_path: str, width: int, key_path: str) -> tuple[int, ...]:
     if len(kept) == 0:
         raise ConfigError(f"{key_path}: {file} keeps none of {width} values. Keep at least one")
     return tuple(kept.tolist())
-
-
-def mask_digest(mask_path: str) -> str:
-    """Return a digest of the mask file's bytes."""
-    return hashlib.blake2b(user_path(mask_path).read_bytes(), digest_size=16).hexdigest()

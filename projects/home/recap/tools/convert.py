@@ -29,7 +29,7 @@ from common.errors import UserError
 from common.process.arguments import at_least_1
 from common.process.logging import setup_logging
 from common.process.paths import user_path
-from common.reader.dated_folders import DAY, HOUR, Period
+from common.reader.periods import DAY, HOUR, Period
 from common.reader.vectors import Storage
 from projects.home.recap.data.parquet import write_schema_json
 from projects.home.recap.tools.conversion.examples import Absences

@@ -280,7 +280,8 @@ def test_a_run_that_cannot_save_exits_with_status_1(train: Train, tmp_path: Path
 def test_print_config_prints_a_configuration_that_loads_again(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train("--print_config", "runtime.seed=7") == 0
+    with pytest.raises(SystemExit):
+        train("--print_config", "runtime.seed=7")
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["runtime"]["seed"] == 7
     assert not (tmp_path / "run").exists()

@@ -10,9 +10,9 @@ import torch
 from common.errors import ConfigError
 from common.reader.files import DataError
 from projects.twhin.data.batch import EdgeBatch
-from projects.twhin.data.config import TwhinDataConfig
+from projects.twhin.data.config import OperatorSides, Relation, TwhinDataConfig
 from projects.twhin.data.edges import EdgeDataset, check_batching
-from projects.twhin.data.relations import OperatorSides, Relation, Relations
+from projects.twhin.data.relations import Relations
 
 USERS, TWEETS = 900, 500
 

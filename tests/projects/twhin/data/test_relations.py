@@ -1,7 +1,5 @@
-import pytest
-
-from common.errors import ConfigError
-from projects.twhin.data.relations import NamedRelations, OperatorSides, Relations
+from projects.twhin.data.config import OperatorSides
+from projects.twhin.data.relations import Relations
 from tests.support.toy_twhin import MIXED
 
 
@@ -24,24 +22,3 @@ def test_rows_of_each_side():
     relations = mixed()
     assert relations.num_entities["lhs"].tolist() == [11, 11, 11, 7, 7, 7, 11, 11]
     assert relations.num_entities["rhs"].tolist() == [11, 7, 7, 11, 7, 7, 11, 11]
-
-
-@pytest.mark.parametrize(
-    ("content", "facts"),
-    [
-        (None, ["No such file"]),
-        (b"", ["line 1 is empty"]),
-        (b"a\n\nb\n", ["line 2 is empty"]),
-        (b"a\nb\na\n", ["line 3: a is already on line 1", "Names must differ"]),
-        (b"\xff\n", ["'utf-8' codec"]),
-    ],
-)
-def test_a_bad_file_of_names_is_a_config_error(tmp_path, content, facts):
-    path = tmp_path / "names.txt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ConfigError) as caught:
-        NamedRelations(names_path=str(path), lhs="x", rhs="y").read()
-    assert str(caught.value).startswith(f"model.relations.names_path: {path}: ")
-    for fact in facts:
-        assert fact in str(caught.value)

@@ -4,6 +4,7 @@ import pydantic
 import pytest
 
 from projects.twhin.model.config import RankingConfig, TwhinModelConfig
+from projects.twhin.model.relations import build_relations
 
 
 def config(path: Path) -> TwhinModelConfig:
@@ -20,7 +21,7 @@ def config(path: Path) -> TwhinModelConfig:
 def test_relation_names_come_from_a_file(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("/film/actor\nis a\u2028kind of\n", encoding="utf-8")
-    relations = config(path).build_relations()
+    relations = build_relations(config(path))
     assert relations.names == ("/film/actor", "is a\u2028kind of")
     assert relations.operators == ("diagonal", "diagonal")
     assert [(segment.lhs, segment.rhs, segment.relations) for segment in relations.segments] == [

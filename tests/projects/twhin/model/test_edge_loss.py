@@ -12,6 +12,7 @@ from projects.twhin.model.config import RegularizationConfig, TwhinModelConfig
 from projects.twhin.model.edge_loss import edge_loss, penalty
 from projects.twhin.model.losses import Loss
 from projects.twhin.model.negatives import Negatives, draw_negatives
+from projects.twhin.model.relations import build_relations
 from projects.twhin.model.scorer import EdgeScorer
 from tests.support.toy_twhin import (
     LOSSES,
@@ -38,14 +39,14 @@ def lookup_in(tables: Mapping[str, torch.Tensor]) -> Callable[[Mapping[str, torc
 
 def weighted_edges(config: TwhinModelConfig, count: int) -> EdgeBatch:
     weights = np.random.default_rng(1).choice([0.0, 0.5, 2.0], count).tolist()
-    return edge_batch(config.build_relations(), random_edges(config, count), weights)
+    return edge_batch(build_relations(config), random_edges(config, count), weights)
 
 
 def negatives_of(
     config: TwhinModelConfig, batch: EdgeBatch, global_negatives: int = 6, in_batch_negatives: int = 4
 ) -> Negatives:
     torch.manual_seed(0)
-    return draw_negatives(batch, config.build_relations(), global_negatives, in_batch_negatives)
+    return draw_negatives(batch, build_relations(config), global_negatives, in_batch_negatives)
 
 
 def truth(
@@ -182,7 +183,7 @@ def test_every_parameter_and_table_gets_a_gradient(
     """Most relations have no edge in the batch, but other ranks wait for their gradients."""
     config = model_config(comparator=comparator, operator_sides=operator_sides)
     scorer, tables = scorer_of(config), table_rows(config)
-    batch = edge_batch(config.build_relations(), edges)
+    batch = edge_batch(build_relations(config), edges)
     drawn = negatives_of(config, batch)
     torch.autograd.backward(edge_loss(scorer, config, batch, drawn, lookup_in(tables)))
     generator, step = torch.Generator().manual_seed(0), 1e-5
@@ -211,7 +212,7 @@ def test_each_table_is_looked_up_once():
         seen.append({table: len(rows) for table, rows in ids.items()})
         return lookup_in(tables)(ids)
 
-    batch = edge_batch(config.build_relations(), [(0, 0, 1), (0, 1, 1)])
+    batch = edge_batch(build_relations(config), [(0, 0, 1), (0, 1, 1)])
     edge_loss(scorer_of(config), config, batch, negatives_of(config, batch), lookup)
     assert seen == [{"user": 3 + 2 * 6, "tweet": 1 + 2 * 6}]
 
@@ -236,7 +237,7 @@ def test_halves_of_a_batch_average_to_the_whole():
     """Two ranks with the same negatives have the loss of one rank."""
     config = model_config(regularization=RegularizationConfig(l2=0.1))
     scorer, tables = scorer_of(config), table_rows(config)
-    relations = config.build_relations()
+    relations = build_relations(config)
     edges, weights = random_edges(config, 16), np.linspace(0, 1, 16).tolist()
     batches = [edge_batch(relations, edges[part], weights[part]) for part in (slice(16), slice(8), slice(8, 16))]
     drawn = negatives_of(config, batches[0], in_batch_negatives=0)
@@ -275,7 +276,7 @@ def test_relations_with_one_operator_may_use_tables_of_different_dimensions():
         "operators.lhs.translation_4.weight": (1, 4),
         "operators.lhs.translation_6.weight": (1, 6),
     }
-    batch = edge_batch(config.build_relations(), [(0, 0, 1), (3, 1, 4), (5, 1, 3)])
+    batch = edge_batch(build_relations(config), [(0, 0, 1), (3, 1, 4), (5, 1, 3)])
     drawn = negatives_of(config, batch)
     total = edge_loss(scorer, config, batch, drawn, lookup_in(tables))
     np.testing.assert_allclose(total.item(), truth(config, scorer, tables, batch, drawn), rtol=1e-6)

@@ -3,6 +3,7 @@ import torch
 
 from projects.twhin.data.relations import SIDES
 from projects.twhin.model.negatives import draw_negatives
+from projects.twhin.model.relations import build_relations
 from tests.support.toy_twhin import edge_batch, model_config, random_edges
 
 ROWS = {"user": 11, "tweet": 7}
@@ -10,7 +11,7 @@ ROWS = {"user": 11, "tweet": 7}
 
 def test_negatives_have_the_right_counts_and_ranges():
     config = model_config()
-    relations = config.build_relations()
+    relations = build_relations(config)
     batch = edge_batch(relations, random_edges(config, 40))
     torch.manual_seed(0)
     negatives = draw_negatives(batch, relations, 5000, 9)
@@ -31,7 +32,7 @@ def test_negatives_have_the_right_counts_and_ranges():
 
 def test_every_edge_of_the_batch_is_drawn_with_the_same_probability():
     config = model_config()
-    relations = config.build_relations()
+    relations = build_relations(config)
     batch = edge_batch(relations, [(0, 0, 0)] * 6)
     torch.manual_seed(0)
     drawn = [draw_negatives(batch, relations, 0, 2).in_batch["lhs", "user"] for _ in range(600)]
@@ -40,7 +41,7 @@ def test_every_edge_of_the_batch_is_drawn_with_the_same_probability():
 
 def test_small_and_empty_batches_give_fewer_in_batch_negatives():
     config = model_config()
-    relations = config.build_relations()
+    relations = build_relations(config)
     negatives = draw_negatives(edge_batch(relations, [(0, 0, 1), (2, 1, 3)]), relations, 4, 50)
     sizes = {key: len(positions) for key, positions in negatives.in_batch.items()}
     assert sizes == {("lhs", "user"): 2, ("lhs", "tweet"): 0, ("rhs", "user"): 1, ("rhs", "tweet"): 1}
@@ -50,7 +51,7 @@ def test_small_and_empty_batches_give_fewer_in_batch_negatives():
 
 def test_the_same_seed_gives_the_same_negatives():
     config = model_config()
-    relations = config.build_relations()
+    relations = build_relations(config)
     batch = edge_batch(relations, random_edges(config, 40))
     drawn = []
     for _ in range(2):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from projects.twhin.data.relations import Operator
+from projects.twhin.data.config import Operator
 from projects.twhin.model.operators import RelationOperator, identity_init
 from tests.support.toy_twhin import OPERATORS, transformed
 

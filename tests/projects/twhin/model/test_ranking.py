@@ -13,6 +13,7 @@ from projects.twhin.data.evaluation_negatives import EvaluationNegatives
 from projects.twhin.data.relations import SIDES, Relations, Side
 from projects.twhin.model.config import RankingConfig, TwhinModelConfig
 from projects.twhin.model.ranking import Candidates, rank_edges
+from projects.twhin.model.relations import build_relations
 from projects.twhin.model.scorer import EdgeScorer
 from tests.support.toy_twhin import (
     MIXED,
@@ -212,7 +213,7 @@ def test_equal_rows_of_a_large_table_tie(comparator):
     rows, dim = 5003, 33
     config = model_config([relation("fav", "user", "user", "translation")], dim=dim, comparator=comparator)
     config.embeddings.tables[0].__dict__["num_embeddings"] = rows
-    scorer = EdgeScorer(config, config.build_relations())
+    scorer = EdgeScorer(config, build_relations(config))
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(1, dim, generator=generator).repeat(rows, 1)
     table[1::2] *= -1
@@ -261,7 +262,7 @@ def test_lookups_do_not_depend_on_the_edges(monkeypatch):
     monkeypatch.setattr("projects.twhin.model.ranking._LOOKUP_VALUES", 2048 * 6)
     config = model_config(MIXED)
     config.embeddings.tables[0].__dict__["num_embeddings"] = 5000
-    relations = config.build_relations()
+    relations = build_relations(config)
     scorer, tables = EdgeScorer(config, relations), {"user": torch.zeros(5000, 6), "tweet": torch.zeros(7, 6)}
     kinds = []
     for edges in (random_edges(config, 12), [(1, 0, 2)] * 12, [(0, 4, 6)] * 12):

@@ -11,6 +11,7 @@ from common.errors import UserError
 from core.config.config_load import load_config_from_yaml
 from projects.twhin.config import TwhinConfig
 from projects.twhin.data.edges import EdgeDataset
+from projects.twhin.model.relations import build_relations
 from projects.twhin.tools.prepare import main
 
 TRIPLES = "".join(f"e{number}\tr{number % 3}\te{(number * 7) % 50}\n" for number in range(200))
@@ -45,7 +46,7 @@ def test_configuration_fits_the_edges(files, monkeypatch, capsys, kind):
     names = [relation.name for relation in config.model.relation_list]
     assert (out / "relations.txt").read_text().splitlines() == names
     for path, data in config.data_sets().items():
-        dataset = EdgeDataset.open(data, config.model.build_relations(), path)
+        dataset = EdgeDataset.open(data, build_relations(config.model), path)
         edges = sum(int(placed.batch.weights.sum()) for placed in dataset.reader(0, 1).evaluate())
         assert edges == {"triples": 200, "fave-graph": 320 if path == "train_data" else 80}[kind]
 

@@ -4,12 +4,8 @@ import torch
 from common.errors import ConfigError
 from common.optimizers.config import LearningRate, LinearRampToConstant
 from projects.home.recap.data.schema import FeatureWidths
-from projects.home.recap.optimizer import (
-    MultiTaskLearningRates,
-    RecapAdamConfig,
-    RecapOptimizerConfig,
-    build_optimizer,
-)
+from projects.home.recap.optimizer.build import build_optimizer
+from projects.home.recap.optimizer.config import MultiTaskLearningRates, RecapAdamConfig, RecapOptimizerConfig
 from tests.projects.home.recap.model.test_heavy_ranker import SHARE_NONE, SMALL_EMBEDDINGS, build
 
 UNNORMED = "model.featurization_config.double_norm_log_config={}"

@@ -1,0 +1,85 @@
+"""Describes the Heavy Ranker as a project: opens its data, and builds its job from them."""
+
+import logging
+from collections.abc import Mapping
+
+import torch
+
+from common.distributed.world import World
+from common.errors import ConfigError
+from common.numerics import seed_initial_weights
+from common.optimizers.learning_rate import ParameterGroupScheduler
+from common.process.environment import world_size_from_env
+from core.metrics.evaluation_set import EvaluationSet
+from core.models.size import check_size
+from core.project import Job, Project
+from projects.home.recap.config import RecapConfig
+from projects.home.recap.data.dataset import RecapDataset, check_batching
+from projects.home.recap.metrics import check_strata, evaluation_set_metrics, metrics_table
+from projects.home.recap.model.heavy_ranker import HeavyRanker
+from projects.home.recap.model.model_and_loss import ModelAndLoss
+from projects.home.recap.model.small_embeddings import check_table_indices, smallest_table_sizes
+from projects.home.recap.optimizer.build import build_optimizer
+
+logger = logging.getLogger(__name__)
+
+_TRAIN = "train_data"
+
+
+def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
+    """Open the data sets, keyed by their key paths in the configuration, training data first."""
+    small_embeddings = config.model.small_embeddings
+    num_ids = {} if small_embeddings is None else smallest_table_sizes(small_embeddings)
+    datasets: dict[str, RecapDataset] = {}
+    for key_path, data_config in config.data_sets().items():
+        check_batching(data_config, key_path, world_size_from_env())
+        dataset = RecapDataset.open(
+            data_config, list(config.model.tasks), key_path, evaluation=key_path != _TRAIN, num_ids=num_ids
+        )
+        datasets[key_path] = dataset
+        if small_embeddings is not None:
+            check_table_indices(small_embeddings, dataset.widths, key_path)
+        dataset.check_same_features(datasets[_TRAIN], key_path)
+        table = dataset.table
+        logger.info("%s: %s rows in %d file(s), %s", key_path, f"{table.num_rows:,}", table.num_files, table.inputs)
+    check_strata(config.model.stratifiers or (), datasets[_TRAIN].widths)
+    train = datasets[_TRAIN]
+    check_size(lambda: HeavyRanker(config.model, train.widths, train.calibration_rates), "model")
+    return datasets
+
+
+def _build(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World) -> Job:
+    """Build the job from the configuration and its data sets. Every rank builds the same job."""
+    tasks = config.model.tasks
+    seed_initial_weights(config.runtime.seed)
+    ranker = HeavyRanker(config.model, datasets[_TRAIN].widths, datasets[_TRAIN].calibration_rates)
+    pos_weights = [task.pos_weight for task in tasks.values()]
+    model = ModelAndLoss(ranker, pos_weights, config.model.stratifiers or ()).to(world.device)
+
+    def make_optimizer() -> tuple[torch.optim.Optimizer, ParameterGroupScheduler]:
+        rows = config.train_data.global_batch_size // world.size
+        if rows == 1 and any(isinstance(module, torch.nn.BatchNorm1d) for module in model.modules()):
+            raise ConfigError(
+                f"train_data.global_batch_size is {config.train_data.global_batch_size}, which gives each of the "
+                f"{world.size} process(es) one example, but batch norm needs at least two"
+            )
+        return build_optimizer(ranker, config.optimizer)
+
+    train_reader = datasets[_TRAIN].reader(world.rank, world.size)
+    return Job(model, train_reader, _evaluation_sets(config, datasets, world), make_optimizer)
+
+
+def _evaluation_sets(
+    config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World
+) -> dict[str, EvaluationSet]:
+    """Return the evaluation sets, keyed by partition name."""
+    return {
+        key_path.removeprefix("validation_data."): EvaluationSet(
+            dataset.reader(world.rank, world.size), evaluation_set_metrics(config, dataset)
+        )
+        for key_path, dataset in datasets.items()
+        if key_path != _TRAIN
+    }
+
+
+PROJECT = Project(_open_datasets, _build, metrics_table)

@@ -16,7 +16,7 @@ from common.files.durable import sync_descriptor, sync_directory
 
 _PREFIX = ".probe-"
 
-# Errors of flock on a file system without locks. Any other error, such as that of a failing disk, says nothing of locks.
+# Errors of flock on a file system without locks. Another error, such as that of a failing disk, says nothing of locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 

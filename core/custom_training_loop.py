@@ -5,6 +5,7 @@ core/loop/trainer.py trains, and core/evaluation/follower.py evaluates what anot
 """
 
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, Unpack
 
@@ -24,11 +25,14 @@ from core.loop.trainer import Outcome, Trainer
 from core.metrics.evaluation_set import EvaluationSet
 from core.models.dense import as_distributed
 from core.models.interface import DistributedModel
+from core.run.agreement import check_components
 from core.run.components import Components, TrainingComponents
 from core.run.directory import FollowerDirectory, RunDirectory
 from core.run.session import Session
 from core.run.start import find_start
 from core.run.state import TrainingState
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["FollowOptions", "FollowerOutcome", "Outcome", "TrainOptions", "only_evaluate", "train"]
 
@@ -96,12 +100,15 @@ def train(
     )
     directory = RunDirectory(config.training.save_dir)
     with Session(config.runtime, world, directory) as session:
+        check_components(components)
         train_reader.check_trainable()
         retention = configured_retention(components)
         session.lock_save_dir()
         with find_start(components, retention) as start:
             state = world.consensus.on_all_ranks(lambda: start.restore(components))
         _begin(components, session, directory, state, is_resumed=start.is_resumed)
+        if start.summary:
+            logger.info("%s", start.summary)
         components.model.replicate()
         return Trainer(components, session, directory, retention, state).fit()
 
@@ -145,6 +152,7 @@ def only_evaluate(
     )
     directory = FollowerDirectory(config.training.save_dir)
     with Session(config.runtime, world, directory) as session:
+        check_components(components)
         train_reader.check_trainable()
         if not evaluation_sets:
             raise UserError("nothing to evaluate on: the configuration has no validation data")

@@ -24,6 +24,7 @@ from core.command_line import Command
 from core.config.training import JobConfig
 from core.metrics.evaluation_set import EvaluationSet
 from core.models.interface import DistributedModel
+from core.run.agreement import check_agreement, library_versions
 from core.run.directory import RunDirectory
 from core.run.lost_rank import report_lost_rank
 
@@ -64,12 +65,14 @@ class Project(Generic[C, D]):
       open_data: opens the data sets. Raises UserError if they are invalid, before a process group or a GPU is used.
       build: builds the job from a configuration and its data. Collective.
       metrics_table: formats an evaluation's metrics as a readable table.
+      identify_data: returns JSON values that identify the opened data. All ranks must return the same.
       group_of_one: whether the model needs a process group even in a world of one.
     """
 
     open_data: Callable[[C], D]
     build: Callable[[C, D, World], Job]
     metrics_table: Callable[[Measurement], str]
+    identify_data: Callable[[D], Mapping[str, Any]] = field(default=lambda _: {}, kw_only=True)
     group_of_one: bool = field(default=False, kw_only=True)
 
 
@@ -95,10 +98,18 @@ def run_project(project: Project[C, D], command: Command[C]) -> int:
         flight_record=directory.path / "flight-recorder-rank-",
     ) as world:
         with report_lost_rank(world, lambda: "building the model", directory.checkpoints):
+            _check_ranks(project, command, data, world)
             job = project.build(config, data, world)
         if command.mode == "evaluate":
             return _evaluate(project, config, job, world)
         return _train(project, command, job, world)
+
+
+def _check_ranks(project: Project[C, D], command: Command[C], data: D, world: World) -> None:
+    """Raise UserError on all ranks if they differ in what building the job depends on. Collective."""
+    options = {f"--{name}": getattr(command, name) for name in ("mode", "overwrite_save_dir", "debug_loop")}
+    facts = options | {"versions": library_versions()}
+    check_agreement(world, lambda: [command.config.model_dump(mode="json"), facts, dict(project.identify_data(data))])
 
 
 def _train(project: Project[C, D], command: Command[C], job: Job, world: World) -> int:

@@ -5,6 +5,7 @@ This module knows nothing about sharding: for a sharded tensor, each rank passes
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import pickle
@@ -57,8 +58,11 @@ class CheckpointReader:
         self._verified: set[str] = set()
         with self._reading(), contextlib.ExitStack() as stack:
             self._lock = stack.enter_context(_locked_manifest(path))
-            self._manifest = parse_manifest(path, self._lock.read())
+            content = self._lock.read()
+            self._manifest = parse_manifest(path, content)
             stack.pop_all()
+        self.digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        """Digest of the manifest, which has the digests of all files."""
 
     def __enter__(self) -> Self:
         return self

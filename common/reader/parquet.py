@@ -92,6 +92,8 @@ class ParquetTable:
         self._dtypes: dict[Hashable, np.dtype[Any]] = {}
         self.column_names: set[str] = set()
         """Names of all columns of the files."""
+        self.files: dict[str, str] = {}
+        """Number of rows and digest of the footer of each file, by its path below the common folder."""
         in_files: list[int] = []
         digest = hashlib.blake2b(digest_size=16)
         folder = os.path.commonpath([path.parent for path in self._paths])
@@ -99,11 +101,13 @@ class ParquetTable:
             metadata = self._open(path)
             self._first_group.append(len(in_files))
             in_files.extend(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-            name = os.fsencode(path.relative_to(folder))
+            name = path.relative_to(folder)
             try:
-                digest.update(name + b"\n" + _footer_bytes(path))
+                footer = _footer_bytes(path)
             except OSError as error:
                 raise DataError(f"{path}: cannot read this file: {error}") from error
+            digest.update(os.fsencode(name) + b"\n" + footer)
+            self.files[str(name)] = f"{metadata.num_rows} rows, {hashlib.blake2b(footer, digest_size=8).hexdigest()}"
         ends = np.cumsum(np.asarray(in_files, dtype=np.int64))
         num_rows = int(ends[-1]) if len(ends) else 0
         if num_rows == 0:

@@ -8,6 +8,7 @@ from common.checkpointing.reader import CheckpointReader, open_on_all_ranks
 from common.checkpointing.retention import CheckpointRetention
 from common.process.paths import user_path
 from common.reader.order import Position
+from core.run.agreement import check_agreement
 from core.run.components import TrainingComponents
 from core.run.directory import RunDirectory
 from core.run.identity import check_same_run, run_environment
@@ -21,6 +22,8 @@ class Start(contextlib.AbstractContextManager["Start"]):
     """The start of a run. Leaving the `with` block closes its checkpoint."""
 
     is_resumed = False
+    summary = ""
+    """Where training begins, for a log line once all ranks have restored their state. Empty for a fresh run."""
 
     def __exit__(self, *_: object) -> None:
         """Do nothing, because there is no checkpoint to close."""
@@ -61,7 +64,7 @@ class WarmStart(_StartFromCheckpoint):
     def restore(self, components: TrainingComponents) -> TrainingState:
         """Load the checkpoint's weights."""
         load_model(components.model, self._checkpoint)
-        logger.info("warm start: weights from %s", self._checkpoint.path)
+        self.summary = f"warm start: weights from {self._checkpoint.path}"
         return _first_state(components)
 
 
@@ -82,7 +85,7 @@ class Resume(_StartFromCheckpoint):
                 logger.info("%s: %s before, %s now; the last bits of results may differ", name, before, current[name])
         load_model(components.model, checkpoint)
         load_optimizer(components.model, components.optimizer, checkpoint)
-        logger.info("continuing after step %d from %s", state.step, checkpoint.path)
+        self.summary = f"continuing after step {state.step} from {checkpoint.path}"
         return state
 
 
@@ -91,6 +94,7 @@ def find_start(components: TrainingComponents, retention: CheckpointRetention) -
 
     Raises:
       CheckpointError: all checkpoints in save_dir are damaged, or the initial checkpoint cannot be used.
+      UserError: ranks have different initial checkpoints at the same path.
     """
     world, initial = components.world, components.config.training.initial_checkpoint_dir
     newest = None if components.overwrite_save_dir else retention.open_newest(world)
@@ -99,7 +103,10 @@ def find_start(components: TrainingComponents, retention: CheckpointRetention) -
     if initial is not None:
         path = user_path(initial)
         found = world.consensus.broadcast_from_rank_zero(lambda: find_checkpoints(path)[-1])
-        return WarmStart(open_on_all_ranks(found, world))
+        checkpoint = open_on_all_ranks(found, world)
+        # Unlike save_dir, it may be on a disk of each machine.
+        check_agreement(world, lambda: [{f"content of {found}": checkpoint.digest}])
+        return WarmStart(checkpoint)
     return FreshRun()
 
 

@@ -1,8 +1,14 @@
 """Describes TwHIN as a project: opens its data, and builds its job from them."""
 
 import functools
+import importlib.metadata
 import logging
+import zlib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from common.distributed.world import World
 from common.numerics import seed_initial_weights
@@ -13,11 +19,13 @@ from core.models.sharded import ShardedModel, shard
 from core.models.size import check_size
 from core.models.table_rows import mean_norms, set_rows
 from core.project import Job, Project
+from core.run.agreement import check_agreement
 from projects.twhin.config import TwhinConfig
 from projects.twhin.data.edges import EdgeDataset, check_batching
 from projects.twhin.data.evaluation_negatives import EvaluationNegatives
 from projects.twhin.data.known_edges import KnownEdges, open_known_edges
 from projects.twhin.data.relations import Relations
+from projects.twhin.data.vocabulary import vocabulary_digest
 from projects.twhin.metrics import metrics_table, partition_metrics
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.pretrained import check_vocabulary, pretrained_rows, pretrained_source
@@ -41,11 +49,13 @@ class _Data:
       relations: relations of the model.
       datasets: data sets by key path, training data first.
       known_edges: tables of metrics.known_edges.
+      vocabularies: digests of the vocabulary files, by table.
     """
 
     relations: Relations
     datasets: dict[str, EdgeDataset]
     known_edges: list[ParquetTable]
+    vocabularies: dict[str, str]
 
 
 def _open_data(config: TwhinConfig) -> _Data:
@@ -56,10 +66,24 @@ def _open_data(config: TwhinConfig) -> _Data:
         datasets[key_path] = EdgeDataset.open(data_config, relations, key_path)
         table = datasets[key_path].table
         logger.info("%s: %s edges in %d file(s), %s", key_path, f"{table.num_rows:,}", table.num_files, table.inputs)
+    vocabularies = {}
     for table_config in config.model.embeddings.tables:
         check_vocabulary(table_config)
+        if table_config.vocab is not None:
+            vocabularies[table_config.name] = vocabulary_digest(Path(table_config.vocab))
     check_size(lambda: EdgeScorer(config.model, relations), "model")
-    return _Data(relations, datasets, open_known_edges(config.metrics.known_edges, relations))
+    return _Data(relations, datasets, open_known_edges(config.metrics.known_edges, relations), vocabularies)
+
+
+def _identify(data: _Data) -> dict[str, Any]:
+    """Return what identifies the data and the libraries that shard the tables."""
+    tables = {key_path: dataset.table for key_path, dataset in data.datasets.items()}
+    tables |= {f"metrics.known_edges[{index}]": table for index, table in enumerate(data.known_edges)}
+    return {key_path: {"rows": table.fingerprint, "files": dict(table.files)} for key_path, table in tables.items()} | {
+        "vocabularies": data.vocabularies,
+        "model.relations": list(data.relations.names),
+        "versions": {"torchrec": importlib.metadata.version("torchrec")},
+    }
 
 
 def _build(config: TwhinConfig, data: _Data, world: World) -> Job:
@@ -93,9 +117,19 @@ def _start_from_pretrained(model: ShardedModel, config: TwhinModelConfig, world:
     # Rank 0 chooses for all ranks: a run that is still training may save another checkpoint in between.
     sources = world.consensus.broadcast_from_rank_zero(lambda: [pretrained_source(table) for table in tables])
     weights = model.tables()
-    for table, source in zip(tables, sources, strict=True):
-        for rows, values in pretrained_rows(table, source):
-            set_rows(weights[table.name], rows, values)
+    checksums: dict[str, int] = {}
+
+    def set_pretrained_rows() -> None:
+        for table, source in zip(tables, sources, strict=True):
+            checksum = 0
+            for rows, values in pretrained_rows(table, source):
+                set_rows(weights[table.name], rows, values)
+                checksum = zlib.crc32(np.ascontiguousarray(values).data, zlib.crc32(rows.data, checksum))
+            checksums[f"rows of {source} for the table {table.name}"] = checksum
+
+    world.consensus.on_all_ranks(set_pretrained_rows)
+    # Each rank has set its own part of a table from the files that it sees.
+    check_agreement(world, lambda: [checksums])
 
 
 def _mean_norms(model: ShardedModel, tables: list[str]) -> dict[str, float]:
@@ -118,4 +152,4 @@ def _evaluation_sets(config: TwhinConfig, data: _Data, world: World) -> dict[str
     return evaluation_sets
 
 
-PROJECT = Project(_open_data, _build, metrics_table, group_of_one=True)
+PROJECT = Project(_open_data, _build, metrics_table, identify_data=_identify, group_of_one=True)

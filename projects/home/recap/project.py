@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -48,6 +49,11 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
     return datasets
 
 
+def _identify(datasets: Mapping[str, RecapDataset]) -> dict[str, Any]:
+    """Return what identifies the data sets: their files and the features that are read from them."""
+    return {key_path: dataset.identity() for key_path, dataset in datasets.items()}
+
+
 def _build(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World) -> Job:
     """Build the job from the configuration and its data sets. Every rank builds the same job."""
     tasks = config.model.tasks
@@ -82,4 +88,4 @@ def _evaluation_sets(
     }
 
 
-PROJECT = Project(_open_datasets, _build, metrics_table)
+PROJECT = Project(_open_datasets, _build, metrics_table, identify_data=_identify)

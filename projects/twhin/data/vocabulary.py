@@ -1,5 +1,6 @@
 """Vocabularies: Parquet files with the columns entity and index, which assign an entity to each row of a table."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,15 @@ def write_vocabulary(path: Path, entities: pa.Array) -> None:
     path.parent.mkdir(exist_ok=True)
     table = pa.table({"entity": entities, "index": np.arange(len(entities))})
     pq.write_table(table, path, compression="zstd")
+
+
+def vocabulary_digest(path: Path) -> str:
+    """Return a digest of a vocabulary file's bytes. Raises DataError if it cannot be read."""
+    try:
+        with user_path(path).open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read this file as a vocabulary: {error}") from error
 
 
 def read_vocabulary(path: Path) -> pa.Array:

@@ -221,7 +221,7 @@ def _log_count(blocks: Iterator[Rows], table: EmbeddingBagConfig, source: Path, 
         count += len(rows.indices)
         yield rows
     logger.info(
-        "table %s: initialized %s of %s rows from %s, matched by %s",
+        "table %s: read initial values of %s of %s rows from %s, matched by %s",
         table.name,
         f"{count:,}",
         f"{table.num_embeddings:,}",

@@ -1,7 +1,7 @@
 """A data set of the Heavy Ranker: opens its files and builds batches from them."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -109,6 +109,11 @@ class RecapDataset:
             prefetch=PrefetchOptions.from_config(self._config),
             sampling=self._sampling,
         )
+
+    def identity(self) -> dict[str, Any]:
+        """Return JSON values that identify the rows and the features that are read, by name."""
+        features = {name: feature.description() for name, feature in self.features.items()}
+        return {"rows": self.table.fingerprint, "files": dict(self.table.files), "features": features}
 
     def check_same_features(self, train: "RecapDataset", key_path: str) -> None:
         """Raise ConfigError if this data set's features differ from those of the training data.

@@ -1,6 +1,7 @@
 """Reads and checks the segdense schema, which lists the features of the records."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,14 @@ class Feature:
     keep: int
     positions: tuple[int, ...] | None = None
     narrow: torch.dtype | None = None
+
+    def description(self) -> str:
+        """Return a text that differs if other values are read."""
+        used = f"{self.keep} of the {self.width} values of '{self.column}'"
+        if self.positions is None:
+            return used
+        digest = hashlib.blake2b(json.dumps(self.positions).encode(), digest_size=8).hexdigest()
+        return f"{used}, selected by a mask with digest {digest}"
 
 
 def read_features(config: RecapDataConfig, key_path: str) -> dict[str, Feature]:

@@ -33,7 +33,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    is_word = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text) is not None  # PyYAML quotes yes, null and the like
+    is_word = re.fullmatch(r"[A-Za-z_/][A-Za-z0-9_./-]*", text) is not None  # PyYAML quotes yes, null and the like
     style = None if is_word else "'" if text.isprintable() else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 

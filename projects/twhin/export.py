@@ -77,9 +77,8 @@ def export(checkpoint: Path, out: Path) -> list[ExportedTable]:
       UserError: the checkpoint is missing, damaged or not from TwHIN, a vocabulary cannot be read or does not fit its
         table, or `out` cannot be written.
     """
-    with CheckpointReader(checkpoint) as source:
-        source.verify()
-        return _export(source, out)
+    with CheckpointReader(checkpoint) as source, atomic_directory(out) as partial:
+        return _export(source, partial)
 
 
 def _export(checkpoint: CheckpointReader, out: Path) -> list[ExportedTable]:
@@ -95,17 +94,17 @@ def _export(checkpoint: CheckpointReader, out: Path) -> list[ExportedTable]:
                 "save_dir"
             )
     vocabularies = {name: read_table_vocabulary(table) for name, table in config.tables.items()}
+    checkpoint.verify()
+    logger.info("exporting %s", checkpoint.path)
     exported = []
-    with atomic_directory(out) as partial:
-        logger.info("exporting %s", checkpoint.path)
-        for name, table in config.tables.items():
-            entities = vocabularies.pop(name)
-            values = read_table(checkpoint, name, sizes[name])
-            num_rows = len(values) if entities is None else len(entities)
-            write_embeddings(partial / f"{name}.parquet", entities, values[:num_rows])
-            exported.append(ExportedTable(name, num_rows, len(values) - num_rows, values.shape[1], table.vocab))
-            del values  # free the memory before reading the next table
-        _write_operators(partial, config, read_operators(checkpoint))
+    for name, table in config.tables.items():
+        entities = vocabularies.pop(name)
+        values = read_table(checkpoint, name, sizes[name])
+        num_rows = len(values) if entities is None else len(entities)
+        write_embeddings(out / f"{name}.parquet", entities, values[:num_rows])
+        exported.append(ExportedTable(name, num_rows, len(values) - num_rows, values.shape[1], table.vocab))
+        del values  # free the memory before reading the next table
+    _write_operators(out, config, read_operators(checkpoint))
     return exported
 
 

@@ -7,8 +7,11 @@ import argparse
 import sys
 from pathlib import Path
 
+import pydantic
+
 from common.errors import UserError
 from common.files.atomic_directory import atomic_directory
+from common.modules.embedding.config import TableName
 from common.process.program import ArgumentParser, run
 from common.reader.files import matching_files, unique_files
 from projects.twhin.tools.bipartite import FORMATS, SplitChunks, prepare_bipartite
@@ -105,9 +108,12 @@ def _parse_args() -> argparse.Namespace:
 
 
 def _table_name(text: str) -> str:
-    if not text or set(text) & {"/", "."}:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be a table name. Give a name without '.' and '/'")
-    return text
+    try:
+        name: str = pydantic.TypeAdapter(TableName).validate_python(text)
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise argparse.ArgumentTypeError(f"{text!r} is invalid: {problem}") from error
+    return name
 
 
 if __name__ == "__main__":

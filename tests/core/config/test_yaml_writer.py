@@ -42,3 +42,7 @@ def test_a_document_in_flow_style_and_a_scalar_are_one_line():
     assert to_yaml({"a": 1, "b": ["x", "1"]}, flow=True) == "{a: 1, b: [x, '1']}\n"
     assert [to_yaml(scalar) for scalar in ("a", "1", "a\nb", 5, None)] == ["a\n", "'1'\n", '"a\\nb"\n', "5\n", "null\n"]
     assert to_yaml({"b": 1, "a": []}) == "b: 1\na: []\n"
+
+
+def test_paths_without_odd_characters_need_no_quotes():
+    assert to_yaml(["runs/a-b.c", "/tmp/x_1"]) == "- runs/a-b.c\n- /tmp/x_1\n"

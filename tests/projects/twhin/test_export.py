@@ -150,6 +150,13 @@ def test_existing_directory_is_not_touched(run, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
+def test_the_directory_is_tried_before_the_checkpoint_is_read(copied, tmp_path):
+    next(copied.glob("*.distcp")).write_bytes(b"x")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"^--out {tmp_path}/file/out: "):
+        export(copied, tmp_path / "file" / "out")
+
+
 def test_program_reports_the_checkpoint_and_the_files(run, tmp_path, monkeypatch, capsys):
     arguments = ["--checkpoint", str(run[0]), "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["", *arguments])

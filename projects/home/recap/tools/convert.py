@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import UserError
+from common.files.abilities import why_locks_do_not_work
+from common.files.atomic_directory import target_of
 from common.process.arguments import at_least_1
 from common.process.logging import setup_logging
 from common.process.paths import user_path
@@ -71,6 +73,7 @@ def main() -> int:
         _check_dated(plan, out, inputs, dated)
     with _claimed(out, output_format):
         _write_schema(out, output_format)
+        _create_folders(out, plan)
         start = time.perf_counter()
         outcomes = _convert_all(plan, output_format, args.processes)
         seconds = time.perf_counter() - start
@@ -174,8 +177,12 @@ def _claimed(out: Path, output_format: OutputFormat) -> Iterator[None]:
       UserError: `out` cannot be written, another conversion holds the lock, or `out` has files of another format.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        target_of(out).mkdir(parents=True, exist_ok=True)
+        if (problem := why_locks_do_not_work(out)) is not None:
+            logger.warning("--out %s: never run two conversions here at a time, because locks fail: %s", out, problem)
         lock = (out / ".conversion").open("a+")
+    except FileExistsError:
+        raise UserError(f"--out {out} exists and is not a directory. Give another --out") from None
     except OSError as error:
         raise UserError(f"--out {out}: cannot write to this directory: {error.strerror}") from error
     with lock:
@@ -185,6 +192,8 @@ def _claimed(out: Path, output_format: OutputFormat) -> Iterator[None]:
             raise UserError(
                 f"--out {out}: another conversion is writing to this directory. Wait for it, or give another --out"
             ) from None
+        except OSError:  # no locks here; warned above
+            pass
         lock.seek(0)
         if (digest := lock.read()) not in ("", output_format.digest):
             if any(out.rglob("*.parquet")):
@@ -210,6 +219,15 @@ def _write_schema(out: Path, output_format: OutputFormat) -> None:
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot write this file: {error.strerror}") from error
+
+
+def _create_folders(out: Path, plan: ConversionPlan) -> None:
+    """Create the folders of the outputs, so that one that cannot be created is reported before the work."""
+    try:
+        for folder in sorted({conversion.output.parent for conversion in plan.conversions}):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot create the folder {error.filename}: {error.strerror}") from error
 
 
 class _SharedState(NamedTuple):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from common.errors import UserError
-from common.files.atomic_directory import atomic_directory
+from common.files.atomic_directory import atomic_directory, target_of
 from common.files.embedding_files import EmbeddingFile
 from common.process.logging import setup_logging
 from common.process.paths import user_path
@@ -130,11 +130,11 @@ def join_embeddings(data: Path, out: Path, sources: Mapping[str, EmbeddingSource
     files = unique_files((path for path in found if path.suffix == ".parquet"), f"--data {data}")
     if not files:
         raise UserError(f"--data {data}: no *.parquet files in this directory or below it")
-    if out.resolve().is_relative_to(data.resolve()):
+    if target_of(out).is_relative_to(data.resolve()):
         raise UserError(f"--out {out} is inside --data {data}. Give a directory outside it")
-    embeddings = {path: _Embeddings(path) for path in {source.path for source in sources.values()}}
-    joined = {column: JoinedColumn(source, embeddings[source.path].dim) for column, source in sources.items()}
     with atomic_directory(out) as partial:
+        embeddings = {path: _Embeddings(path) for path in {source.path for source in sources.values()}}
+        joined = {column: JoinedColumn(source, embeddings[source.path].dim) for column, source in sources.items()}
         for path in files:
             output = partial / path.relative_to(data)
             output.parent.mkdir(parents=True, exist_ok=True)

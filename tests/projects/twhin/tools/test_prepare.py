@@ -64,7 +64,7 @@ def test_errors_leave_nothing_behind(files, monkeypatch):
         ),
         (
             ("triples", "--train", files / "triples.tsv", "--entity_type", "a/b"),
-            ["--entity_type", "'a/b'", "'.' and '/'"],
+            ["--entity_type", "'a/b'", "'.', '/' or"],
         ),
         (("triples",), ["required: --train"]),
     ):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import UserError
+from common.files.atomic_directory import target_of
 from common.files.table_writer import TableWriter
 from common.process.paths import user_path
 from common.reader.files import (
@@ -36,6 +37,8 @@ DIFFERENT_FORMAT = "a different schema, tasks, features, truncation, masks, --li
 _STAMP = "recap.converted_from"
 _SUFFIXES = (".gz", ".tfrecord", ".tfrecords")
 _READ_AHEAD = 2**18
+# File systems allow 255 bytes, of which TableWriter uses some for an unfinished file.
+_MAX_NAME_IN_BYTES = 240
 
 
 class FileConversion(NamedTuple):
@@ -113,11 +116,23 @@ def plan_conversion(inputs: str, out: Path, output_format: OutputFormat) -> Conv
             raise UserError(
                 f"{source_of[output]} and {source} would both be converted to {output}. Convert them separately"
             )
+        if len(os.fsencode(output.name)) > _MAX_NAME_IN_BYTES:
+            raise UserError(f"{source}: the name is too long for an output. Use at most {_MAX_NAME_IN_BYTES} bytes")
         source_of[output] = source
-        if output.exists() and _is_finished(source, output, output_format):
+        try:
+            is_finished = output.exists() and _is_finished(source, output, output_format)
+        except OSError as error:
+            raise UserError(f"--out {out}: cannot read {output}: {error.strerror}") from error
+        if is_finished:
             plan.finished.append(output)
         else:
             plan.conversions.append(FileConversion(source, output, _size(source)))
+    folders = {folder for output in source_of for folder in output.parents}
+    if both := sorted(folders & source_of.keys()):
+        raise UserError(
+            f"{source_of[both[0]]} would be converted to {both[0]}, which is also a folder of other outputs. Convert "
+            "them separately"
+        )
     plan.unrelated.extend(_unrelated_outputs(out, source_of))
     return plan
 
@@ -199,7 +214,7 @@ def _find(inputs: str, out: Path) -> tuple[Path, list[Path]]:
     else:
         found = glob.glob(str(path), recursive=True, include_hidden=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
         matches, hidden = visible_files(map(Path, found), base, pattern)
-    inside = out.resolve()
+    inside = target_of(out)
     warn_about_hidden([file for file in hidden if not file.resolve().is_relative_to(inside)], inputs)
     return base, unique_files((file for file in matches if not file.resolve().is_relative_to(inside)), inputs)
 

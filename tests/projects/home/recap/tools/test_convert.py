@@ -1,6 +1,7 @@
 """Runs the command as a user does. conversion/test_files.py tests the conversion of a single file."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -24,6 +25,7 @@ from projects.home.recap.data.dataset import RecapDataset
 from projects.home.recap.tools import convert
 from tests.projects.home.recap.tools.conversion.test_examples import SCHEMA, read_by_tensorflow
 from tests.projects.home.recap.tools.conversion.test_tfrecords import WRITTEN_BY_TENSORFLOW
+from tests.support.preload import preloaded
 from tests.support.programs import TIMEOUT_IN_S, wait_for_line
 from tests.support.root import ROOT
 
@@ -395,5 +397,29 @@ def test_a_schema_from_elsewhere_is_not_overwritten(converted, tmp_path, monkeyp
 def test_an_output_directory_that_is_a_file_is_an_error(converted, tmp_path, monkeypatch):
     (tmp_path / "out").touch()
     message = user_error(monkeypatch, *converted.arguments, "--out", str(tmp_path / "out"))
-    assert message.startswith(f"--out {tmp_path}/out: ")
-    assert message.endswith("File exists")
+    assert message.startswith(f"--out {tmp_path}/out exists and is not a directory")
+    message = user_error(monkeypatch, *converted.arguments, "--out", str(tmp_path / "out" / "deeper"))
+    assert message.startswith(f"--out {tmp_path}/out/deeper: ")
+    assert message.endswith("Not a directory")
+
+
+def test_a_folder_that_cannot_be_created_is_an_error_before_the_conversion(converted, tmp_path, monkeypatch):
+    (tmp_path / "2023").touch()
+    message = user_error(monkeypatch, *converted.arguments, "--out", str(tmp_path))
+    assert message.startswith(f"--out {tmp_path}: cannot create the folder {tmp_path}/2023/02/01/00: ")
+    assert files(tmp_path) == ["2023", "schema.json"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", [{"flock": 0}, {"flock": errno.ENOLCK}])
+def test_a_directory_without_locks_is_converted_to_with_a_warning(converted, tmp_path, monkeypatch, fault):
+    """The directory is a link to one that does not exist yet."""
+    (tmp_path / "link").symlink_to("out")
+    for name, value in preloaded(fault).items():
+        monkeypatch.setenv(name, value)
+    inputs = ["--inputs", str(WRITTEN_BY_TENSORFLOW / "part-00002.tfrecords")]
+    status, stdout, stderr = run(*converted.arguments, *inputs, "--out", str(tmp_path / "link"))
+    assert status == 0, stderr
+    assert f"--out {tmp_path}/link: never run two conversions here at a time" in stderr
+    assert stdout.startswith("converted      1 file(s)")
+    assert files(tmp_path / "out") == ["part-00002.parquet", "schema.json"]

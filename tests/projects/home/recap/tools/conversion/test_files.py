@@ -212,6 +212,25 @@ def test_hidden_files_and_outputs_below_a_relative_path_are_skipped(tree, monkey
     ]
 
 
+def test_an_output_in_the_place_of_a_folder_is_an_error(tmp_path):
+    (tmp_path / "in" / "a.parquet").mkdir(parents=True)
+    for name in ("a.gz", "a.parquet/b.gz"):
+        shutil.copy(WRITTEN_BY_TENSORFLOW / LARGE, tmp_path / "in" / name)
+    with pytest.raises(UserError, match=r"in/a\.gz would be converted to .*/out/a\.parquet, .*folder"):
+        plan_conversion(str(tmp_path / "in"), tmp_path / "out", FORMAT)
+
+
+def test_a_name_that_is_too_long_for_an_output_is_an_error_before_the_conversion(tmp_path):
+    (tmp_path / "in").mkdir()
+    longest = "x" * (240 - len(".parquet"))
+    shutil.copy(WRITTEN_BY_TENSORFLOW / LARGE, tmp_path / "in" / longest)
+    [conversion] = plan_conversion(str(tmp_path / "in"), tmp_path / "out", FORMAT).conversions
+    convert(conversion.source, conversion.output)
+    (tmp_path / "in" / longest).rename(tmp_path / "in" / f"{longest}x")
+    with pytest.raises(UserError, match=f"in/{longest}x: the name is too long"):
+        plan_conversion(str(tmp_path / "in"), tmp_path / "out", FORMAT)
+
+
 def test_two_sources_of_one_output_are_an_error(tree, tmp_path):
     (tree / "2023/02/01/00/part-00000.tfrecord").touch()
     with pytest.raises(UserError, match=r"part-00000\.gz .*part-00000\.tfrecord .*part-00000\.parquet"):

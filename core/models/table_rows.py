@@ -62,8 +62,10 @@ def mean_norms(weights: Mapping[str, ShardedTensor]) -> dict[str, float]:
         squares = torch.zeros(weight.size()[0], dtype=torch.float64)
         for local in weight.local_shards():
             first, num_rows = local.metadata.shard_offsets[0], local.metadata.shard_sizes[0]
-            row_norms = torch.linalg.vector_norm(local.tensor, dim=1, dtype=torch.float64)
-            squares[first : first + num_rows] += row_norms.square().cpu()
+            for begin in range(0, num_rows, _ROWS_PER_DRAW):  # a float64 copy of the whole shard would not fit
+                rows = local.tensor[begin : begin + _ROWS_PER_DRAW]
+                row_norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+                squares[first + begin : first + begin + len(rows)] += row_norms.square().cpu()
         dist.all_reduce(squares)
         norms[table] = squares.sqrt().mean().item()
     return norms

@@ -1,4 +1,4 @@
-"""Configures Weights & Biases, and checks its key file.
+"""Configures Weights & Biases, and checks its key file and its environment variables.
 
 `common.tracking.wandb` holds the tracker that sends measurements to it.
 """
@@ -6,7 +6,8 @@
 import os
 import re
 import stat
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import pydantic
 
@@ -14,11 +15,56 @@ from common.errors import ConfigError
 from common.process.paths import user_path
 from core.config.base_config import BaseConfig
 
+_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
+_MAX_NAME, _MAX_TAG = 128, 64
+_NOT_IN_A_PROJECT = "/\\#?%:"
+
+
+def _check_host(host: str) -> str:
+    if not re.match(r"https?://[^/]", host):
+        raise ValueError("expected a URL such as https://api.wandb.ai")
+    if re.search(r"^https?://(\w+\.)?wandb\.ai\b", host) and not host.startswith("https://api."):
+        raise ValueError("this is W&B's web site; the server is https://api.wandb.ai")
+    return host
+
+
+def _check_project(project: str) -> str:
+    if not 1 <= len(project) <= _MAX_NAME or any(character in project for character in _NOT_IN_A_PROJECT):
+        raise ValueError(
+            f"a project name has 1 to {_MAX_NAME} characters, but none of {' '.join(_NOT_IN_A_PROJECT)}. To choose a "
+            "team, set entity"
+        )
+    return project
+
+
+def _check_entity(entity: str) -> str:
+    if not entity or "/" in entity:
+        raise ValueError("a user or team has a name without slashes; the project is a key of its own")
+    return entity
+
+
+def _check_tag(tag: str) -> str:
+    if not 1 <= len(tag) <= _MAX_TAG:
+        raise ValueError(f"a tag has 1 to {_MAX_TAG} characters, but this one has {len(tag)}")
+    return tag
+
+
+def _check_mode(mode: str) -> str:
+    if mode not in _MODES:
+        raise ValueError(f"allowed: {', '.join(_MODES)}")
+    return mode
+
+
+def _check_timeout(seconds: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?", seconds):
+        raise ValueError("expected a number of seconds")
+    return seconds
+
 
 class WandbConfig(BaseConfig):
     """Settings of Weights & Biases. Without an API key, the run is recorded offline."""
 
-    host: str | None = pydantic.Field(
+    host: Annotated[str, pydantic.AfterValidator(_check_host)] | None = pydantic.Field(
         None, description="URL of the W&B server; null uses WANDB_BASE_URL, or the public https://api.wandb.ai."
     )
     key_path: str | None = pydantic.Field(
@@ -27,35 +73,49 @@ class WandbConfig(BaseConfig):
         description="File that contains only the API key and that only its owner can read (chmod 600); "
         "null uses WANDB_API_KEY or ~/.netrc.",
     )
-    name: str | None = pydantic.Field(None, description="Name of the run; null lets W&B choose one.")
-    entity: str | None = pydantic.Field(
+    name: str | None = pydantic.Field(
+        None, min_length=1, max_length=_MAX_NAME, description="Name of the run; null lets W&B choose one."
+    )
+    entity: Annotated[str, pydantic.AfterValidator(_check_entity)] | None = pydantic.Field(
         None, description="User or team that owns the run; null uses the key's default."
     )
-    project: str | None = pydantic.Field(
+    project: Annotated[str, pydantic.AfterValidator(_check_project)] | None = pydantic.Field(
         None, description="W&B project; null lets W&B name it after the repository or the program."
     )
-    tags: list[str] = pydantic.Field([], description="Tags of the run.")
+    tags: list[Annotated[str, pydantic.AfterValidator(_check_tag)]] = pydantic.Field([], description="Tags of the run.")
     notes: str | None = pydantic.Field(None, description="Longer description of the run.")
     metadata: dict[str, Any] | None = pydantic.Field(
         None, description="Any other values that help to find the run. Stored under 'metadata' in the run's config."
     )
 
-    @pydantic.field_validator("host")
-    @classmethod
-    def _host_is_a_url(cls, host: str | None) -> str | None:
-        if host is not None and not re.match(r"https?://[^/]", host):
-            raise ValueError("expected a URL such as https://api.wandb.ai")
-        return host
+
+# Variables that W&B reads itself, with the field that overrides each.
+_VARIABLES: tuple[tuple[str, str | None, Callable[[str], str]], ...] = (
+    ("WANDB_BASE_URL", "host", _check_host),
+    ("WANDB_ENTITY", "entity", _check_entity),
+    ("WANDB_PROJECT", "project", _check_project),
+    ("WANDB_MODE", None, _check_mode),
+    ("WANDB_INIT_TIMEOUT", None, _check_timeout),
+)
 
 
-def check_key_file(config: WandbConfig) -> None:
-    """Raise ConfigError if `key_path` is set and its file is not a usable key file.
+def check_wandb(config: WandbConfig) -> None:
+    """Check the key file and the environment variables that W&B reads. Call this before training starts.
 
-    The file must exist, contain exactly one word, and be accessible only to its owner. Call this before training
-    starts.
+    Raises:
+      ConfigError: `key_path` is set and its file does not exist, does not contain exactly one word, or is accessible to
+        others than its owner; or W&B would refuse the value of a variable.
     """
     if config.key_path is not None:
         read_key(config.key_path)
+    for name, field, check in _VARIABLES:
+        value = os.environ.get(name)
+        if not value or (field is not None and getattr(config, field) is not None):
+            continue
+        try:
+            check(value)
+        except ValueError as error:
+            raise ConfigError(f"the environment sets {name}={value!r}: {error}. Correct or unset it") from error
 
 
 def read_key(key_path: str) -> str:

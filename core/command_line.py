@@ -12,7 +12,7 @@ from common.process.environment import rank_from_env
 from common.process.logging import setup_logging
 from common.process.program import ArgumentParser
 from common.process.standard_streams import print_report
-from common.wandb import check_key_file
+from common.wandb import check_wandb
 from core.config import load_config_from_yaml
 from core.config.training import JobConfig
 
@@ -56,7 +56,7 @@ def read_command(module: str, description: str, config_class: type[C]) -> Comman
             print_report(config.pretty_print())
         raise SystemExit(0)
     if config.runtime.wandb is not None:
-        check_key_file(config.runtime.wandb)
+        check_wandb(config.runtime.wandb)
     return Command(config, args.mode, args.overwrite_save_dir, args.debug_loop)
 
 

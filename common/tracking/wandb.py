@@ -5,10 +5,8 @@ The wandb package is imported only when a run uses it. `common.wandb` holds the 
 
 import contextlib
 import errno
-import json
 import logging
 import os
-import secrets
 import signal
 import sys
 import tempfile
@@ -18,6 +16,7 @@ from typing import Any, Literal, Self
 
 from common.tracking.measurement import Measurement
 from common.tracking.run_files import FOLLOWER_WANDB, WANDB, WANDB_DIRECTORY
+from common.tracking.sent_points import STEP_KEY, SentPoints, stream_of
 from common.wandb import WandbConfig, read_key
 
 logger = logging.getLogger(__name__)
@@ -27,45 +26,10 @@ JobType = Literal["train", "evaluate"]
 # wandb's process writes its file in blocks of this size, in bytes.
 _BLOCK_SIZE = 32 * 1024
 
-STEP_KEY = "trainer/global_step"
-
 _RUN_FILES = {"train": WANDB, "evaluate": FOLLOWER_WANDB}
 
 _INIT_TIMEOUT_IN_S = 30.0
 _FINISH_TIMEOUT_IN_S = 15.0  # less than the wait in common.tracking.trackers
-
-
-class _RunFile:
-    """A file in the run directory with the id of the W&B run and, for each stream, the last step sent.
-
-    A stream is the measurements of one mode and partition.
-    """
-
-    def __init__(self, path: Path, run_id: str | None) -> None:
-        self._path = path
-        if path.exists():
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                self.run_id = str(content["run_id"])
-                self._sent = {str(stream): int(step) for stream, step in content["sent"].items()}
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path} is damaged. Remove it to start a new W&B run. ({error!r})") from error
-        else:
-            self.run_id = run_id or secrets.token_hex(4)
-            self._sent = {}
-            self.save()
-
-    def was_sent(self, stream: str, step: int) -> bool:
-        return step <= self._sent.get(stream, -1)
-
-    def mark_sent(self, stream: str, step: int) -> None:
-        """Record in memory that a step was sent. save() writes it to the file."""
-        self._sent[stream] = step
-
-    def save(self) -> None:
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text(json.dumps({"run_id": self.run_id, "sent": self._sent}) + "\n", encoding="utf-8")
-        temporary.replace(self._path)
 
 
 def _settings(config: WandbConfig) -> dict[str, Any]:
@@ -85,12 +49,38 @@ def _settings(config: WandbConfig) -> dict[str, Any]:
     return settings
 
 
+def _ensure_home(directory: Path) -> None:
+    """Let W&B keep its settings, cache and key file in `directory` if the user has no home directory to write to.
+
+    Containers often run as a user without one. W&B would then fail to start.
+    """
+    try:
+        if os.access(Path.home(), os.W_OK):
+            return
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        pass
+    home = directory / "home"
+    home.mkdir(parents=True, exist_ok=True)
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        os.environ.setdefault(name, str(home))
+    os.environ.setdefault("NETRC", str(home / ".netrc"))
+
+
+def _children() -> list[int]:
+    """Return the ids of the child processes of all threads."""
+    children: list[int] = []
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it may have ended
+            children += map(int, (thread / "children").read_text().split())
+    return children
+
+
 class WandbTracker:
     """Sends measurements to one W&B run, which every resume in the same directory continues.
 
     Keys are `train/<metric>`, `evaluate/<partition>/<metric>` and `.../timing/<name>`, plotted over
-    `trainer/global_step`. A resume does not send again what the run has already sent. Offline, the measurements of a
-    session count as sent once the session has ended. The API key stays in memory: it is written to no file and no
+    `trainer/global_step`. A resume does not send again what the run has already sent, even if it was killed
+    (common/tracking/sent_points.py). The API key stays in memory: it is written to no file and no
     environment variable.
 
     A trainer and its follower have one W&B run each, with separate files (`wandb.json` and `wandb-evaluator.json`).
@@ -129,8 +119,8 @@ class WandbTracker:
           ValueError: the file with the run's id is damaged.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._run_file = _RunFile(run_dir / _RUN_FILES[job_type], run_id)
-        self.run_id = self._run_file.run_id
+        self._sent = SentPoints(run_dir / _RUN_FILES[job_type], run_id)
+        self.run_id = self._sent.run_id
         self.run_has_failed = False
         """Set this before finish() to mark the run as failed."""
         self._key = read_key(config.key_path) if config.key_path is not None else None
@@ -144,6 +134,9 @@ class WandbTracker:
 
     def start(self) -> Self:
         """Start wandb's process and the run, send the backlog, and return this tracker."""
+        directory = self._run_dir / WANDB_DIRECTORY
+        _ensure_home(directory)
+        self._sent.read_killed_sessions(directory)
         import wandb
 
         self._wandb = wandb
@@ -171,9 +164,9 @@ class WandbTracker:
                 group=self._group,
                 job_type=self._job_type,
                 name=config.name,
-                tags=config.tags,
+                tags=config.tags or None,  # None lets WANDB_TAGS apply
                 notes=config.notes,
-                config={**self._resolved_config, "metadata": config.metadata},
+                config={"metadata": config.metadata, **self._resolved_config},
                 settings=wandb.Settings(**settings),
             )
             self._run.define_metric(STEP_KEY)
@@ -184,7 +177,6 @@ class WandbTracker:
         if self._run.disabled:
             logger.info("Weights & Biases is switched off (mode disabled).")
         elif self._run.offline:
-            directory = self._run_dir / WANDB_DIRECTORY
             logger.info("Weights & Biases: offline (%s), run %s in %s", why_offline, self.run_id, directory)
         else:
             logger.info("Weights & Biases: online, run %s at %s", self.run_id, self._run.url)
@@ -198,8 +190,8 @@ class WandbTracker:
         Raises:
           OSError: the disk has no room for another block.
         """
-        stream = "/".join(part for part in (measurement.mode, measurement.partition) if part is not None)
-        if self._run.disabled or self._run_file.was_sent(stream, measurement.step):
+        stream = stream_of(measurement)
+        if self._run.disabled or self._sent.contains(stream, measurement.step):
             return
         values: dict[str, float | int | bool] = {STEP_KEY: measurement.step}
         values |= {f"{stream}/{name}": x for name, x in measurement.metrics.items() if x is not None}
@@ -208,10 +200,10 @@ class WandbTracker:
         self._check_room()
         # Never pass step=. W&B drops values whose step is lower than an earlier one, which happens after a resume.
         self._run.log(values)
-        self._run_file.mark_sent(stream, measurement.step)
+        self._sent.add(measurement)
         self._is_complete = True
         if not self._run.offline:
-            self._run_file.save()
+            self._sent.save()
 
     def finish(self) -> None:
         """End the run and wandb's process."""
@@ -219,17 +211,17 @@ class WandbTracker:
             self._run.finish(exit_code=1 if self.run_has_failed else 0)
             # Offline, all blocks are on disk only now. A kill or a full disk loses the last ones.
             if self._is_complete or not self._run.offline:
-                self._run_file.save()
+                self._sent.end_session(Path(self._run.dir).parent)
+                self._sent.save()
         finally:
             self._end_service()
 
     def kill_service(self) -> None:
         """Kill wandb's process. If it hangs, so does every call to it, and so would the exit of this process."""
-        for children in Path("/proc/self/task").glob("*/children"):
-            for pid in children.read_text().split():
-                with contextlib.suppress(OSError):
-                    if Path(f"/proc/{pid}/comm").read_text().strip() == "wandb-core":
-                        os.kill(int(pid), signal.SIGKILL)
+        for pid in _children():
+            with contextlib.suppress(OSError):  # it may have ended
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "wandb-core":
+                    os.kill(int(pid), signal.SIGKILL)
 
     def _check_room(self) -> None:
         """Raise OSError if the disk is full, because wandb's process silently drops what it cannot write."""

@@ -55,9 +55,13 @@ def key_path(tmp_path):
 
 def children() -> dict[int, str]:
     """Return the names of the child processes that are running, by process id."""
-    found = [pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
-    alive = [pid for pid in found if Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return {int(pid): Path(f"/proc/{pid}/comm").read_text().strip() for pid in alive}
+    found: dict[int, str] = {}
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # threads and processes end in the meantime
+            for pid in (thread / "children").read_text().split():
+                if Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found[int(pid)] = Path(f"/proc/{pid}/comm").read_text().strip()
+    return found
 
 
 @contextlib.contextmanager
@@ -159,13 +163,14 @@ def test_a_resume_continues_the_run_and_sends_nothing_twice(tmp_path, caplog):
     assert [record["exit"].get("exit_code", 0) for record in first + second if record["type"] == "exit"] == [1, 0]
     for session in (first, second):
         assert {record["run"]["run_id"] for record in session if record["type"] == "run"} == {ids[0]}
-    sent = {"train": 40, "evaluate/test": 20}
-    assert json.loads((tmp_path / "wandb.json").read_text()) == {"run_id": ids[0], "sent": sent}
+    content = json.loads((tmp_path / "wandb.json").read_text())
+    assert (content["run_id"], content["sent"]) == (ids[0], {"train": 40})
+    assert content["sent_steps"] == {"evaluate/test": [20]}
     assert "no API key was found" in project_records(caplog)[0].message
 
 
 _KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from common.tracking.measurement import Measurement
 from common.tracking.trackers import build_trackers
@@ -175,21 +180,55 @@ from tests.common.tracking.test_wandb import session_started
 with session_started() as started:
     trackers = build_trackers(Path(sys.argv[1]), WandbConfig(), {}, 0)
     assert started.wait(60)
+padding = {f"metric {index}": 0.5 for index in range(int(sys.argv[2]))}
 for step in (10, 20, 30):  # sent to W&B, or still queued
-    trackers.log(Measurement(step, "train", None, {"loss": step / 100}, {}))
+    trackers.log(Measurement(step, "train", None, {"loss": step / 100, **padding}, {}))
+    trackers.log(Measurement(step, "evaluate", "test", {"rce": step / 100}, {}))
+while padding and not any(file.stat().st_size > 200_000 for file in Path(sys.argv[1]).glob("wandb/*/*.wandb")):
+    time.sleep(0.01)  # until W&B's process has written the first points
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_measurements_that_a_kill_removed_from_an_offline_session_are_in_the_next_one(tmp_path):
-    killed = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], cwd=ROOT, timeout=120, capture_output=True)
+@pytest.mark.parametrize("num_metrics", [0, 3000], ids=["points in the buffer of the process", "points on disk"])
+def test_every_point_is_in_one_session_if_an_offline_session_was_killed(tmp_path, num_metrics):
+    command = [sys.executable, "-c", _KILLED, str(tmp_path), str(num_metrics)]
+    killed = subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    trackers = build_trackers(tmp_path, WandbConfig(), {}, 20)
-    for step in (30, 40):
-        trackers.log(Measurement(step, "train", None, {"loss": step / 100}, {}))
+    for last_step in (20, 40):  # the second resume has nothing to add
+        trackers = build_trackers(tmp_path, WandbConfig(), {}, last_step)
+        for step in (30, 40):
+            trackers.log(Measurement(step, "train", None, {"loss": step / 100}, {}))
+            trackers.log(Measurement(step, "evaluate", "test", {"rce": step / 100}, {}))
+        trackers.finish()
+    first, *others = [points(session) for session in recorded(tmp_path)]
+    assert bool(first) == bool(num_metrics)
+    everything = [*first, *(point for session in others for point in session)]
+    for key in ("train/loss", "evaluate/test/rce"):
+        assert sorted(point["trainer/global_step"] for point in everything if key in point) == [10, 20, 30, 40]
+
+
+def test_an_evaluator_sends_an_earlier_step_after_a_later_one(tmp_path):
+    for steps in ((30, 20), (20, 40)):
+        trackers = build_trackers(tmp_path, WandbConfig(), {}, job_type="evaluate")
+        for step in steps:
+            trackers.log(dataclasses.replace(validation, step=step))
+        trackers.finish()
+    sessions = [[point["trainer/global_step"] for point in points(session)] for session in recorded(tmp_path)]
+    assert sessions == [[30, 20], [40]]
+
+
+def test_a_user_without_a_home_directory_is_tracked_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, "set so that it is restored")
+        monkeypatch.delenv(name)
+    trackers = build_trackers(tmp_path / "run", WandbConfig(), {}, 0)
+    trackers.log(train)
     trackers.finish()
-    _, second = recorded(tmp_path)
-    assert [point["trainer/global_step"] for point in points(second)] == [10, 20, 30, 40]
+    [session] = recorded(tmp_path / "run")
+    assert [point["trainer/global_step"] for point in points(session)] == [10]
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_an_unreachable_host_is_one_warning(tmp_path, monkeypatch, key_path, caplog, capfd):
@@ -281,7 +320,8 @@ def test_a_follower_sends_its_backlog_in_a_run_of_its_own_in_the_trainers_group(
     assert (run["run_group"], run["job_type"], run["run_id"]) == ("abcd1234", "evaluate", trackers.run_id)
     assert trackers.run_id != "abcd1234"
     follower_run = json.loads((tmp_path / "wandb-evaluator.json").read_text())
-    assert follower_run == {"run_id": trackers.run_id, "sent": {"evaluate/validation": 20}}
+    assert follower_run["run_id"] == trackers.run_id
+    assert follower_run["sent_steps"] == {"evaluate/validation": [10, 20]}
     assert (tmp_path / "wandb.json").read_text() == trainer_run
     assert not (tmp_path / "metrics.jsonl").exists()
     assert read_metrics(tmp_path / "metrics-evaluator.jsonl") == [validation]

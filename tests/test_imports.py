@@ -187,19 +187,52 @@ def test_the_heavy_ranker_imports_no_heavy_package():
     assert imported & HEAVY == set()
 
 
-LIGHT = [
-    "core.command_line",
-    *(f"{project}.main" for project in PROJECTS),
-    *(name for name in MODULES if name.split(".")[-1] == "config" or name == "core.config.training"),
-]
+LIGHT = [name for name in MODULES if name.split(".")[-1] == "config" or name == "core.config.training"]
 
 
 @pytest.mark.parametrize("module", LIGHT)
-def test_configurations_and_programs_import_nothing_that_takes_long(module):
-    """Uses a new process and includes indirect imports: --help and an error in the configuration appear at once."""
+def test_configurations_import_no_slow_package(module):
+    """Uses a new process and includes indirect imports."""
     code = f"import sys, {module}; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(ended.stdout.split()) & (HEAVY | SLOW) == set()
+
+
+PROGRAMS = [name for name, path in MODULES.items() if 'if __name__ == "__main__":' in path.read_text()]
+STARTED = """
+import runpy, sys
+try:
+    runpy.run_path(sys.argv[1], run_name="__main__")
+except SystemExit as ended:
+    print("exit", ended.code, *sys.modules)
+"""
+
+
+def started_by_path(name: str, directory: Path, *arguments: str) -> tuple[str, str, set[str]]:
+    """Run a program by its path. Return its exit status, its output, and the modules that it imported."""
+    command = [sys.executable, "-c", STARTED, str(MODULES[name]), *arguments]
+    ended = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
+    output, _, last = ended.stdout.rpartition("exit ")
+    status, *modules = last.split()
+    return status, output + ended.stderr, set(modules)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_starts_by_its_path_in_any_directory_and_helps_without_torch(name, tmp_path):
+    status, output, modules = started_by_path(name, tmp_path, "--help")
+    assert status == "0"
+    assert output.startswith("usage: python -m ")
+    assert "torch" not in modules
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_errors_in_a_command_and_in_a_configuration_need_no_slow_package(project, tmp_path):
+    config = ROOT / project.replace(".", "/") / "configs/local.yaml"
+    for arguments in (["--mood"], ["--config", "nowhere"], ["--config_path", str(config), "--set", "training.x=1"]):
+        status, output, modules = started_by_path(f"{project}.main", tmp_path, *arguments)
+        assert status == "2"
+        assert output.startswith("error: ")
+        assert modules & (HEAVY | SLOW) == set()
 
 
 def test_no_package_but_core_config_has_code_in_init():

@@ -3,110 +3,39 @@
 python -m common.checkpointing list|verify|inspect DIR
 """
 
-import datetime
-import json
-import sys
-from collections.abc import Callable
-from pathlib import Path
+if __name__ == "__main__" and not __package__:  # started by its path
+    import sys
+    from pathlib import Path
 
-from tabulate import tabulate
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from common.checkpointing.directory import find_checkpoints, size_on_disk, unfinished_saves
-from common.checkpointing.manifest import CheckpointError, NoCheckpointError
-from common.checkpointing.reader import CheckpointReader
+from common.checkpointing.directory import find_checkpoints
 from common.process.paths import user_path
 from common.process.program import ArgumentParser, run
-
-_MIB = 2**20
-# Longer values (the configuration, the cursors) are not printed.
-_MAX_PRINTED = 120
 
 
 def main() -> int:
     """Run a command and return the exit status: 0, or 1 if a checkpoint is damaged."""
     parser = ArgumentParser(prog="python -m common.checkpointing", description="List, verify and inspect checkpoints.")
-    commands = parser.add_subparsers(required=True, metavar="list|verify|inspect")
-    actions: list[tuple[str, Callable[[list[Path]], int], str]] = [
-        ("list", _list, "print the steps, times and sizes of the complete checkpoints"),
-        (
-            "verify",
-            _verify_all,
-            "read every file and compare it with the manifest; exit with status 1 if a checkpoint is damaged",
-        ),
-        (
-            "inspect",
-            _inspect,
-            "print the state and the names, dtypes and shapes of the tensors of the newest checkpoint",
-        ),
-    ]
-    for name, action, description in actions:
+    commands = parser.add_subparsers(required=True, dest="command", metavar="list|verify|inspect")
+    descriptions = {
+        "list": "print the steps, times and sizes of the complete checkpoints",
+        "verify": "read every file and compare it with the manifest; exit with status 1 if a checkpoint is damaged",
+        "inspect": "print the state and the names, dtypes and shapes of the tensors of the newest checkpoint",
+    }
+    for name, description in descriptions.items():
         command = commands.add_parser(name, help=description, description=f"{description.capitalize()}.")
         command.add_argument(
-            "directory", metavar="DIR", help="save_dir of a run, its checkpoints directory, or one checkpoint"
+            "directory",
+            type=user_path,
+            metavar="DIR",
+            help="save_dir of a run, its checkpoints directory, or one checkpoint",
         )
-        command.set_defaults(action=action)
     args = parser.parse_args()
-    status: int = args.action(find_checkpoints(user_path(args.directory)))
-    return status
+    checkpoints = find_checkpoints(args.directory)
+    from common.checkpointing.commands import inspect, list_checkpoints, verify  # imports torch, which takes seconds
 
-
-def _list(checkpoints: list[Path]) -> int:
-    rows = []
-    for path in checkpoints:
-        try:
-            saved = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
-            rows.append([path.name, f"{saved:%Y-%m-%d %H:%M:%S} UTC", f"{size_on_disk(path) / _MIB:,.1f}"])
-        except FileNotFoundError:  # rotation has just deleted it
-            continue
-    table = tabulate(rows, ["step", "saved", "MiB"], disable_numparse=True, colalign=("right", "left", "right"))
-    sys.stdout.write(f"{checkpoints[0].parent}\n{table}\n")
-    if names := unfinished_saves(checkpoints[0].parent):
-        sys.stdout.write(f"incomplete (saves in progress or interrupted): {', '.join(names)}\n")
-    return 0
-
-
-def _verify_all(checkpoints: list[Path]) -> int:
-    damaged = 0
-    for path in checkpoints:
-        try:
-            with CheckpointReader(path) as checkpoint:
-                checkpoint.verify()
-                result = f"ok, {checkpoint.num_bytes / _MIB:,.1f} MiB"
-        except NoCheckpointError as error:
-            result = str(error)
-        except CheckpointError as error:
-            result, damaged = f"DAMAGED: {error}", damaged + 1
-        sys.stdout.write(f"{path}: {result}\n")
-        sys.stdout.flush()
-    return 1 if damaged else 0
-
-
-def _inspect(checkpoints: list[Path]) -> int:
-    with CheckpointReader(checkpoints[-1]) as checkpoint:
-        state, tensors, provenance = checkpoint.state(), checkpoint.types(), checkpoint.provenance
-    lines = [str(checkpoint.path), *(f"{name}: {value}" for name, value in provenance.items())]
-    for name, value in state.items():
-        text = json.dumps(value)
-        lines.append(f"{name}: {text if len(text) <= _MAX_PRINTED else f'{len(text):,} characters, in state.json'}")
-    rows = [
-        [
-            name,
-            str(tensor.dtype).removeprefix("torch."),
-            " x ".join(map(str, tensor.shape)) or "scalar",
-            f"{tensor.nbytes:,}",
-        ]
-        for name, tensor in sorted(tensors.items())
-    ]
-    numbers = sum(tensor.numel() for tensor in tensors.values())
-    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    table = tabulate(
-        [*rows, ["all", "", f"{numbers:,} numbers", f"{num_bytes:,}"]],
-        ["tensor", "dtype", "size", "bytes"],
-        disable_numparse=True,
-        colalign=("left", "left", "left", "right"),
-    )
-    sys.stdout.write("\n".join([*lines, "", table, ""]))
-    return 0
+    return {"list": list_checkpoints, "verify": verify, "inspect": inspect}[args.command](checkpoints)
 
 
 if __name__ == "__main__":

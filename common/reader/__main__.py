@@ -3,6 +3,12 @@
 python -m common.reader inspect data/recap/train
 """
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 import logging
 import os
 import signal

@@ -3,10 +3,12 @@
 A higher score means that two embeddings are more similar.
 """
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+
+from projects.twhin.model.config import ComparatorName
 
 _SMALLEST_SQUARE = 1e-30
 """Lower bound of squared distances. Below it, the gradient is 0, because that of the square root is infinite at 0."""
@@ -88,7 +90,7 @@ def _root(squares: torch.Tensor) -> torch.Tensor:
     return squares.clamp_min(_SMALLEST_SQUARE).sqrt()
 
 
-def comparator(name: Literal["dot", "cos", "l2"]) -> Comparator:
+def comparator(name: ComparatorName) -> Comparator:
     """Return the comparator with this name in the configuration."""
     match name:
         case "dot":

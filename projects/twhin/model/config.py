@@ -11,6 +11,9 @@ from core.config.base_config import BaseConfig
 from core.config.numbers import NumRows, PositiveFloat32
 from projects.twhin.data.config import NamedRelations, OperatorSides, Relation
 
+ComparatorName = Literal["dot", "cos", "l2"]
+"""Similarity of two embeddings (docs/twhin.md has the formulas)."""
+
 _RelationsConfig = Annotated[
     Annotated[list[Relation], pydantic.Field(min_length=1), pydantic.Tag("list")]
     | Annotated[NamedRelations, pydantic.Tag("named")],
@@ -61,7 +64,7 @@ class TwhinModelConfig(BaseConfig):
         description="both: each relation has two operators, one applied to left entities when right entities are "
         "ranked and one for the other direction. lhs or rhs: one operator, always applied to that side.",
     )
-    comparator: Literal["dot", "cos", "l2"] = pydantic.Field(
+    comparator: ComparatorName = pydantic.Field(
         "dot", description="Similarity of two embeddings: dot product, cosine, or negative Euclidean distance."
     )
     loss: Literal["logistic", "softmax", "margin"] = pydantic.Field(

@@ -4,6 +4,12 @@ A user has two topics, a tweet has a topic and a kind, and each relation prefers
 therefore requires the user's topics and the relation. User activity and tweet popularity follow power laws.
 """
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
+
 import argparse
 import sys
 from collections.abc import Sequence

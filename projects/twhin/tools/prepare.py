@@ -3,6 +3,12 @@
 Owns the command line and its report. triples.py and bipartite.py read the two kinds of input.
 """
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
+
 import argparse
 import sys
 from pathlib import Path

@@ -21,7 +21,7 @@ from common.distributed.world import World
 from common.errors import ConfigError, UserError
 from core import project
 from projects.twhin.data.vocabulary import write_vocabulary
-from projects.twhin.export import export
+from projects.twhin.export.tables import export
 from projects.twhin.main import main
 from tests.support.programs import TWHIN, finish
 from tests.support.ranks import run_ranks

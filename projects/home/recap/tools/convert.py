@@ -7,6 +7,12 @@ columns, files.py plans and converts files, and report.py shows progress and res
 so modules that import torch are imported inside functions.
 """
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[4])
+
 import argparse
 import contextlib
 import ctypes

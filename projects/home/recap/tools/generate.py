@@ -4,6 +4,12 @@ Owns the command line, the number of rows and files, the drawing of labels, and 
 synthetic/population.py, label probabilities from synthetic/teacher.py, and the columns from data/parquet.py.
 """
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[4])
+
 import argparse
 import functools
 import sys

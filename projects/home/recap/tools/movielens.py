@@ -6,6 +6,12 @@ Owns the command line, the choice of columns, the split by time and the report. 
 files, movielens_tables/history.py computes features from earlier ratings, and data/parquet.py writes the schema.
 """
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[4])
+
 import argparse
 import itertools
 import sys

@@ -9,8 +9,8 @@ import pytest
 
 from common.errors import UserError
 from common.files.embedding_files import EmbeddingFile, write_embeddings
-from projects.twhin import neighbors
-from projects.twhin.neighbors import nearest
+from projects.twhin.neighbors import __main__ as neighbors
+from projects.twhin.neighbors.search import nearest
 from tests.support.root import ROOT
 
 # A row group of 8 MiB holds 4,096 rows of this dimension, so the file has three, and the last is not full.

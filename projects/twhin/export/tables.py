@@ -1,11 +1,10 @@
-"""Exports embeddings for other programs: `python -m projects.twhin.export --checkpoint DIR --out DIR`.
+"""Exports the embeddings of a checkpoint.
 
-Owns the command line and the file of relation operators. common/files/embedding_files.py owns the embedding files.
+Owns the file of relation operators and the report. common/files/embedding_files.py owns the embedding files.
 Holds one table in memory.
 """
 
 import logging
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +14,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from common.checkpointing.directory import find_checkpoints
 from common.checkpointing.reader import CheckpointReader
 from common.errors import ConfigError, UserError
 from common.files.atomic_directory import atomic_directory
 from common.files.embedding_files import write_embeddings
-from common.process.logging import setup_logging
-from common.process.paths import user_path
-from common.process.program import ArgumentParser, run
 from core.config import load_config_from_yaml
 from core.run.directory import RunDirectory
 from projects.twhin.config import TwhinConfig
@@ -158,34 +153,3 @@ def report(checkpoint: Path, out: Path, exported: list[ExportedTable]) -> str:
     ]
     lines.append(f"relation operators: {out / 'relations' / 'operators.parquet'}")
     return "\n".join(lines) + "\n"
-
-
-def main() -> int:
-    """Run the command line and return the exit status.
-
-    Raises:
-      UserError: the checkpoint cannot be exported, or `--out` cannot be written.
-    """
-    setup_logging(rank=0)
-    parser = ArgumentParser(
-        prog="python -m projects.twhin.export", description="Exports the embeddings of a run to Parquet files."
-    )
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=user_path,
-        metavar="DIR",
-        help=".../checkpoints/<step>, or the save_dir of a run, whose newest complete checkpoint is exported",
-    )
-    parser.add_argument(
-        "--out", required=True, type=user_path, metavar="DIR", help="directory to create; must be empty if it exists"
-    )
-    args = parser.parse_args()
-    checkpoint = find_checkpoints(args.checkpoint)[-1]
-    exported = export(checkpoint, args.out)
-    sys.stdout.write(report(checkpoint, args.out, exported))
-    return 0
-
-
-if __name__ == "__main__":
-    run(main, after_interrupt="starts over")

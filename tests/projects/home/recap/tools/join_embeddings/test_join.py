@@ -18,7 +18,8 @@ from common.reader.vectors import with_lists
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.dataset import RecapDataset
 from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json
-from projects.home.recap.tools.join_embeddings import EmbeddingSource, join_embeddings, main
+from projects.home.recap.tools.join_embeddings.__main__ import main
+from projects.home.recap.tools.join_embeddings.join import EmbeddingSource, join_embeddings
 
 USERS = {3: [0.5, -1.0, 2.0], 2**60 + 1: [4.0, 0.0, 0.25], 10: [-3.0, 1.0, 1.0]}
 AUTHORS = {"10": [7.0, 8.0], "eve": [9.0, 9.0], "-4": [0.5, 0.5], "010": [1.0, 1.0]}

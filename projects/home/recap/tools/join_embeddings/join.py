@@ -1,14 +1,12 @@
-"""Joins embeddings into a Heavy Ranker's table: `python -m projects.home.recap.tools.join_embeddings`.
+"""Joins embeddings into a Heavy Ranker's table.
 
 Looks up the values of each embedding column in a file of embeddings (common/files/embedding_files.py), such as an
 export of graph embeddings, by the ids in another column. Holds the embeddings and one row group in memory.
 """
 
-import argparse
 import hashlib
 import json
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +22,8 @@ from tabulate import tabulate
 from common.errors import UserError
 from common.files.atomic_directory import atomic_directory, target_of
 from common.files.embedding_files import EmbeddingFile
-from common.process.logging import setup_logging
-from common.process.paths import user_path
-from common.process.program import ArgumentParser, run
 from common.reader.files import READ_ERRORS, DataError, files_below, unique_files, warn_about_hidden
 from common.reader.vectors import vector_array, vector_field
-from projects.home.recap.data.parquet import EMBEDDINGS
 from projects.home.recap.data.schema import read_schema
 
 logger = logging.getLogger(__name__)
@@ -249,49 +243,3 @@ def report(out: Path, joined: Mapping[str, JoinedColumn]) -> str:
     headers = ["column", "width", "id column", "embeddings", "rows", "rows without embedding (zeros)"]
     table = tabulate(rows, headers=headers, disable_numparse=True)
     return f"{table}\n{out}: wrote the table with these columns, and {_SCHEMA}\n"
-
-
-def main() -> int:
-    """Run the command line: join the columns, print the report, and return the exit status 0."""
-    setup_logging(rank=0)
-    parser = ArgumentParser(
-        prog="python -m projects.home.recap.tools.join_embeddings",
-        description="Joins embeddings into a Heavy Ranker's table by id (docs/embeddings.md).",
-    )
-    parser.add_argument(
-        "--data",
-        required=True,
-        type=user_path,
-        metavar="DIR",
-        help="directory of the table: schema.json and Parquet files at any depth",
-    )
-    parser.add_argument(
-        "--out", required=True, type=user_path, metavar="DIR", help="directory to create; must be empty if it exists"
-    )
-    for column in EMBEDDINGS:
-        parser.add_argument(
-            f"--{column}",
-            type=_source,
-            metavar="ID_COLUMN=FILE",
-            help="fill this column with the embeddings in FILE, looked up by the ids in ID_COLUMN",
-        )
-    args = parser.parse_args()
-    sources = {column: source for column in EMBEDDINGS if (source := getattr(args, column)) is not None}
-    if not sources:
-        parser.error(f"nothing to join. Give at least one of {', '.join(f'--{column}' for column in EMBEDDINGS)}")
-    joined = join_embeddings(args.data, args.out, sources)
-    sys.stdout.write(report(args.out, joined))
-    return 0
-
-
-def _source(text: str) -> EmbeddingSource:
-    id_column, equals, path = text.partition("=")
-    if not (id_column and equals and path):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not of the form ID_COLUMN=FILE, such as meta__user_id=export/user.parquet"
-        )
-    return EmbeddingSource(id_column, path)
-
-
-if __name__ == "__main__":
-    run(main, "starts over")

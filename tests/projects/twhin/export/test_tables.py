@@ -15,7 +15,8 @@ from common.files.atomic_directory import atomic_directory
 from projects.twhin.config import TwhinConfig
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.data.vocabulary import write_vocabulary
-from projects.twhin.export import export, main
+from projects.twhin.export.__main__ import main
+from projects.twhin.export.tables import export
 from projects.twhin.model.config import TwhinModelConfig
 from tests.support.root import ROOT
 from tests.support.toy_twhin import model_config, parameter_of, scorer_of, table_rows

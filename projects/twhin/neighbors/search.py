@@ -1,15 +1,14 @@
-"""Finds the nearest neighbors of entities: `python -m projects.twhin.neighbors --embeddings FILE --entity NAME`.
+"""Finds and prints the nearest neighbors of entities.
 
 The search is exact: it compares all embeddings in float64. Holds all entities, one row group of embeddings, and k rows
 in memory.
 """
 
-import argparse
 import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +18,8 @@ from tabulate import tabulate
 
 from common.errors import UserError
 from common.files.embedding_files import EmbeddingFile, embedding_tables
-from common.process.arguments import at_least_1
 from common.process.paths import user_path
-from common.process.program import ArgumentParser, run
-
-Comparator = Literal["cos", "dot", "l2"]
+from projects.twhin.model.config import ComparatorName
 
 # Limits the search for similar names, because comparing strings takes time.
 _MAX_COMPARED_NAMES = 20_000
@@ -42,7 +38,7 @@ class Neighbors(NamedTuple):
 
 
 def nearest(
-    file: EmbeddingFile, queries: NDArray[np.float32], own: NDArray[np.int64] | None, k: int, comparator: Comparator
+    file: EmbeddingFile, queries: NDArray[np.float32], own: NDArray[np.int64] | None, k: int, comparator: ComparatorName
 ) -> list[Neighbors]:
     """Return the nearest neighbors of each query, in the order of the queries.
 
@@ -69,7 +65,7 @@ def nearest(
     return [Neighbors(top.positions, top.scores) for top in best]
 
 
-def _scores(values: NDArray[np.float64], query: NDArray[np.float64], comparator: Comparator) -> NDArray[np.float64]:
+def _scores(values: NDArray[np.float64], query: NDArray[np.float64], comparator: ComparatorName) -> NDArray[np.float64]:
     """Return the scores of all rows, [rows] float64.
 
     Equal rows get equal scores at any position. BLAS does not guarantee that: its results may differ in the last bit.
@@ -212,72 +208,47 @@ def open_target(table: str, embeddings: str) -> EmbeddingFile:
     return EmbeddingFile(tables.get(table, user_path(table)))
 
 
-def main() -> int:
-    """Run the command line, print a table for each entity, and return the exit status.
+def search(
+    embeddings: str, table: str | None, names: Sequence[str], k: int, comparator: ComparatorName, of: str | None
+) -> None:
+    """Print a table of neighbors for each entity.
+
+    Args:
+      embeddings: value of --embeddings.
+      table: value of --table.
+      names: names of the entities.
+      k: number of neighbors per entity.
+      comparator: value of --comparator.
+      of: value of --of; None searches the table of the entities.
 
     Raises:
       UserError: an option is invalid, or a file cannot be read.
     """
-    parser = ArgumentParser(
-        prog="python -m projects.twhin.neighbors",
-        description="Finds the exact nearest neighbors among exported embeddings.",
-    )
-    parser.add_argument(
-        "--embeddings", required=True, metavar="PATH", help="file of embeddings, or directory of an export"
-    )
-    parser.add_argument("--table", help="table of the entities, if --embeddings is a directory with several tables")
-    parser.add_argument(
-        "--entity",
-        required=True,
-        action="append",
-        metavar="NAME",
-        help="entity whose neighbors to find; can be repeated",
-    )
-    parser.add_argument(
-        "--k", type=at_least_1, default=10, help="number of neighbors per entity (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--comparator",
-        choices=get_args(Comparator),
-        default="cos",
-        help="cosine, dot product, or negative Euclidean distance (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--of",
-        metavar="TABLE",
-        help="table of --embeddings, or file, to search instead; for example, to find the tweets nearest to a user",
-    )
-    args = parser.parse_args()
-    _search(args)
-    return 0
-
-
-def _search(args: argparse.Namespace) -> None:
-    source = open_source(args.embeddings, args.table)
+    source = open_source(embeddings, table)
     entities = source.entities()
-    positions = find_entities(source, entities, args.entity)
+    positions = find_entities(source, entities, names)
     queries = read_vectors(source, positions)
-    for name, query in zip(args.entity, queries, strict=True):
+    for name, query in zip(names, queries, strict=True):
         if not np.isfinite(query).all():
             raise UserError(
                 f"--entity {name}: its embedding in {source.path} is not finite. Export a checkpoint of a run that did "
                 "not diverge"
             )
-    target, own = source, positions if args.of is None else None
-    if args.of is not None:
-        target = open_target(args.of, args.embeddings)
+    target, own = source, positions if of is None else None
+    if of is not None:
+        target = open_target(of, embeddings)
         if target.path.resolve() == source.path.resolve():
             own = positions
         else:
             entities = target.entities()
         if target.dim != source.dim:
             raise UserError(
-                f"--of {args.of}: the embeddings have dimension {target.dim}, but those of {source.path} have "
+                f"--of {of}: the embeddings have dimension {target.dim}, but those of {source.path} have "
                 f"dimension {source.dim}. Give embeddings of the same model"
             )
-    results = nearest(target, queries, own, args.k, args.comparator)
-    for name, neighbors in zip(args.entity, results, strict=True):
-        sys.stdout.write(_table(name, entities, neighbors, args.comparator, target.path))
+    results = nearest(target, queries, own, k, comparator)
+    for name, neighbors in zip(names, results, strict=True):
+        sys.stdout.write(_table(name, entities, neighbors, comparator, target.path))
 
 
 def _table(name: str, entities: pa.Array, neighbors: Neighbors, comparator: str, path: Path) -> str:
@@ -290,7 +261,3 @@ def _table(name: str, entities: pa.Array, neighbors: Neighbors, comparator: str,
         rows, headers=["rank", "entity", comparator], disable_numparse=True, colalign=("right", "left", "right")
     )
     return f"nearest to {name} among the {len(entities):,} entities of {path}\n{table}\n\n"
-
-
-if __name__ == "__main__":
-    run(main, after_interrupt="starts over")

@@ -204,7 +204,7 @@ import runpy, sys
 try:
     runpy.run_path(sys.argv[1], run_name="__main__")
 except SystemExit as ended:
-    print("exit", ended.code, *sys.modules)
+    print(ended.code, *sys.modules)
 """
 
 
@@ -212,7 +212,7 @@ def started_by_path(name: str, directory: Path, *arguments: str) -> tuple[str, s
     """Run a program by its path. Return its exit status, its output, and the modules that it imported."""
     command = [sys.executable, "-c", STARTED, str(MODULES[name]), *arguments]
     ended = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
-    output, _, last = ended.stdout.rpartition("exit ")
+    output, _, last = ended.stdout.rstrip().rpartition("\n")
     status, *modules = last.split()
     return status, output + ended.stderr, set(modules)
 

@@ -201,8 +201,9 @@ def test_configurations_import_no_slow_package(module):
 PROGRAMS = [name for name, path in MODULES.items() if 'if __name__ == "__main__":' in path.read_text()]
 STARTED = """
 import runpy, sys
+del sys.argv[0]
 try:
-    runpy.run_path(sys.argv[1], run_name="__main__")
+    runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as ended:
     print(ended.code, *sys.modules)
 """

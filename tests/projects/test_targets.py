@@ -13,7 +13,7 @@ from common.errors import UserError
 from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json
 from projects.home.recap.tools import convert, movielens
 from projects.home.recap.tools import generate as recap_generate
-from projects.home.recap.tools.join_embeddings import EmbeddingSource, join_embeddings
+from projects.home.recap.tools.join_embeddings.join import EmbeddingSource, join_embeddings
 from projects.twhin.tools import generate as twhin_generate
 from projects.twhin.tools import prepare
 from tests.projects.home.recap.tools.conversion.test_examples import SCHEMA

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from common.files.durable import is_blank, replace_file
 from common.tracking.measurement import Measurement
 
 logger = logging.getLogger(__name__)
@@ -52,9 +53,9 @@ class SentPoints:
         self._last_step: dict[str, int] = {}  # training measures its steps in order
         self._steps: dict[str, set[int]] = {}  # a follower may evaluate its steps in any order
         self._read_sessions: set[str] = set()
-        if path.exists() and (text := path.read_text(encoding="utf-8")):  # a power failure can leave an empty file
+        if path.exists() and not is_blank(content := path.read_bytes()):  # a power failure can leave a blank file
             try:
-                self._parse(json.loads(text))
+                self._parse(json.loads(content))
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path} is damaged. Remove it to start a new W&B run. ({error!r})") from error
         else:
@@ -102,9 +103,7 @@ class SentPoints:
             "sent_steps": {stream: sorted(steps) for stream, steps in self._steps.items()},
             "sessions": sorted(self._read_sessions),
         }
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        temporary.replace(self._path)
+        replace_file(self._path, json.dumps(content) + "\n")
 
     def _parse(self, content: Mapping[str, Any]) -> None:
         self.run_id = str(content["run_id"])

@@ -1,6 +1,7 @@
-"""Measures reading: speed on one core compared with tf.data, cost and memory by number of rows, and waiting for data.
+"""Measures reading: speed on one core compared with tf.data, the cost of checksums, cost and memory by number of rows,
+and waiting for data.
 
-    python benchmarks/reader.py [--only speed,scale,wait] [--tensorflow PYTHON] [--rounds 3] [--rows 8192]
+    python benchmarks/reader.py [--only speed,checksums,scale,wait] [--tensorflow PYTHON] [--rounds 3] [--rows 8192]
 
 --tensorflow is the interpreter of an environment with TensorFlow (`pip install tensorflow`). Without it, tf.data is not
 measured. The readers take turns, each in a process bound to one core. A figure is the median over the rounds, with the
@@ -253,6 +254,33 @@ def speed(scratch: Path, tensorflow: str | None, rounds: int, num_rows: int) -> 
     return tabulate(table, headers, disable_numparse=True, colalign=["left"] + ["right"] * (len(headers) - 1))
 
 
+def checksums(scratch: Path, rounds: int, num_rows: int) -> str:
+    """Compare decoding with and without the verification of checksums, in turns on one core."""
+    import pyarrow.parquet as pq
+    from tabulate import tabulate
+
+    def decode(folder: Path, verify: bool) -> float:
+        began = time.process_time()
+        for path in sorted(folder.glob("*.parquet")):
+            with pq.ParquetFile(path, page_checksum_verification=verify) as file:
+                for group in range(file.metadata.num_row_groups):
+                    file.read_row_group(group, use_threads=False)
+        return time.process_time() - began
+
+    rng = np.random.default_rng(0)
+    parts = [make_rows(rng, num_rows // FILES) for _ in range(FILES)]
+    table = []
+    for vectors in ("list", "binary"):
+        write_parquet(folder := scratch / f"checked-{vectors}", parts, vectors)
+        decode(folder, True)
+        turns = [(decode(folder, True), decode(folder, False)) for _ in range(10 * rounds)]
+        microseconds = [[1e6 * seconds / num_rows for seconds in column] for column in zip(*turns, strict=True)]
+        ratios = [verified / unverified for verified, unverified in turns]
+        table.append([vectors, *(spread(column, 1) for column in microseconds), spread(ratios, 2)])
+    headers = ["vectors", "µs per record, verified", "not verified", "times the time"]
+    return tabulate(table, headers, disable_numparse=True, colalign=["left"] + ["right"] * 3)
+
+
 def scale(scratch: Path, rounds: int) -> str:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -316,7 +344,9 @@ def wait(scratch: Path, processes: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="speed,scale,wait", help="comma-separated list of speed, scale, wait")
+    parser.add_argument(
+        "--only", default="speed,checksums,scale,wait", help="comma-separated list of speed, checksums, scale, wait"
+    )
     parser.add_argument("--tensorflow", metavar="PYTHON", help="interpreter of an environment with TensorFlow")
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
     parser.add_argument("--rows", type=int, default=8192, help="number of rows to measure speed with")
@@ -332,6 +362,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if "speed" in selected:
             print(speed(Path(scratch), args.tensorflow, args.rounds, args.rows), "\n", sep="\n", flush=True)  # noqa: T201
+        if "checksums" in selected:
+            print(checksums(Path(scratch), args.rounds, args.rows), "\n", sep="\n", flush=True)  # noqa: T201
         if "scale" in selected:
             print(scale(Path(scratch), args.rounds), "\n", sep="\n", flush=True)  # noqa: T201
         if "wait" in selected:

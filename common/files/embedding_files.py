@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from common.process.paths import user_path
 from common.reader.column import Column, checked_values, stored_dtype
 from common.reader.files import READ_ERRORS, DataError
+from common.reader.parquet_file import create_parquet, open_parquet
 from common.reader.vectors import vector_array, vector_field
 
 _ROW_GROUP_BYTES = 8 * 2**20
@@ -65,7 +65,7 @@ def write_embeddings(path: Path, entities: pa.Array | None, values: NDArray[Any]
     )
     plain = ["entity", "index"]
     rows_per_group = max(1, _ROW_GROUP_BYTES // (4 * dim))
-    with pq.ParquetWriter(
+    with create_parquet(
         path,
         schema,
         # zstd barely compresses floats that look random.
@@ -115,7 +115,7 @@ class EmbeddingFile:
         if not self.path.exists():
             raise DataError(f"{path}: no such file (current directory: {Path.cwd()})")
         try:
-            with pq.ParquetFile(self.path) as file:
+            with open_parquet(self.path) as file:
                 metadata, schema = file.metadata, file.schema_arrow
                 first = next(file.iter_batches(1, columns=["embedding"]), None)
         except READ_ERRORS as error:
@@ -161,7 +161,7 @@ class EmbeddingFile:
           DataError: the column cannot be read, or an entity is null or appears more than once.
         """
         try:
-            with pq.ParquetFile(self.path) as file:
+            with open_parquet(self.path) as file:
                 column = file.read(columns=["entity"]).column(0)
             column = column.cast(pa.int64() if pa.types.is_integer(column.type) else pa.large_string())
         except READ_ERRORS as error:
@@ -189,7 +189,7 @@ class EmbeddingFile:
         """
         start = 0
         try:
-            with pq.ParquetFile(self.path) as file:
+            with open_parquet(self.path) as file:
                 for group in range(self._num_groups):
                     end = start + file.metadata.row_group(group).num_rows
                     if end > start and (containing is None or ((containing >= start) & (containing < end)).any()):

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import UserError
+from common.reader.parquet_file import create_parquet
 from common.reader.vectors import Storage, vector_array, vector_field
 
 
@@ -159,7 +160,7 @@ class TableWriter:
         compressed = [path for name, path in paths.items() if not _is_binary(first[name]) or _shrinks(first[name])]
         # A dictionary of whole vectors saves nothing, and their statistics would fill the footer.
         plain = [column.name for column in self._columns if column.width is None]
-        return pq.ParquetWriter(
+        return create_parquet(
             self._partial,
             self._schema,
             compression={path: "zstd" if path in compressed else "none" for path in paths.values()},

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from common.reader.column import Column, bad_value, checked_values, numpy_dtype, stored_dtype
 from common.reader.files import READ_ERRORS, DataError, Files
+from common.reader.parquet_file import open_parquet
 
 RowGroup = dict[Any, NDArray[Any]]
 """Columns of a row group with their stored dtypes, by key (anything hashable), each [rows] or [rows, width]."""
@@ -171,7 +172,7 @@ class ParquetTable:
                 raise DataError(
                     f"{location}: the file has changed since it was opened; do not modify files while a run reads them"
                 )
-            with pq.ParquetFile(path, metadata=self._footer(path)) as file:
+            with open_parquet(path, self._footer(path)) as file:
                 table = file.read_row_group(group_in_file, columns=names, use_threads=False)
         except READ_ERRORS as error:
             raise DataError(f"{location}: cannot read this row group: {error}") from error
@@ -190,7 +191,7 @@ class ParquetTable:
             self._versions.append(_version(path))
             metadata = self._footer(path)
             # Not metadata.schema: the two refer to each other, so the footer would stay in memory.
-            with pq.ParquetFile(path, metadata=metadata) as file:
+            with open_parquet(path, metadata) as file:
                 schema = file.schema_arrow
         except READ_ERRORS as error:
             raise DataError(f"{path}: cannot read this file as Parquet: {error}") from error

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from common.reader import vectors
 from common.reader.files import READ_ERRORS, Files
 from common.reader.inspect.column_statistics import ColumnStatistics
+from common.reader.parquet_file import has_checksum, open_parquet
 
 # Number of findings that are kept; any others are only counted.
 MOST_FINDINGS = 100
@@ -115,6 +116,7 @@ class Inspection:
       columns: columns of the first readable file, by name.
       row_groups: sizes of the row groups of all files, in order.
       compressions: codecs of the decoded columns.
+      unprotected: number of files whose pages have no checksums, so that some damage cannot be detected.
       errors: problems that stop a run that reads the file or column.
       warnings: other notable findings.
     """
@@ -124,6 +126,7 @@ class Inspection:
     columns: dict[str, InspectedColumn] = field(default_factory=dict)
     row_groups: list[RowGroupSize] = field(default_factory=list)
     compressions: set[str] = field(default_factory=set)
+    unprotected: int = 0
     errors: Findings = field(default_factory=Findings)
     warnings: Findings = field(default_factory=Findings)
 
@@ -143,7 +146,7 @@ def inspect(files: Files, progress: Callable[[int], object] | None = None) -> In
     inspection = Inspection(files)
     for path in files.paths:
         try:
-            with pq.ParquetFile(path) as file:
+            with open_parquet(path) as file:
                 _FileInspection(inspection, path, file).run(progress or (lambda _: None))
         except READ_ERRORS as error:
             inspection.unreadable += 1
@@ -174,6 +177,7 @@ class _FileInspection:
         schema, metadata = self._file.schema_arrow, self._file.metadata
         shapes = dict(self._readable_columns(schema))
         leaves = _first_leaves(schema)
+        is_protected: bool | None = None
         for group in range(metadata.num_row_groups):
             sizes = metadata.row_group(group)
             stored = decoded = 0
@@ -186,6 +190,9 @@ class _FileInspection:
                 chunk = sizes.column(leaves[name])
                 stored, decoded = stored + chunk.total_compressed_size, decoded + size
                 self._inspection.compressions.add(chunk.compression)
+                if is_protected is None:
+                    is_protected = has_checksum(self._path, chunk)
+                    self._inspection.unprotected += not is_protected
             location = f"{self._path}: row group {group}"
             self._inspection.row_groups.append(RowGroupSize(sizes.num_rows, stored, decoded, location))
             progress(sizes.num_rows)

@@ -41,8 +41,9 @@ def report(inspection: Inspection) -> str:
 def _sizes(inspection: Inspection) -> str:
     num_files = len(inspection.files.paths)
     files = f"{num_files:,} file" + ("s" if num_files != 1 else "")
-    if inspection.unreadable:
-        files += f" ({inspection.unreadable:,} unreadable)"
+    limits = {"unreadable": inspection.unreadable, "without page checksums": inspection.unprotected}
+    if listed := ", ".join(f"{count:,} {limit}" for limit, count in limits.items() if count):
+        files += f" ({listed})"
     groups = inspection.row_groups
     head = f"{inspection.files.description}: {files}, {inspection.num_rows:,} rows"
     if inspection.compressions:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from common.process.paths import user_path
 from common.reader.files import READ_ERRORS, DataError
+from common.reader.parquet_file import create_parquet, open_parquet
 
 
 def write_vocabulary(path: Path, entities: pa.Array) -> None:
@@ -21,7 +21,8 @@ def write_vocabulary(path: Path, entities: pa.Array) -> None:
     """
     path.parent.mkdir(exist_ok=True)
     table = pa.table({"entity": entities, "index": np.arange(len(entities))})
-    pq.write_table(table, path, compression="zstd")
+    with create_parquet(path, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
 
 
 def vocabulary_digest(path: Path) -> str:
@@ -41,7 +42,7 @@ def read_vocabulary(path: Path) -> pa.Array:
         or the indices are not 0 to rows - 1, each once.
     """
     try:
-        with pq.ParquetFile(user_path(path)) as file:
+        with open_parquet(user_path(path)) as file:
             table = file.read(columns=["entity", "index"])
     except READ_ERRORS as error:
         raise DataError(f"{path}: cannot read this file as a vocabulary: {error}") from error

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tabulate import tabulate
 
@@ -18,6 +17,7 @@ from common.checkpointing.reader import CheckpointReader
 from common.errors import ConfigError, UserError
 from common.files.atomic_directory import atomic_directory
 from common.files.embedding_files import write_embeddings
+from common.reader.parquet_file import create_parquet
 from core.config import load_config_from_yaml
 from core.run.directory import RunDirectory
 from projects.twhin.config import TwhinConfig
@@ -133,7 +133,8 @@ def _write_operators(
     )
     columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=True)]
     (out / "relations").mkdir()
-    pq.write_table(pa.Table.from_arrays(columns, schema=schema), out / "relations" / "operators.parquet")
+    with create_parquet(out / "relations" / "operators.parquet", schema) as writer:
+        writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
 def report(checkpoint: Path, out: Path, exported: list[ExportedTable]) -> str:

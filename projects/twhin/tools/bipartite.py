@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.errors import UserError
 from common.reader.files import READ_ERRORS, DataError
+from common.reader.parquet_file import open_parquet
 from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.tools.config_writer import PreparedGraph, PreparedRelation
 from projects.twhin.tools.graph_files import SPLITS, EdgeWriter, vocabulary_path
@@ -181,7 +181,7 @@ def _read(path: Path, columns: Sequence[str]) -> Iterator[_Edges]:
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[_Edges]:
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             if missing := [name for name in columns if name not in file.schema_arrow.names]:
                 raise DataError(_column_error(f"{path}", missing[0], file.schema_arrow.names))
             for name in columns:

@@ -7,6 +7,7 @@ import pytest
 
 from common.files.embedding_files import EmbeddingFile, embedding_tables, write_embeddings
 from common.reader.files import DataError
+from tests.support.damage import overwrite_page
 
 
 def values(rows: int, dim: int = 4) -> np.ndarray[Any, Any]:
@@ -130,3 +131,16 @@ def test_path_without_an_embedding_file_is_refused(tmp_path):
     ):
         with pytest.raises(DataError, match=f"^{path}: {found}"):
             EmbeddingFile(path)
+
+
+@pytest.mark.parametrize("column", ["entity", "index", "embedding"])
+def test_an_overwritten_page_is_an_error(tmp_path, column):
+    write_embeddings(path := tmp_path / "a.parquet", pa.array(["x", "y", "z"]), values(3))
+    overwrite_page(path, column)
+
+    def read_all() -> None:
+        read(file := EmbeddingFile(path))
+        file.entities()
+
+    with pytest.raises(DataError, match=f"^{path}: cannot read "):
+        read_all()

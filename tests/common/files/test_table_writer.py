@@ -8,9 +8,10 @@ import pytest
 
 from common.files.table_writer import TableColumn, TableError, TableWriter
 from common.reader.column import Column
-from common.reader.files import matching_files
+from common.reader.files import DataError, matching_files
 from common.reader.parquet import ParquetTable
 from common.reader.vectors import with_lists
+from tests.support.damage import overwrite_page
 
 COLUMNS = [TableColumn("vector", "float32", 3), TableColumn("flags", "uint8", 2), TableColumn("label", "int8")]
 
@@ -146,3 +147,18 @@ def test_other_values_of_the_same_size_and_statistics_change_the_fingerprint(tmp
             writer.write(arrays)
         fingerprints.add(ParquetTable(matching_files(str(tmp_path)), columns).fingerprint)
     assert len(fingerprints) == 2
+
+
+@pytest.mark.parametrize("vectors", ["binary", "list"])
+@pytest.mark.parametrize("column", ["vector", "flags", "label"])
+def test_an_overwritten_page_is_an_error(tmp_path, vectors, column):
+    path = tmp_path / "part.parquet"
+    with TableWriter(path, COLUMNS, row_group_size=40, vectors=vectors) as writer:
+        writer.write(rows(80))
+    overwrite_page(path, column, group=1)
+    table = ParquetTable(
+        matching_files(str(path)), {each.name: Column(each.name, width=each.width) for each in COLUMNS}
+    )
+    table.decode(0)
+    with pytest.raises(DataError, match=f"^{path}: row group 1: cannot read this row group: "):
+        table.decode(1)

@@ -21,7 +21,7 @@ from tests.support.root import ROOT
 def folder(tmp_path: Path) -> Path:
     for name, rows in (("train/a", 3), ("train/b", 4), ("validation/a", 5)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        pq.write_table(pa.table({"x": [0.5] * rows}), tmp_path / f"{name}.parquet")
+        pq.write_table(pa.table({"x": [0.5] * rows}), tmp_path / f"{name}.parquet", write_page_checksum=True)
     return tmp_path
 
 
@@ -77,7 +77,7 @@ def test_unknown_codec_is_reported(tmp_path):
     process = start(path)
     stdout, stderr = process.communicate(timeout=120)
     assert (process.returncode, stderr) == (1, "")
-    assert f"{path}: 1 file, 2 rows, compression SNAPPY\n" in stdout
+    assert f"{path}: 1 file (1 without page checksums), 2 rows, compression SNAPPY\n" in stdout
     assert f"{path}: row group 0: cannot decode column 'y': " in stdout
     assert stdout.count("cannot decode") == 1
 

@@ -10,6 +10,7 @@ from common.reader import vectors
 from common.reader.files import matching_files
 from common.reader.inspect import inspection
 from common.reader.inspect.inspection import Inspection, inspect
+from tests.support.damage import overwrite_page
 
 RNG = np.random.default_rng(0)
 
@@ -384,3 +385,22 @@ def test_all_findings_are_counted_and_the_first_are_kept(tmp_path):
     found = inspected(tmp_path).errors
     assert found.count == inspection.MOST_FINDINGS + 8, "one per file, and one for no rows"
     assert len(found.kept) == inspection.MOST_FINDINGS
+
+
+@pytest.mark.parametrize("column", ["x", "v"])
+def test_an_overwritten_page_is_an_error(tmp_path, column):
+    path = tmp_path / "a.parquet"
+    columns = pa.table({"x": np.arange(40), "v": lists(RNG.normal(size=(40, 3)))})
+    pq.write_table(columns, path, row_group_size=20, write_page_checksum=True)
+    assert errors_of(path) == []
+    overwrite_page(path, column, group=1)
+    [error] = errors_of(path)
+    assert error.startswith(f"row group 1: cannot decode column '{column}': ")
+    assert inspected(path).unprotected == 0
+
+
+def test_files_without_checksums_of_pages_are_counted(tmp_path):
+    write(tmp_path / "a.parquet", {"text": ["a"], "x": [1]})
+    write(tmp_path / "b.parquet", {"text": ["a"], "x": [1]})
+    pq.write_table(pa.table({"text": ["a"], "x": [1]}), tmp_path / "c.parquet", write_page_checksum=True)
+    assert inspected(tmp_path).unprotected == 2

@@ -12,7 +12,7 @@ from common.reader.inspect.report import report
 
 
 def write(path: Path, columns: dict[str, Any], row_group_size: int = 4) -> Path:
-    pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
+    pq.write_table(pa.table(columns), path, row_group_size=row_group_size, write_page_checksum=True)
     return path
 
 

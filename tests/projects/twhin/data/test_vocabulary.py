@@ -6,6 +6,7 @@ import pytest
 
 from common.reader.files import DataError
 from projects.twhin.data.vocabulary import read_vocabulary, write_vocabulary
+from tests.support.damage import overwrite_page
 
 
 @pytest.mark.parametrize("entities", [pa.array(["b", "", "ä"]), pa.array([7, -1, 2**62]), pa.array([], pa.string())])
@@ -55,3 +56,11 @@ def test_an_unreadable_vocabulary_is_a_data_error(tmp_path):
     for path in (tmp_path / "v.parquet", tmp_path / "none.parquet", tmp_path):
         with pytest.raises(DataError, match=f"{path}: .*vocabulary"):
             read_vocabulary(path)
+
+
+@pytest.mark.parametrize("column", ["entity", "index"])
+def test_an_overwritten_page_is_an_error(tmp_path, column):
+    write_vocabulary(path := tmp_path / "v.parquet", pa.array([7, -1, 2**62]))
+    overwrite_page(path, column)
+    with pytest.raises(DataError, match=f"^{path}: cannot read this file as a vocabulary: "):
+        read_vocabulary(path)

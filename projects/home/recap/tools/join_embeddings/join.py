@@ -23,6 +23,7 @@ from common.errors import UserError
 from common.files.atomic_directory import atomic_directory, target_of
 from common.files.embedding_files import EmbeddingFile
 from common.reader.files import READ_ERRORS, DataError, files_below, unique_files, warn_about_hidden
+from common.reader.parquet_file import create_parquet, open_parquet
 from common.reader.vectors import vector_array, vector_field
 from projects.home.recap.data.schema import read_schema
 
@@ -152,14 +153,14 @@ def _join_file(
 ) -> None:
     """Copy the file `path` to `output` with the joined columns, and update the row counts of `joined`."""
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             fields = [field for field in file.schema_arrow if field.name not in joined]
             added = [vector_field(column, "float32", result.dim, "binary") for column, result in joined.items()]
             kept = pa.schema(fields)
             # A resumed run compares this digest: embeddings of the same size leave no other trace in the footer.
             digest = hashlib.blake2b((file.metadata.metadata or {}).get(b"values", b""), digest_size=16)
             options = _writer_options(file.metadata, joined)
-            with pq.ParquetWriter(output, pa.schema([*fields, *added]), **options) as writer:
+            with create_parquet(output, pa.schema([*fields, *added]), **options) as writer:
                 for group in range(file.metadata.num_row_groups):
                     table = file.read_row_group(group, columns=kept.names, use_threads=False)
                     columns = [table.column(name) for name in kept.names]

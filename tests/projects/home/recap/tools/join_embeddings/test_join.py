@@ -12,6 +12,7 @@ import pytest
 from common.errors import UserError
 from common.files.embedding_files import write_embeddings
 from common.files.table_writer import TableWriter
+from common.reader.column import Column
 from common.reader.files import matching_files
 from common.reader.parquet import ParquetTable
 from common.reader.vectors import with_lists
@@ -20,6 +21,7 @@ from projects.home.recap.data.dataset import RecapDataset
 from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json
 from projects.home.recap.tools.join_embeddings.__main__ import main
 from projects.home.recap.tools.join_embeddings.join import EmbeddingSource, join_embeddings
+from tests.support.damage import overwrite_page
 
 USERS = {3: [0.5, -1.0, 2.0], 2**60 + 1: [4.0, 0.0, 0.25], 10: [-3.0, 1.0, 1.0]}
 AUTHORS = {"10": [7.0, 8.0], "eve": [9.0, 9.0], "-4": [0.5, 0.5], "010": [1.0, 1.0]}
@@ -211,3 +213,18 @@ def test_the_command_reports_row_counts_and_user_errors(tmp_path, sources, monke
         with pytest.raises(UserError) as caught:
             start(*arguments)
         assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["continuous", "meta__user_id", "clicked"])
+def test_an_overwritten_page_of_the_table_is_an_error(tmp_path, sources, column):
+    data = write_table(tmp_path / "data")
+    overwrite_page(path := data / "train" / "part-00000.parquet", column, count=3)
+    with pytest.raises(UserError, match=f"^{path}: cannot read this file"):
+        join_embeddings(data, tmp_path / "out", sources)
+    assert not (tmp_path / "out").exists()
+    joined = join_embeddings(write_table(tmp_path / "good"), tmp_path / "out", sources)
+    assert joined
+    overwrite_page(path := tmp_path / "out" / "train" / "part-00000.parquet", "user_embedding")
+    table = ParquetTable(matching_files(str(path)), {"e": Column("user_embedding", width=3)})
+    with pytest.raises(UserError, match="cannot read this row group"):
+        table.decode(0)

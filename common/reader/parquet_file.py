@@ -1,0 +1,44 @@
+"""Opens and creates Parquet files. Checksums of pages make a damaged page an error instead of other values."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """Open a file. Reading a page whose checksum does not match raises OSError; pages may lack a checksum.
+
+    Args:
+      path: file to open.
+      metadata: its footer, if it was already read.
+    """
+    return pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True)
+
+
+def create_parquet(path: Path, schema: pa.Schema, **options: Any) -> pq.ParquetWriter:
+    """Create a file whose pages have checksums. `options` are those of pyarrow's ParquetWriter."""
+    return pq.ParquetWriter(path, schema, write_page_checksum=True, **options)
+
+
+def has_checksum(path: Path, column: pq.ColumnChunkMetaData) -> bool:
+    """Return whether the first page of a column has a checksum. Other programs may write pages without one.
+
+    Args:
+      path: file of the column.
+      column: metadata of the column in a row group, which was read without an error.
+    """
+    offset = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        header = file.read(_HEADER_BYTES)
+    # In Thrift's compact protocol, three 32-bit integers (field type 0x15, then a variable-length number) precede the
+    # optional checksum, which is a fourth one.
+    numbers = re.match(rb"(?:\x15[\x80-\xff]{0,4}[\x00-\x7f]){3}", header)
+    return numbers is not None and header[numbers.end() : numbers.end() + 1] == b"\x15"
+
+
+# The three integers take at most 18 bytes.
+_HEADER_BYTES = 32

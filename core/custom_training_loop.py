@@ -105,7 +105,7 @@ def train(
         retention = configured_retention(components)
         session.lock_save_dir()
         with find_start(components, retention) as start:
-            state = world.consensus.on_all_ranks(lambda: start.restore(components))
+            state = start.restore_on_all_ranks(components)
         _begin(components, session, directory, state, is_resumed=start.is_resumed)
         if start.summary:
             logger.info("%s", start.summary)

@@ -25,6 +25,7 @@ ORDER = (
     "common.numerics",
     "common.wandb",
     "common.tracking",
+    "common.checkpointing.raw_storage",
     "common.checkpointing",
     "common.reader",
     "common.files",

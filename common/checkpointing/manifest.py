@@ -9,11 +9,15 @@ from typing import Any, NamedTuple
 
 from common.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
+"""Format that this program writes: the tensors are raw bytes (raw_storage/)."""
+TORCH_FORMAT = 1
+"""Earlier format, which this program still reads: torch.distributed.checkpoint wrote the tensors (safe_reader.py)."""
 MANIFEST = "manifest.json"
 METADATA = ".metadata"
+INDEX = "tensors.json"
 STATE = "state.json"
-_TENSORS = re.compile(r"__\d+_\d+\.distcp")
+_TORCH_TENSORS = re.compile(r"__\d+_\d+\.distcp")
 
 ADVICE = "Use another checkpoint (a resume falls back to the previous one automatically)"
 
@@ -46,10 +50,12 @@ class Manifest(NamedTuple):
     """Content of a manifest.
 
     Attributes:
-      files: all other files of the checkpoint, by name.
+      format: FORMAT or TORCH_FORMAT.
+      files: other files of the checkpoint, by name. In FORMAT, the index lists the tensor files.
       provenance: the provenance that was passed to write_checkpoint().
     """
 
+    format: int
     files: dict[str, FileRecord]
     provenance: dict[str, Any]
 
@@ -74,11 +80,11 @@ def parse_manifest(path: Path, text: bytes) -> Manifest:
         raise damaged(path, MANIFEST, "it has no digest (an older version of this program may have written it)")
     if seal != _seal(content):
         raise damaged(path, MANIFEST, "its digest does not match its content")
-    if content.get("format") != FORMAT:
+    if (version := content.get("format")) not in (TORCH_FORMAT, FORMAT):
         # It doesn't count as damaged, because a resume from an older checkpoint would overwrite it.
         raise CheckpointError(
-            f"{path}/{MANIFEST}: its format is {content.get('format')}, but this program reads format {FORMAT}. Use "
-            "the version of this program that wrote it, or move it away"
+            f"{path}/{MANIFEST}: its format is {version}, but this program reads the formats {TORCH_FORMAT} and "
+            f"{FORMAT}. Use the version of this program that wrote it, or move it away"
         )
     try:
         files = {name: FileRecord(file["size"], file["blake2b"]) for name, file in content["files"].items()}
@@ -88,12 +94,13 @@ def parse_manifest(path: Path, text: bytes) -> Manifest:
     types = {(type(file.size), type(file.digest)) for file in files.values()}
     if not types <= {(int, str)} or not isinstance(provenance, dict):
         raise damaged(path, MANIFEST, "its list of files is invalid")
+    needed = {STATE, METADATA if version == TORCH_FORMAT else INDEX}
     for name in files:
-        if name not in (METADATA, STATE) and not _TENSORS.fullmatch(name):
+        if name not in needed and not (version == TORCH_FORMAT and _TORCH_TENSORS.fullmatch(name)):
             raise damaged(path, MANIFEST, f"it lists {name!a}, which is not a file of a checkpoint")
-    if missing := {METADATA, STATE} - files.keys():
+    if missing := needed - files.keys():
         raise damaged(path, MANIFEST, f"its list of files lacks {min(missing)}")
-    return Manifest(files, provenance)
+    return Manifest(version, files, provenance)
 
 
 def parse_json(path: Path, name: str, text: bytes) -> dict[str, Any]:

@@ -20,9 +20,11 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from common.checkpointing.manifest import (
     ADVICE,
+    INDEX,
     MANIFEST,
     METADATA,
     STATE,
+    TORCH_FORMAT,
     DamagedCheckpointError,
     NoCheckpointError,
     damaged,
@@ -30,6 +32,8 @@ from common.checkpointing.manifest import (
     parse_json,
     parse_manifest,
 )
+from common.checkpointing.raw_storage.index import DamagedTensorsError, InvalidIndexError, TensorIndex, parse_index
+from common.checkpointing.raw_storage.reader import RawReader, check_sizes, verify_tensors
 from common.checkpointing.safe_reader import SafeReader
 from common.distributed.world import World
 
@@ -40,11 +44,11 @@ _UNREADABLE = (OSError, RuntimeError, pickle.UnpicklingError, dcp.CheckpointExce
 class CheckpointReader:
     """Reads a complete checkpoint and keeps rotation from deleting it until close() or the end of the process.
 
-    Compares each file with the manifest once, before using its content. Never runs code that the files may contain.
-    All methods raise
+    Compares each part of a file with its digest or checksum before using it: the bytes of tensors while they are read,
+    and all other files once. Never runs code that the files may contain. All methods raise
 
       NoCheckpointError: the checkpoint was removed while it was open.
-      DamagedCheckpointError: the size or digest of a file differs from the manifest, or a file cannot be read.
+      DamagedCheckpointError: a file has another size or content than when it was written, or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,6 +60,7 @@ class CheckpointReader:
         """
         self.path = path
         self._verified: set[str] = set()
+        self._parsed_index: TensorIndex | None = None
         with self._reading(), contextlib.ExitStack() as stack:
             self._lock = stack.enter_context(_locked_manifest(path))
             content = self._lock.read()
@@ -82,25 +87,41 @@ class CheckpointReader:
     @property
     def num_bytes(self) -> int:
         """Total size of the files in bytes, without the manifest."""
-        return sum(file.size for file in self._manifest.files.values())
+        listed = sum(file.size for file in self._manifest.files.values())
+        if self._is_from_torch:
+            return listed
+        with self._reading():
+            return listed + sum(self._index().file_sizes().values())
 
     def state(self) -> dict[str, Any]:
         """Return the values that were saved with the tensors."""
         with self._reading():
-            self._verify(STATE)
-            return parse_json(self.path, STATE, (self.path / STATE).read_bytes())
+            return self._json(STATE)
 
-    def verify(self, rank: int = 0, world_size: int = 1) -> None:
-        """Compare all files with the manifest. Each of `world_size` ranks computes the digests of a share of them."""
+    def verify(self) -> None:
+        """Read all files, and compare them with their digests and checksums."""
+        self.prepare()
+        if not self._is_from_torch:
+            with self._reading():
+                verify_tensors(self.path, self._index())
+
+    def prepare(self, rank: int = 0, world_size: int = 1) -> None:
+        """Verify what load() does not: all that is not the content of tensors.
+
+        In the earlier format, this includes the tensor files. Each of `world_size` ranks computes the digests of a
+        share of the files.
+        """
+        by_size = sorted(self._manifest.files, key=lambda name: self._manifest.files[name].size, reverse=True)
         with self._reading():
-            by_size = sorted(self._manifest.files, key=lambda name: self._manifest.files[name].size, reverse=True)
             for name in by_size:
                 self._check_size(name)
             for name in by_size[rank::world_size]:
                 self._verify(name)
+            if not self._is_from_torch:
+                check_sizes(self.path, self._index())
 
     def mark_verified(self) -> None:
-        """Skip all further comparisons. Call this after verify() has returned on every rank."""
+        """Skip all further comparisons with the manifest. Call this after prepare() has returned on every rank."""
         self._verified |= self._manifest.files.keys()
 
     def types(self, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -109,7 +130,8 @@ class CheckpointReader:
         They have shapes and dtypes but no values.
         """
         with self._reading():
-            self._verify(METADATA)
+            if self._is_from_torch:
+                self._verify(METADATA)
             metadata = self._reader().read_metadata().state_dict_metadata
             return {
                 name.removeprefix(prefix): torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
@@ -119,7 +141,7 @@ class CheckpointReader:
 
     def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
         """Return the tensors whose names start with `prefix`, by the rest of the name, in host memory."""
-        self.verify()
+        self.prepare()
         with self._reading():
             into = {name: torch.empty_like(kind, device="cpu") for name, kind in self.types(prefix).items()}
         self.load(into, prefix)
@@ -128,17 +150,37 @@ class CheckpointReader:
     def load(self, into: Mapping[str, torch.Tensor], prefix: str = "") -> None:
         """Load tensors from the checkpoint in place. For a sharded tensor, load this rank's shards.
 
+        After an error, the tensors may contain anything.
+
         Args:
           into: tensors to fill, by their names in the checkpoint without the prefix, with the saved shapes.
           prefix: common prefix of their names in the checkpoint.
         """
-        self.verify()
+        self.prepare()
         with self._reading(), without_process_group_warning():
             named = {prefix + name: tensor for name, tensor in into.items()}
             dcp.load(named, storage_reader=self._reader(), no_dist=True)
 
-    def _reader(self) -> SafeReader:
-        return SafeReader(self.path, self._manifest.files.keys() - {METADATA, STATE})
+    @property
+    def _is_from_torch(self) -> bool:
+        return self._manifest.format == TORCH_FORMAT
+
+    def _reader(self) -> dcp.StorageReader:
+        if self._is_from_torch:
+            return SafeReader(self.path, self._manifest.files.keys() - {METADATA, STATE})
+        return RawReader(self.path, self._index())
+
+    def _index(self) -> TensorIndex:
+        if self._parsed_index is None:
+            try:
+                self._parsed_index = parse_index(self._json(INDEX))
+            except InvalidIndexError as error:
+                raise damaged(self.path, INDEX, str(error)) from error
+        return self._parsed_index
+
+    def _json(self, name: str) -> dict[str, Any]:
+        self._verify(name)
+        return parse_json(self.path, name, (self.path / name).read_bytes())
 
     def _check_size(self, name: str) -> None:
         file, expected = self.path / name, self._manifest.files[name].size
@@ -163,7 +205,7 @@ class CheckpointReader:
         root.addFilter(_is_not_raised_later)
         try:
             yield
-        except (*_UNREADABLE, DamagedCheckpointError) as error:
+        except (*_UNREADABLE, DamagedTensorsError, DamagedCheckpointError) as error:
             if not (self.path / MANIFEST).is_file():
                 raise NoCheckpointError(f"{self.path}: the checkpoint was removed while it was being read") from error
             if isinstance(error, DamagedCheckpointError):
@@ -174,19 +216,19 @@ class CheckpointReader:
 
 
 def open_on_all_ranks(path: Path, world: World) -> CheckpointReader:
-    """Open a checkpoint on every rank and verify it. Each rank verifies a share of the files. Collective.
+    """Open a checkpoint on every rank, and verify what load() does not. Collective.
 
     Raises:
       CheckpointError: on all ranks, if any rank finds the checkpoint damaged or missing.
     """
     opened: list[CheckpointReader] = []
 
-    def open_and_verify() -> None:
+    def open_and_prepare() -> None:
         opened.append(CheckpointReader(path))
-        opened[0].verify(world.rank, world.size)
+        opened[0].prepare(world.rank, world.size)
 
     try:
-        world.consensus.on_all_ranks(open_and_verify)
+        world.consensus.on_all_ranks(open_and_prepare)
     except BaseException:
         for checkpoint in opened:
             checkpoint.close()
@@ -241,8 +283,10 @@ def _is_not_raised_later(record: logging.LogRecord) -> bool:
 
 
 def _as_damaged(path: Path, error: BaseException) -> DamagedCheckpointError:
-    """Convert an error of the operating system or of torch to a DamagedCheckpointError."""
+    """Convert an error of the operating system, of torch or of raw_storage/ to a DamagedCheckpointError."""
     cause = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
+    if isinstance(cause, DamagedTensorsError):
+        return damaged(path, cause.file, cause.problem)
     if isinstance(cause, OSError):
         return DamagedCheckpointError(
             f"{cause.filename or path}: cannot read this file: {cause.strerror or cause}. {ADVICE}"

@@ -57,20 +57,22 @@ class CheckpointRetention:
             return []
 
     def open_newest(self, world: World) -> CheckpointReader | None:
-        """Open the newest complete checkpoint that passes verification, or return None if there is none. Collective.
+        """Open the newest complete checkpoint, or return None if there is none. Collective.
 
-        Logs an error for each damaged checkpoint. A damaged checkpoint stays until the run passes its step again.
+        Skips damaged checkpoints, with an error in the log for each. Loading the tensors may find further damage: call
+        reject(), and then this method again.
 
         Raises:
           CheckpointError: on all ranks, if all checkpoints are damaged or an incompatible version of this program wrote
             the newest one.
         """
         for step in reversed(world.consensus.broadcast_from_rank_zero(lambda: complete_steps(self.root))):
+            path = self.root / str(step)
             try:
-                return open_on_all_ranks(self.root / str(step), world)
+                if step not in self._damaged:
+                    return open_on_all_ranks(path, world)
             except DamagedCheckpointError as error:
-                logger.error("%s", error)
-                self._damaged.add(step)
+                self.reject(path, error)
         if self._damaged:
             listed = ", ".join(map(str, sorted(self._damaged, reverse=True)))
             raise CheckpointError(
@@ -78,6 +80,11 @@ class CheckpointRetention:
                 "--overwrite_save_dir to start over, which deletes them"
             )
         return None
+
+    def reject(self, path: Path, error: DamagedCheckpointError) -> None:
+        """Log that a checkpoint is damaged, and never open it again. It stays until the run passes its step again."""
+        logger.error("%s", error)
+        self._damaged.add(int(path.name))
 
     def rotate(self, saved: int) -> None:
         """Delete checkpoints that are too old. Call this on one rank. Never raises.

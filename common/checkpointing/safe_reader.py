@@ -1,5 +1,6 @@
-"""Reads the files of torch.distributed.checkpoint without running code that an attacker may have put into them.
+"""Reads checkpoints of format 1 without running code that an attacker may have put into them.
 
+torch.distributed.checkpoint wrote their tensors, and tests/common/checkpointing/torch_format is an example.
 torch loads tensors with weights_only, but it unpickles `.metadata` and non-tensor entries without restrictions.
 """
 

@@ -1,29 +1,35 @@
 """Writes checkpoint directories. A directory gets its final name only when it is complete and durable.
 
-A checkpoint `<root>/<step>` contains the tensors (torch.distributed.checkpoint), everything else as JSON (state.json),
-and a manifest with the provenance and the size and digest of each file. The writer fills a hidden directory,
+A checkpoint `<root>/<step>` contains the tensors (raw_storage/), everything else as JSON (state.json), and a manifest
+with the provenance and the digests of the index of the tensors and of state.json. The writer fills a hidden directory,
 synchronizes it to disk, then renames it. retention.py decides which checkpoints to keep.
 """
 
-import concurrent.futures
 import contextlib
 import errno
 import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from common.checkpointing.directory import HIDDEN_PREFIX, complete_steps, delete_checkpoint
-from common.checkpointing.manifest import MANIFEST, STATE, CheckpointError, FileRecord, file_digest, make_manifest
+from common.checkpointing.manifest import (
+    INDEX,
+    MANIFEST,
+    STATE,
+    CheckpointError,
+    FileRecord,
+    file_digest,
+    make_manifest,
+)
+from common.checkpointing.raw_storage.writer import RawWriter
 from common.checkpointing.reader import without_process_group_warning
-from common.files.durable import sync_descriptor, sync_directory, sync_file
-
-T = TypeVar("T")
+from common.files.durable import sync_descriptor, sync_directory
 
 
 def write_checkpoint(
@@ -59,7 +65,9 @@ def write_checkpoint(
 
     def publish() -> None:
         if rank == 0:
-            files = {name: file for part in parts for name, file in part.items()}
+            files = {
+                name: FileRecord((hidden / name).stat().st_size, file_digest(hidden / name)) for name in (INDEX, STATE)
+            }
             _write_json(hidden / MANIFEST, make_manifest(step, files, provenance or {}))
             sync_directory(hidden)
             if final.exists():  # it is incomplete or damaged, or the run would have resumed from it
@@ -72,11 +80,10 @@ def write_checkpoint(
         with without_process_group_warning():
             dcp.save(
                 dict(tensors),
-                storage_writer=_Writer(hidden, sync_files=False),
+                storage_writer=RawWriter(hidden, INDEX, rank),
                 process_group=group,
                 no_dist=group is None,
             )
-        parts = _on_all_ranks(lambda: _seal_files(hidden, rank), group)
         _on_all_ranks(publish, group)
     except (OSError, dcp.CheckpointException) as error:
         if rank == 0:  # free the space in case the disk is full
@@ -84,19 +91,6 @@ def write_checkpoint(
         cause = error if isinstance(error, OSError) else next(iter(error.failures.values()))[0]
         raise CheckpointError(f"{final}: cannot write the checkpoint: {_describe(cause, root)}") from error
     return final
-
-
-class _Writer(dcp.FileSystemWriter):
-    """Raises the OSError behind a failed write; torch raises only an error that follows from it."""
-
-    def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> Any:
-        try:
-            return super().write_data(plan, planner)
-        except Exception as raised:
-            error: BaseException | None = raised
-            while error is not None and not isinstance(error, OSError):
-                error = error.__context__
-            raise error or raised from None
 
 
 def _describe(cause: BaseException, root: Path) -> str:
@@ -114,43 +108,20 @@ def _describe(cause: BaseException, root: Path) -> str:
     return f"{reason}. Complete checkpoints: {steps}"
 
 
-def _on_all_ranks(action: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
-    """Run `action` and return its results by rank.
-
-    If any rank raises an OSError, all ranks raise it, so that none waits for it.
-    """
-    mine: T | OSError
+def _on_all_ranks(action: Callable[[], None], group: dist.ProcessGroup | None) -> None:
+    """Run `action`. If any rank raises an OSError, all ranks raise it, so that none waits for it."""
+    mine: OSError | None = None
     try:
-        mine = action()
+        action()
     except OSError as error:
         mine = error
-    outcomes: list[Any] = [mine]
+    outcomes = [mine]
     if group is not None:
-        outcomes = [None] * dist.get_world_size(group)
+        outcomes *= dist.get_world_size(group)
         dist.all_gather_object(outcomes, mine, group=group)
     for outcome in outcomes:
-        if isinstance(outcome, OSError):
+        if outcome is not None:
             raise outcome
-    return outcomes
-
-
-def _seal_files(directory: Path, rank: int) -> dict[str, FileRecord]:
-    """Make this rank's files durable and return their sizes and digests by name.
-
-    Rank 0 also handles the files that belong to no rank.
-    """
-    own = [
-        path
-        for path in sorted(directory.iterdir())
-        if path.name.startswith(f"__{rank}_") or (rank == 0 and not path.name.startswith("__"))
-    ]
-    # The CPU computes digests while the disk writes.
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        synced = [pool.submit(sync_file, path) for path in own]
-        files = {path.name: FileRecord(path.stat().st_size, file_digest(path)) for path in own}
-        for future in synced:
-            future.result()
-    return files
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

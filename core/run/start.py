@@ -4,8 +4,10 @@ import contextlib
 import logging
 
 from common.checkpointing.directory import find_checkpoints
+from common.checkpointing.manifest import DamagedCheckpointError
 from common.checkpointing.reader import CheckpointReader, open_on_all_ranks
 from common.checkpointing.retention import CheckpointRetention
+from common.distributed.world import World
 from common.process.paths import user_path
 from common.reader.order import Position
 from core.run.agreement import check_agreement
@@ -38,6 +40,27 @@ class Start(contextlib.AbstractContextManager["Start"]):
           UserError: the checkpoint is damaged, or does not belong to this run or model.
         """
         raise NotImplementedError
+
+    def restore_on_all_ranks(self, components: TrainingComponents) -> TrainingState:
+        """Call restore() on all ranks. Collective.
+
+        A resume falls back to the previous checkpoint if any rank finds that its checkpoint is damaged.
+
+        Returns:
+          The state that training continues from.
+
+        Raises:
+          UserError: on all ranks, if restore() raises it on any.
+        """
+        while True:
+            try:
+                return components.world.consensus.on_all_ranks(lambda: self.restore(components))
+            except DamagedCheckpointError as error:
+                self.fall_back(error, components.world)
+
+    def fall_back(self, error: DamagedCheckpointError, world: World) -> None:  # noqa: ARG002
+        """Change to the previous checkpoint. Collective. Raises `error` if there is no choice."""
+        raise error
 
 
 class FreshRun(Start):
@@ -73,6 +96,18 @@ class Resume(_StartFromCheckpoint):
 
     is_resumed = True
 
+    def __init__(self, checkpoint: CheckpointReader, retention: CheckpointRetention) -> None:
+        super().__init__(checkpoint)
+        self._retention = retention
+
+    def fall_back(self, error: DamagedCheckpointError, world: World) -> None:
+        """Change to the newest checkpoint that is not known to be damaged. Raises CheckpointError if there is none."""
+        self._checkpoint.close()
+        self._retention.reject(self._checkpoint.path, error)
+        previous = self._retention.open_newest(world)
+        assert previous is not None
+        self._checkpoint = previous
+
     def restore(self, components: TrainingComponents) -> TrainingState:
         """Load the model, the optimizers and the state."""
         checkpoint, config = self._checkpoint, components.config
@@ -99,7 +134,7 @@ def find_start(components: TrainingComponents, retention: CheckpointRetention) -
     world, initial = components.world, components.config.training.initial_checkpoint_dir
     newest = None if components.overwrite_save_dir else retention.open_newest(world)
     if newest is not None:
-        return Resume(newest)
+        return Resume(newest, retention)
     if initial is not None:
         path = user_path(initial)
         found = world.consensus.broadcast_from_rank_zero(lambda: find_checkpoints(path)[-1])

@@ -7,7 +7,6 @@ import torch
 from common.checkpointing.manifest import CheckpointError
 from common.checkpointing.reader import CheckpointReader
 from core.models.interface import DistributedModel
-from core.models.shards import is_sharded
 from core.run.identity import capped_list
 
 MODEL = "model."
@@ -28,16 +27,15 @@ def training_tensors(model: DistributedModel, optimizer: torch.optim.Optimizer) 
 def load_model(model: DistributedModel, checkpoint: CheckpointReader) -> None:
     """Load a checkpoint's weights into a model. For sharded tables, load the shards of this rank.
 
+    After an error about damage, the weights may be anything.
+
     Raises:
       CheckpointError: the checkpoint is damaged, or holds a different model. The message names each difference.
     """
-    expected = model.module.state_dict()
-    _check_sizes(checkpoint, expected)
-    loaded = {
-        name: value if is_sharded(value) else torch.empty_like(value, device="cpu") for name, value in expected.items()
-    }
-    checkpoint.load(loaded, MODEL)
-    model.module.load_state_dict(loaded)
+    state = model.module.state_dict()  # shares memory with the model
+    _check_sizes(checkpoint, state)
+    checkpoint.load(state, MODEL)
+    model.module.load_state_dict(state)
 
 
 def load_optimizer(model: DistributedModel, optimizer: torch.optim.Optimizer, checkpoint: CheckpointReader) -> None:

@@ -48,8 +48,8 @@ def _without_override() -> Iterator[None]:
         libc.capset(header, before)
 
 
-def flip_a_bit(file: Path) -> None:
-    """Flip one bit in the middle of the file."""
+def flip_a_bit(file: Path, position: int | None = None) -> None:
+    """Flip one bit of the byte at `position`, or in the middle of the file."""
     content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 2 if position is None else position] ^= 1
     file.write_bytes(content)

@@ -40,7 +40,7 @@ def test_list_prints_complete_checkpoints_and_names_incomplete_ones(save_dir, mo
 def test_verify_reads_all_checkpoints_or_one(save_dir, monkeypatch, capsys):
     assert run(monkeypatch, "verify", save_dir) == 0
     assert capsys.readouterr().out.count(": ok, ") == 2
-    damaged = save_dir / "checkpoints/9/__0_0.distcp"
+    damaged = save_dir / "checkpoints/9/tensors-0.bin"
     flip_a_bit(damaged)
     assert run(monkeypatch, "verify", save_dir) == 1
     nine, ten = capsys.readouterr().out.splitlines()

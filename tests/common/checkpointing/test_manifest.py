@@ -17,7 +17,8 @@ from common.checkpointing.manifest import (
 )
 
 PATH = Path("run/checkpoints/5")
-FILES = {name: FileRecord(3, "ab" * 32) for name in (".metadata", "__0_0.distcp", "__11_2.distcp", "state.json")}
+FILES = {name: FileRecord(3, "ab" * 32) for name in ("tensors.json", "state.json")}
+TORCH_FILES = {name: FileRecord(3, "ab" * 32) for name in (".metadata", "__0_0.distcp", "__11_2.distcp", "state.json")}
 
 
 def text(**changes: Any) -> bytes:
@@ -34,9 +35,21 @@ def sealed(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> bytes:
 
 def test_a_manifest_can_be_parsed() -> None:
     manifest = parse_manifest(PATH, text())
-    assert manifest.files == FILES
+    assert (manifest.format, manifest.files) == (2, FILES)
     assert manifest.provenance == {"torch": "2.13.0"}
     assert json.loads(text()).keys() == {"format", "step", "provenance", "files", "blake2b"}
+
+
+def test_a_manifest_of_the_earlier_format_can_be_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = {name: {"size": file.size, "blake2b": file.digest} for name, file in TORCH_FILES.items()}
+    manifest = parse_manifest(PATH, sealed(monkeypatch, format=1, files=listed))
+    assert (manifest.format, manifest.files) == (1, TORCH_FILES)
+    for wrong in ({"tensors.json": listed["state.json"]}, {"__x.distcp": listed["state.json"]}):
+        with pytest.raises(DamagedCheckpointError, match="which is not a file of a checkpoint"):
+            parse_manifest(PATH, sealed(monkeypatch, format=1, files=listed | wrong))
+    del listed[".metadata"]
+    with pytest.raises(DamagedCheckpointError, match=r"lacks \.metadata"):
+        parse_manifest(PATH, sealed(monkeypatch, format=1, files=listed))
 
 
 def test_every_changed_byte_is_detected() -> None:
@@ -85,13 +98,14 @@ def test_content_that_is_not_a_manifest_counts_as_damage(content: bytes) -> None
     [
         ({"files": None}, "list of files is invalid"),
         ({"files": [1]}, "list of files is invalid"),
-        ({"files": {".metadata": 1}}, "list of files is invalid"),
-        ({"files": {".metadata": {"size": 1}}}, "list of files is invalid"),
-        ({"files": {".metadata": {"size": "1", "blake2b": ""}}}, "list of files is invalid"),
-        ({"files": {".metadata": {"size": 1.0, "blake2b": ""}}}, "list of files is invalid"),
-        ({"files": {".metadata": {"size": 1, "blake2b": 1}}}, "list of files is invalid"),
-        ({"files": {".metadata": {"size": 1, "blake2b": "ab"}}}, "lacks state.json"),
-        ({"files": {}}, "lacks .metadata"),
+        ({"files": {"tensors.json": 1}}, "list of files is invalid"),
+        ({"files": {"tensors.json": {"size": 1}}}, "list of files is invalid"),
+        ({"files": {"tensors.json": {"size": "1", "blake2b": ""}}}, "list of files is invalid"),
+        ({"files": {"tensors.json": {"size": 1.0, "blake2b": ""}}}, "list of files is invalid"),
+        ({"files": {"tensors.json": {"size": 1, "blake2b": 1}}}, "list of files is invalid"),
+        ({"files": {"tensors.json": {"size": 1, "blake2b": "ab"}}}, "lacks state.json"),
+        ({"files": {}}, "lacks state.json"),
+        ({"files": {"state.json": {"size": 1, "blake2b": "ab"}}}, "lacks tensors.json"),
         ({"provenance": 3}, "list of files is invalid"),
         ({"provenance": [["a", 1]]}, "list of files is invalid"),
         ({"provenance": None}, "list of files is invalid"),
@@ -104,7 +118,9 @@ def test_wrong_types_with_a_valid_digest_count_as_damage(
         parse_manifest(PATH, sealed(monkeypatch, **changes))
 
 
-@pytest.mark.parametrize("name", ["../6/state.json", "/etc/passwd", "__0_0.distcp/..", "a\x00b", "", "x\ud800"])
+@pytest.mark.parametrize(
+    "name", ["../6/state.json", "/etc/passwd", "tensors.json/..", "a\x00b", "", "x\ud800", "__0_0.distcp", ".metadata"]
+)
 def test_files_outside_the_directory_count_as_damage(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     listed = {each: {"size": 3, "blake2b": "ab"} for each in (*FILES, name)}
     with pytest.raises(DamagedCheckpointError, match="which is not a file of a checkpoint") as caught:
@@ -112,12 +128,12 @@ def test_files_outside_the_directory_count_as_damage(monkeypatch: pytest.MonkeyP
     assert str(caught.value).encode()
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1", 10**400])
+@pytest.mark.parametrize("version", [0, 3, None, "1", 10**400])
 def test_another_format_does_not_count_as_damage_and_the_error_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, version: Any
 ) -> None:
     with pytest.raises(
-        CheckpointError, match=r"this program reads format 1\. Use the version of this program that"
+        CheckpointError, match=r"this program reads the formats 1 and 2\. Use the version of this program that"
     ) as caught:
         parse_manifest(PATH, sealed(monkeypatch, format=version))
     assert not isinstance(caught.value, DamagedCheckpointError)

@@ -1,6 +1,5 @@
 """Reading checkpoints: every kind of damage is reported, and damaged data is never used."""
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -15,13 +14,13 @@ from common.checkpointing.manifest import (
     ADVICE,
     CheckpointError,
     DamagedCheckpointError,
-    FileRecord,
     NoCheckpointError,
     file_digest,
-    make_manifest,
 )
 from common.checkpointing.reader import CheckpointReader, open_on_all_ranks, read_state, read_tensors
 from common.checkpointing.writer import write_checkpoint
+from tests.support.faults import flip_a_bit
+from tests.support.torch_checkpoint import seal
 from tests.support.toy import ALONE
 
 TENSORS = {
@@ -30,7 +29,7 @@ TENSORS = {
     "optimizer.step": torch.tensor(3, dtype=torch.int64),
 }
 STATE = {"progress": {"step": 5}, "window": [0.1 + 0.2, None]}
-FILES = [".metadata", "__0_0.distcp", "manifest.json", "state.json"]
+FILES = ["manifest.json", "state.json", "tensors-0.bin", "tensors.json"]
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def test_tensors_are_read_by_prefix(path: Path) -> None:
     assert tensors["step"].dtype == torch.int64
 
 
-def test_each_file_is_verified_once_before_its_content_is_used(path: Path, digested: list[str]) -> None:
+def test_each_small_file_is_verified_once_before_its_content_is_used(path: Path, digested: list[str]) -> None:
     with CheckpointReader(path) as checkpoint:
         assert digested == []
         assert checkpoint.provenance == {"torch": "2.13.0", "world_size": 2}
@@ -74,30 +73,37 @@ def test_each_file_is_verified_once_before_its_content_is_used(path: Path, diges
             "weight": ((3, 4), torch.float32),
             "odd": ((3,), torch.float32),
         }
-        assert digested == ["state.json", ".metadata"]
+        assert digested == ["state.json", "tensors.json"]
         assert checkpoint.tensors("optimizer.") == {"step": TENSORS["optimizer.step"]}
         assert_content_is_right(checkpoint)
-        assert sorted(digested) == [".metadata", "__0_0.distcp", "state.json"]
+        assert digested == ["state.json", "tensors.json"]
         assert checkpoint.num_bytes == sum((path / name).stat().st_size for name in FILES if name != "manifest.json")
 
 
-def test_ranks_share_the_verification(path: Path, digested: list[str]) -> None:
-    for rank in (0, 1):
-        with CheckpointReader(path) as checkpoint:
-            checkpoint.verify(rank, 2)
-            checkpoint.mark_verified()
-            assert_content_is_right(checkpoint)
-    assert sorted(digested) == [".metadata", "__0_0.distcp", "state.json"]
-
-
-def test_a_checkpoint_opened_on_all_ranks_is_verified(path: Path, digested: list[str]) -> None:
+def test_a_checkpoint_opened_on_all_ranks_is_verified_up_to_the_content_of_tensors(
+    path: Path, digested: list[str]
+) -> None:
     with open_on_all_ranks(path, ALONE) as checkpoint:
-        assert len(digested) == 3
+        assert sorted(digested) == ["state.json", "tensors.json"]
         assert_content_is_right(checkpoint)
-    assert len(digested) == 3
-    (path / "state.json").unlink()
-    with pytest.raises(DamagedCheckpointError, match=r"state\.json: damaged checkpoint: .*missing"):
+    assert len(digested) == 2
+    flip_a_bit(path / "tensors-0.bin")
+    open_on_all_ranks(path, ALONE).close()
+    with (path / "tensors-0.bin").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(DamagedCheckpointError, match=r"tensors-0\.bin: damaged checkpoint: its size is 69 bytes"):
         open_on_all_ranks(path, ALONE)
+    (path / "tensors-0.bin").unlink()
+    with pytest.raises(DamagedCheckpointError, match=r"tensors-0\.bin: damaged checkpoint: .*missing"):
+        open_on_all_ranks(path, ALONE)
+
+
+def test_damage_in_tensors_that_are_not_read_does_not_matter_to_a_load_but_to_a_verification(path: Path) -> None:
+    flip_a_bit(path / "tensors-0.bin", -1)  # in the optimizer's
+    assert torch.equal(read_tensors(path, "model.")["weight"], TENSORS["model.weight"])
+    for read in (verify, read_tensors):
+        with pytest.raises(DamagedCheckpointError, match=r"the checksum of 'optimizer\.step' differs"):
+            read(path)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -106,7 +112,11 @@ def test_the_error_for_every_damage_names_the_file_and_says_what_to_do(path: Pat
     content = file.read_bytes()
 
     def check(start: str = f"{file}: damaged checkpoint: ", advice: str = ADVICE) -> None:
-        for read in (read_state, read_tensors) if name == "manifest.json" else (read_tensors, verify):
+        reads: dict[str, tuple[Callable[[Path], object], ...]] = {
+            "manifest.json": (read_state, read_tensors),
+            "state.json": (read_state, verify),
+        }
+        for read in reads.get(name, (read_tensors, verify)):
             with pytest.raises(CheckpointError) as caught:
                 read(path)
             assert str(caught.value).startswith(start)
@@ -172,7 +182,7 @@ def _changed(content: bytes, rng: np.random.Generator, num_bytes: int) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "state.json"])
+@pytest.mark.parametrize("name", ["state.json", "tensors.json"])
 def test_random_content_with_a_valid_manifest_is_an_error_or_a_value(path: Path, name: str) -> None:
     """An attacker can create such a checkpoint. The values can be anything, but nothing else goes wrong."""
     rng = np.random.default_rng(1)
@@ -180,7 +190,7 @@ def test_random_content_with_a_valid_manifest_is_an_error_or_a_value(path: Path,
     messages = []
     for number in range(60):
         (path / name).write_bytes(_changed(content, rng, num_bytes=1 + number % 4))
-        seal(path)
+        seal(path, version=2)
         try:
             with CheckpointReader(path) as checkpoint:
                 checkpoint.state()
@@ -189,13 +199,6 @@ def test_random_content_with_a_valid_manifest_is_an_error_or_a_value(path: Path,
             messages.append(str(error))
     assert len(messages) > 10
     assert all(message.startswith(str(path)) and "\n" not in message for message in messages)
-
-
-def seal(path: Path, step: int = 5) -> None:
-    """Write a manifest that matches the files in the directory."""
-    files = {file.name: FileRecord(file.stat().st_size, file_digest(file)) for file in path.iterdir()}
-    del files["manifest.json"]
-    (path / "manifest.json").write_text(json.dumps(make_manifest(step, files, {})))
 
 
 def test_the_error_for_a_directory_without_a_checkpoint_does_not_suggest_removing_it(tmp_path: Path) -> None:
@@ -234,12 +237,10 @@ def test_an_error_of_the_operating_system_is_reported(path: Path, monkeypatch: p
         read_state(path)
 
 
-def test_a_tensor_larger_than_memory_is_an_error(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path, 5, {"a": torch.ones(1), "b": torch.ones(7, 3)}, {})
-    metadata = (path / ".metadata").read_bytes()
-    sizes = b"K\x07K\x03"  # pickled small integers
-    assert sizes in metadata
-    (path / ".metadata").write_bytes(metadata.replace(sizes, b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f"))
-    seal(path)
-    with pytest.raises(DamagedCheckpointError, match=f"^{path}: cannot load the checkpoint: "):
+def test_a_tensor_larger_than_memory_is_an_error(path: Path) -> None:
+    index = (path / "tensors.json").read_text()
+    assert '"shape":[3,4]' in index
+    (path / "tensors.json").write_text(index.replace('"shape":[3,4]', '"shape":[2147483647,2147483647]'))
+    seal(path, version=2)
+    with pytest.raises(DamagedCheckpointError, match=rf"^{path}/tensors\.json: damaged checkpoint: "):
         read_tensors(path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.checkpointing.directory import complete_steps, remove_unfinished
-from common.checkpointing.manifest import CheckpointError
+from common.checkpointing.manifest import CheckpointError, DamagedCheckpointError
 from common.checkpointing.reader import CheckpointReader, read_tensors
 from common.checkpointing.retention import CheckpointRetention
 from common.checkpointing.writer import write_checkpoint
@@ -37,11 +37,16 @@ def test_latest_returns_the_newest_complete_checkpoint(tmp_path):
 
 
 def newest(retention: CheckpointRetention) -> Path | None:
-    checkpoint = retention.open_newest(ALONE)
-    if checkpoint is None:
-        return None
-    with checkpoint:
-        return checkpoint.path
+    """Load the newest intact checkpoint as a resume does, and return its path."""
+    while (checkpoint := retention.open_newest(ALONE)) is not None:
+        with checkpoint:
+            try:
+                checkpoint.tensors()
+            except DamagedCheckpointError as error:
+                retention.reject(checkpoint.path, error)
+            else:
+                return checkpoint.path
+    return None
 
 
 def test_a_damaged_checkpoint_is_logged_and_the_previous_one_is_used(tmp_path, caplog):
@@ -49,13 +54,14 @@ def test_a_damaged_checkpoint_is_logged_and_the_previous_one_is_used(tmp_path, c
     assert newest(retention) is None
     write(retention.root, 8, 9, 10)
     assert newest(retention) == retention.root / "10"
-    flip_a_bit(retention.root / "10/__0_0.distcp")
+    flip_a_bit(retention.root / "10/tensors-0.bin")
     (retention.root / "9/state.json").unlink()
     assert newest(retention) == retention.root / "8"
-    assert [record.levelname for record in caplog.records] == ["ERROR"] * 2
-    assert f"{retention.root}/10/__0_0.distcp: damaged checkpoint" in caplog.messages[0]
-    assert f"{retention.root}/9/state.json: damaged checkpoint: " in caplog.messages[1]
-    flip_a_bit(retention.root / "8/__0_0.distcp")
+    errors = [record for record in caplog.records if record.name == "common.checkpointing.retention"]
+    assert [record.levelname for record in errors] == ["ERROR"] * 2
+    assert f"{retention.root}/10/tensors-0.bin: damaged checkpoint" in errors[0].getMessage()
+    assert f"{retention.root}/9/state.json: damaged checkpoint: " in errors[1].getMessage()
+    flip_a_bit(retention.root / "8/tensors-0.bin")
     with pytest.raises(CheckpointError, match=r"all checkpoints are damaged \(10, 9, 8\).*--overwrite_save_dir"):
         newest(retention)
     assert complete_steps(retention.root) == [8, 9, 10]
@@ -65,9 +71,9 @@ def test_a_checkpoint_of_a_newer_program_is_an_error_so_that_no_steps_are_lost(t
     retention = CheckpointRetention(tmp_path, 1, None)
     write(tmp_path, 8)
     with monkeypatch.context() as newer:
-        newer.setattr("common.checkpointing.manifest.FORMAT", 2)
+        newer.setattr("common.checkpointing.manifest.FORMAT", 3)
         write(tmp_path, 9)
-    with pytest.raises(CheckpointError, match=r"/9/manifest\.json: .*format is 2, .* reads format 1"):
+    with pytest.raises(CheckpointError, match=r"/9/manifest\.json: .*format is 3, .* reads the formats 1 and 2"):
         newest(retention)
 
 
@@ -76,7 +82,7 @@ def test_rotation_does_not_count_damaged_or_later_checkpoints(tmp_path):
     retention = CheckpointRetention(tmp_path, 1, 2)
     write(tmp_path, 4, 5, 7, 8)
     for step in (7, 8):
-        flip_a_bit(tmp_path / f"{step}/__0_0.distcp")
+        flip_a_bit(tmp_path / f"{step}/tensors-0.bin")
     assert newest(retention) == tmp_path / "5"
     for step, remaining in ((6, [5, 6, 7, 8]), (8, [6, 8]), (9, [8, 9])):
         write(tmp_path, step)

@@ -1,7 +1,6 @@
-"""Malicious checkpoints with valid manifests: their code never runs."""
+"""Malicious checkpoints of the earlier format with valid manifests: their code never runs."""
 
 import io
-import json
 import os
 import pickle
 import re
@@ -14,10 +13,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
-from common.checkpointing.manifest import DamagedCheckpointError, FileRecord, file_digest, make_manifest
+from common.checkpointing.manifest import DamagedCheckpointError
 from common.checkpointing.reader import CheckpointReader, read_tensors
 from common.checkpointing.safe_reader import SafeReader
-from common.checkpointing.writer import write_checkpoint
+from tests.support.torch_checkpoint import seal, write_torch_checkpoint
 
 
 class Malicious:
@@ -33,17 +32,12 @@ class Malicious:
 def put(checkpoint: Path, name: str, content: bytes) -> None:
     """Write a file of the checkpoint and update its size and digest in the manifest."""
     (checkpoint / name).write_bytes(content)
-    files = {
-        file.name: FileRecord(file.stat().st_size, file_digest(file))
-        for file in checkpoint.iterdir()
-        if file.name != "manifest.json"
-    }
-    (checkpoint / "manifest.json").write_text(json.dumps(make_manifest(5, files, {})))
+    seal(checkpoint, version=1)
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path, 5, {"a": torch.arange(4.0), "b": torch.ones(2, dtype=torch.float64)}, {})
+    return write_torch_checkpoint(tmp_path, 5, {"a": torch.arange(4.0), "b": torch.ones(2, dtype=torch.float64)}, {})
 
 
 def metadata_of(checkpoint: Path) -> Metadata:
@@ -147,7 +141,7 @@ def test_files_that_the_manifest_does_not_list_are_not_read(checkpoint: Path) ->
 
 def test_every_dtype_can_be_read(tmp_path: Path) -> None:
     dtypes = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
-    path = write_checkpoint(tmp_path, 1, {str(dtype): torch.ones(3, dtype=dtype) for dtype in dtypes}, {})
+    path = write_torch_checkpoint(tmp_path, 1, {str(dtype): torch.ones(3, dtype=dtype) for dtype in dtypes}, {})
     assert {name: str(tensor.dtype) for name, tensor in read_tensors(path).items()} == {str(d): str(d) for d in dtypes}
     assert SafeReader(path, ["__0_0.distcp"]).read_metadata() == metadata_of(path)
 

@@ -70,9 +70,9 @@ def test_a_value_that_json_cannot_represent_leaves_no_checkpoint(tmp_path):
 def test_leftovers_of_the_same_step_are_not_in_a_new_checkpoint(tmp_path):
     for leftover in (".writing-5", "5"):
         (tmp_path / leftover).mkdir()
-        (tmp_path / leftover / "__9_9.distcp").write_text("old")
+        (tmp_path / leftover / "tensors-9.bin").write_text("old")
     path = write(tmp_path)
-    assert not (path / "__9_9.distcp").exists()
+    assert not (path / "tensors-9.bin").exists()
     assert have_same_bits(read_tensors(path), tensors())
 
 

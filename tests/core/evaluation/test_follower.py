@@ -139,7 +139,7 @@ def test_continues_when_the_run_gets_more_steps(job: EvaluatedRun) -> None:
     assert job.found() == job.expected()
 
 
-@pytest.mark.parametrize("file", ["__0_0.distcp", "state.json", "manifest.json"])
+@pytest.mark.parametrize("file", ["tensors-0.bin", "tensors.json", "state.json", "manifest.json"])
 @pytest.mark.parametrize("step", [8, 10])
 def test_a_damaged_checkpoint_is_one_warning_and_is_skipped(
     job: EvaluatedRun, caplog: pytest.LogCaptureFixture, step: int, file: str
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_one_warning_and_is_skipped(
     if file == "manifest.json":
         (job.checkpoint(step) / file).write_text("{}")
     else:
-        flip_a_bit(job.checkpoint(step) / file)
+        flip_a_bit(job.checkpoint(step) / file, 0)  # tensors begin with those of the model
     assert not job.evaluate().timed_out
     assert job.found() == [value for value in job.expected() if value[0] != step]
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -171,7 +171,7 @@ def test_a_checkpoint_that_replaces_a_damaged_one_is_evaluated(job: EvaluatedRun
     assert sorted(job.found(), key=lambda value: value[0]) == job.expected()
 
 
-@pytest.mark.parametrize("while_reading", ["state.json", "__0_0.distcp"])
+@pytest.mark.parametrize("while_reading", ["state.json", "tensors.json"])
 def test_a_checkpoint_that_vanishes_while_it_is_read_is_skipped(
     job: EvaluatedRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, while_reading: str
 ) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from common.checkpointing.directory import delete_unless_held
-from common.checkpointing.manifest import CheckpointError, NoCheckpointError
+from common.checkpointing.directory import complete_steps, delete_unless_held
+from common.checkpointing.manifest import CheckpointError, DamagedCheckpointError, NoCheckpointError
 from common.checkpointing.reader import CheckpointReader
 from common.errors import UserError
 from common.reader.order import Position
@@ -20,6 +20,7 @@ from core.run.start import FreshRun, Resume, Start, WarmStart, find_start
 from core.run.state import TrainingState
 from core.run.tensors import training_tensors
 from tests.support.faults import flip_a_bit
+from tests.support.torch_checkpoint import rewrite_in_torch_format
 from tests.support.toy import ToyModel, toy_components
 
 
@@ -30,7 +31,7 @@ def find(components: TrainingComponents) -> Start:
 def restore(components: TrainingComponents) -> tuple[type[Start], TrainingState]:
     """Find the start, restore what it begins with, and close it."""
     with find(components) as start:
-        return type(start), start.restore(components)
+        return type(start), start.restore_on_all_ranks(components)
 
 
 def tensors(components: TrainingComponents) -> dict[str, torch.Tensor]:
@@ -100,21 +101,60 @@ def test_a_resume_restores_tensors_and_state_of_the_newest_checkpoint(tmp_path: 
     assert calls == []
 
 
-def test_a_resume_skips_damaged_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("file", ["state.json", "tensors.json", "tensors-0.bin"])
+def test_a_resume_skips_damaged_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str) -> None:
     trained(tmp_path)
-    flip_a_bit(tmp_path / "run/checkpoints/10/state.json")
-    kind, state = restore(toy_components(tmp_path))
+    checkpoints = tmp_path / "run/checkpoints"
+    with CheckpointReader(checkpoints / "8") as checkpoint:
+        expected = checkpoint.tensors()
+    flip_a_bit(checkpoints / "10" / file)
+    components = toy_components(tmp_path)
+    kind, state = restore(components)
     assert (kind, state.step) == (Resume, 8)
-    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert f"{tmp_path}/run/checkpoints/10/state.json" in record.getMessage()
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "common.checkpointing.retention"]
+    assert message.startswith(f"{checkpoints}/10/{file}: damaged checkpoint: ")
+    assert_equal(tensors(components), expected)
+    for step in (10, 8, 4):
+        assert delete_unless_held(checkpoints / str(step)), "it is closed"
 
 
-def test_a_run_with_only_damaged_checkpoints_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["state.json", "tensors-0.bin"])
+def test_a_run_with_only_damaged_checkpoints_is_an_error(tmp_path: Path, file: str) -> None:
     trained(tmp_path)
     for step in (4, 8, 10):
-        flip_a_bit(tmp_path / f"run/checkpoints/{step}/state.json")
+        flip_a_bit(tmp_path / f"run/checkpoints/{step}" / file)
     with pytest.raises(CheckpointError, match=rf"{tmp_path}/run/checkpoints: .*10, 8, 4.*--overwrite_save_dir"):
-        find(toy_components(tmp_path))
+        restore(toy_components(tmp_path))
+    assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 10]
+
+
+def test_a_damaged_initial_checkpoint_is_an_error(tmp_path: Path) -> None:
+    trained(tmp_path / "other")
+    flip_a_bit(tmp_path / "other/run/checkpoints/10/tensors-0.bin", 0)
+    with pytest.raises(DamagedCheckpointError, match=rf"^{tmp_path}/other/run/checkpoints/10/tensors-0\.bin: "):
+        restore(toy_components(tmp_path, initial_checkpoint_dir=str(tmp_path / "other/run")))
+
+
+def test_a_resume_from_the_earlier_format_continues_bit_for_bit_and_saves_in_the_new_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "new").mkdir()
+    expected = tensors(trained(tmp_path / "new"))
+    (tmp_path / "old").mkdir()
+    trained(tmp_path / "old", num_train_steps=8)
+    checkpoints = tmp_path / "old/run/checkpoints"
+    for step in (4, 8):
+        rewrite_in_torch_format(checkpoints / str(step))
+    caplog.set_level(logging.INFO)
+    found = tensors(trained(tmp_path / "old"))
+    assert f"continuing after step 8 from {checkpoints}/8" in caplog.messages
+    assert_equal(found, expected)
+    assert (checkpoints / "10/tensors.json").exists()
+    assert not (checkpoints / "10/.metadata").exists()
+    caplog.clear()
+    flip_a_bit(checkpoints / "10/tensors-0.bin")
+    flip_a_bit(checkpoints / "8/__0_0.distcp")
+    assert restore(toy_components(tmp_path / "old"))[1].step == 4
 
 
 def test_a_resume_of_another_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

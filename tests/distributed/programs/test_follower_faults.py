@@ -63,7 +63,7 @@ def remove(checkpoint: Path) -> None:
 
 
 def truncate(checkpoint: Path) -> None:
-    data = checkpoint / "__0_0.distcp"
+    data = checkpoint / "tensors-0.bin"
     os.truncate(data, data.stat().st_size // 2)
 
 

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, init_from_local_shards
 
 from common.checkpointing.directory import complete_steps
 from common.checkpointing.manifest import CheckpointError
-from common.checkpointing.reader import CheckpointReader, read_state, read_tensors
+from common.checkpointing.reader import CheckpointReader, open_on_all_ranks, read_state, read_tensors
 from common.checkpointing.writer import write_checkpoint
 from common.distributed.world import World
 from core.models.dense import DenseModel
@@ -77,7 +79,7 @@ def test_one_process_reads_what_two_ranks_wrote_bit_for_bit(ranks, root):
         assert found.keys() == rank["tensors"].keys()
         assert all(torch.equal(tensor, found[name]) for name, tensor in rank["tensors"].items())
     files = {path.name for path in (root / "2").iterdir()}
-    assert {"__0_0.distcp", "__1_0.distcp"} <= files, "each rank wrote a part"
+    assert {"tensors-0.bin", "tensors-1.bin"} <= files, "each rank wrote a part"
 
 
 def test_both_ranks_read_the_checkpoint_back(ranks):
@@ -102,3 +104,70 @@ def test_a_full_disk_on_one_rank_is_the_same_error_on_both(ranks, root, failing,
 def test_a_save_succeeds_after_a_failed_one(ranks, root):
     assert [rank["complete at the end"] for rank in ranks] == [[2, 5], [2, 5]]
     assert read_tensors(root / "5").keys() == ranks[0]["tensors"].keys()
+
+
+# --- Sharded tables on other numbers of ranks ---
+
+ROWS, DIM = 1_100_003, 4
+
+
+def _tables() -> dict[str, torch.Tensor]:
+    """Return whole tables: of several blocks, of fewer rows than ranks, and without rows."""
+    table = torch.arange(ROWS * DIM, dtype=torch.int32).view(torch.float16).reshape(-1, DIM * 2)[:ROWS]
+    return {"large": table, "by column": table[:1000], "small": torch.arange(6.0).reshape(2, 3)}
+
+
+def _sharded(whole: torch.Tensor, dimension: int, world: World, *, filled: bool) -> ShardedTensor:
+    """Split a table over the ranks, as torchrec does: the last ranks can have fewer values, or none."""
+    length = whole.size(dimension)
+    share = -(-length // world.size)
+    begin, end = (min(rank * share, length) for rank in (world.rank, world.rank + 1))
+    part = whole.narrow(dimension, begin, end - begin)
+    offsets = [begin if axis == dimension else 0 for axis in range(whole.dim())]
+    metadata = ShardMetadata(offsets, list(part.shape), f"rank:{world.rank}/cpu")
+    own = part.clone() if filled else torch.full_like(part, 7)
+    return init_from_local_shards([Shard(own, metadata)], *whole.shape)
+
+
+def _sharded_tables(world: World, *, filled: bool) -> dict[str, ShardedTensor]:
+    tables = _tables().items()
+    return {name: _sharded(table, int(name == "by column"), world, filled=filled) for name, table in tables}
+
+
+def save_sharded(world: World, root: Path) -> None:
+    write_checkpoint(root, 1, _sharded_tables(world, filled=True), {}, dist.new_group(backend="gloo"))
+
+
+def load_sharded(world: World, root: Path) -> dict[str, bool]:
+    """Load the tables on this number of ranks. Return whether this rank's shards have the right bits."""
+    found, expected = (_sharded_tables(world, filled=filled) for filled in (False, True))
+    with open_on_all_ranks(root / "1", world) as checkpoint:
+        checkpoint.load(found)
+    return {
+        name: all(
+            torch.equal(own.tensor.view(torch.uint8), right.tensor.view(torch.uint8))
+            for own, right in zip(table.local_shards(), expected[name].local_shards(), strict=True)
+        )
+        for name, table in found.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sharded")
+    run_ranks(save_sharded, root, world_size=4)
+    return root
+
+
+@pytest.mark.parametrize("world_size", [4, 3, 2, 1])
+def test_the_tables_of_four_ranks_are_loaded_on_other_numbers_of_ranks(sharded: Path, world_size: int) -> None:
+    ranks = run_ranks(load_sharded, sharded, world_size=world_size)
+    assert ranks == [{"large": True, "by column": True, "small": True}] * world_size
+
+
+def test_the_tables_of_four_ranks_are_read_whole(sharded: Path) -> None:
+    for name, tensor in read_tensors(sharded / "1").items():
+        assert torch.equal(tensor.view(torch.uint8), _tables()[name].view(torch.uint8))
+    with CheckpointReader(sharded / "1") as checkpoint:
+        checkpoint.verify()
+    assert {path.name for path in (sharded / "1").glob("*.bin")} == {f"tensors-{rank}.bin" for rank in range(4)}

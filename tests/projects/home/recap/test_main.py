@@ -250,7 +250,7 @@ def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
     assert train("training.eval_every_n=0", save_dir=tmp_path / "whole") == 0
     assert train("training.eval_every_n=0") == 0
     checkpoints = tmp_path / "run/checkpoints"
-    flip_a_bit(damaged := checkpoints / "12/__0_0.distcp")
+    flip_a_bit(damaged := checkpoints / "12/tensors-0.bin")
     assert train("training.eval_every_n=0") == 0
     assert re.search(rf"{damaged}\b.*damaged", caplog.text)
     assert re.search(r"\bstep 8\b", caplog.text)
@@ -262,7 +262,7 @@ def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
 def test_all_checkpoints_damaged_is_an_error_that_deletes_nothing(train: Train, tmp_path: Path) -> None:
     assert train("training.eval_every_n=0") == 0
     for path in (tmp_path / "run/checkpoints").iterdir():
-        flip_a_bit(path / "__0_0.distcp")
+        flip_a_bit(path / "tensors-0.bin")
     with pytest.raises(CheckpointError, match=r"all .*damaged"):
         train("training.num_train_steps=16")
     assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 12]

@@ -137,7 +137,7 @@ def test_errors_leave_nothing_behind(run, copied, tmp_path):
     assert str(run_config) in message
     assert "No such file" in message
     run_config.write_text(text)
-    next(copied.glob("*.distcp")).write_bytes(b"x")
+    next(copied.glob("*.bin")).write_bytes(b"x")
     message = message_of()
     assert str(copied) in message
     assert "damaged" in message

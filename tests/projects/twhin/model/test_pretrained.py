@@ -157,7 +157,7 @@ def test_errors_in_rows_are_raised_during_the_iteration(tmp_path):
 
 def test_a_damaged_checkpoint_is_an_error(tmp_path):
     path = write_checkpoint(tmp_path, 7, {"model.tables.embeddings.user.weight": torch.ones(8, 4)}, {})
-    next(path.glob("*.distcp")).write_bytes(b"x")
+    next(path.glob("*.bin")).write_bytes(b"x")
     with pytest.raises(UserError, match=f"^model.embeddings.tables.user..pretrained: {path}/.*damaged"):
         rows_of(table(path))
 

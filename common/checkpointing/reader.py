@@ -67,7 +67,7 @@ class CheckpointReader:
             self._manifest = parse_manifest(path, content)
             stack.pop_all()
         self.digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-        """Digest of the manifest, which has the digests of all files."""
+        """Digest of the manifest, which depends on the content of all files."""
 
     def __enter__(self) -> Self:
         return self

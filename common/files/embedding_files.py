@@ -1,7 +1,7 @@
 """Reads and writes embedding files: Parquet files with one row per entity, in the columns entity, index and embedding.
 
-`entity` is a string or an integer, `index` is the entity's row in its table, and `embedding` is a list of float32.
-This module knows neither what the entities are nor how their embeddings are compared.
+`entity` is a string or an integer of any size, `index` is the entity's row in its table, and `embedding` is a list of
+float32. This module knows neither what the entities are nor how their embeddings are compared.
 """
 
 from collections.abc import Iterator
@@ -90,6 +90,26 @@ def embedding_tables(path: Path) -> dict[str, Path]:
     return {file.stem: file for file in sorted(path.glob("*.parquet")) if not file.name.startswith(".")}
 
 
+def comparable(first: pa.Array, second: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Return entities of two files in one type, in which two entities are equal if they are the same.
+
+    An integer is the same as the text that writes it in decimal, without leading zeros.
+
+    Args:
+      first, second: strings or integers, arrays or chunked arrays.
+    """
+    types = {_wide_type(first.type), _wide_type(second.type)}
+    common = types.pop() if len(types) == 1 else pa.large_string()
+    return first.cast(common), second.cast(common)
+
+
+def _wide_type(kind: pa.DataType) -> pa.DataType:
+    """Return int64, uint64 or large_string, which holds all values of an entity's type."""
+    if pa.types.is_uint64(kind):
+        return kind
+    return pa.int64() if pa.types.is_integer(kind) else pa.large_string()
+
+
 class EmbeddingFile:
     """An embedding file with a valid footer, read one row group at a time.
 
@@ -155,7 +175,7 @@ class EmbeddingFile:
         return dim
 
     def entities(self) -> pa.Array:
-        """Return the entities of all rows in file order, [rows], int64 or large_string. They are unique.
+        """Return the entities of all rows in file order, [rows], int64, uint64 or large_string. They are unique.
 
         Raises:
           DataError: the column cannot be read, or an entity is null or appears more than once.
@@ -163,7 +183,7 @@ class EmbeddingFile:
         try:
             with open_parquet(self.path) as file:
                 column = file.read(columns=["entity"]).column(0)
-            column = column.cast(pa.int64() if pa.types.is_integer(column.type) else pa.large_string())
+            column = column.cast(_wide_type(column.type))
         except READ_ERRORS as error:
             raise DataError(f"{self.path}: cannot read column 'entity': {error}") from error
         entities = column.combine_chunks()

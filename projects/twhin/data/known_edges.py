@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.errors import UserError
 from common.reader.parquet import ParquetTable, RowGroup
 from projects.twhin.data.edges import edge_table
 from projects.twhin.data.relations import SIDES, Relations, Side
@@ -112,15 +113,24 @@ class _Answers:
         self._query_parts.append(np.unique(self._query_numbers(edges)))
 
     def finish_queries(self) -> None:
-        """Merge the queries."""
+        """Merge the queries.
+
+        Raises:
+          UserError: there are too many pairs of a query and an entity to number them.
+        """
         self._queries = np.unique(np.concatenate([self._queries, *self._query_parts]))
         self._query_parts.clear()
+        if len(self._queries) * self._num_entities >= 2**63:
+            raise UserError(
+                f"metrics.filtered: {len(self._queries):,} queries and a table of {self._num_entities:,} rows are too "
+                "many for filtered ranks. Evaluate fewer edges, or set filtered to false"
+            )
 
     def add_answers(self, edges: RowGroup) -> None:
         """Add the known edges that answer a query."""
         position, end = self._range(self._query_numbers(edges))
         is_answer = end > position
-        # One number per pair sorts fast. 1e9 queries and 1e9 entities give 1e18, which fits in 64 bits.
+        # One number per pair sorts fast. It fits in 64 bits, as finish_queries() has checked.
         self._answer_parts.append(np.unique(position[is_answer] * self._num_entities + edges[self._side][is_answer]))
 
     def finish_answers(self) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from common.checkpointing.directory import find_checkpoints
 from common.checkpointing.reader import CheckpointReader
 from common.errors import ConfigError, UserError
-from common.files.embedding_files import EmbeddingFile, embedding_tables
+from common.files.embedding_files import EmbeddingFile, comparable, embedding_tables
 from common.modules.embedding.config import EmbeddingBagConfig
 from common.process.paths import user_path
 from common.reader.files import DataError
@@ -171,9 +171,7 @@ def _rows_by_entity(
     file: EmbeddingFile, vocabulary: pa.Array, table: EmbeddingBagConfig, key_path: str
 ) -> Iterator[Rows]:
     entities = file.entities()
-    both_integers = pa.types.is_integer(vocabulary.type) and pa.types.is_integer(entities.type)
-    common_type = pa.int64() if both_integers else pa.large_string()
-    positions = pc.index_in(entities.cast(common_type), vocabulary.cast(common_type))
+    positions = pc.index_in(*comparable(entities, vocabulary))
     if positions.null_count == len(positions):
         raise ConfigError(
             f"{key_path}: no entity of {file.path} is in {table.vocab}. Both must use the same names for entities"

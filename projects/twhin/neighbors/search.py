@@ -127,7 +127,10 @@ def find_entities(file: EmbeddingFile, entities: pa.Array, names: Sequence[str])
                 raise UserError(
                     f"--entity {name}: the entities of {file.path} are integers. {_examples(entities)}"
                 ) from None
-            position = pc.index(entities, value).as_py() if -(2**63) <= int(value) < 2**63 else -1
+            try:
+                position = pc.index(entities, pa.scalar(value, entities.type)).as_py()
+            except (OverflowError, pa.ArrowInvalid):  # no entity of this type is that large or small
+                position = -1
         else:
             position = pc.index(entities, pa.scalar(name, entities.type)).as_py()
         if position < 0:

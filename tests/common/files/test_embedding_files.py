@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.files.embedding_files import EmbeddingFile, embedding_tables, write_embeddings
+from common.files.embedding_files import EmbeddingFile, comparable, embedding_tables, write_embeddings
 from common.reader.files import DataError
 from tests.support.damage import overwrite_page
 
@@ -20,13 +20,15 @@ def read(file: EmbeddingFile) -> tuple[list[int], np.ndarray[Any, Any]]:
     return np.concatenate([b.indices for b in blocks]).tolist(), np.concatenate([b.values for b in blocks])
 
 
-@pytest.mark.parametrize("entities", [["a", "ü", "c"], [7, -1, 2**62], None])
+@pytest.mark.parametrize(
+    "entities", [["a", "ü", "c"], [7, -1, 2**62], np.array([7, 2**63, 2**64 - 1], np.uint64), None]
+)
 def test_written_embeddings_are_read_back(tmp_path, entities):
     path = tmp_path / "user.parquet"
     write_embeddings(path, None if entities is None else pa.array(entities), stored := values(3))
     file = EmbeddingFile(path)
     assert (file.num_rows, file.dim, file.is_named) == (3, 4, entities is not None)
-    assert file.entities().to_pylist() == (entities or [0, 1, 2])
+    assert file.entities().to_pylist() == (list(entities) if entities is not None else [0, 1, 2])
     indices, found = read(file)
     assert indices == [0, 1, 2]
     assert found.dtype == np.float32
@@ -144,3 +146,20 @@ def test_an_overwritten_page_is_an_error(tmp_path, column):
 
     with pytest.raises(DataError, match=f"^{path}: cannot read "):
         read_all()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kind"),
+    [
+        (pa.array([1], pa.int8()), pa.array([1], pa.uint32()), pa.int64()),
+        (pa.array([2**64 - 1], pa.uint64()), pa.array([2**64 - 1], pa.uint64()), pa.uint64()),
+        (pa.array([2**63 - 1]), pa.array([2**63 - 1], pa.uint64()), pa.large_string()),
+        (pa.array([-(2**63)]), pa.array(["-9223372036854775808"]), pa.large_string()),
+        (pa.array(["ü"]), pa.array(["ü"], pa.large_string()), pa.large_string()),
+    ],
+)
+def test_comparable_entities_have_one_type_and_keep_their_values(first, second, kind):
+    one, other = comparable(first, second)
+    assert one.type == other.type == kind
+    assert one.equals(other)
+    assert str(one[0].as_py()) == str(first[0].as_py())

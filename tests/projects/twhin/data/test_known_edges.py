@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import UserError
 from common.reader.files import DataError
+from projects.twhin.data.config import Relation
 from projects.twhin.data.edges import edge_table
 from projects.twhin.data.known_edges import KnownEdges, open_known_edges
+from projects.twhin.data.relations import Relations
 from tests.projects.twhin.data.test_edges import USERS, evaluated, make_edges, opened, real, relations, write
 
 Edge = tuple[int, int, int]
@@ -101,3 +104,19 @@ def test_progress_of_a_long_read_is_logged(tmp_path, monkeypatch, caplog):
     with caplog.at_level("INFO"):
         KnownEdges(relations(), [], [dataset.table])
     assert caplog.messages == [f"collecting known edges: {count} of 40 edges read" for count in (20, 40)]
+
+
+@pytest.mark.parametrize("num_rows", [2**61, 2**62])
+def test_pairs_of_a_query_and_an_entity_that_need_more_than_64_bits_are_refused(tmp_path, num_rows):
+    huge = Relations([Relation(name="r", lhs="t", rhs="t")], {"t": num_rows}, "both")
+    edges = {"lhs": [1, 2], "rel": [0, 0], "rhs": [num_rows - 1, 4]}
+    table = edge_table(str(write(tmp_path / "a.parquet", edges)), huge)
+    if num_rows == 2**62:
+        with pytest.raises(UserError, match=r"metrics\.filtered: 2 queries and a table of .* rows are too many"):
+            KnownEdges(huge, [table], [])
+        return
+    known = KnownEdges(huge, [table], [])
+    assert pairs_of(known, edges_of({name: np.array(column) for name, column in edges.items()})) == {
+        "lhs": [[0, 1], [1, 2]],
+        "rhs": [[0, num_rows - 1], [1, 4]],
+    }

@@ -17,6 +17,7 @@ from projects.twhin.model.pretrained import Rows, check_vocabulary, pretrained_r
 from tests.support.toy_twhin import SGD
 
 KEY_PATH = "model.embeddings.tables[user]"
+UNSIGNED = np.arange(2**63, 2**63 + 5, dtype=np.uint64)
 VALUES = np.random.default_rng(0).standard_normal((5, 4), np.float32)
 
 
@@ -26,12 +27,12 @@ def table(uri: Path | str | None = None, name: str = "user", rows: int = 8, **fi
     return EmbeddingBagConfig(**(defaults | fields), pretrained=snapshot)
 
 
-def vocabulary(folder: Path, entities: list[Any]) -> str:
+def vocabulary(folder: Path, entities: Any) -> str:
     write_vocabulary(path := folder / "vocabulary" / "user.parquet", pa.array(entities))
     return str(path)
 
 
-def export(folder: Path, entities: list[Any] | None, values: np.ndarray[Any, Any] = VALUES) -> Path:
+def export(folder: Path, entities: Any, values: np.ndarray[Any, Any] = VALUES) -> Path:
     folder.mkdir(exist_ok=True)
     write_embeddings(folder / "user.parquet", None if entities is None else pa.array(entities), values)
     return folder
@@ -58,6 +59,9 @@ def initialized(config: EmbeddingBagConfig) -> np.ndarray[Any, Any]:
         ([10, 11, 12, 13, 14], [0, 13, 10, 1, 14]),
         (["10", "11", "12", "13", "14"], [0, 13, 10, 1, 14]),
         ([10, 11, 12, 13, 14], ["0", "13", "10", "x", "14"]),
+        (UNSIGNED, UNSIGNED[[1, 3, 0, 2, 4]] - np.array([10, 0, 0, 10, 0], np.uint64)),
+        (UNSIGNED, ["0", str(2**63 + 3), str(2**63), "x", str(2**63 + 4)]),
+        ([10, 11, 12, 13, 14], np.array([0, 13, 10, 2**64 - 12, 14], np.uint64)),
     ],
 )
 def test_rows_are_matched_by_entity_if_both_sides_name_entities(tmp_path, caplog, theirs, ours):

@@ -155,6 +155,16 @@ def test_invalid_options_are_errors(export, monkeypatch, arguments, facts):
     assert [fact for fact in facts if fact.format(export) not in str(caught.value)] == []
 
 
+def test_unsigned_entities_beyond_int64(tmp_path, capsys, monkeypatch):
+    entities = pa.array(np.array([2**64 - 1, 2**63, 5], np.uint64))
+    write_embeddings(path := tmp_path / "tweet.parquet", entities, np.array([[0, 2], [3, 0.1], [1, 1]], np.float32))
+    rows = search(capsys, monkeypatch, "--embeddings", path, "--entity", 2**63)
+    assert [row[1] for row in rows] == ["5", str(2**64 - 1)]
+    for missing in (-1, 2**64):
+        with pytest.raises(UserError, match=f"--entity {missing}: not among the 3 entities"):
+            search(capsys, monkeypatch, "--embeddings", path, f"--entity={missing}")
+
+
 def test_nonfinite_query_is_an_error(export, monkeypatch):
     path = export / "nan.parquet"
     write_embeddings(path, pa.array(["ann", "bob"]), np.array([[np.nan, 0], [1, 0]], np.float32))

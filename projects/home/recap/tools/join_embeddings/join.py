@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from common.errors import UserError
 from common.files.atomic_directory import atomic_directory, target_of
-from common.files.embedding_files import EmbeddingFile
+from common.files.embedding_files import EmbeddingFile, comparable
 from common.reader.files import READ_ERRORS, DataError, files_below, unique_files, warn_about_hidden
 from common.reader.parquet_file import create_parquet, open_parquet
 from common.reader.vectors import vector_array, vector_field
@@ -64,38 +64,36 @@ class _Embeddings:
             self.values[block.start : block.start + len(block.indices)] = block.values
         self.values[-1] = 0
         self._entities = self._file.entities()
-        self._sorted: dict[bool, tuple[NDArray[Any], NDArray[np.int64]]] = {}
+        self._sorted: dict[pa.DataType, tuple[pa.Array, NDArray[np.int64]]] = {}
 
     def positions(self, ids: pa.ChunkedArray) -> NDArray[np.int64]:
-        """Return the position in `values` of each id's embedding, [rows]; the last row for an id without one."""
-        integers = pa.types.is_integer(ids.type)
-        if integers not in self._sorted:
-            self._sorted[integers] = self._sort(integers)
-        keys, positions = self._sorted[integers]
-        wanted = ids.cast(pa.int64()).to_numpy() if integers else ids.to_numpy().astype(str)
-        nearest = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        return np.where(keys[nearest] == wanted, positions[nearest], len(self.values) - 1)
-
-    def _sort(self, integers: bool) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Return the entities as ascending integers or strings, and their positions.
+        """Return the position in `values` of each id's embedding, [rows]; the last row for an id without one.
 
         Raises:
-          UserError: `integers` is set, but no entity is an integer.
+          UserError: the ids are integers, but no entity is.
         """
-        entities, positions = self._entities, np.arange(len(self._entities))
-        if integers and not pa.types.is_integer(entities.type):
-            numeric = pc.match_substring_regex(entities, r"^-?(0|[1-9]\d{0,17})$")
-            positions = positions[numeric.to_numpy(zero_copy_only=False)]
-            entities = entities.filter(numeric).cast(pa.int64())
-        if not len(entities):
+        if ids.type not in self._sorted:
+            self._sorted[ids.type] = self._sort(ids)
+        keys, positions = self._sorted[ids.type]
+        wanted = comparable(ids, self._entities)[0].combine_chunks()
+        nearest = np.minimum(pc.search_sorted(keys, wanted).to_numpy(), len(keys) - 1)
+        found = pc.equal(keys.take(pa.array(nearest)), wanted).to_numpy(zero_copy_only=False)
+        return np.where(found, positions[nearest], len(self.values) - 1)
+
+    def _sort(self, ids: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]]:
+        """Return the entities in ascending order, in a type that compares with `ids`, and their positions."""
+        _, entities = comparable(ids, self._entities)
+        if (
+            pa.types.is_integer(ids.type)
+            and not pa.types.is_integer(self._entities.type)
+            and not pc.any(pc.match_substring_regex(entities, r"^(0|-?[1-9][0-9]*)$")).as_py()
+        ):
             raise UserError(
                 f"{self._file.path}: no entity is an integer, but the ids to look up are. The table and the embeddings "
                 "must use the same ids for users and authors"
             )
-        keys = entities.to_numpy(zero_copy_only=False)
-        keys = keys if integers else keys.astype(str)
-        order = np.argsort(keys, kind="stable")
-        return keys[order], positions[order]
+        order = pc.array_sort_indices(entities)
+        return entities.take(order), order.to_numpy().astype(np.int64)
 
 
 def join_embeddings(data: Path, out: Path, sources: Mapping[str, EmbeddingSource]) -> dict[str, JoinedColumn]:
@@ -141,6 +139,16 @@ def join_embeddings(data: Path, out: Path, sources: Mapping[str, EmbeddingSource
                     f"--{column} {result.source.id_column}={result.source.path}: none of the ids in the "
                     f"{result.num_rows} rows has an embedding. The table and the embeddings must use the same ids for "
                     "users and authors"
+                )
+            if result.num_missing > result.num_rows / 2:
+                logger.warning(
+                    "--%s %s=%s: most of the ids, those of %s of %s rows, have no embedding and get zeros. Check that "
+                    "the table and the embeddings use the same ids",
+                    column,
+                    result.source.id_column,
+                    result.source.path,
+                    f"{result.num_missing:,}",
+                    f"{result.num_rows:,}",
                 )
         widths = {name: (entry.dtype, entry.length) for name, entry in schema.items()}
         widths |= {column: ("float_list", result.dim) for column, result in joined.items()}

@@ -152,7 +152,7 @@ class _Line(NamedTuple):
     def integer(self, column: str) -> int:
         """Return an integer from 0 to 2**53 - 1. The suffix ".0" is allowed."""
         text = self.text(column).removesuffix(".0")
-        if not (text.isascii() and text.isdecimal()) or int(text) >= 2**53:
+        if not re.fullmatch(r"0*[0-9]{1,16}", text) or int(text) >= 2**53:
             raise self.error(column, f"an integer from 0 to {2**53 - 1}")
         return int(text)
 

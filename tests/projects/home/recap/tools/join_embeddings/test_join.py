@@ -228,3 +228,67 @@ def test_an_overwritten_page_of_the_table_is_an_error(tmp_path, sources, column)
     table = ParquetTable(matching_files(str(path)), {"e": Column("user_embedding", width=3)})
     with pytest.raises(UserError, match="cannot read this row group"):
         table.decode(0)
+
+
+SIGNED = [
+    -(2**63),
+    -(2**63) + 1,
+    -(10**18),
+    -9,
+    -1,
+    0,
+    1,
+    9,
+    10**17,
+    10**18 - 1,
+    10**18,
+    1234567890123456789,
+    2**63 - 1,
+]
+UNSIGNED = [0, 1, 9, 10**18, 2**63 - 1, 2**63, 10**19, 2**64 - 1]
+
+
+@pytest.mark.parametrize("entity_type", [pa.string(), pa.int64(), pa.uint64(), pa.int32()])
+@pytest.mark.parametrize("id_type", [pa.int64(), pa.uint64(), pa.int8(), pa.string()])
+def test_every_id_finds_the_entity_with_the_same_number(tmp_path, entity_type, id_type):
+    def holds(kind: pa.DataType, number: int) -> bool:
+        try:
+            pa.scalar(number, kind)
+        except (pa.ArrowInvalid, OverflowError):
+            return False
+        return True
+
+    def typed(numbers: list[int], kind: pa.DataType) -> pa.Array:
+        if kind == pa.string():
+            return pa.array([str(number) for number in numbers])
+        return pa.array([number for number in numbers if holds(kind, number)], kind)
+
+    numbers = sorted({*SIGNED, *UNSIGNED})
+    known = typed([*numbers[::-2], 8, 5], entity_type)
+    decoys = ["007", "+1", "-0", " 9", "1e18", "9.0", "9" * 30, "x", ""] if entity_type == pa.string() else []
+    entities = pa.concat_arrays([known, pa.array(decoys, entity_type)])
+    embeddings = np.arange(1, len(entities) + 1, dtype=np.float32)[:, None]
+    write_embeddings(path := tmp_path / "user.parquet", entities, embeddings)
+    ids = typed(numbers, id_type)
+    (data := tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"meta__user_id": ids}), data / "a.parquet", row_group_size=4)
+    write_schema_json(data / "schema.json", recap_columns(Widths(2, 1)))
+    join_embeddings(data, tmp_path / "out", {"user_embedding": EmbeddingSource("meta__user_id", str(path))})
+    rows = {str(entity): [float(row + 1)] for row, entity in enumerate(entities.to_pylist())}
+    assert read(tmp_path / "out" / "a.parquet")["user_embedding"] == [
+        rows.get(str(one), [0.0]) for one in ids.to_pylist()
+    ]
+
+
+@pytest.mark.parametrize("found", [2, 3])
+def test_a_warning_if_most_ids_have_no_embedding(tmp_path, sources, found, caplog):
+    (data := tmp_path / "data").mkdir()
+    ids = [10] * found + [98, 99, 97, 96, 95, 94][: 6 - found]
+    pq.write_table(pa.table({"meta__user_id": ids, "meta__author_id": [10] * 6}), data / "a.parquet")
+    write_schema_json(data / "schema.json", recap_columns(Widths(2, 1)))
+    join_embeddings(data, tmp_path / "out", sources)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (1 if found == 2 else 0)
+    if warnings:
+        assert warnings[0].startswith("--user_embedding meta__user_id=")
+        assert "most of the ids, those of 4 of 6 rows, have no embedding" in warnings[0]

@@ -209,12 +209,16 @@ def _read_text(path: Path, columns: Sequence[str]) -> Iterator[_Edges]:
     separator = ","
     for block in read_blocks(path):
         if not names:
-            header, _, lines = block.lines.partition(b"\n")
+            content = block.lines.lstrip(b"\r\n")
+            if not content:
+                continue
+            line = block.first_line + block.lines.count(b"\n", 0, len(block.lines) - len(content))
+            header, _, lines = content.partition(b"\n")
             separator = "\t" if b"\t" in header else ","
-            names = [name.strip(' "\r') for name in header.decode("utf-8-sig", "replace").split(separator)]
+            names = [name.strip(' "\r') for name in header.decode(errors="replace").split(separator)]
             if missing := [name for name in columns if names.count(name) != 1]:
-                raise DataError(_column_error(f"{path}:1", missing[0], names))
-            block = Block(2, lines)
+                raise DataError(_column_error(f"{path}:{line}", missing[0], names))
+            block = Block(line + 1, lines)
         if not block.lines.strip():
             continue
         table = parse(block, path, names, types, separator).combine_chunks()

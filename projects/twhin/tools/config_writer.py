@@ -60,7 +60,7 @@ def write_config(path: Path, folder: Path, graph: PreparedGraph) -> None:
     steps_per_epoch = num_edges // batch
     config: dict[str, Any] = {
         "training": {
-            "save_dir": str(Path("runs") / folder.name),
+            "save_dir": str(Path("runs") / folder.resolve().name),
             "num_train_steps": _NUM_EPOCHS * steps_per_epoch,
             "num_epochs": _NUM_EPOCHS,
             "checkpoint_every_n": steps_per_epoch,

@@ -10,6 +10,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -18,11 +19,13 @@ import pydantic
 from common.errors import UserError
 from common.files.atomic_directory import atomic_directory
 from common.modules.embedding.config import TableName
+from common.process.logging import setup_logging
 from common.process.program import ArgumentParser, run
 from common.reader.files import matching_files, unique_files
 from projects.twhin.tools.bipartite import FORMATS, SplitChunks, prepare_bipartite
 from projects.twhin.tools.config_writer import PreparedGraph, write_config
 from projects.twhin.tools.graph_files import SPLITS, relation_names_path
+from projects.twhin.tools.text_files import FILE_FORMATS
 from projects.twhin.tools.triples import prepare_triples
 
 PROGRAM = "python -m projects.twhin.tools.prepare"
@@ -35,6 +38,7 @@ def main() -> int:
       UserError: an input file cannot be read or has a line that is not an edge, or `--out` cannot be written or is not
         empty.
     """
+    setup_logging(rank=0)
     args = _parse_args()
     out: Path = args.out
     with atomic_directory(out) as partial:
@@ -53,7 +57,7 @@ def report(out: Path, graph: PreparedGraph) -> str:
     tables = ", ".join(f"{name} (num_embeddings: {rows})" for name, rows in graph.tables.items())
     return (
         f"{out}: edges: {edges}\ntables: {tables}\nrelations: {len(graph.relations)} (relations.txt)\n"
-        f"train with: python -m projects.twhin.main --config {out / 'config.yaml'}\n"
+        f"train with: python -m projects.twhin.main --config {shlex.quote(str(out / 'config.yaml'))}\n"
     )
 
 
@@ -91,7 +95,7 @@ def _parse_args() -> argparse.Namespace:
             nargs="+",
             required=split == "train",
             metavar="FILE",
-            help=f"files of the {split} split: plain, .gz or .zip",
+            help=f"files of the {split} split: {FILE_FORMATS}",
         )
     triples.add_argument(
         "--entity_type", type=_table_name, default="entity", help="name of the entity table (default: %(default)s)"
@@ -102,7 +106,7 @@ def _parse_args() -> argparse.Namespace:
             "--input",
             nargs="+",
             required=True,
-            help="Parquet files, or CSV or TSV files with a header: plain, .gz or .zip",
+            help=f"Parquet files, or CSV or TSV files with a header: {FILE_FORMATS}",
         )
         graph.add_argument("--validation_from", type=int, metavar="CHUNK", help="first time chunk of validation edges")
         graph.add_argument("--test_from", type=int, metavar="CHUNK", help="first time chunk of test edges")

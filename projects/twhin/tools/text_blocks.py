@@ -1,26 +1,29 @@
-"""Reads text files of separated columns (plain, gzip or zip) one block of lines at a time."""
+"""Reads text files of separated columns one block of lines at a time. text_files.py opens the files."""
 
-import gzip
 import io
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
 from common.reader.files import DataError
+from projects.twhin.tools.text_files import BYTE_ORDER_MARK, FILE_FORMATS, UNREADABLE, check_text, decompressed
 
 BLOCK_BYTES = 8 * 2**20
 # Number of characters of a line that a message quotes.
 _QUOTED_LENGTH = 80
 
-_UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
-"""Exceptions that Python raises for a compressed file that is damaged, encrypted, or uses an unknown method."""
+# pyarrow takes a carriage return for the end of a line, and skips a byte order mark at the start of a block.
+_FORBIDDEN = {
+    rb"\0": "a NUL byte. Check that this is a text file in UTF-8, not in UTF-16",
+    rb"\r(?!\n|\Z)": "a carriage return within the line. Use line feeds to end lines: tr '\\r' '\\n'",
+    rb"(?:\A|\n)" + BYTE_ORDER_MARK: "a second byte order mark (U+FEFF), at the start of the line. Remove it",
+}
+"""What no line may contain: patterns and their descriptions."""
 
 
 class Block(NamedTuple):
@@ -39,48 +42,50 @@ def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
     """Yield the lines of a file in order. Compressed files are recognized by their first bytes.
 
     Raises:
-      DataError: the file cannot be read, or a line is longer than `block_bytes`.
+      DataError: the file cannot be read or is not text, or a line is longer than `block_bytes` or contains a NUL byte,
+        a carriage return or a second byte order mark.
     """
     try:
         with path.open("rb") as file:
-            yield from _blocks(_decompressed(file, path), path, block_bytes)
-    except _UNREADABLE as error:
+            yield from _blocks(decompressed(file), path, block_bytes)
+    except UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{path}: cannot read this file: {reason}. Give a text file: plain, .gz or .zip") from error
-
-
-def _decompressed(file: BinaryIO, path: Path) -> BinaryIO:
-    magic = file.read(4)
-    file.seek(0)
-    if magic.startswith(b"\x1f\x8b"):
-        return cast(BinaryIO, gzip.open(file))
-    if magic.startswith(b"PK\x03\x04"):
-        archive = zipfile.ZipFile(file)
-        # macOS adds folders and a metadata file for each file.
-        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
-        if len(names) != 1:
-            quoted = ", ".join(names)[:_QUOTED_LENGTH]
-            raise DataError(f"{path}: found {len(names)} files in this archive, expected 1: {quoted}")
-        return cast(BinaryIO, archive.open(names[0]))
-    return file
+        raise DataError(f"{path}: cannot read this file: {reason}. Give a text file: {FILE_FORMATS}") from error
 
 
 def _blocks(file: BinaryIO, path: Path, block_bytes: int) -> Iterator[Block]:
     rest, line = b"", 1
-    while read := file.read(block_bytes):
-        lines, newline, rest_of_read = read.rpartition(b"\n")
+    read = file.read(block_bytes)
+    check_text(path, read)
+    read = read.removeprefix(BYTE_ORDER_MARK)
+    while read:
+        lines, newline, end = read.rpartition(b"\n")
         if newline:
-            lines, rest = rest + lines + newline, rest_of_read
-            yield Block(line, lines)
-            line += lines.count(b"\n")
+            block = Block(line, rest + lines + newline)
+            _check_length(block.lines.index(b"\n"), line, path, block_bytes)
+            yield _without_forbidden_bytes(block, path)
+            line += block.lines.count(b"\n")
+            rest = end
         else:
             rest += read
-        if len(rest) > block_bytes:
-            raise DataError(
-                f"{path}:{line}: this line is longer than {block_bytes} bytes. Check that this is a text file"
-            )
+            _check_length(len(rest), line, path, block_bytes)
+        read = file.read(block_bytes)
     if rest:
-        yield Block(line, rest)
+        yield _without_forbidden_bytes(Block(line, rest), path)
+
+
+def _check_length(length: int, line: int, path: Path, limit: int) -> None:
+    if length > limit:
+        raise DataError(f"{path}:{line}: this line is longer than {limit} bytes. Check that this is a text file")
+
+
+def _without_forbidden_bytes(block: Block, path: Path) -> Block:
+    """Return the block, or raise DataError for the first line with bytes that no line may contain."""
+    for pattern, problem in _FORBIDDEN.items():
+        if match := re.search(pattern, block.lines):
+            number = block.first_line + block.lines.count(b"\n", 0, match.end())
+            raise DataError(f"{path}:{number}: found {problem}")
+    return block
 
 
 def parse(
@@ -115,7 +120,7 @@ def parse(
             f"{path}: cannot parse the block that starts at line {block.first_line}: {error}"
         ) from None
     for name, kind in types.items():
-        if pa.types.is_string(kind) and pc.any(pc.equal(table.column(name), "")).as_py():
+        if pa.types.is_string(kind) and pc.any(pc.equal(pc.ascii_trim(table.column(name), " "), "")).as_py():
             empty_value = _first_error(block, path, columns, types, separator)
             assert empty_value is not None
             raise empty_value
@@ -158,10 +163,8 @@ def _line_error(text: str, columns: Sequence[str], types: Mapping[str, pa.DataTy
     for name, value in zip(columns, values, strict=True):
         if name not in types:
             continue
-        if not value:
+        if not value.strip(" "):
             return f"the {name} is empty: {quoted}"
-        if "\r" in value:
-            return f"the {name} contains a carriage return: {quoted}"
         if pa.types.is_integer(types[name]) and not _is_int64(value):
             return f"the {name} is {value[:_QUOTED_LENGTH]!r}, expected an integer below 2^63: {quoted}"
     return None

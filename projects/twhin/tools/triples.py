@@ -1,17 +1,21 @@
 """Turns triples of names into edges. Each line has a head, a relation and a tail, separated by tabs."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from common.reader.files import DataError
 from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.tools.config_writer import PreparedGraph, PreparedRelation
 from projects.twhin.tools.graph_files import EdgeWriter, vocabulary_path
-from projects.twhin.tools.text_blocks import parse, read_blocks
+from projects.twhin.tools.text_blocks import Block, line_number, parse, read_blocks
+
+logger = logging.getLogger(__name__)
 
 _TYPES = {"head": pa.string(), "relation": pa.string(), "tail": pa.string()}
 
@@ -37,8 +41,51 @@ class NameIds:
         return list(self._ids)
 
 
+class BlankRemover:
+    """Removes the blanks (spaces) around names, because users do not see them, and counts what it finds."""
+
+    def __init__(self) -> None:
+        self._num_blank = self._num_odd = 0
+        self._first_blank = self._first_odd = ""
+
+    def clean(self, table: pa.Table, block: Block, path: Path) -> pa.Table:
+        """Return the table of a parsed block without blanks around its names. Other white space stays."""
+        for position, name in enumerate(table.column_names):
+            names = table.column(name)
+            clean = pc.ascii_trim(names, " ")
+            if num_blank := self._count(pc.not_equal(clean, names)):
+                self._first_blank = self._first_blank or self._place(pc.not_equal(clean, names), names, block, path)
+                self._num_blank += num_blank
+                table = table.set_column(position, name, clean)
+            is_odd = pc.not_equal(pc.utf8_trim_whitespace(clean), clean)
+            if num_odd := self._count(is_odd):
+                self._first_odd = self._first_odd or self._place(is_odd, clean, block, path)
+                self._num_odd += num_odd
+        return table
+
+    def warn(self) -> None:
+        """Log a warning for each kind of white space that was found."""
+        if self._num_blank:
+            logger.warning("removed the blanks around %s name(s), first %s", f"{self._num_blank:,}", self._first_blank)
+        if self._num_odd:
+            logger.warning(
+                "%s name(s) begin or end with invisible characters, which were kept, first %s",
+                f"{self._num_odd:,}",
+                self._first_odd,
+            )
+
+    @staticmethod
+    def _count(is_found: pa.ChunkedArray) -> int:
+        return int(pc.sum(is_found).as_py() or 0)
+
+    @staticmethod
+    def _place(is_found: pa.ChunkedArray, names: pa.ChunkedArray, block: Block, path: Path) -> str:
+        row = pc.index(is_found, True).as_py()
+        return f"{names[row].as_py()!r} ({path}:{line_number(block, row)})"
+
+
 def prepare_triples(out: Path, splits: Mapping[str, Sequence[Path]], entity_type: str) -> PreparedGraph:
-    """Write edges and vocabulary to the directory `out`.
+    """Write edges and vocabulary to the directory `out`. Log a warning if names had blanks around them.
 
     Args:
       out: an existing, empty directory.
@@ -48,13 +95,14 @@ def prepare_triples(out: Path, splits: Mapping[str, Sequence[Path]], entity_type
     Raises:
       DataError: a file cannot be read or has a line that is not a triple, or a split has no triples.
     """
-    entities, relations = NameIds(), NameIds()
+    entities, relations, blanks = NameIds(), NameIds(), BlankRemover()
     num_edges = {}
     for split, paths in splits.items():
         with EdgeWriter(out / split) as writer:
             for path in paths:
                 for block in read_blocks(path):
-                    triples = parse(block, path, list(_TYPES), _TYPES, "\t").combine_chunks()
+                    triples = parse(block, path, list(_TYPES), _TYPES, "\t")
+                    triples = blanks.clean(triples, block, path).combine_chunks()
                     if triples.num_rows == 0:
                         continue
                     head, relation, tail = (triples.column(name).chunk(0) for name in _TYPES)
@@ -68,6 +116,7 @@ def prepare_triples(out: Path, splits: Mapping[str, Sequence[Path]], entity_type
                     f"--{split} {files}: no triples found. Give files with lines of head, relation and tail"
                 )
             num_edges[split] = writer.num_edges
+    blanks.warn()
     write_vocabulary(vocabulary_path(out, entity_type), pa.array(entities.names(), pa.large_string()))
     prepared = [PreparedRelation(name, entity_type, entity_type) for name in relations.names()]
     return PreparedGraph({entity_type: len(entities)}, prepared, num_edges)

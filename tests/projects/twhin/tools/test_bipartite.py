@@ -143,6 +143,10 @@ def test_errors_in_parquet_name_the_row_and_column(tmp_path, columns, facts):
             [":4: column 'tweet_index': ", "-2", "from 0"],
         ),
         ("user_index,tweet_index,time_chunk\n1,2,3\n1,x,3\n", [":3: ", "tweet_index", "'x'", "'1,x,3'"]),
+        ("\n\r\nuser_index,tweet_index,time_chunk\n\n1,2,3\n1,x,3\n", [":6: ", "'x'"]),
+        ("\n\n1,2,3", [":3: no column 'user_index'"]),
+        ("\n\n", [": no edges"]),
+        ("user_index,tweet_index,time_chunk\r1,2,3\r", [":1: ", "carriage return"]),
         ("user_index,tweet_index,time_chunk\n1,2\n", [":2: ", "2 column(s)", "3 separated by commas", "'1,2'"]),
     ],
 )

@@ -1,6 +1,7 @@
 """Runs the command in this process, and once in a process of its own."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from common.errors import UserError
 from core.config.config_load import load_config_from_yaml
 from projects.twhin.config import TwhinConfig
 from projects.twhin.data.edges import EdgeDataset
+from projects.twhin.data.vocabulary import read_vocabulary
 from projects.twhin.model.relations import build_relations
 from projects.twhin.tools.prepare import main
 
@@ -49,6 +51,46 @@ def test_configuration_fits_the_edges(files, monkeypatch, capsys, kind):
         dataset = EdgeDataset.open(data, build_relations(config.model), path)
         edges = sum(int(placed.batch.weights.sum()) for placed in dataset.reader(0, 1).evaluate())
         assert edges == {"triples": 200, "fave-graph": 320 if path == "train_data" else 80}[kind]
+
+
+@pytest.mark.parametrize("others", [0, 30])
+def test_the_configuration_names_the_relations_as_the_file_does(files, monkeypatch, others):
+    """More than 20 relations are listed in a file of their own."""
+    names = [
+        "1e5", "010", "yes", "null", "~", "$HOME", "${x}$$", "a\x85b", "a\u2028b", "'", '"', "a: b", "a #b", "-", "{a}",
+        "[", "<<", "🙂", "r" * 5000, *(f"r{number}" for number in range(others)),
+    ]  # fmt: skip
+    text = "".join(f"{name}\t{name}\t{name}\n" for name in names)
+    (files / "odd.tsv").write_bytes(text.encode())
+    out = files / "$it's 1e5: \x85"
+    assert call(monkeypatch, "triples", "--train", files / "odd.tsv", "--out", out, "--entity_type", "010") == 0
+    config = load_config_from_yaml(TwhinConfig, out / "config.yaml")
+    assert [relation.name for relation in config.model.relation_list] == names
+    assert [table.name for table in config.model.embeddings.tables] == ["010"]
+    assert config.train_data.data_root == str(out / "train")
+    vocabulary = config.model.embeddings.tables[0].vocab
+    assert vocabulary is not None
+    assert read_vocabulary(Path(vocabulary)).to_pylist() == names
+
+
+def test_the_printed_command_can_be_pasted_into_a_shell(files, monkeypatch, capsys):
+    out = files / "a b; $c"
+    assert call(monkeypatch, "triples", "--train", files / "triples.tsv", "--out", out) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("train with: "))
+    assert command == ["python", "-m", "projects.twhin.main", "--config", str(out / "config.yaml")]
+
+
+def test_the_current_directory_gives_the_run_its_name(files, monkeypatch):
+    (files / "mine").mkdir()
+    monkeypatch.chdir(files / "mine")
+    assert call(monkeypatch, "triples", "--train", files / "triples.tsv", "--out", ".") == 0
+    assert load_config_from_yaml(TwhinConfig, Path("config.yaml")).training.save_dir == "runs/mine"
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a\nb", "x" * 201, "caf\udce9"])
+def test_an_impossible_table_name_is_an_error_before_the_work(files, monkeypatch, name):
+    with pytest.raises(UserError, match="--entity_type: "):
+        call(monkeypatch, "triples", "--train", files / "none", "--out", files / "graph", "--entity_type", name)
 
 
 def test_errors_leave_nothing_behind(files, monkeypatch):

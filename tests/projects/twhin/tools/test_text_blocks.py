@@ -1,5 +1,4 @@
 import gzip
-import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,6 +6,7 @@ import pytest
 
 from common.reader.files import DataError
 from projects.twhin.tools.text_blocks import Block, line_number, parse, read_blocks
+from projects.twhin.tools.text_files import FILE_FORMATS
 
 COLUMNS = {"name": pa.string(), "number": pa.int64()}
 
@@ -37,19 +37,14 @@ def test_blocks_contain_every_line(tmp_path, block_bytes, end):
     assert rows(tmp_path / "x", block_bytes) == [(f"n{number}", number) for number in range(count)]
 
 
-def test_compressed_files_are_recognized_by_their_content(tmp_path):
-    for name in ("plain.gz", "gzipped", "zipped"):
-        path = tmp_path / name
-        if name == "plain.gz":
-            path.write_text(text(40))
-        elif name == "gzipped":
-            path.write_bytes(gzip.compress(text(20).encode()) + gzip.compress(text(40)[len(text(20)) :].encode()))
-        else:
-            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr("folder/", "")
-                archive.writestr("folder/a.tsv", text(40))
-                archive.writestr("__MACOSX/folder/._a.tsv", "?")
-        assert rows(path) == [(f"n{number}", number) for number in range(40)]
+def test_lines_of_compressed_files_are_parsed(tmp_path):
+    (tmp_path / "x").write_bytes(gzip.compress(text(40).encode()))
+    assert rows(tmp_path / "x") == [(f"n{number}", number) for number in range(40)]
+
+
+def test_a_byte_order_mark_at_the_start_is_skipped(tmp_path):
+    (tmp_path / "x").write_bytes(b"\xef\xbb\xbf" + text(3).encode())
+    assert rows(tmp_path / "x") == [("n0", 0), ("n1", 1), ("n2", 2)]
 
 
 def test_line_endings_are_stripped_and_quotes_and_nulls_are_plain_text(tmp_path):
@@ -69,6 +64,15 @@ def test_line_endings_are_stripped_and_quotes_and_nulls_are_plain_text(tmp_path)
         (b"a\tb\t9223372036854775808", ["the number is '9223372036854775808'", "below 2^63"]),
         (b"a\xff\tb\t1", ["not UTF-8: byte 1 of the line is 0xff", "to UTF-8"]),
         (b"x" * 500, ["longer than 100 bytes", "text file"]),
+        (b"x" * 101, ["longer than 100 bytes"]),
+        (b"x" * 98 + b"\t\t1", ["longer than 100 bytes"]),
+        (b"a\tb\r\t1", ["carriage return"]),
+        (b"a\tb\t1\rc\td\t2", ["carriage return"]),
+        (b"a\tb\t1\r\r", ["carriage return"]),
+        (b"a\0\tb\t1", ["NUL", "UTF-16"]),
+        (b"\xef\xbb\xbfa\tb\t1", ["byte order mark"]),
+        (b"  \tb\t1", ["the name is empty: '  \\tb\\t1'"]),
+        (b"   ", ["1 column(s)"]),
     ],
 )
 @pytest.mark.parametrize("before", [0, 1, 25])
@@ -85,9 +89,6 @@ def test_unreadable_files_are_errors(tmp_path):
     whole = gzip.compress(text(5000).encode())
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "damaged").write_bytes(whole[:20] + b"\0\xff" * 500)
-    with zipfile.ZipFile(tmp_path / "two", "w") as archive:
-        archive.writestr("a", "1")
-        archive.writestr("b", "2")
     (tmp_path / "no.zip").write_bytes(b"PK\x03\x04" + b"?" * 50)
     for name, reason in (
         ("cut", ""),
@@ -98,11 +99,29 @@ def test_unreadable_files_are_errors(tmp_path):
     ):
         message = message_of(tmp_path / name, 1000)
         assert message.startswith(f"{tmp_path / name}: cannot read this file: {reason}")
-        assert message.endswith("plain, .gz or .zip")
-    message = message_of(tmp_path / "two")
-    assert message.startswith(f"{tmp_path / 'two'}: ")
-    for fact in ("2 files", "expected 1", ": a, b"):
-        assert fact in message
+        assert message.endswith(FILE_FORMATS)
+
+
+def test_lines_up_to_the_limit_are_read(tmp_path):
+    """The limit counts the bytes without the line break, wherever the blocks of the file end."""
+    line = b"x" * 96 + b"\t\t1"
+    for before in range(0, 120, 7):
+        (tmp_path / "x").write_bytes(b"\n" * before + line + b"\n" + line)
+        assert len(rows(tmp_path / "x", len(line))) == 2
+        with pytest.raises(DataError, match=f":{before + 1}: .*longer than {len(line) - 1} bytes"):
+            rows(tmp_path / "x", len(line) - 1)
+
+
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf\tb\t1\n", b"\xef\xbb\xbf  \tb\t1\n"])
+def test_an_empty_name_after_a_byte_order_mark_is_an_error(tmp_path, mark):
+    (tmp_path / "x").write_bytes(mark)
+    assert message_of(tmp_path / "x", 100).startswith(f"{tmp_path / 'x'}:1: the name is empty: ")
+
+
+def test_utf_16_without_a_byte_order_mark_is_an_error(tmp_path):
+    for encoding in ("utf-16-le", "utf-16-be"):
+        (tmp_path / "x").write_bytes(text(5).replace("\n", "\r\n").encode(encoding))
+        assert message_of(tmp_path / "x", 100).startswith(f"{tmp_path / 'x'}:1: found a NUL byte.")
 
 
 def test_line_number_counts_empty_lines():

@@ -59,3 +59,28 @@ def test_files_without_triples_are_an_error(tmp_path, content):
     with pytest.raises(DataError) as caught:
         prepare_triples(tmp_path, {"train": [tmp_path / "x"]}, "entity")
     assert str(caught.value).startswith(f"--train {tmp_path / 'x'}: no triples")
+
+
+def test_blanks_around_names_are_removed_with_a_warning(tmp_path, caplog):
+    rows = [("a", "r", "b "), (" a", " r", "b"), ("a", "r", "c"), ("c d", "r", " c  d ")]
+    graph = prepare_triples(tmp_path, {"train": [write(tmp_path / "x", rows)]}, "entity")
+    assert read_vocabulary(tmp_path / "vocabulary" / "entity.parquet").to_pylist() == ["a", "b", "c", "c d", "c  d"]
+    assert [relation.name for relation in graph.relations] == ["r"]
+    [message] = caplog.messages
+    assert "around 4 name(s)" in message
+    assert f"' a' ({tmp_path}/x:2)" in message
+
+
+def test_other_white_space_around_names_is_kept_with_a_warning(tmp_path, caplog):
+    rows = [("a", "r", "b"), ("a", "r", "b\xa0"), ("a", "r", "\u3000b")]
+    prepare_triples(tmp_path, {"train": [write(tmp_path / "x", rows)]}, "entity")
+    vocabulary = read_vocabulary(tmp_path / "vocabulary" / "entity.parquet").to_pylist()
+    assert vocabulary == ["a", "b", "b\xa0", "\u3000b"]
+    [message] = caplog.messages
+    assert "2 name(s)" in message
+    assert f"'b\\xa0' ({tmp_path}/x:2)" in message
+
+
+def test_names_without_white_space_around_them_give_no_warning(tmp_path, caplog):
+    prepare_triples(tmp_path, {"train": [write(tmp_path / "x", [("a b", "r", "\u200bé")])]}, "entity")
+    assert caplog.messages == []

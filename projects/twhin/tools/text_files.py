@@ -1,0 +1,96 @@
+"""Opens text files, plain or compressed, and recognizes files that are not text. Knows nothing about lines."""
+
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+
+from common.reader.files import DataError
+
+FILE_FORMATS = "plain, .gz, .bz2, .xz, .zst, .lz4 or .zip"
+"""The formats that decompressed() reads, for messages."""
+
+UNREADABLE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    pa.ArrowException,
+)
+"""Exceptions for a compressed file that is damaged, encrypted, or uses an unknown method."""
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+# Number of characters of the names in an archive that a message quotes.
+_QUOTED_LENGTH = 80
+
+
+def _unzipped(file: BinaryIO) -> BinaryIO:
+    archive = zipfile.ZipFile(file)
+    # macOS adds folders and a metadata file for each file.
+    names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+    if len(names) != 1:
+        quoted = ", ".join(names)[:_QUOTED_LENGTH]
+        raise DataError(f"{file.name}: found {len(names)} files in this archive, expected 1: {quoted}")
+    return cast(BinaryIO, archive.open(names[0]))
+
+
+_DECOMPRESS: dict[bytes, Callable[[BinaryIO], object]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+    b"\x28\xb5\x2f\xfd": lambda file: pa.CompressedInputStream(file, "zstd"),
+    b"\x04\x22\x4d\x18": lambda file: pa.CompressedInputStream(file, "lz4"),
+    b"PK\x03\x04": _unzipped,
+    b"PK\x05\x06": _unzipped,  # an archive without files
+}
+"""How to decompress a file, by its first bytes."""
+
+_UTF_16 = "text in UTF-16 or UTF-32. Convert it to UTF-8, for example with iconv -f UTF-16 -t UTF-8"
+_NOT_TEXT = {
+    b"\xff\xfe": _UTF_16,
+    b"\xfe\xff": _UTF_16,
+    b"PAR1": "a Parquet file. Give a text file",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive. Unpack it",
+    b"Rar!\x1a\x07": "a RAR archive. Unpack it",
+    b"\x1f\x9d": "compressed with compress (.Z). Decompress it",
+    b"\x89HDF": "an HDF5 file. Give a text file",
+    b"\x93NUMPY": "a NumPy file. Give a text file",
+    b"\x80\x04": "a pickle. Give a text file",
+    b"SQLite format 3\0": "an SQLite database. Give a text file",
+    **dict.fromkeys(_DECOMPRESS, "compressed twice. Decompress it once"),
+}
+"""What a file is if it's not text, by its first bytes after decompression."""
+
+
+def decompressed(file: BinaryIO) -> BinaryIO:
+    """Return the content of an open file as a file. The first bytes decide whether it is compressed, not the name.
+
+    Raises:
+      DataError: the file is an archive that does not contain exactly one file.
+    """
+    magic = cast(io.BufferedReader, file).peek(8)
+    for start, opened in _DECOMPRESS.items():
+        if magic.startswith(start):
+            return cast(BinaryIO, opened(file))
+    return file
+
+
+def check_text(path: Path, beginning: bytes) -> None:
+    """Raise DataError if the first bytes of a file, at least 512 unless it is shorter, show that it is not text."""
+    found = "a tar archive. Unpack it" if beginning[257:262] == b"ustar" else None
+    for start, kind in _NOT_TEXT.items():
+        if beginning.startswith(start):
+            found = kind
+    if found is not None:
+        raise DataError(f"{path}: this file is {found}")

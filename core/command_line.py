@@ -8,7 +8,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from common.process.environment import rank_from_env
+from common.process.environment import check_ranks_can_meet, rank_from_env
 from common.process.logging import setup_logging
 from common.process.program import ArgumentParser
 from common.process.standard_streams import print_report
@@ -55,6 +55,7 @@ def read_command(module: str, description: str, config_class: type[C]) -> Comman
         if rank_from_env() == 0:
             print_report(config.pretty_print())
         raise SystemExit(0)
+    check_ranks_can_meet()
     if config.runtime.wandb is not None:
         check_wandb(config.runtime.wandb)
     return Command(config, args.mode, args.overwrite_save_dir, args.debug_loop)

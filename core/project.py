@@ -96,6 +96,11 @@ def run_project(project: Project[C, D], command: Command[C]) -> int:
         config.runtime.process_group_timeout_in_s,
         group_of_one=project.group_of_one,
         flight_record=directory.path / "flight-recorder-rank-",
+        identity={
+            "the program": type(config).__module__.removesuffix(".config"),
+            "--mode": "debug" if command.debug_loop else command.mode,
+            "training.save_dir": str(directory.path.absolute()),
+        },
     ) as world:
         with report_lost_rank(world, lambda: "building the model", directory.checkpoints):
             _check_ranks(project, command, data, world)

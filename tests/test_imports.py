@@ -20,6 +20,7 @@ ORDER = (
     "common.files.durable",
     "common.files.abilities",
     "common.distributed",
+    "common.process.program",
     "common.batch",
     "common.device_copies",
     "common.numerics",

@@ -1,91 +1,84 @@
-"""Lets the ranks of one launch find each other, without confusing them with ranks of an earlier launch.
-
-When torchrun restarts workers (--max-restarts, or a machine that came back), it gives them the store of the previous
-workers, including everything they left in it. gloo would then connect to the addresses of dead processes and wait for
-them. Therefore, each launch gets its own store.
-"""
+"""Lets the ranks of one launch find each other, without ranks of an earlier launch or of another one."""
 
 import datetime
-import os
-import secrets
-import time
+import logging
+from collections.abc import Mapping
 
 import torch.distributed as dist
 
-from common.errors import UserError
+from common.distributed.roll_call import Claim, answer_roll, call_roll, close_roll
+from common.distributed.store import ANSWER_LIMIT_IN_S, connect, first_line, within
+from common.errors import RendezvousError, UserError
+from common.process.environment import launcher_hosts_store, launcher_run_id, master_address
 
-_POLL_IN_S = 0.01
+logger = logging.getLogger(__name__)
 
 
-def meet(rank: int, size: int, timeout: datetime.timedelta) -> dist.Store:
+def meet(rank: int, size: int, timeout: datetime.timedelta, identity: Mapping[str, str] | None = None) -> dist.Store:
     """Wait for all ranks of this launch and return a store that only they use. Collective.
-
-    Rank 0 picks a random name for the launch. It sends the name to each other rank under a random key that the other
-    rank has picked, so that no rank can mistake a value from an earlier launch for the answer.
 
     Args:
       rank: rank of this process.
       size: number of processes (>= 2).
-      timeout: longest time to wait for the other ranks.
+      timeout: longest time to wait for the store, and then for the other ranks.
+      identity: facts that all ranks of this launch share and other launches do not, for messages. The number of
+        processes and torchrun's --rdzv-id are added.
 
     Raises:
-      UserError: some ranks did not join in time. The message names them.
+      RendezvousError: this rank cannot reach the others, belongs to another launch, or was started twice.
+      UserError: some ranks did not join in time. The message names them. Raised on all ranks that did.
     """
-    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    launch = {**(identity or {}), "WORLD_SIZE": str(size), "--rdzv-id": launcher_run_id()}
+    limit_in_s = timeout.total_seconds()
+    address = master_address()
+    store: dist.Store = connect(rank, timeout)
+    own: dist.Store | None
     try:
-        store: dist.Store = next(dist.rendezvous("env://", rank, size, timeout=timeout))[0]
         if rank == 0:
-            launch = _Launch(store, secrets.token_hex(8))
-            missing = launch.gather(size, time.monotonic() + timeout.total_seconds())
+            # The store itself may stop answering.
+            own, missing = within(limit_in_s + ANSWER_LIMIT_IN_S, lambda: _gather(store, size, launch, limit_in_s))
         else:
-            answer_key = secrets.token_hex(8)
-            store.set(f"here/{rank}", answer_key)
-            launch = _Launch(store, store.get(f"start/{answer_key}").decode())
-            missing = launch.join(rank)
-    except dist.DistError as error:
-        who = f"rank 0 of {size} did not join" if rank > 0 else f"not all of {size} ranks joined"
-        raise _missing_ranks(f"{who} at {address}", timeout, str(error).splitlines()[0].rstrip(".")) from error
+            claim = Claim(rank, launch)
+            own, missing = within(2 * limit_in_s + ANSWER_LIMIT_IN_S, lambda: _join(store, claim, limit_in_s))
+    except RendezvousError as error:
+        raise RendezvousError(
+            f"rank {rank} cannot join at {address} (MASTER_ADDR and MASTER_PORT): {error}. Give each launch on a "
+            "machine its own MASTER_PORT (torchrun --standalone finds a free one), and all ranks of a launch the same "
+            "command, directory and number of processes"
+        ) from error
+    except (TimeoutError, dist.DistError) as error:
+        raise RendezvousError(
+            f"rank {rank} has lost the connection to {address} (MASTER_ADDR and MASTER_PORT): {first_line(error)}. See "
+            "the output of rank 0"
+        ) from error
+    if own is None:
+        raise RendezvousError(_missing_ranks(f"rank 0 of {size} did not join at {address}", limit_in_s))
     if missing:
-        raise _missing_ranks(f"rank(s) {missing} of {size} did not join at {address}", timeout)
-    return launch.store
+        raise UserError(_missing_ranks(f"rank(s) {missing} of {size} did not join at {address}", limit_in_s))
+    return own
 
 
-class _Launch:
-    """The keys of one launch in the store that all launches share."""
-
-    def __init__(self, shared_store: dist.Store, name: str) -> None:
-        self._shared_store = shared_store
-        self._name = name
-        self.store = dist.PrefixStore(name, shared_store)
-
-    def gather(self, size: int, deadline: float) -> str:
-        """Send the launch's name to the other ranks. Called on rank 0.
-
-        Returns:
-          The ranks that did not join before the deadline, separated by commas; "" if all joined.
-        """
-        absent = list(range(1, size))
-        while absent and time.monotonic() < deadline:
-            for rank in absent:
-                if self._shared_store.check([f"here/{rank}"]):
-                    answer_key = self._shared_store.get(f"here/{rank}").decode()
-                    self._shared_store.set(f"start/{answer_key}", self._name)
-            time.sleep(_POLL_IN_S)
-            absent = [rank for rank in absent if not self.store.check([f"here/{rank}"])]
-        missing = ", ".join(map(str, absent))
-        self.store.set("missing", missing)
-        return missing
-
-    def join(self, rank: int) -> str:
-        """Join the launch on a rank other than 0, and return what gather() returned on rank 0."""
-        self.store.set(f"here/{rank}", "")
-        return self.store.get("missing").decode()
+def _gather(store: dist.Store, size: int, launch: Mapping[str, str], limit_in_s: float) -> tuple[dist.Store, str]:
+    """Wait for the other ranks, and send each the missing ranks, separated by commas. Called on rank 0."""
+    roll = call_roll(store, size, launch, limit_in_s)
+    for stranger in roll.refused:
+        logger.warning("refused %s", stranger)
+    missing = ", ".join(map(str, roll.missing))
+    if not missing and not launcher_hosts_store():  # torchrun keeps its store for restarted ranks
+        close_roll(store, roll, size, launch)
+    roll.store.set("missing", missing)
+    return roll.store, missing
 
 
-def _missing_ranks(what_happened: str, timeout: datetime.timedelta, detail: str = "") -> UserError:
-    cause = f": {detail}" if detail else ""
-    return UserError(
-        f"{what_happened} within runtime.process_group_timeout_in_s ({timeout.total_seconds():g} s){cause}. Check the "
-        "output of the missing ranks: are they still opening data, or did they fail or hang? With several machines, "
-        "check that all of them run torchrun with the same --nnodes and --rdzv-endpoint and can reach each other."
+def _join(store: dist.Store, claim: Claim, limit_in_s: float) -> tuple[dist.Store | None, str]:
+    """Join rank 0, and return what _gather() returned there. None stands for no answer."""
+    own = answer_roll(store, claim, limit_in_s)
+    return own, "" if own is None else own.get("missing").decode()
+
+
+def _missing_ranks(what_happened: str, limit_in_s: float) -> str:
+    return (
+        f"{what_happened} within runtime.process_group_timeout_in_s ({limit_in_s:g} s). Check the output of the "
+        "missing ranks: are they still opening data, or did they fail or hang? With several machines, check that all "
+        "of them run torchrun with the same --nnodes and --rdzv-endpoint and can reach each other."
     )

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from common.distributed.consensus import RankConsensus
 from common.distributed.rendezvous import meet
 from common.errors import UserError
-from common.process.environment import rank_from_env, world_size_from_env
+from common.process.environment import check_ranks_can_meet, local_rank_from_env, rank_from_env, world_size_from_env
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,7 @@ def joined_world(
     *,
     group_of_one: bool = False,
     flight_record: Path | None = None,
+    identity: Mapping[str, str] | None = None,
 ) -> Iterator[World]:
     """Join the other processes that torchrun started, and leave at the end.
 
@@ -57,22 +58,21 @@ def joined_world(
       group_of_one: create a process group even in a world of one, because sharded tables need it.
       flight_record: prefix of the files, one per rank, that torch writes if a collective on CUDA times out. None keeps
         torch's default.
+      identity: facts that all ranks of this launch share and other launches do not. A process with other facts that
+        reaches this launch by mistake is refused.
 
     Raises:
-      UserError: the environment has only some of torchrun's variables, or a rank did not join in time.
+      UserError: the environment is malformed, it assigns a GPU that does not exist, a rank did not join in time, or
+        this process belongs to another launch.
     """
-    rank, size = rank_from_env(), world_size_from_env()
+    check_ranks_can_meet()
+    rank, local_rank, size = rank_from_env(), local_rank_from_env(), world_size_from_env()
     timeout = datetime.timedelta(seconds=timeout_in_s)
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if size > 1 and name not in os.environ]:
-        raise UserError(
-            f"the environment sets WORLD_SIZE={size} but not {', '.join(missing)}; start with torchrun, or unset "
-            "WORLD_SIZE"
-        )
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device_type is None:
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device_type, local_rank) if device_type == "cuda" else torch.device(device_type)
     if device.type == "cuda":
+        _check_gpu(local_rank, size)
         torch.cuda.set_device(device)
     has_group = size > 1 or group_of_one
     if has_group:
@@ -82,7 +82,7 @@ def joined_world(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             timeout=timeout,
             device_id=device if device.type == "cuda" else None,
-            store=dist.HashStore() if size == 1 else meet(rank, size, timeout),
+            store=dist.HashStore() if size == 1 else meet(rank, size, timeout, identity),
             rank=rank,
             world_size=size,
         )
@@ -98,6 +98,23 @@ def joined_world(
     finally:
         if destroys_group:
             dist.destroy_process_group()
+
+
+def _check_gpu(local_rank: int, size: int) -> None:
+    """Raise UserError if LOCAL_RANK does not name a GPU of its own for this process."""
+    num_gpus = torch.cuda.device_count()
+    if size > 1 and "LOCAL_RANK" not in os.environ:
+        raise UserError(
+            f"the environment sets WORLD_SIZE={size} but no LOCAL_RANK, which selects the GPU of each process; start "
+            "with torchrun, or set it to the number of the process on its machine"
+        )
+    if local_rank >= num_gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        shown = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
+        raise UserError(
+            f"the environment sets LOCAL_RANK={local_rank}, but this process sees {num_gpus} GPU(s){shown}; start at "
+            f"most {num_gpus} process(es) on this machine"
+        )
 
 
 def _enable_flight_recorder(prefix: Path | None) -> None:

@@ -14,8 +14,14 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from common.errors import RankFailedError, UserError
-from common.process.environment import rank_from_env, world_size_from_env
+from common.errors import LostRankError, RankFailedError, RendezvousError, UserError
+from common.process.environment import (
+    check_environment,
+    launcher_run_id,
+    rank_from_env,
+    separate_processes_warning,
+    world_size_from_env,
+)
 from common.process.standard_streams import protect_standard_streams
 
 USER_ERROR_STATUS = 2
@@ -32,15 +38,16 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int], after_interrupt: str = "continues from the newest checkpoint") -> NoReturn:
-    """Run `main` and exit with the status that it returns.
+    """Check the environment, run `main` and exit with the status that it returns.
 
     Exceptions become exit statuses:
 
     - UserError: 2. Rank 0 prints the message. torchrun terminates all workers as soon as one exits, so the other ranks
       wait for rank 0's message first (for a bounded time). A rank prints its own message if rank 0 has no error, such
       as when a directory is missing on only one machine.
+    - RendezvousError: 2. Each rank that cannot reach the others prints its own message.
     - KeyboardInterrupt: 130, with one message.
-    - RankFailedError: 1, with one message.
+    - RankFailedError, and LostRankError: 1, with one message per rank.
     - Any other exception: 1, with its traceback.
 
     Args:
@@ -50,7 +57,14 @@ def run(main: Callable[[], int], after_interrupt: str = "continues from the newe
     """
     protect_standard_streams()
     try:
+        check_environment()
+        if (warning := separate_processes_warning()) is not None:
+            _print(f"warning: {warning}")
         status = main()
+    except (RendezvousError, RankFailedError) as error:
+        status = USER_ERROR_STATUS if isinstance(error, UserError) else 1
+        _print(_message_of_rank(error))
+        _exit_immediately(status)
     except UserError as error:
         rank, size = _place()
         if rank == 0:
@@ -63,15 +77,19 @@ def run(main: Callable[[], int], after_interrupt: str = "continues from the newe
             _print(f"interrupted; the same command {after_interrupt}")
         status = 128 + signal.SIGINT
         _exit_immediately(status)
-    except RankFailedError as error:
-        _print(f"error on rank {_place()[0]}: {error}")
-        status = 1
-        _exit_immediately(status)
     except Exception:
         traceback.print_exc()
         status = 1
         _exit_immediately(status)
     sys.exit(status)
+
+
+def _message_of_rank(error: Exception) -> str:
+    """Return the message for an error that each rank prints for itself."""
+    rank = _place()[0]
+    if isinstance(error, LostRankError):
+        return f"{type(error).__name__}: {error}"  # the message begins with the rank
+    return f"error: {error}" if rank == 0 and isinstance(error, UserError) else f"error on rank {rank}: {error}"
 
 
 def _place() -> tuple[int, int]:
@@ -107,18 +125,22 @@ def _wait_for_report() -> bool:
     """
     import torch.distributed as dist
 
+    from common.distributed.roll_call import Claim, answer_roll, call_roll
+    from common.distributed.store import connect, within
+
     # torchrun sends SIGTERM to the other workers as soon as one exits. Each must exit with its own status.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    timeout = datetime.timedelta(seconds=_REPORT_TIMEOUT_IN_S)
-    printed = False
+    rank, size = _place()
+
+    def wait() -> bool:
+        launch = {"command": repr(sys.argv), "WORLD_SIZE": str(size), "--rdzv-id": launcher_run_id()}
+        store = dist.PrefixStore("user_error", connect(rank, datetime.timedelta(seconds=_REPORT_TIMEOUT_IN_S)))
+        if rank == 0:  # may host the store, so it exits last
+            call_roll(store, size, launch, _REPORT_TIMEOUT_IN_S)
+            return True
+        return answer_roll(store, Claim(rank, launch), _REPORT_TIMEOUT_IN_S) is not None
+
     # A dead rank or a missing store must not turn one clear message into a traceback.
     with contextlib.suppress(Exception):
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-        if rank == 0:
-            store.set("user_error/printed", "yes")
-        store.wait(["user_error/printed"], timeout)
-        printed = True
-        store.set(f"user_error/seen/{rank}", "yes")
-        if rank == 0:  # may host the store, so it exits last
-            store.wait([f"user_error/seen/{other}" for other in range(world_size)], timeout)
-    return printed
+        return within(3 * _REPORT_TIMEOUT_IN_S, wait)
+    return False

@@ -9,10 +9,9 @@ import torch.distributed as dist
 
 from common.checkpointing.directory import complete_steps
 from common.distributed.world import World
+from common.errors import LostRankError
 
-
-class LostRankError(Exception):
-    """Raised if another rank has died or has not responded in time."""
+__all__ = ["LostRankError", "report_lost_rank"]
 
 
 @contextlib.contextmanager

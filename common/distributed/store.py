@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch.distributed as dist
 
@@ -34,10 +34,22 @@ _RESOLVE_LIMIT_IN_S = 30.0
 # Longest time of an attempt to connect.
 _CONNECT_LIMIT_IN_S = 5.0
 
+_CHECK_RANK_0 = (
+    "See the output of rank 0: is it still opening data, or did it fail? The wait ends after "
+    "runtime.process_group_timeout_in_s"
+)
+
 # A request of torch's TCPStore: the number and the magic number of VALIDATE, then the number of PING and a nonce. The
 # store answers with the nonce.
 _PING = struct.Struct("=BIBI")
 _VALIDATE, _MAGIC, _PING_NUMBER = 0, 0x3C85F7CE, 13
+
+
+class _Problem(NamedTuple):
+    """A reason why no store answers, and what the user can do."""
+
+    what: str
+    advice: str
 
 
 def connect(rank: int, timeout: datetime.timedelta) -> dist.Store:
@@ -51,31 +63,29 @@ def connect(rank: int, timeout: datetime.timedelta) -> dist.Store:
       RendezvousError: nothing listens there in time, something else does, or this rank cannot host the store.
     """
     address = master_address()
-    hosted: dist.Store | None = None
-    if rank == 0 and not launcher_hosts_store():
-        hosted = _host(address.port)
-    limit = timeout.total_seconds()
-    try:
-        _wait_for_store(address, limit if hosted is None else min(limit, ANSWER_LIMIT_IN_S))
-        store = within(
-            ANSWER_LIMIT_IN_S,
-            lambda: dist.TCPStore(address.host, address.port, timeout=timeout, wait_for_workers=False),
-        )
-        key = f"host/{secrets.token_hex(8)}"
-        if hosted is not None:
-            hosted.set(key, "")
-            if not store.check([key]):
-                raise RendezvousError(f"another process answers at {address}")
-    except (TimeoutError, dist.DistError) as error:
-        raise RendezvousError(f"the store at {address} does not answer: {first_line(error)}") from error
-    except RendezvousError as error:
-        if hosted is None:
-            raise
+    hosted = _host(address.port) if rank == 0 and not launcher_hosts_store() else None
+    limit_in_s = timeout.total_seconds()
+    if hosted is not None:
+        limit_in_s = min(limit_in_s, ANSWER_LIMIT_IN_S)
+    problem = _wait_for_store(address, limit_in_s)
+    if problem is None:
+        try:
+            store = within(
+                ANSWER_LIMIT_IN_S,
+                lambda: dist.TCPStore(address.host, address.port, timeout=timeout, wait_for_workers=False),
+            )
+            if hosted is None or _is_same(store, hosted):
+                return store
+            problem = _Problem("another process answers there", "")
+        except (TimeoutError, dist.DistError) as error:
+            problem = _Problem(first_line(error), _CHECK_RANK_0)
+    at = f"{address} (MASTER_ADDR and MASTER_PORT)"
+    if hosted is not None:
         raise RendezvousError(
-            f"rank 0 listens on MASTER_PORT {address.port}, but {error}; MASTER_ADDR must be the name or the address "
-            "of the machine of rank 0"
-        ) from error
-    return store
+            f"rank 0 listens on MASTER_PORT {address.port}, but cannot reach itself at {at}: {problem.what}. "
+            "MASTER_ADDR must be the name or the address of the machine of rank 0"
+        )
+    raise RendezvousError(f"rank {rank} cannot reach the rendezvous at {at}: {problem.what}. {problem.advice}")
 
 
 def within(limit_in_s: float, act: Callable[[], T]) -> T:
@@ -114,8 +124,15 @@ def _host(port: int) -> dist.Store:
         ) from error
 
 
-def _wait_for_store(address: Address, limit_in_s: float) -> None:
-    """Return as soon as a store answers."""
+def _is_same(store: dist.Store, hosted: dist.Store) -> bool:
+    """Return True if a connection leads to the store that this process hosts."""
+    key = f"host/{secrets.token_hex(8)}"
+    hosted.set(key, "")
+    return store.check([key])
+
+
+def _wait_for_store(address: Address, limit_in_s: float) -> _Problem | None:
+    """Return None as soon as a store answers, or the problem if none does in time."""
     began = time.monotonic()
     connected_at: float | None = None
     while True:
@@ -123,21 +140,21 @@ def _wait_for_store(address: Address, limit_in_s: float) -> None:
             with socket.create_connection(address, timeout=min(_CONNECT_LIMIT_IN_S, limit_in_s)) as connection:
                 connected_at = connected_at or time.monotonic()
                 if _is_store(connection):
-                    return
-                problem = f"a service at {address} accepts connections, but it is not a rendezvous of torch"
+                    return None
+                problem = _Problem("a service there is not a rendezvous of torch", "Choose another MASTER_PORT")
                 deadline = connected_at + ANSWER_LIMIT_IN_S
         except socket.gaierror as error:
-            problem = f"the name {address.host} (MASTER_ADDR) does not resolve to an address: {error.strerror}"
+            problem = _Problem(f"the name does not resolve ({error.strerror})", "Correct MASTER_ADDR")
             deadline = began + min(limit_in_s, _RESOLVE_LIMIT_IN_S)
         except OSError as error:
-            problem = f"no connection to {address} (MASTER_ADDR and MASTER_PORT): {error.strerror or error}"
+            problem = _Problem(error.strerror or str(error), _CHECK_RANK_0)
             deadline = began + limit_in_s
         if time.monotonic() >= deadline:
             break
         time.sleep(_POLL_IN_S)
     if connected_at is not None and not _own_store_answers():
-        return  # another version of torch speaks another protocol, so nothing is known about the service
-    raise RendezvousError(f"{problem} (gave up after {time.monotonic() - began:.0f} s)")
+        return None  # another version of torch speaks another protocol, so nothing is known about the service
+    return problem._replace(what=f"{problem.what}, for {time.monotonic() - began:.0f} s")
 
 
 def _is_store(connection: socket.socket) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def joined_world(
         torch.cuda.set_device(device)
     has_group = size > 1 or group_of_one
     if has_group:
+        _check_network_interfaces()
         if device.type == "cuda":
             _enable_flight_recorder(flight_record)
         dist.init_process_group(
@@ -114,6 +116,17 @@ def _check_gpu(local_rank: int, size: int) -> None:
         raise UserError(
             f"the environment sets LOCAL_RANK={local_rank}, but this process sees {num_gpus} GPU(s){shown}; start at "
             f"most {num_gpus} process(es) on this machine"
+        )
+
+
+def _check_network_interfaces() -> None:
+    """Raise UserError if GLOO_SOCKET_IFNAME names interfaces that this machine does not have."""
+    found = [name for _, name in socket.if_nameindex()]
+    names = os.environ.get("GLOO_SOCKET_IFNAME", "")
+    if unknown := [name for name in names.split(",") if name and name not in found]:
+        raise UserError(
+            f"the environment sets GLOO_SOCKET_IFNAME={names!r}, but this machine has no network interface "
+            f"{', '.join(map(repr, unknown))}, only {', '.join(found)}"
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.batch import Batch
+from common.errors import UserError
 from common.reader.files import DataError
 from common.reader.gather import empty_column, gather
 from common.reader.order import Order, Piece, Position, check_lanes
@@ -107,8 +108,13 @@ class BatchReader(Generic[B]):
           sampling: chooses the rows that enter batches; None keeps all rows.
 
         Raises:
+          UserError: the rank is not one of the world's.
           ConfigError: lanes, global_batch_size and world_size do not fit together.
         """
+        if not 0 <= rank < world_size:
+            raise UserError(
+                f"rank {rank} is outside a world of {world_size} rank(s), and would read no lane of its own"
+            )
         check_lanes(lanes, global_batch_size, world_size)
         self.table = table
         self.global_batch_size = global_batch_size

@@ -1,8 +1,10 @@
 import datetime
 
+import pytest
 import torch
 
 from common.distributed.world import World, joined_world
+from common.errors import UserError
 
 
 def test_a_world_of_one_creates_no_process_group(monkeypatch):
@@ -12,6 +14,22 @@ def test_a_world_of_one_creates_no_process_group(monkeypatch):
         assert world == World(0, 0, 1, torch.device("cpu"), datetime.timedelta(seconds=5))
         assert world.is_rank_zero
         assert not torch.distributed.is_initialized()
+
+
+def test_a_network_interface_that_does_not_exist_is_refused(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,nosuch0")
+    with (
+        pytest.raises(UserError, match="GLOO_SOCKET_IFNAME='lo,nosuch0'.* no network interface 'nosuch0'"),
+        joined_world(5.0, "cpu", group_of_one=True),
+    ):
+        pass
+    assert not torch.distributed.is_initialized()
+
+
+def test_the_environment_is_checked_first(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "x")
+    with pytest.raises(UserError, match="LOCAL_RANK='x'"), joined_world(5.0, "cpu"):
+        pass
 
 
 def test_only_rank_0_is_rank_zero():

@@ -77,6 +77,40 @@ def test_an_error_on_one_rank_only_is_printed_by_that_rank(rank, message, monkey
     assert capsys.readouterr().err == message
 
 
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
+def test_a_malformed_environment_is_reported_before_the_program_starts(name, monkeypatch, capsys):
+    for other, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
+        monkeypatch.setenv(other, value)
+    monkeypatch.setenv(name, "x")
+    assert status_of(raising_user_error("the program has started")) == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith(f"error: the environment sets {name}='x', which is not a number")
+
+
+def test_plain_python_under_slurm_warns_once_and_runs(monkeypatch, capsys):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert status_of(lambda: 0) == 0
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: ")
+    assert "torchrun" in warning
+
+
+@pytest.mark.parametrize(("rank", "start"), [("0", "error: "), ("1", "error on rank 1: ")])
+def test_a_rank_that_cannot_reach_the_others_reports_at_once(rank, start, monkeypatch):
+    """Nothing answers at the address, so a wait for rank 0 would take 20 s."""
+    for name, value in {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
+        monkeypatch.setenv(name, value)
+    process = run_main(
+        "import common.process.program as program; from common.errors import RendezvousError; "
+        "program._wait_for_report = None; raise RendezvousError('nobody there')"
+    )
+    assert process.returncode == 2
+    assert process.stderr == f"{start}nobody there\n"
+
+
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
 @pytest.mark.parametrize("before", ["", "threading.Thread(target=time.sleep, args=(600,), daemon=True).start(); "])
 def test_an_interrupt_exits_at_once_with_status_130_and_only_rank_0_prints(rank, lines, before, monkeypatch):
@@ -106,3 +140,15 @@ def test_an_exception_on_another_rank_is_one_message_and_status_1(monkeypatch):
     )
     assert process.returncode == 1
     assert process.stderr == "error on rank 2: rank 1 failed: KeyError: x\n"
+
+
+def test_a_lost_rank_is_one_message_without_a_traceback(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    process = run_main(
+        "from common.errors import LostRankError\n"
+        "    try:\n        raise RuntimeError('gloo/transport/tcp/pair.cc')\n"
+        "    except RuntimeError as error:\n        raise LostRankError('rank 1: another rank died') from error"
+    )
+    assert process.returncode == 1
+    assert process.stderr == "LostRankError: rank 1: another rank died\n"

@@ -83,6 +83,12 @@ def reader(table: ParquetTable, rank: int = 0, ranks: int = 1, lanes: int = LANE
     return BatchReader(table, make_batch, global_batch_size=batch, lanes=lanes, rank=rank, world_size=ranks)
 
 
+@pytest.mark.parametrize(("rank", "ranks"), [(2, 2), (9, 1), (-1, 2), (0, 0)])
+def test_a_rank_outside_its_world_is_refused(even, rank, ranks):
+    with pytest.raises(UserError, match=rf"rank {rank} is outside a world of {ranks} "):
+        reader(even, rank, ranks)
+
+
 def by_lane(ranks: list[list[PositionedBatch[Rows]]], lanes: int = LANES) -> list[list[list[int]]]:
     """Return the ids of each global batch, lane by lane, collected from the shares of all ranks."""
     batches = []

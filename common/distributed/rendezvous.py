@@ -60,14 +60,16 @@ def meet(rank: int, size: int, timeout: datetime.timedelta, identity: Mapping[st
 
 def _gather(store: dist.Store, size: int, launch: Mapping[str, str], limit_in_s: float) -> tuple[dist.Store, str]:
     """Wait for the other ranks, and send each the missing ranks, separated by commas. Called on rank 0."""
-    roll = call_roll(store, size, launch, limit_in_s)
-    for stranger in roll.refused:
-        logger.warning("refused %s", stranger)
+    roll = call_roll(store, size, launch, limit_in_s, _log_refusal)
     missing = ", ".join(map(str, roll.missing))
     if not missing and not launcher_hosts_store():  # torchrun keeps its store for restarted ranks
         close_roll(store, roll, size, launch)
     roll.store.set("missing", missing)
     return roll.store, missing
+
+
+def _log_refusal(claim: Claim, refusal: str) -> None:
+    logger.warning("refused %s as rank %d, because it is of another launch: %s", claim.process, claim.rank, refusal)
 
 
 def _join(store: dist.Store, claim: Claim, limit_in_s: float) -> tuple[dist.Store | None, str]:

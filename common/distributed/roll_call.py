@@ -17,7 +17,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch.distributed as dist
 
@@ -69,15 +69,19 @@ class Roll:
     Attributes:
       store: a store that only the ranks of this roll call use.
       missing: the ranks that did not answer in time.
-      refused: descriptions of processes that belong to other launches.
     """
 
     store: dist.Store
     missing: list[int]
-    refused: list[str]
 
 
-def call_roll(store: dist.Store, size: int, launch: Mapping[str, str], limit_in_s: float) -> Roll:
+def call_roll(
+    store: dist.Store,
+    size: int,
+    launch: Mapping[str, str],
+    limit_in_s: float,
+    on_refusal: Callable[[Claim, str], None] = lambda _claim, _refusal: None,
+) -> Roll:
     """Wait for all other ranks. Called on rank 0.
 
     Args:
@@ -85,6 +89,7 @@ def call_roll(store: dist.Store, size: int, launch: Mapping[str, str], limit_in_
       size: number of ranks.
       launch: facts that all ranks of the launch share.
       limit_in_s: longest time to wait.
+      on_refusal: called for each process that belongs to another launch, with the differences.
     """
     deadline = time.monotonic() + limit_in_s
     name = secrets.token_hex(8)
@@ -92,7 +97,6 @@ def call_roll(store: dist.Store, size: int, launch: Mapping[str, str], limit_in_
     store.delete_key(_CLOSED)
     unread: set[int] = set()
     num_claims = 0
-    refused = []
     absent = list(range(1, size))
     while absent and time.monotonic() < deadline:
         num_read, num_claims = num_claims, store.add(_NUM_CLAIMS, 0)
@@ -102,11 +106,11 @@ def call_roll(store: dist.Store, size: int, launch: Mapping[str, str], limit_in_
             claim = Claim(**json.loads(store.get(f"claim/{number}")))
             refusal = claim.refusal_by(launch)
             if refusal is not None:
-                refused.append(f"{claim.process} as rank {claim.rank} ({refusal})")
+                on_refusal(claim, refusal)
             store.set(f"answer/{claim.token}", json.dumps({"name": name, "refusal": refusal}))
         time.sleep(_POLL_IN_S)
         absent = [rank for rank in absent if not own.check([f"rank/{rank}"])]
-    return Roll(own, absent, refused)
+    return Roll(own, absent)
 
 
 def close_roll(store: dist.Store, roll: Roll, size: int, launch: Mapping[str, str]) -> None:

@@ -75,6 +75,7 @@ def test_a_rank_of_another_launch_is_refused_and_logged_on_rank_0(caplog):
         for future in ours:
             future.result()
     assert "refused process" in caplog.text
+    assert "as rank 1" in caplog.text
 
 
 def test_runs_of_torchrun_with_different_ids_do_not_mix(agent_store, monkeypatch):

@@ -19,7 +19,7 @@ def test_a_world_of_one_creates_no_process_group(monkeypatch):
 def test_a_network_interface_that_does_not_exist_is_refused(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,nosuch0")
     with (
-        pytest.raises(UserError, match="GLOO_SOCKET_IFNAME='lo,nosuch0'.* no network interface 'nosuch0'"),
+        pytest.raises(UserError, match=r"GLOO_SOCKET_IFNAME='lo,nosuch0'.* no network interface 'nosuch0'"),
         joined_world(5.0, "cpu", group_of_one=True),
     ):
         pass

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from common.batch import Batch
-from common.errors import ConfigError
+from common.errors import ConfigError, UserError
 from common.reader.column import Column
 from common.reader.files import DataError, matching_files
 from common.reader.order import Position

@@ -1,7 +1,8 @@
 """Shards embedding tables over the ranks with TorchRec's planner and DistributedModelParallel.
 
-Owns the plan and the learning rates of the tables' optimizers. table_rows.py handles the rows of tables. Functions
-import torchrec lazily, so that dense models can be trained on systems where it cannot be installed.
+Owns the learning rates of the tables' optimizers. plan.py decides how tables are sharded, and table_rows.py handles
+their rows. Functions import torchrec lazily, so that dense models can be trained on systems where it cannot be
+installed.
 """
 
 import contextlib
@@ -16,21 +17,17 @@ from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from common.distributed.world import World
-from common.errors import ConfigError
 from common.modules.embedding.config import EmbeddingBagConfig
 from common.modules.embedding.tables import quiet
-from common.modules.keys import module_key
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import learning_rate_at
-from common.process.environment import local_world_size_from_env
-from common.process.memory import memory_limit_in_bytes
 from core.models.dense import broadcast_buffers
+from core.models.plan import check_tables, log_plan, plan_sharding
 from core.models.shards import is_sharded, table_of
 from core.models.table_rows import draw_rows
 
 if TYPE_CHECKING:
     from torchrec.distributed.model_parallel import DistributedModelParallel
-    from torchrec.distributed.types import ShardingPlan
 
 logger = logging.getLogger(__name__)
 
@@ -136,12 +133,12 @@ def shard(
     from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
     from torchrec.distributed.types import ShardingEnv
 
-    _check_tables(tables, key_path, world)
+    check_tables(tables, key_path, world)
     _silence_deprecations()
     assert dist.group.WORLD is not None, "sharded tables need a process group, even in a world of one"
     find_unused = deterministic and world.size > 2
     with quiet():
-        plan = _plan(model, tables, key_path, world)
+        plan = plan_sharding(model, tables, key_path, world)
         parallel = DistributedModelParallel(
             model,
             env=ShardingEnv.from_process_group(dist.group.WORLD),
@@ -154,7 +151,7 @@ def shard(
             ),
         )
     sharded = ShardedModel(parallel, world)
-    _log_plan(plan, tables)
+    log_plan(plan, tables)
     scales = {table.name: table.init_scale for table in tables}
     for table, weight in sharded.tables().items():
         draw_rows(weight, table, scales[table], seed)
@@ -165,108 +162,6 @@ def _silence_deprecations() -> None:
     """Silence torch's deprecation warnings about features that TorchRec still uses, at the first step and later."""
     warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-
-
-def _check_tables(tables: Sequence[EmbeddingBagConfig], key_path: str, world: World) -> None:
-    for index, table in enumerate(tables):
-        where = f"{key_path}[{index}]"
-        if table.embedding_dim % 4:
-            raise ConfigError(
-                f"{where}.embedding_dim is {table.embedding_dim}, but the lookup kernels need a multiple of 4"
-            )
-        if table.optimizer.adam is not None and world.device.type == "cpu":
-            raise ConfigError(
-                f"{where}.optimizer.adam: TorchRec updates tables with Adam on CUDA only, and this device is a CPU; "
-                "use row_wise_adagrad, adagrad or sgd"
-            )
-        if table.optimizer.sgd is not None and table.optimizer.sgd.momentum > 0:
-            raise ConfigError(
-                f"{where}.optimizer.sgd.momentum is {table.optimizer.sgd.momentum:g}, but updates inside the backward "
-                "pass do not support momentum; set it to 0"
-            )
-        if table.sharding == "column_wise" and table.optimizer.row_wise_adagrad is not None:
-            raise ConfigError(
-                f"{where}.sharding is column_wise, which splits rows, but row_wise_adagrad keeps one sum per row; use "
-                "row_wise or table_wise, or adagrad"
-            )
-
-
-def _plan(model: nn.Module, tables: Sequence[EmbeddingBagConfig], key_path: str, world: World) -> "ShardingPlan":
-    from torchrec.distributed.embedding import EmbeddingCollectionSharder
-    from torchrec.distributed.planner import EmbeddingShardingPlanner
-    from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-    from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, Topology
-
-    def sharding_types(table: EmbeddingBagConfig) -> list[str]:
-        if table.sharding is not None:
-            return [table.sharding]
-        # Exclude data_parallel, because such tables would silently get a different optimizer. Exclude types between
-        # which the planner breaks ties at random, differently at every start: with one rank, all types are equal.
-        return ["table_wise", "row_wise"] if world.size > 1 else ["table_wise"]
-
-    local_world_size = local_world_size_from_env()
-    memory = memory_limit_in_bytes() // local_world_size
-    on_gpu = world.device.type == "cuda"
-    video_memory = torch.cuda.get_device_properties(world.device).total_memory if on_gpu else 0
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(
-            world_size=world.size,
-            local_world_size=local_world_size,
-            compute_device=world.device.type,
-            ddr_cap=memory,
-            hbm_cap=video_memory,
-        ),
-        storage_reservation=FixedPercentageStorageReservation(0.15),
-        constraints={
-            module_key(table.name): ParameterConstraints(
-                sharding_types=sharding_types(table),
-                compute_kernels=["fused"],
-                # Columns per shard. They are as equal as the kernels allow, which need multiples of 4.
-                min_partition=-(-table.embedding_dim // (4 * world.size)) * 4,
-            )
-            for table in tables
-        },
-        debug=False,
-    )
-
-    def plan() -> "ShardingPlan":
-        try:
-            return planner.plan(model, [EmbeddingCollectionSharder()])
-        except PlannerError as error:
-            requested = ", ".join(f"{table.name}: {table.sharding or 'any'}, {_gib(_size(table))}" for table in tables)
-            cause = str(error).strip().splitlines()[0].strip()
-            raise ConfigError(
-                f"{key_path}: cannot shard the tables over {world.size} process(es) ({requested}, without optimizer "
-                f"states; each process has {_gib(video_memory if on_gpu else memory)}): {cause} Lower num_embeddings "
-                "or embedding_dim, or use more processes or machines"
-            ) from error
-
-    # The planner's own collective plan leaves the other ranks waiting if rank 0 finds none.
-    return world.consensus.broadcast_from_rank_zero(plan)
-
-
-def _size(table: EmbeddingBagConfig) -> int:
-    """Return the size of a table's weights in bytes."""
-    return table.num_embeddings * table.embedding_dim * (2 if table.data_type == "fp16" else 4)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.1f} GiB"
-
-
-def _log_plan(plan: "ShardingPlan", tables: Sequence[EmbeddingBagConfig]) -> None:
-    by_table = {name: sharding for module in plan.plan.values() for name, sharding in module.items()}
-    for table in tables:
-        sharding = by_table[module_key(table.name)]
-        logger.info(
-            "table %s: %s x %d %s, %s on rank(s) %s",
-            table.name,
-            f"{table.num_embeddings:,}",
-            table.embedding_dim,
-            table.data_type,
-            sharding.sharding_type,
-            ", ".join(map(str, sharding.ranks)),
-        )
 
 
 class TableScheduler:

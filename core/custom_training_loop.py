@@ -26,7 +26,7 @@ from core.metrics.evaluation_set import EvaluationSet
 from core.models.dense import as_distributed
 from core.models.interface import DistributedModel
 from core.run.agreement import check_components
-from core.run.components import Components, TrainingComponents
+from core.run.components import Components, TrainingComponents, TrainReader
 from core.run.directory import FollowerDirectory, RunDirectory
 from core.run.session import Session
 from core.run.start import find_start
@@ -116,7 +116,7 @@ def train(
 def only_evaluate(
     config: JobConfig,
     model: nn.Module | DistributedModel,
-    train_reader: BatchReader[Any],
+    train_reader: TrainReader,
     evaluation_sets: Mapping[str, EvaluationSet],
     world: World,
     **options: Unpack[FollowOptions],
@@ -131,7 +131,8 @@ def only_evaluate(
     Args:
       config: the configuration that the run is trained with.
       model: the model to load weights into, on world.device.
-      train_reader: the training data. Its length determines the last step; nothing is read.
+      train_reader: the training data. Its length determines the last step; nothing is read. A function that returns a
+        rank's reader is called with rank 0 and the number of processes that the run was trained on.
       evaluation_sets: evaluation sets, by partition.
       world: rank of this process, world size and device.
       **options: see FollowOptions.
@@ -153,7 +154,8 @@ def only_evaluate(
     directory = FollowerDirectory(config.training.save_dir)
     with Session(config.runtime, world, directory) as session:
         check_components(components)
-        train_reader.check_trainable()
+        if isinstance(train_reader, BatchReader):
+            train_reader.check_trainable()
         if not evaluation_sets:
             raise UserError("nothing to evaluate on: the configuration has no validation data")
         follower = Follower(components, session, directory)

@@ -25,6 +25,7 @@ from core.config.training import JobConfig
 from core.metrics.evaluation_set import EvaluationSet
 from core.models.interface import DistributedModel
 from core.run.agreement import check_agreement, library_versions
+from core.run.components import TrainReader
 from core.run.directory import RunDirectory
 from core.run.lost_rank import report_lost_rank
 
@@ -38,7 +39,8 @@ class Job:
 
     Attributes:
       model: a core.models.interface.TrainableModel on its device with its initial weights, or a DistributedModel.
-      train_reader: this rank's share of the training data.
+      train_reader: this rank's share of the training data, or a function that returns it from rank and world size. A
+        function lets an evaluation run on a number of processes that training batches do not allow.
       evaluation_sets: evaluation sets, by partition.
       make_optimizer: builds the optimizer of the model's parameters and the learning rates. Not called for an
         evaluation.
@@ -49,7 +51,7 @@ class Job:
     """
 
     model: nn.Module | DistributedModel
-    train_reader: BatchReader[Any]
+    train_reader: TrainReader
     evaluation_sets: Mapping[str, EvaluationSet]
     make_optimizer: Callable[[], tuple[torch.optim.Optimizer, LearningRateSchedule]]
     on_fresh_run: Callable[[], None] | None = None
@@ -65,6 +67,8 @@ class Project(Generic[C, D]):
       open_data: opens the data sets. Raises UserError if they are invalid, before a process group or a GPU is used.
       build: builds the job from a configuration and its data. Collective.
       metrics_table: formats an evaluation's metrics as a readable table.
+      check_batching: raises ConfigError if this number of processes cannot train on the configured batches. Not called
+        for an evaluation.
       identify_data: returns JSON values that identify the opened data. All ranks must return the same.
       group_of_one: whether the model needs a process group even in a world of one.
     """
@@ -72,6 +76,7 @@ class Project(Generic[C, D]):
     open_data: Callable[[C], D]
     build: Callable[[C, D, World], Job]
     metrics_table: Callable[[Measurement], str]
+    check_batching: Callable[[C], None] = field(default=lambda _: None, kw_only=True)
     identify_data: Callable[[D], Mapping[str, Any]] = field(default=lambda _: {}, kw_only=True)
     group_of_one: bool = field(default=False, kw_only=True)
 
@@ -87,6 +92,8 @@ def run_project(project: Project[C, D], command: Command[C]) -> int:
       UserError: the configuration, environment or data is invalid. All ranks raise it.
     """
     config = command.config
+    if command.mode == "train":
+        project.check_batching(config)
     # Report errors in the data before a process group or a GPU is used.
     data = project.open_data(config)
     set_precision(config.runtime.enable_tensorfloat32)
@@ -119,7 +126,9 @@ def _check_ranks(project: Project[C, D], command: Command[C], data: D, world: Wo
 
 def _train(project: Project[C, D], command: Command[C], job: Job, world: World) -> int:
     optimizer, learning_rates = job.make_optimizer()
-    arguments = (command.config, job.model, optimizer, learning_rates, job.train_reader, job.evaluation_sets, world)
+    reader = job.train_reader
+    train_reader = reader if isinstance(reader, BatchReader) else reader(world.rank, world.size)
+    arguments = (command.config, job.model, optimizer, learning_rates, train_reader, job.evaluation_sets, world)
     if command.debug_loop:
         if job.on_fresh_run is not None:
             job.on_fresh_run()

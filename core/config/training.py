@@ -4,7 +4,7 @@ Each project configures its own model, data and optimizer.
 """
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
@@ -232,6 +232,13 @@ class JobConfig(BaseConfig):
             "max_grad_norm": self.training.max_grad_norm,
         }
         return identity
+
+    def as_trained_on(self, _world_size: int, /) -> Self:
+        """Return the configuration with sizes per process replaced by those of a run on a number of processes.
+
+        A project with such sizes overrides this, so that a follower may use another number of processes than the run.
+        """
+        return self
 
     @property
     def identity_hints(self) -> dict[str, str]:

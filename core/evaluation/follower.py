@@ -8,6 +8,8 @@ import dataclasses
 import functools
 import logging
 import signal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from common.checkpointing.manifest import DamagedCheckpointError, NoCheckpointError
 from common.checkpointing.reader import CheckpointReader, open_on_all_ranks
@@ -21,7 +23,7 @@ from core.evaluation.evaluator import Evaluator, StoppedError
 from core.evaluation.poller import Poller
 from core.run.components import Components
 from core.run.directory import FollowerDirectory
-from core.run.identity import ADVICE_TO_FOLLOWER, check_same_run
+from core.run.identity import ADVICE_TO_FOLLOWER, check_same_run, run_identity
 from core.run.session import Session
 from core.run.state import TrainingState, find_last_step
 from core.run.tensors import load_model
@@ -136,10 +138,13 @@ class Follower:
 
     def _evaluate(self, found: FoundCheckpoint, partitions: list[str]) -> None:
         self._session.watchdog.beat(f"reading {found.path}")
-        state = self._consensus.broadcast_from_rank_zero(lambda: _read_state(found))
-        self._begin_tracking(state)
+        state, world_size = self._consensus.broadcast_from_rank_zero(lambda: self._read_state(found))
         components = self._components
-        self._last_step = find_last_step(components.config.training, components.train_reader, state)
+        # The run may have more or fewer processes than the follower.
+        reader = self._consensus.on_all_ranks(lambda: components.train_reader_on(world_size))
+        as_trained = components.config.as_trained_on(world_size)
+        self._begin_tracking(state, lambda: run_identity(as_trained, reader))
+        self._last_step = find_last_step(components.config.training, reader, state)
         if partitions:
             # Keep it open until the end, so that a checkpoint that turns out to be the best is not deleted.
             with open_on_all_ranks(found.path, components.world) as checkpoint:
@@ -148,19 +153,19 @@ class Follower:
                     components.model, state.step, partitions, lambda: self._session.is_stop_requested, self._record
                 )
 
-    def _begin_tracking(self, state: TrainingState) -> None:
+    def _read_state(self, found: FoundCheckpoint) -> tuple[TrainingState, int]:
+        """Return the state of the run, and the number of processes that it was trained on."""
+        with CheckpointReader(found.path) as checkpoint:
+            world_size = checkpoint.provenance.get("world_size", self._components.world.size)
+            return TrainingState.from_checkpoint(checkpoint), world_size
+
+    def _begin_tracking(self, state: TrainingState, find_identity: Callable[[], Mapping[str, Any]]) -> None:
         """Check the run and open the trackers at the first checkpoint, which identifies the run."""
         if self._is_tracking:
             return
         config = self._components.config
         self._consensus.on_all_ranks(
-            lambda: check_same_run(
-                self._directory.path,
-                state.identity,
-                self._components.identity,
-                ADVICE_TO_FOLLOWER,
-                config.identity_hints,
-            )
+            lambda: check_same_run(self._directory.path, state.identity, find_identity(), ADVICE_TO_FOLLOWER)
         )
         build = functools.partial(
             build_trackers,
@@ -221,8 +226,3 @@ class Follower:
             self._directory.checkpoints,
             limit,
         )
-
-
-def _read_state(found: FoundCheckpoint) -> TrainingState:
-    with CheckpointReader(found.path) as checkpoint:
-        return TrainingState.from_checkpoint(checkpoint)

@@ -65,7 +65,7 @@ def check_components(components: Components) -> None:
         components.world,
         lambda: [
             components.config.model_dump(mode="json"),
-            components.identity,
+            components.identity if isinstance(components, TrainingComponents) else {},
             _described(components) | {"versions": library_versions()},
         ],
     )
@@ -80,12 +80,13 @@ def _described(components: Components) -> dict[str, Any]:
     """Return what identifies the data, the model and the optimizer of a run, as JSON values."""
     facts: dict[str, Any] = {
         "device": components.world.device.type,
-        "training data": _described_reader(components.train_reader),
         "evaluation sets": {
             partition: _described_reader(each.reader) for partition, each in components.evaluation_sets.items()
         },
         "model": _described_model(components.model.module),
     }
+    if isinstance(components.train_reader, BatchReader):
+        facts["training data"] = _described_reader(components.train_reader)
     if isinstance(components, TrainingComponents):
         facts["optimizer"] = [_described_group(group) for group in components.optimizer.param_groups]
         facts["learning rates"] = dict(components.learning_rates.at(1))

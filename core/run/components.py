@@ -16,6 +16,10 @@ from core.metrics.evaluation_set import EvaluationSet
 from core.models.interface import DistributedModel
 from core.run.identity import run_identity
 
+TrainReader = BatchReader[Any] | Callable[[int, int], BatchReader[Any]]
+"""Training data of a follower: a reader or, if its lanes or batches depend on the number of processes, a function that
+returns a rank's reader from its rank and the number of processes."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Components:
@@ -24,7 +28,7 @@ class Components:
     Attributes:
       config: configuration of the run.
       model: the model on all ranks.
-      train_reader: this rank's share of the training data.
+      train_reader: the training data.
       evaluation_sets: evaluation sets, by partition.
       world: rank of this process, world size and device.
       trackers: functions that create additional trackers, by name. Called on rank 0.
@@ -32,15 +36,14 @@ class Components:
 
     config: JobConfig
     model: DistributedModel
-    train_reader: BatchReader[Any]
+    train_reader: TrainReader
     evaluation_sets: Mapping[str, EvaluationSet]
     world: World
     trackers: Mapping[str, Callable[[], Tracker]] = dataclasses.field(default_factory=dict)
 
-    @functools.cached_property
-    def identity(self) -> dict[str, Any]:
-        """The identity of this run (core/run/identity.py)."""
-        return run_identity(self.config, self.train_reader)
+    def train_reader_on(self, world_size: int) -> BatchReader[Any]:
+        """Return the training data as rank 0 of a run on `world_size` processes reads it."""
+        return self.train_reader if isinstance(self.train_reader, BatchReader) else self.train_reader(0, world_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,7 @@ class TrainingComponents(Components):
     """All components of a trainer.
 
     Attributes:
+      train_reader: this rank's share of the training data.
       optimizer: the optimizer of the model's parameters.
       learning_rates: the learning rates of all optimizers.
       on_fresh_run: initializes the model of a fresh run, beyond its initial weights. Not called for a resume or a warm
@@ -56,8 +60,14 @@ class TrainingComponents(Components):
       overwrite_save_dir: start over, deleting the run in save_dir.
     """
 
+    train_reader: BatchReader[Any]
     optimizer: torch.optim.Optimizer
     learning_rates: LearningRateSchedule
     on_fresh_run: Callable[[], None] | None = None
     extra_metrics: Callable[[], Mapping[str, float]] | None = None
     overwrite_save_dir: bool = False
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """The identity of this run (core/run/identity.py)."""
+        return run_identity(self.config, self.train_reader)

@@ -1,6 +1,6 @@
 """Configuration of projects.twhin.main."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import pydantic
 
@@ -98,9 +98,19 @@ class TwhinConfig(JobConfig):
         data = identity["train_data"]
         for key in ("per_replica_batch_size", "prefetch_batches", "decode_threads"):
             del data[key]
-        data["global_batch_size"] = self.train_data.batch_size(world_size_from_env())
-        data["lanes"] = self.train_data.num_lanes(world_size_from_env())
+        trained = self.as_trained_on(world_size_from_env()).train_data
+        data |= {"global_batch_size": trained.global_batch_size, "lanes": trained.lanes}
         return identity
+
+    def as_trained_on(self, world_size: int, /) -> Self:
+        """Return the configuration with the batch and the lanes of a run on `world_size` processes."""
+        data = self.train_data
+        sizes = {
+            "per_replica_batch_size": None,
+            "global_batch_size": data.batch_size(world_size),
+            "lanes": data.num_lanes(world_size),
+        }
+        return self.model_copy(update={"train_data": data.model_copy(update=sizes)})
 
     @property
     def identity_hints(self) -> dict[str, str]:

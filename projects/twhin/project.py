@@ -14,6 +14,7 @@ from common.distributed.world import World
 from common.numerics import seed_initial_weights
 from common.process.environment import world_size_from_env
 from common.reader.parquet import ParquetTable
+from common.reader.reader import BatchReader
 from core.metrics.evaluation_set import EvaluationSet
 from core.models.sharded import ShardedModel, shard
 from core.models.size import check_size
@@ -21,6 +22,7 @@ from core.models.table_rows import mean_norms, set_rows
 from core.project import Job, Project
 from core.run.agreement import check_agreement
 from projects.twhin.config import TwhinConfig
+from projects.twhin.data.batch import EdgeBatch
 from projects.twhin.data.edges import EdgeDataset, check_batching
 from projects.twhin.data.evaluation_negatives import EvaluationNegatives
 from projects.twhin.data.known_edges import KnownEdges, open_known_edges
@@ -58,11 +60,21 @@ class _Data:
     vocabularies: dict[str, str]
 
 
+def _check_training(config: TwhinConfig) -> None:
+    check_batching(config.train_data, _TRAIN, world_size_from_env())
+
+
+def _train_reader(config: TwhinConfig, dataset: EdgeDataset, rank: int, world_size: int) -> BatchReader[EdgeBatch]:
+    check_batching(config.train_data, _TRAIN, world_size)
+    return dataset.reader(rank, world_size)
+
+
 def _open_data(config: TwhinConfig) -> _Data:
     relations = build_relations(config.model)
     datasets: dict[str, EdgeDataset] = {}
     for key_path, data_config in config.data_sets().items():
-        check_batching(data_config, key_path, world_size_from_env())
+        if key_path != _TRAIN:
+            check_batching(data_config, key_path, world_size_from_env())
         datasets[key_path] = EdgeDataset.open(data_config, relations, key_path)
         table = datasets[key_path].table
         logger.info("%s: %s edges in %d file(s), %s", key_path, f"{table.num_rows:,}", table.num_files, table.inputs)
@@ -99,10 +111,9 @@ def _build(config: TwhinConfig, data: _Data, world: World) -> Job:
     tables = model_config.embeddings.tables
     model = shard(twhin, tables, _TABLES, world, seed=seed, deterministic=config.runtime.deterministic)
     logged = model_config.embeddings.tables_to_log
-    train_data = data.datasets[_TRAIN]
     return Job(
         model,
-        train_data.reader(world.rank, world.size),
+        functools.partial(_train_reader, config, data.datasets[_TRAIN]),
         _evaluation_sets(config, data, world),
         functools.partial(build_optimizers, model, model_config, twhin.scorer),
         on_fresh_run=functools.partial(_start_from_pretrained, model, model_config, world),
@@ -152,4 +163,6 @@ def _evaluation_sets(config: TwhinConfig, data: _Data, world: World) -> dict[str
     return evaluation_sets
 
 
-PROJECT = Project(_open_data, _build, metrics_table, identify_data=_identify, group_of_one=True)
+PROJECT = Project(
+    _open_data, _build, metrics_table, check_batching=_check_training, identify_data=_identify, group_of_one=True
+)

@@ -1,5 +1,6 @@
 """Describes the Heavy Ranker as a project: opens its data, and builds its job from them."""
 
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +12,12 @@ from common.errors import ConfigError
 from common.numerics import seed_initial_weights
 from common.optimizers.learning_rate import ParameterGroupScheduler
 from common.process.environment import world_size_from_env
+from common.reader.reader import BatchReader
 from core.metrics.evaluation_set import EvaluationSet
 from core.models.size import check_size
 from core.project import Job, Project
 from projects.home.recap.config import RecapConfig
+from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.dataset import RecapDataset, check_batching
 from projects.home.recap.metrics import check_strata, evaluation_set_metrics, metrics_table
 from projects.home.recap.model.heavy_ranker import HeavyRanker
@@ -27,13 +30,23 @@ logger = logging.getLogger(__name__)
 _TRAIN = "train_data"
 
 
+def _check_training(config: RecapConfig) -> None:
+    check_batching(config.train_data, _TRAIN, world_size_from_env())
+
+
+def _train_reader(config: RecapConfig, dataset: RecapDataset, rank: int, world_size: int) -> BatchReader[RecapBatch]:
+    check_batching(config.train_data, _TRAIN, world_size)
+    return dataset.reader(rank, world_size)
+
+
 def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
     """Open the data sets, keyed by their key paths in the configuration, training data first."""
     small_embeddings = config.model.small_embeddings
     num_ids = {} if small_embeddings is None else smallest_table_sizes(small_embeddings)
     datasets: dict[str, RecapDataset] = {}
     for key_path, data_config in config.data_sets().items():
-        check_batching(data_config, key_path, world_size_from_env())
+        if key_path != _TRAIN:
+            check_batching(data_config, key_path, world_size_from_env())
         dataset = RecapDataset.open(
             data_config, list(config.model.tasks), key_path, evaluation=key_path != _TRAIN, num_ids=num_ids
         )
@@ -71,8 +84,12 @@ def _build(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: Wor
             )
         return build_optimizer(ranker, config.optimizer)
 
-    train_reader = datasets[_TRAIN].reader(world.rank, world.size)
-    return Job(model, train_reader, _evaluation_sets(config, datasets, world), make_optimizer)
+    return Job(
+        model,
+        functools.partial(_train_reader, config, datasets[_TRAIN]),
+        _evaluation_sets(config, datasets, world),
+        make_optimizer,
+    )
 
 
 def _evaluation_sets(
@@ -88,4 +105,4 @@ def _evaluation_sets(
     }
 
 
-PROJECT = Project(_open_datasets, _build, metrics_table, identify_data=_identify)
+PROJECT = Project(_open_datasets, _build, metrics_table, check_batching=_check_training, identify_data=_identify)

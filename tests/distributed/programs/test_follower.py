@@ -1,6 +1,7 @@
 """Starts a trainer and its follower side by side, as a user does, and kills them."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import yaml
 from common.checkpointing.directory import complete_steps
 from common.tracking.metrics_file import read_metrics
 from core.evaluation.completed import completed_partitions
-from tests.support.programs import TIMEOUT_IN_S, started, wait_for_line
-from tests.support.runs import LOCAL_YAML, small_run
+from tests.support.programs import RECAP, TIMEOUT_IN_S, TWHIN, finish, started, wait_for_line
+from tests.support.runs import LOCAL_YAML, small_run, small_twhin_run
 
 pytestmark = pytest.mark.faults
 
@@ -52,3 +53,30 @@ def test_after_both_are_killed_and_restarted_each_evaluation_is_recorded_once(re
         (step, name) for step in (4, 8, 12, 16) for name in ("validation", "again")
     ]
     assert (run / "metrics-evaluator.jsonl").read_text().splitlines()[0] == first
+
+
+@pytest.mark.parametrize(("module", "processes"), [(RECAP, 3), (TWHIN, 1), (TWHIN, 3)])
+def test_a_follower_runs_on_a_number_of_processes_that_training_batches_do_not_allow(
+    recap_data: Path, twhin_data: Path, tmp_path: Path, module: str, processes: int
+) -> None:
+    if module == RECAP:
+        lanes = ("train_data.lanes=2", "validation_data.validation.lanes=24")
+        arguments = small_run(recap_data, tmp_path / "run", *lanes)
+    else:
+        sizes = ("train_data.global_batch_size=null", "train_data.per_replica_batch_size=300", "train_data.lanes=2")
+        # Only the number of batches of two processes makes step 8 the last one.
+        arguments = small_twhin_run(twhin_data, tmp_path / "run", *sizes, "training.num_epochs=1")
+    trained = finish(arguments, 2, module=module)
+    assert trained.returncode == 0, trained.stderr
+    followed = finish([*arguments, "--mode", "evaluate"], processes, module=module)
+    assert followed.returncode == 0, followed.stderr
+    last = 12 if module == RECAP else 8
+    assert f"finished: step {last} was the last step of the run" in followed.stderr
+    evaluations = measured(tmp_path / "run/metrics-evaluator.jsonl")
+    expected = measured(tmp_path / "run/metrics.jsonl")
+    assert [(step, name) for step, name, _ in evaluations] == [(step, name) for step, name, _ in expected]
+    for (_, _, found), (_, _, truth) in zip(evaluations, expected, strict=True):
+        numbers, true_numbers = (
+            {name: math.nan if value is None else value for name, value in values.items()} for values in (found, truth)
+        )
+        assert numbers == pytest.approx(true_numbers, rel=1e-5, nan_ok=True)

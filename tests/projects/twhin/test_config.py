@@ -80,6 +80,17 @@ def test_keys_that_training_depends_on_are_part_of_the_identity(override):
 # --- One evaluation set, or several by name ---
 
 
+def test_sizes_per_process_become_those_of_the_number_of_processes_that_a_run_was_trained_on():
+    overrides = ["train_data.global_batch_size=null", "train_data.per_replica_batch_size=300"]
+    config = load_config_from_yaml(TwhinConfig, TWHIN_LOCAL_YAML, overrides)
+    sizes = []
+    for world_size in (2, 5):
+        data = config.as_trained_on(world_size).train_data
+        sizes.append((data.global_batch_size, data.per_replica_batch_size, data.lanes))
+    assert sizes == [(600, None, 24), (1500, None, 5)]
+    assert config.as_trained_on(5).identity() == config.as_trained_on(5).as_trained_on(2).identity()
+
+
 @pytest.mark.parametrize(
     ("validation_data", "partitions", "key_paths"),
     [

@@ -121,7 +121,7 @@ class NamedRelations(BaseConfig):
         """
         where = f"model.relations.names_path: {self.names_path}"
         try:
-            names = user_path(self.names_path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            names = user_path(self.names_path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{where}: cannot read this file: {error}") from error
         first_lines: dict[str, int] = {}

@@ -21,7 +21,7 @@ _QUOTED_LENGTH = 80
 _FORBIDDEN = {
     rb"\0": "a NUL byte. Check that this is a text file in UTF-8, not in UTF-16",
     rb"\r(?!\n|\Z)": "a carriage return within the line. Use line feeds to end lines: tr '\\r' '\\n'",
-    rb"(?:\A|\n)" + BYTE_ORDER_MARK: "a second byte order mark (U+FEFF), at the start of the line. Remove it",
+    BYTE_ORDER_MARK: "a byte order mark (U+FEFF) that is not at the start of the file. Remove it",
 }
 """What no line may contain: patterns and their descriptions."""
 
@@ -43,7 +43,7 @@ def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
 
     Raises:
       DataError: the file cannot be read or is not text, or a line is longer than `block_bytes` or contains a NUL byte,
-        a carriage return or a second byte order mark.
+        a carriage return or another byte order mark.
     """
     try:
         with path.open("rb") as file:

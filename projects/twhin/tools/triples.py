@@ -17,6 +17,9 @@ from projects.twhin.tools.text_blocks import Block, line_number, parse, read_blo
 
 logger = logging.getLogger(__name__)
 
+# White space, and characters of no width that are harmless only within a name.
+_INVISIBLE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u200c\u200d\u200e\u200f\u2060\xad"
+
 _TYPES = {"head": pa.string(), "relation": pa.string(), "tail": pa.string()}
 
 
@@ -45,11 +48,11 @@ class BlankRemover:
     """Removes the blanks (spaces) around names, because users do not see them, and counts what it finds."""
 
     def __init__(self) -> None:
-        self._num_blank = self._num_odd = 0
-        self._first_blank = self._first_odd = ""
+        self._num_blank = self._num_invisible = 0
+        self._first_blank = self._first_invisible = ""
 
     def clean(self, table: pa.Table, block: Block, path: Path) -> pa.Table:
-        """Return the table of a parsed block without blanks around its names. Other white space stays."""
+        """Return the table of a parsed block without blanks around its names. Other invisible characters stay."""
         for position, name in enumerate(table.column_names):
             names = table.column(name)
             clean = pc.ascii_trim(names, " ")
@@ -57,21 +60,21 @@ class BlankRemover:
                 self._first_blank = self._first_blank or self._place(pc.not_equal(clean, names), names, block, path)
                 self._num_blank += num_blank
                 table = table.set_column(position, name, clean)
-            is_odd = pc.not_equal(pc.utf8_trim_whitespace(clean), clean)
-            if num_odd := self._count(is_odd):
-                self._first_odd = self._first_odd or self._place(is_odd, clean, block, path)
-                self._num_odd += num_odd
+            is_invisible = pc.not_equal(pc.utf8_trim(clean, _INVISIBLE), clean)
+            if num_invisible := self._count(is_invisible):
+                self._first_invisible = self._first_invisible or self._place(is_invisible, clean, block, path)
+                self._num_invisible += num_invisible
         return table
 
     def warn(self) -> None:
-        """Log a warning for each kind of white space that was found."""
+        """Log a warning for blanks, and one for other invisible characters, if there were any."""
         if self._num_blank:
             logger.warning("removed the blanks around %s name(s), first %s", f"{self._num_blank:,}", self._first_blank)
-        if self._num_odd:
+        if self._num_invisible:
             logger.warning(
                 "%s name(s) begin or end with invisible characters, which were kept, first %s",
-                f"{self._num_odd:,}",
-                self._first_odd,
+                f"{self._num_invisible:,}",
+                self._first_invisible,
             )
 
     @staticmethod

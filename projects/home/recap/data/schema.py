@@ -176,7 +176,7 @@ def read_schema(schema_path: str, where: str) -> dict[str, SchemaEntry]:
     """
     file = user_path(schema_path)
     try:
-        listed = json.loads(file.read_text(encoding="utf-8"))["schema"]
+        listed = json.loads(file.read_text(encoding="utf-8-sig"))["schema"]
         triples = [(entry["feature_name"], entry.get("dtype"), entry.get("length")) for entry in listed]
     except OSError as error:
         raise ConfigError(f"{where}: cannot read {file}: {error.strerror} (current directory: {Path.cwd()})") from error

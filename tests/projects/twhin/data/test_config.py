@@ -23,3 +23,11 @@ def test_a_bad_file_of_names_is_a_config_error(tmp_path, content, facts):
     assert str(caught.value).startswith(f"model.relations.names_path: {path}: ")
     for fact in facts:
         assert fact in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["a\nb\x85\u2028\n", "\ufeffa\r\nb\x85\u2028\r\n", "a\nb\x85\u2028"])
+def test_only_line_breaks_separate_names(tmp_path, content):
+    """Editors on Windows begin a file with a byte order mark, and end lines with CR LF."""
+    (tmp_path / "names.txt").write_bytes(content.encode())
+    relations = NamedRelations(names_path=str(tmp_path / "names.txt"), lhs="x", rhs="y").read()
+    assert [relation.name for relation in relations] == ["a", "b\x85\u2028"]

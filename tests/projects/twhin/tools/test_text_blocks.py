@@ -71,6 +71,7 @@ def test_line_endings_are_stripped_and_quotes_and_nulls_are_plain_text(tmp_path)
         (b"a\tb\t1\r\r", ["carriage return"]),
         (b"a\0\tb\t1", ["NUL", "UTF-16"]),
         (b"\xef\xbb\xbfa\tb\t1", ["byte order mark"]),
+        (b"a\xef\xbb\xbf\tb\t1", ["byte order mark"]),
         (b"  \tb\t1", ["the name is empty: '  \\tb\\t1'"]),
         (b"   ", ["1 column(s)"]),
     ],

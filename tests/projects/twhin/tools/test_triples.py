@@ -71,16 +71,16 @@ def test_blanks_around_names_are_removed_with_a_warning(tmp_path, caplog):
     assert f"' a' ({tmp_path}/x:2)" in message
 
 
-def test_other_white_space_around_names_is_kept_with_a_warning(tmp_path, caplog):
-    rows = [("a", "r", "b"), ("a", "r", "b\xa0"), ("a", "r", "\u3000b")]
+def test_other_invisible_characters_around_names_are_kept_with_a_warning(tmp_path, caplog):
+    rows = [("a", "r", "b"), ("a", "r", "b\xa0"), ("a", "r", "\u3000b"), ("a", "r", "b\u200b")]
     prepare_triples(tmp_path, {"train": [write(tmp_path / "x", rows)]}, "entity")
     vocabulary = read_vocabulary(tmp_path / "vocabulary" / "entity.parquet").to_pylist()
-    assert vocabulary == ["a", "b", "b\xa0", "\u3000b"]
+    assert vocabulary == ["a", "b", "b\xa0", "\u3000b", "b\u200b"]
     [message] = caplog.messages
-    assert "2 name(s)" in message
+    assert "3 name(s)" in message
     assert f"'b\\xa0' ({tmp_path}/x:2)" in message
 
 
 def test_names_without_white_space_around_them_give_no_warning(tmp_path, caplog):
-    prepare_triples(tmp_path, {"train": [write(tmp_path / "x", [("a b", "r", "\u200bé")])]}, "entity")
+    prepare_triples(tmp_path, {"train": [write(tmp_path / "x", [("a\xa0 b", "r", "é\u200dé")])]}, "entity")
     assert caplog.messages == []

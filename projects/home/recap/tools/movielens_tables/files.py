@@ -184,7 +184,7 @@ def _lines(path: Path, separator: str, columns: list[str] | None) -> Iterator[_L
     """
     # GroupLens's own files are Latin-1. Files with a header are UTF-8.
     try:
-        text = path.read_text(encoding="utf-8" if columns is None else "latin-1")
+        text = path.read_text(encoding="utf-8-sig" if columns is None else "latin-1")
     except OSError as error:
         raise UserError(f"{path}: cannot read this file: {error.strerror}") from error
     except UnicodeDecodeError as error:

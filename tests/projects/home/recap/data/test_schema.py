@@ -11,7 +11,7 @@ import torch
 from common.errors import ConfigError
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json
-from projects.home.recap.data.schema import Feature, FeatureWidths, feature_widths, read_features
+from projects.home.recap.data.schema import Feature, FeatureWidths, feature_widths, read_features, read_schema
 
 KEY_PATH = "train_data.seg_dense_schema"
 
@@ -198,6 +198,12 @@ def test_an_unknown_feature_is_an_error(schema_path, key):
 
 def test_an_id_is_not_a_feature(schema_path):
     assert f"{KEY_PATH}: unknown feature 'meta__user_id'" in error_of(schema_path, features=["meta__user_id"])
+
+
+def test_a_byte_order_mark_before_a_schema_is_skipped(schema_path):
+    expected = read_schema(str(schema_path), KEY_PATH)
+    schema_path.write_bytes(b"\xef\xbb\xbf" + schema_path.read_bytes())
+    assert read_schema(str(schema_path), KEY_PATH) == expected
 
 
 def test_a_missing_schema_is_an_error(tmp_path):

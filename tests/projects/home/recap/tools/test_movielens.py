@@ -93,7 +93,11 @@ USER_IDS, ITEM_IDS = [user[0] for user in USERS], [item[0] for item in ITEMS]
 
 def test_the_bytes_depend_neither_on_the_layout_nor_on_the_order_of_lines(tmp_path):
     for name, write in LAYOUTS.items():
-        prepare(write(tmp_path / f"{name}-input"), tmp_path / name)
+        directory = write(tmp_path / f"{name}-input")
+        if name == "with_header":  # editors on Windows begin a file with a byte order mark
+            for path in directory.iterdir():
+                path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        prepare(directory, tmp_path / name)
     assert contents(tmp_path / "grouplens") == contents(tmp_path / "with_header")
     names = [f"{split}/part-00000.parquet" for split in ("test", "train", "validation")]
     assert sorted(contents(tmp_path / "grouplens")) == ["schema.json", *names]

@@ -5,7 +5,6 @@ It takes the arguments of core.custom_training_loop.train. Breakpoints work anyw
 
 import contextlib
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +17,11 @@ from common.numerics import seed_step
 from common.optimizers.learning_rate import LearningRateSchedule
 from common.reader.reader import BatchReader
 from core.config.training import JobConfig
+from core.loop.missing_gradients import check_gradients
 from core.metrics.evaluation_set import EvaluationSet
 from core.models.dense import as_distributed
 from core.models.interface import DistributedModel
+from core.models.modes import evaluation_mode, start_training
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +41,14 @@ def train(
     produces NaN in backward().
 
     Raises:
-      UserError: there is more than one process.
+      UserError: there is more than one process, or a trainable parameter gets no gradient.
     """
     if world.size > 1:
         raise UserError("--debug_loop runs in one process: start it with python -m instead of torchrun")
     training = config.training
     train_reader.check_trainable()
     distributed = as_distributed(model, world)
+    start_training(distributed.module)
     with (
         contextlib.closing(train_reader.train(seed=config.runtime.seed, num_epochs=training.num_epochs)) as batches,
         torch.autograd.set_detect_anomaly(True),
@@ -56,20 +58,36 @@ def train(
             learning_rates.apply(step)
             loss, _ = distributed(positioned.batch.to(world.device))
             optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            norm = nn.utils.clip_grad_norm_(distributed.module.parameters(), training.max_grad_norm or math.inf)
-            optimizer.step()
-            logger.info("step %d: loss %.6f, gradient norm %.4g", step, loss.item(), norm.item())
+            if step > 1 or loss.requires_grad:
+                torch.autograd.backward(loss)
+            if step == 1:
+                check_gradients(distributed, world.consensus)
+            norm, is_finite = _clip(optimizer, training.max_grad_norm)
+            if is_finite:
+                optimizer.step()
+            skipped = "" if is_finite else ", update skipped"
+            logger.info("step %d: loss %.6f, gradient norm %.4g%s", step, loss.item(), norm, skipped)
             if step == training.num_train_steps:
                 break
-    distributed.module.eval()
-    for partition, evaluation_set in evaluation_sets.items():
-        metrics = evaluation_set.make_metrics(world.device)
-        with contextlib.closing(evaluation_set.reader.evaluate()) as batches, torch.no_grad():
-            for index, positioned in enumerate(batches):
-                if index == training.num_eval_steps:
-                    break
-                _, outputs = distributed(positioned.batch.to(world.device))
-                metrics.update(outputs)
-        values = metrics.compute()
-        logger.info("evaluated %s: %s", partition, {key: values[key] for key in metrics.headline})
+    with evaluation_mode(distributed.module), torch.no_grad():
+        for partition, evaluation_set in evaluation_sets.items():
+            metrics = evaluation_set.make_metrics(world.device)
+            with contextlib.closing(evaluation_set.reader.evaluate()) as batches:
+                for index, positioned in enumerate(batches):
+                    if index == training.num_eval_steps:
+                        break
+                    _, outputs = distributed(positioned.batch.to(world.device))
+                    metrics.update(outputs)
+            values = metrics.compute()
+            logger.info("evaluated %s: %s", partition, {key: values[key] for key in metrics.headline})
+
+
+def _clip(optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> tuple[float, bool]:
+    """Clip the gradients, and return their norm before that and whether to update, which the trainer also decides so."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = [p.grad for p in parameters]
+    norm = nn.utils.get_total_norm(gradients)
+    if max_grad_norm is None:
+        return norm.item(), all(bool(gradient.isfinite().all()) for gradient in gradients)
+    nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+    return norm.item(), bool(norm.isfinite())

@@ -22,6 +22,7 @@ from core.config.training import JobConfig
 from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.interface import Metrics
 from core.models.interface import DistributedModel
+from core.models.modes import evaluation_mode
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class Evaluator:
         """Evaluate a model on partitions, and record the measurement of each as soon as it is complete. Collective.
 
         Args:
-          model: the model. Its mode (training or evaluation) is restored afterwards.
+          model: the model. The mode (training or evaluation) of each submodule is restored afterwards.
           step: number of steps that the model was trained for.
           partitions: names of the evaluation sets.
           is_stop_requested: returns whether this rank was asked to stop.
@@ -107,15 +108,11 @@ class Evaluator:
         """
         deadline = time.monotonic() + self._timeout_in_s
         model.share_buffers()
-        was_training = model.module.training
-        model.module.eval()
-        try:
+        with evaluation_mode(model.module):
             for partition in partitions:
                 with model.without_gradients():
                     measurement = self._evaluate_one(model.module, step, partition, deadline, is_stop_requested)
                 record(measurement)
-        finally:
-            model.module.train(was_training)
 
     def _evaluate_one(
         self, module: nn.Module, step: int, partition: str, deadline: float, is_stop_requested: Callable[[], bool]
@@ -202,12 +199,16 @@ def _log_evaluation(
     seconds: float,
     feed: _EvaluationFeed,
 ) -> None:
-    logger.info(
+    cut_short = ""
+    if feed.is_cut_short:
+        cut_short = f", stopped by training.eval_timeout_in_s after {feed.num_batches} batches"
+    logger.log(
+        logging.WARNING if feed.is_cut_short else logging.INFO,
         "evaluated %s at step %d: %s examples in %.1f s%s%s",
         partition,
         step,
         f"{values.get('examples', 0):,}",
         seconds,
-        f", stopped by eval_timeout_in_s after {feed.num_batches} batches" if feed.is_cut_short else "",
+        cut_short,
         "".join(f", {key} {value:.5g}" for key in metrics.headline if (value := values.get(key)) is not None),
     )

@@ -17,6 +17,7 @@ from common.distributed.world import World
 from common.numerics import seed_step
 from common.optimizers.learning_rate import LearningRateSchedule
 from core.autocast import Autocast
+from core.loop.missing_gradients import check_gradients
 from core.models.interface import DistributedModel
 
 
@@ -53,6 +54,7 @@ class TrainStep:
         self._max_grad_norm = max_grad_norm
         self._seed = seed
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._has_checked_gradients = False
         self._tables_have_changed = True
         self.tables_may_be_nonfinite = False
         """True if the last step's loss was non-finite, possibly because of tables that earlier steps updated. The same
@@ -78,16 +80,22 @@ class TrainStep:
         The gradient is that of the mean loss over micro-batches and ranks. If it is non-finite on any rank, all ranks
         skip the update, but the step counts. If backward() updates tables, the ranks check that the loss is finite
         before it. After a skipped update, buffers are restored too, because batch norm has averaged in the bad values.
+        The first call checks that all parameters get a gradient.
 
         Returns:
           The mean loss of this rank's micro-batches, and 1.0 if the update was skipped, else 0.0. Both are detached
           scalars on the device.
+
+        Raises:
+          UserError: a trainable parameter got no gradient in the first backward pass. All ranks raise it.
         """
         seed_step(self._seed, step, self._world.rank)
         self._learning_rates.apply(step)
         self._clear_gradients()
         if self._buffers:  # one operation for all takes a third of the time
             torch._foreach_copy_(self._buffers_before, self._buffers)
+        if not self._has_checked_gradients and self._world.size > 1 and not self._model.updates_in_backward:
+            self._check_gradients_before_reduction(micro_batches[0], step)
         self.tables_may_be_nonfinite = False
         count = len(micro_batches)
         total: torch.Tensor | None = None
@@ -101,13 +109,33 @@ class TrainStep:
                         self._restore_buffers(self._one)
                         return loss.detach(), self._one
                     self._tables_have_changed = True
-                torch.autograd.backward(self.scaler.scale(loss / count if count > 1 else loss))
+                self._backward(self.scaler.scale(loss / count if count > 1 else loss))
             loss = loss.detach()
             total = loss if total is None else total + loss
         assert total is not None
         skipped = self._update()
         self._restore_buffers(skipped)
         return total / count if count > 1 else total, skipped
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        """Compute gradients. The first time, check that all parameters get one. Collective."""
+        if self._has_checked_gradients:
+            torch.autograd.backward(loss)
+            return
+        if loss.requires_grad:  # otherwise, it depends on no trainable parameter
+            torch.autograd.backward(loss)
+        check_gradients(self._model, self._world.consensus)
+        self._has_checked_gradients = True
+
+    def _check_gradients_before_reduction(self, batch: Batch, step: int) -> None:
+        """Check that all parameters get a gradient, in an additional pass in which DDP does not wait for them."""
+        with self._model.no_sync():
+            with self._autocast():
+                loss, _ = self._model(batch)
+            self._backward(self.scaler.scale(loss))
+        self._model.module.zero_grad(set_to_none=True)
+        self._restore_buffers(self._one)
+        seed_step(self._seed, step, self._world.rank)
 
     def replay_for_diagnosis(self, micro_batches: Sequence[Batch], step: int) -> list[tuple[str, torch.Tensor]]:
         """Return the tensors of a step by name, in the order of the computation: outputs, losses, then gradients.
@@ -165,15 +193,16 @@ class TrainStep:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._max_grad_norm, norm)
         else:
             not_finite = self._any_not_finite(gradients)
-        if self.scaler.is_enabled():
-            self.scaler.step(self._optimizer)
-            self.scaler.update()
-        elif self._skips_on_device:
+        # not_finite alone decides. scaler.step() would decide by the scaled gradients, which can be finite although the
+        # norm, or a gradient divided by a scale below 1, is not.
+        if self._skips_on_device:
             # The optimizer skips the update on the device, as it does for the GradScaler.
             self._optimizer.found_inf = not_finite  # type: ignore[attr-defined]
             self._optimizer.step()
         elif not not_finite.item():
             self._optimizer.step()
+        if self.scaler.is_enabled():
+            self.scaler.update()
         return not_finite
 
     def _any_not_finite(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -25,6 +25,7 @@ from core.loop.progress import ProgressReport
 from core.loop.skipped_steps import SkippedStepCounter
 from core.loop.step import TrainStep
 from core.loop.window import Stopwatch, TrainWindow
+from core.models.modes import start_training
 from core.run.components import TrainingComponents
 from core.run.directory import RunDirectory
 from core.run.session import Session
@@ -248,7 +249,7 @@ class Trainer:
             pin_memory=world.device.type == "cuda",
         )
         with contextlib.closing(batches):
-            components.model.module.train()
+            start_training(components.model.module)
             yield StepFeed(
                 batches,
                 world.consensus,

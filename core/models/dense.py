@@ -49,7 +49,7 @@ class DenseModel:
 
     def replicate(self) -> None:
         """Wrap the model in DDP if there are several ranks. Collective."""
-        if self._world.size > 1:
+        if self._world.size > 1 and self.num_parameters > 0:  # DDP refuses models that cannot be trained
             device = self._world.device
             self.replica = DistributedDataParallel(
                 self.module,

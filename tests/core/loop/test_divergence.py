@@ -206,7 +206,7 @@ def test_a_nonfinite_state_is_never_saved(tmp_path: Path, reader: BatchReader[To
             model.get_parameter("spare")[0] = math.inf
 
     model = SpoiledModel(lambda call: call == 8, spoil)
-    model.register_parameter("spare", torch.nn.Parameter(torch.zeros(2)))
+    model.register_parameter("spare", torch.nn.Parameter(torch.zeros(2), requires_grad=False))
     state, batch, advice = diverge(tmp_path, reader, model)
     assert "after step 12" in state
     assert "(parameter spare[0]: inf)" in state

@@ -46,7 +46,7 @@ from benchmarks.twhin_program import (  # noqa: E402
     start_ranks,
     write_config,
 )
-from common.numerics import emulates_bfloat16  # noqa: E402
+from common.numerics import emulates  # noqa: E402
 
 
 def run_worker(scratch: Path, spec: dict[str, Any], processes: int, threads: int) -> Any:
@@ -92,7 +92,7 @@ def speed(scratch: Path, shape: Shape, rounds: int, seconds: float) -> str:
         for threads in (1, 2)
         for sparse in (False, True)
     }
-    amps = [False] if emulates_bfloat16(torch.device("cpu")) else [False, True]
+    amps = [False] if emulates(torch.bfloat16, torch.device("cpu")) else [False, True]
     programs = {
         (processes, amp): f"ours, {title(processes)} of 1 thread{', enable_amp' if amp else ''}"
         for amp in amps
@@ -205,7 +205,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
         if "speed" in parts:
-            if emulates_bfloat16(torch.device("cpu")):
+            if emulates(torch.bfloat16, torch.device("cpu")):
                 show("enable_amp is not measured: this CPU has no bfloat16 units.")
             for batch in args.batch:
                 table = speed(scratch, Shape(batch), args.rounds, args.seconds)

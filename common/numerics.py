@@ -1,9 +1,15 @@
-"""Configures the numerics of the device: float32 precision, bfloat16 support, deterministic operations and seeds."""
+"""Configures the numerics of the device: float32 precision, 16-bit support, deterministic operations and seeds."""
 
 import os
 from pathlib import Path
 
 import torch
+
+# Names in /proc/cpuinfo, on x86 and ARM, of units that compute products of a dtype.
+_UNITS = {
+    torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"},
+    torch.float16: {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
 
 
 def set_precision(enable_tensorfloat32: bool) -> None:
@@ -17,15 +23,15 @@ def set_precision(enable_tensorfloat32: bool) -> None:
     torch.backends.cudnn.rnn.fp32_precision = precision  # type: ignore[attr-defined]
 
 
-def emulates_bfloat16(device: torch.device) -> bool:
-    """Return True if the device is known to compute bfloat16 products in software, which is slower than float32."""
+def emulates(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return True if the device is known to compute products of a 16-bit dtype in software, slower than in float32."""
     if device.type != "cpu":
         return False
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         return False
-    return not flags & {"avx512_bf16", "amx_bf16", "bf16"}
+    return not flags & _UNITS[dtype]
 
 
 def set_deterministic(deterministic: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from common.numerics import emulates_bfloat16
+from common.numerics import emulates
 from core.config.training import RuntimeConfig
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,11 @@ def configured_autocast(runtime: RuntimeConfig, device: torch.device) -> Autocas
     """Return the configured autocast. Logs a warning if it slows this CPU down."""
     if not runtime.enable_amp:
         return Autocast(device, None)
-    if runtime.amp_dtype == "bfloat16" and emulates_bfloat16(device):
+    dtype = AMP_DTYPES[runtime.amp_dtype]
+    if emulates(dtype, device):
         logger.warning(
-            "runtime.enable_amp: this CPU emulates bfloat16 because it has no bfloat16 units; float32 is faster"
+            "runtime.enable_amp: this CPU emulates %s because it has no %s units; float32 is faster",
+            runtime.amp_dtype,
+            runtime.amp_dtype,
         )
-    return Autocast(device, AMP_DTYPES[runtime.amp_dtype])
+    return Autocast(device, dtype)

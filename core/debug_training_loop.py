@@ -83,7 +83,7 @@ def train(
 
 
 def _clip(optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> tuple[float, bool]:
-    """Clip the gradients, and return their norm before that and whether to update, which the trainer also decides so."""
+    """Clip the gradients. Return their norm before that, and whether the trainer would update the parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in parameters]
     norm = nn.utils.get_total_norm(gradients)

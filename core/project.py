@@ -168,7 +168,8 @@ def _closing_report(
         partial = ", stopped by eval_timeout_in_s" if measurement.timing.get("timed_out") else ""
         examples = f"{measurement.metrics['examples']:,} examples{partial}"
         title = f"{measurement.partition} after step {measurement.step}: {examples}"
-        lines += [title, project.metrics_table(measurement), ""]
+        has_examples = bool(measurement.metrics["examples"])
+        lines += [title, project.metrics_table(measurement), ""] if has_examples else [title, ""]
     lines += [f"checkpoints    {checkpoints}", f"metrics        {metrics}"]
     if resolved_config is not None:
         lines.append(f"configuration  {resolved_config}")

@@ -17,7 +17,7 @@ from common.distributed.world import World
 from common.reader.prefetch import Prefetcher, next_or_error
 from common.reader.reader import PositionedBatch
 from common.tracking.measurement import Measurement
-from core.autocast import Autocast, configured_autocast
+from core.autocast import Autocast
 from core.config.training import JobConfig
 from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.interface import Metrics
@@ -70,6 +70,7 @@ class Evaluator:
         config: JobConfig,
         evaluation_sets: Mapping[str, EvaluationSet],
         world: World,
+        autocast: Autocast,
         beat: Callable[[str, int], None],
     ) -> "Evaluator":
         """Return the evaluator that a configuration describes."""
@@ -77,7 +78,7 @@ class Evaluator:
         return cls(
             evaluation_sets,
             world=world,
-            autocast=configured_autocast(config.runtime, world.device),
+            autocast=autocast,
             num_eval_steps=training.num_eval_steps,
             timeout_in_s=training.eval_timeout_in_s,
             log_every_n=training.eval_log_every_n,
@@ -199,6 +200,11 @@ def _log_evaluation(
     seconds: float,
     feed: _EvaluationFeed,
 ) -> None:
+    if feed.is_cut_short and feed.num_batches == 0:
+        logger.warning(
+            "did not evaluate %s at step %d: training.eval_timeout_in_s ended before its first batch", partition, step
+        )
+        return
     cut_short = ""
     if feed.is_cut_short:
         cut_short = f", stopped by training.eval_timeout_in_s after {feed.num_batches} batches"

@@ -17,6 +17,7 @@ from common.distributed.consensus import RankFlag
 from common.errors import UserError
 from common.tracking.measurement import Measurement
 from common.tracking.trackers import build_trackers
+from core.autocast import configured_autocast
 from core.evaluation.checkpoint_search import CheckpointSearch, FoundCheckpoint
 from core.evaluation.completed import CompletedEvaluations
 from core.evaluation.evaluator import Evaluator, StoppedError
@@ -60,7 +61,11 @@ class Follower:
         self._completed = CompletedEvaluations(directory.metrics)
         self._search = CheckpointSearch(directory.checkpoints)
         self._evaluator = Evaluator.configured(
-            components.config, components.evaluation_sets, components.world, session.watchdog.beat
+            components.config,
+            components.evaluation_sets,
+            components.world,
+            configured_autocast(components.config.runtime, components.world.device),
+            session.watchdog.beat,
         )
         self._step = 0
         """The highest step found so far."""

@@ -1,7 +1,7 @@
 """Names the parameters that training would not change because they get no gradient.
 
-Without this check, one process silently never trains them, and on several ranks DDP fails with their indices, or hangs if
-only some ranks use them.
+Without this check, one process silently never trains them, and on several ranks DDP fails with their indices, or hangs
+if only some ranks use them.
 """
 
 from torch import nn

@@ -81,18 +81,21 @@ class Trainer:
         self._retention = retention
         self._state = state
         self._last_step = find_last_step(config.training, components.train_reader, state)
+        autocast = configured_autocast(config.runtime, world.device)
         self._train_step = TrainStep(
             components.model,
             components.optimizer,
             components.learning_rates,
             world=world,
-            autocast=configured_autocast(config.runtime, world.device),
+            autocast=autocast,
             max_grad_norm=config.training.max_grad_norm,
             seed=config.runtime.seed,
         )
         if state.scaler:  # empty without float16
             self._train_step.scaler.load_state_dict(state.scaler)
-        self._evaluator = Evaluator.configured(config, components.evaluation_sets, world, session.watchdog.beat)
+        self._evaluator = Evaluator.configured(
+            config, components.evaluation_sets, world, autocast, session.watchdog.beat
+        )
         self._saver = Saver(retention, components.model, components.optimizer, world, state.step, session.trackers.sync)
         session.at_end(self._saver.close)
         list_checkpoints = functools.partial(_list_checkpoints, self._saver, retention, world)

@@ -13,6 +13,7 @@ from common.tracking.trackers import Trackers
 from core.config.training import RuntimeConfig
 from core.run.claim import ClaimedDirectory
 from core.run.lost_rank import report_lost_rank
+from core.run.shutdown_timeout import warn_if_killed_early
 from core.run.watchdog import Watchdog
 
 
@@ -28,11 +29,13 @@ class Session:
         self.trackers = Trackers()
         """The trackers of this rank. There are none before open_trackers(), or on ranks other than 0."""
         self._signals = StopSignals(runtime.grace_period_in_s, self.watchdog.situation)
+        self._grace_period_in_s = runtime.grace_period_in_s
         self._world = world
         self._directory = directory
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        warn_if_killed_early(self._grace_period_in_s)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.watchdog)
             stack.enter_context(self._signals)

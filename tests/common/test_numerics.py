@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.numerics import emulates_bfloat16, seed_initial_weights, seed_step, set_deterministic, set_precision
+from common.numerics import emulates, seed_initial_weights, seed_step, set_deterministic, set_precision
 
 
 @pytest.fixture
@@ -81,8 +81,14 @@ def test_the_same_seed_gives_the_same_initial_weights():
 
 
 @pytest.mark.skipif(shutil.which("lscpu") is None, reason="needs lscpu")
-def test_emulates_bfloat16_agrees_with_lscpu():
+@pytest.mark.parametrize(
+    ("dtype", "units"),
+    [
+        (torch.bfloat16, ("avx512_bf16", "amx_bf16", "bf16")),
+        (torch.float16, ("avx512_fp16", "amx_fp16", "asimdhp")),
+    ],
+)
+def test_emulates_agrees_with_lscpu(dtype, units):
     flags = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout.split()
-    has_units = any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
-    assert emulates_bfloat16(torch.device("cpu")) == (not has_units)
-    assert not emulates_bfloat16(torch.device("cuda"))
+    assert emulates(dtype, torch.device("cpu")) == (not any(flag in flags for flag in units))
+    assert not emulates(dtype, torch.device("cuda"))

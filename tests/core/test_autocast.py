@@ -44,19 +44,23 @@ def test_the_configuration_decides(runtime: RuntimeConfig, expected: torch.dtype
     assert configured_autocast(runtime, CPU).dtype == expected
 
 
-@pytest.mark.parametrize(
-    ("emulates", "amp_dtype", "warns"),
-    [
-        (True, "bfloat16", True),
-        (True, "float16", False),
-        (False, "bfloat16", False),
-    ],
-)
-def test_emulated_bfloat16_is_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, emulates: bool, amp_dtype: str, warns: bool
+@pytest.mark.parametrize("amp_dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("emulated", [None, torch.bfloat16, torch.float16])
+def test_only_an_emulated_dtype_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, emulated: torch.dtype | None, amp_dtype: str
 ) -> None:
-    monkeypatch.setattr(autocast_module, "emulates_bfloat16", lambda _: emulates)
-    configured_autocast(RuntimeConfig.model_validate({"enable_amp": True, "amp_dtype": amp_dtype}), CPU)
+    monkeypatch.setattr(autocast_module, "emulates", lambda dtype, _: dtype == emulated)
+    autocast = configured_autocast(
+        RuntimeConfig.model_validate({"enable_amp": True, "amp_dtype": amp_dtype}), torch.device("cpu")
+    )
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert len(warnings) == warns
-    assert all("enable_amp" in message for message in warnings)
+    assert len(warnings) == (autocast.dtype == emulated)
+    assert all("runtime.enable_amp" in message and f"emulates {amp_dtype}" in message for message in warnings)
+
+
+def test_autocast_that_is_disabled_is_not_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(autocast_module, "emulates", lambda *_: True)
+    configured_autocast(RuntimeConfig(amp_dtype="float16"), CPU)
+    assert caplog.messages == []

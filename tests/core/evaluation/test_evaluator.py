@@ -119,9 +119,12 @@ def test_partitions_share_the_time_and_a_partial_evaluation_is_recorded(
     assert y.timing["timed_out"] is True
     assert z.metrics["examples"] == 0
     assert z.timing["timed_out"] is True
-    (message,) = [message for message in caplog.messages if message.startswith("evaluated y at step 7: 24 examples")]
-    assert "eval_timeout_in_s" in message
-    assert "4 batches" in message
+    complete, cut_short, skipped = ((record.levelname, record.getMessage()) for record in caplog.records)
+    assert complete[0] == "INFO"
+    assert cut_short[0] == skipped[0] == "WARNING"
+    assert cut_short[1].startswith("evaluated y at step 7: 24 examples")
+    assert "training.eval_timeout_in_s after 4 batches" in cut_short[1]
+    assert skipped[1] == "did not evaluate z at step 7: training.eval_timeout_in_s ended before its first batch"
 
 
 def test_an_endless_partition_ends_at_the_real_clock() -> None:
@@ -177,6 +180,14 @@ def test_the_model_returns_to_its_mode_even_after_an_error(training: bool) -> No
         evaluate(evaluator({"x": batches(2)}), model)
     assert model.training is model.dropout.training is training
     assert model.modes == [False, False, False]
+
+
+def test_frozen_batch_norm_stays_frozen() -> None:
+    model = ToyModel(batch_norm=True)
+    model.norm.eval()
+    evaluate(evaluator({"x": batches(2)}), model)
+    assert model.training
+    assert not model.norm.training
 
 
 def test_an_evaluation_changes_neither_the_model_nor_the_random_numbers_of_training() -> None:

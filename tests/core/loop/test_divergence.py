@@ -199,7 +199,7 @@ def test_the_message_names_the_first_cause_among_all_that_is_nonfinite(
 
 
 def test_a_nonfinite_state_is_never_saved(tmp_path: Path, reader: BatchReader[ToyBatch]) -> None:
-    """No loss depends on the parameter, so that no gradient shows it."""
+    """The parameter is frozen, so that no gradient shows it."""
 
     def spoil(model: ToyModel, _: ToyBatch) -> None:
         with torch.no_grad():

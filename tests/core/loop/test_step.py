@@ -153,6 +153,41 @@ def test_a_nonfinite_first_step_changes_nothing(kind: str) -> None:
     assert largest_difference(model.state_dict(), unspoiled.state_dict()) == 0
 
 
+HUGE = 3e30  # finite in float32, but its square is not
+
+
+def spoiled_step(kind: str, amp: torch.dtype | None, max_grad_norm: float | None, loss_scale: float | None) -> None:
+    """Train a step, then one whose scaled gradients are HUGE, and assert that the latter changes nothing."""
+    model = ToyModel(batch_norm=True)
+    make, options = OPTIMIZERS[kind]
+    optimizer = make(model.parameters(), **{"lr": 0.1, **options})
+    rate = LearningRate(constant=0.01)
+    step = toy_step(model, optimizer=optimizer, learning_rate=rate, amp=amp, max_grad_norm=max_grad_norm)
+    step([toy_batch(8, seed=1)], 1)
+    if loss_scale is not None:
+        step.scaler.load_state_dict({**step.scaler.state_dict(), "scale": loss_scale})
+    for parameter in model.parameters():
+        parameter.register_hook(lambda gradient: torch.full_like(gradient, HUGE))  # type: ignore[no-untyped-call]
+    weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict()["state"])
+    _, skipped = step([toy_batch(8, seed=2)], 2)
+    assert skipped.item() == 1
+    assert largest_difference(model.state_dict(), weights) == 0
+    for index, values in optimizer.state_dict()["state"].items():
+        assert all(torch.equal(state[index][key], value) for key, value in values.items())
+
+
+@pytest.mark.parametrize("amp", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_finite_gradients_with_an_infinite_norm_change_nothing(kind: str, amp: torch.dtype | None) -> None:
+    spoiled_step(kind, amp, max_grad_norm=1.0, loss_scale=1.0 if amp == torch.float16 else None)
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_gradients_that_overflow_when_they_are_unscaled_change_nothing(kind: str, max_grad_norm: float | None) -> None:
+    spoiled_step(kind, torch.float16, max_grad_norm, loss_scale=2.0**-40)
+
+
 def test_dropout_depends_only_on_seed_step_and_rank() -> None:
     def loss(seed: int, step: int, rank: int) -> float:
         world = World(rank, rank, 1, CPU)

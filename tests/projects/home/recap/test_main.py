@@ -208,6 +208,23 @@ def test_float16_resumes_with_its_loss_scale(train: Train, tmp_path: Path) -> No
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+def test_an_evaluation_without_examples_is_a_warning_and_has_no_table(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("training.eval_timeout_in_s=1.0e-9", "training.checkpoint_every_n=6") == 0
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [message for message in warnings if "did not evaluate" in message] == [
+        f"did not evaluate validation at step {step}: training.eval_timeout_in_s ended before its first batch"
+        for step in (6, 12)
+    ]
+    report = capsys.readouterr().out
+    assert "validation after step 12: 0 examples, stopped by eval_timeout_in_s\n\ncheckpoints " in report
+    assert "AUROC" not in report
+    assert [line["metrics"]["mean/loss"] for line in lines(tmp_path / "run") if line["mode"] == "evaluate"] == [
+        None
+    ] * 2
+
+
 def test_an_evaluation_that_times_out_is_partial_and_training_continues(train: Train, tmp_path: Path) -> None:
     options = ("training.eval_timeout_in_s=1.0e-6", "training.checkpoint_every_n=6")
     assert train(*options) == 0

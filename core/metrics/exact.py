@@ -18,11 +18,11 @@ class KeptScores:
 
     def __init__(self, groups: int, tasks: int, device: torch.device) -> None:
         self._rank, self._world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        # [batch, (prediction, label, weight in each group), tasks].
+        # [batch, (logit, label, weight in each group), tasks].
         self._batches = [torch.zeros(0, 2 + groups, tasks, device=device)]
 
-    def update(self, predictions: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> None:
-        self._batches.append(torch.cat([predictions[:, None], labels[:, None], weights], dim=1))
+    def update(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> None:
+        self._batches.append(torch.cat([logits[:, None], labels[:, None], weights], dim=1))
 
     def summands(self) -> torch.Tensor:
         """Return a vector of example counts by rank. Other ranks' entries are 0."""
@@ -37,10 +37,10 @@ class KeptScores:
         rows = rows.cpu()
 
         def distribution(group: int, task: int) -> ScoreDistribution:
-            predictions, labels, weights = rows[:, 0, task], rows[:, 1, task], rows[:, 2 + group, task]
+            logits, labels, weights = rows[:, 0, task], rows[:, 1, task], rows[:, 2 + group, task]
             present = weights > 0
-            predictions, labels, weights = predictions[present], labels[present], weights[present]
-            values, index = torch.unique(predictions, return_inverse=True)
+            logits, labels, weights = logits[present], labels[present], weights[present]
+            values, index = torch.unique(logits, return_inverse=True)
             negatives, positives = (
                 torch.zeros_like(values).index_add_(0, index, part)
                 for part in (weights * (1 - labels), weights * labels)

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from core.metrics.config import check_task_names
-from core.metrics.cross_entropy import cross_entropy, relative_cross_entropy
+from core.metrics.cross_entropy import cross_entropy, entropy, relative_cross_entropy
 from core.metrics.exact import KeptScores
 from core.metrics.histogram import LogitHistograms
 from core.metrics.scores import ScoreDistribution, Scores
@@ -27,7 +27,10 @@ _WITHOUT_PREDICTIONS = ("ctr", "reachable_rce")
 
 
 class MultiTaskMetrics:
-    """Accumulates metrics per task from calibrated probabilities and example weights.
+    """Accumulates metrics per task from calibrated logits and example weights.
+
+    The predictions p are the logits' probabilities in float64. Logits keep predictions apart that are equal as
+    probabilities: in float32, those above logit 17 are all 1.
 
     - loss: weighted mean cross-entropy, in nats.
     - rce: relative cross-entropy, 100 * (1 - CE(model) / CE(the base rate as a constant prediction)). This is the
@@ -37,8 +40,8 @@ class MultiTaskMetrics:
     - calibration: sum of predictions / sum of labels.
     - ctr: weighted share of positives.
     - mean_prediction: weighted mean of the predictions.
-    - precision_at_<t> and recall_at_<t>: precision and recall of the rule p >= t, for each threshold t, compared in the
-      dtype of the predictions.
+    - precision_at_<t> and recall_at_<t>: precision and recall of the rule p >= t, for each threshold t, compared as
+      logits in their own dtype.
     - reachable_rce: RCE of the probabilities that the labels were drawn from, if the data has them. No model exceeds
       it.
     - share_of_reachable_rce: the model's RCE / reachable_rce. Both are expectations over labels drawn from the
@@ -100,22 +103,22 @@ class MultiTaskMetrics:
         """Add a batch. A row with weight 0 counts as absent.
 
         Args:
-          outputs: "calibrated_probabilities", "labels" (0 or 1), "weights" and, if has_reference,
-            "reference_probabilities", each [batch, tasks]; if there are strata, "strata", bool [batch, strata].
+          outputs: "calibrated_logits", "labels" (0 or 1), "weights" and, if has_reference, "reference_probabilities",
+            each [batch, tasks]; if there are strata, "strata", bool [batch, strata].
         """
-        probabilities = self._chosen(outputs["calibrated_probabilities"])
+        raw_logits = self._chosen(outputs["calibrated_logits"])
         raw_labels = self._chosen(outputs["labels"])
         raw_weights = self._chosen(outputs["weights"])[:, None]
         if self._strata:
             strata = outputs["strata"][:, :, None]
             raw_weights = torch.cat([raw_weights, raw_weights * strata], dim=1)
-        self._scores.update(probabilities, raw_labels, raw_weights)
+        self._scores.update(raw_logits, raw_labels, raw_weights)
 
-        predictions, labels, weights = probabilities.double(), raw_labels.double(), raw_weights.double()
+        logits, labels, weights = raw_logits.double(), raw_labels.double(), raw_weights.double()
         present = weights > 0
         # 0 * NaN is NaN, which would let absent rows (of the batch or of a stratum) into the sums. Count NaN instead.
-        is_nan = predictions.isnan()
-        predictions = predictions.where(~is_nan, 0.5)
+        is_nan = logits.isnan()
+        logits = logits.where(~is_nan, 0.0)
 
         def add(row: int, values: torch.Tensor) -> None:
             self._sums[row] += (weights * values[:, None]).sum(0)
@@ -124,15 +127,15 @@ class MultiTaskMetrics:
         self._sums[_NAN_PREDICTIONS] += (present & is_nan[:, None]).sum(0)
         self._sums[_WEIGHT] += weights.sum(0)
         add(_POSITIVE, labels)
-        add(_PREDICTED, predictions)
-        add(_CROSS_ENTROPY, cross_entropy(predictions, labels))
+        add(_PREDICTED, logits.sigmoid())
+        add(_CROSS_ENTROPY, cross_entropy(logits, labels))
         if self._has_reference:
             reference = self._chosen(outputs["reference_probabilities"]).double()
             add(_REFERENCE_POSITIVE, reference)
-            add(_REFERENCE_CROSS_ENTROPY, cross_entropy(predictions, reference))
-            add(_REFERENCE_ENTROPY, cross_entropy(reference, reference))
+            add(_REFERENCE_CROSS_ENTROPY, cross_entropy(logits, reference))
+            add(_REFERENCE_ENTROPY, entropy(reference))
         for row, threshold in zip(range(_THRESHOLDS, len(self._sums), 2), self._thresholds, strict=True):
-            predicted_positive = probabilities >= threshold
+            predicted_positive = raw_logits >= math.log(threshold) - math.log1p(-threshold)
             add(row, predicted_positive)
             add(row + 1, predicted_positive * labels)
 
@@ -177,9 +180,9 @@ class MultiTaskMetrics:
             "ctr": _ratio(positive, weight),
             "mean_prediction": _ratio(predicted, weight),
         }
-        # If all predictions are 0, no factor makes the means equal.
-        if positive > 0 and predicted > 0:
-            change = scores.cross_entropy_change(positive / predicted)
+        # If all predictions are 0, or so close to it that their sum is, no factor makes the means equal.
+        if positive > 0 and predicted > 0 and math.isfinite(factor := positive / predicted):
+            change = scores.cross_entropy_change(factor)
             values["nrce"] = relative_cross_entropy(sums[_CROSS_ENTROPY] + change, weight, positive)
         for row, threshold in zip(range(_THRESHOLDS, len(sums), 2), self._thresholds, strict=True):
             predicted_positive, true_positive = sums[row : row + 2]

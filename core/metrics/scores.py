@@ -1,8 +1,9 @@
-"""Describes how negatives and positives are distributed over predictions, and computes the metrics that need this.
+"""Describes how negatives and positives are distributed over logits, and computes the metrics that need this.
 
 Does not define how the distribution is stored: in bins (histogram.py) or exactly (exact.py).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,18 +12,21 @@ import torch
 
 from core.metrics.cross_entropy import cross_entropy
 
+# Probabilities that scaling would raise above 1 - EPSILON are clipped to it.
+EPSILON = 1e-12
+
 
 @dataclass(frozen=True)
 class ScoreDistribution:
     """Weights of the negatives and of the positives of one task at each predicted value.
 
     Attributes:
-      predictions: predicted probabilities in ascending order, float64 [values].
-      negatives: weight of the negatives at each prediction, float64 [values].
-      positives: weight of the positives at each prediction, float64 [values].
+      logits: logits of the predicted probabilities in ascending order, float64 [values].
+      negatives: weight of the negatives at each logit, float64 [values].
+      positives: weight of the positives at each logit, float64 [values].
     """
 
-    predictions: torch.Tensor
+    logits: torch.Tensor
     negatives: torch.Tensor
     positives: torch.Tensor
 
@@ -38,25 +42,26 @@ class ScoreDistribution:
         return float((self.positives * (below + self.negatives / 2)).sum()) / pairs
 
     def cross_entropy_change(self, factor: float) -> float:
-        """Return how much the weighted sum of cross-entropies changes if all predictions are multiplied by `factor`.
+        """Return how much the weighted sum of cross-entropies changes if all probabilities are multiplied by `factor`.
 
-        The products are clipped to probabilities. The unit is nats.
+        A product above 1 - EPSILON is clipped to it, or to the probability itself if that is larger. The unit is nats.
         """
-        change = torch.zeros((), dtype=torch.float64)
-        for label, weights in ((0.0, self.negatives), (1.0, self.positives)):
-            before, after = (cross_entropy(p, label) for p in (self.predictions, factor * self.predictions))
-            change += (weights * (after - before)).sum()
-        return float(change)
+        of_negatives, of_positives = cross_entropy(self.logits, 0.0), cross_entropy(self.logits, 1.0)
+        complements = (1 - factor) + factor * torch.sigmoid(-self.logits)  # 1 - factor * p, precise for p close to 1
+        negatives = torch.minimum(-complements.clamp_min(0).log(), of_negatives.clamp_min(-math.log(EPSILON)))
+        positives = (of_positives - math.log(factor)).clamp_min(0)
+        changes = self.negatives * (negatives - of_negatives) + self.positives * (positives - of_positives)
+        return float(changes.sum())
 
 
 class Scores(Protocol):
     """Keeps the distributions of several tasks, each over several groups of the examples."""
 
-    def update(self, predictions: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> None:
+    def update(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> None:
         """Add a batch.
 
         Args:
-          predictions: probabilities [batch, tasks].
+          logits: logits of the predicted probabilities [batch, tasks].
           labels: 0 or 1, [batch, tasks].
           weights: weight of each example in each group, [batch, groups, tasks]; 0 if the group does not contain it.
         """

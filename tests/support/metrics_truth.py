@@ -1,6 +1,9 @@
 """Computes expected metrics with scikit-learn and closed forms in float64, and creates outputs to measure."""
 
+import decimal
+import math
 from collections.abc import Mapping
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -24,7 +27,7 @@ def random_outputs(rows: int = 20_000, tasks: int = 2, seed: int = 0) -> Outputs
     labels = (torch.rand(rows, tasks, generator=generator) < probabilities).float()
     kind = torch.randint(0, 2, (rows, 1), generator=generator)
     return {
-        "calibrated_probabilities": torch.sigmoid(logits),
+        "calibrated_logits": logits,
         "labels": labels,
         "weights": weights,
         "reference_probabilities": probabilities,
@@ -32,11 +35,21 @@ def random_outputs(rows: int = 20_000, tasks: int = 2, seed: int = 0) -> Outputs
     }
 
 
-def single_task_outputs(probabilities: Array, labels: Array, weights: Array | None = None) -> Outputs:
+def single_task_outputs(logits: Array, labels: Array, weights: Array | None = None) -> Outputs:
     """Return float64 outputs of a single task."""
     weights = np.ones_like(labels) if weights is None else weights
-    columns = {"calibrated_probabilities": probabilities, "labels": labels, "weights": weights}
+    columns = {"calibrated_logits": logits, "labels": labels, "weights": weights}
     return {name: torch.tensor(column, dtype=torch.float64)[:, None] for name, column in columns.items()}
+
+
+def probabilities_of(logits: Array) -> Array:
+    """Return the probabilities of logits."""
+    return np.exp(-np.logaddexp(0, -logits))
+
+
+def logits_of(probabilities: Array) -> Array:
+    """Return the logits of probabilities."""
+    return np.log(probabilities) - np.log1p(-probabilities)
 
 
 def column(outputs: Outputs, name: str, task: int) -> Array:
@@ -49,29 +62,50 @@ def naive_loss(y: Array, w: Array) -> float:
     return float(log_loss(y, np.full_like(y, np.average(y, weights=w)), sample_weight=w))
 
 
-def rce(p: Array, y: Array, w: Array) -> float:
-    return float(100 * (1 - log_loss(y, p, sample_weight=w) / naive_loss(y, w)))
+def losses(x: Array, y: Array) -> Array:
+    """Return the loss of each logit."""
+    return y * np.logaddexp(0, -x) + (1 - y) * np.logaddexp(0, x)
 
 
-def nrce(p: Array, y: Array, w: Array) -> float:
-    scaled = p * np.average(y, weights=w) / np.average(p, weights=w)
-    return rce(np.clip(scaled, EPSILON, 1 - EPSILON), y, w)
+def scaled_losses(x: Array, y: Array, factor: float) -> Array:
+    """Return the loss of each logit if its probability is multiplied by `factor`.
+
+    A product above 1 - EPSILON is clipped to it, or to the probability if that is larger.
+    """
+
+    negatives = -np.log(np.maximum(1 - factor * probabilities_of(x), EPSILON))
+    for row in np.flatnonzero((x > 10) & (y == 0)):  # float64 has too few digits
+        with decimal.localcontext(prec=60):
+            p = 1 / (1 + Decimal(-x[row]).exp())
+            negatives[row] = -max(1 - Decimal(factor) * p, min(Decimal(EPSILON), 1 - p)).ln()
+    positives = np.maximum(np.logaddexp(0, -x) - math.log(factor), 0)
+    return np.where(y == 1, positives, negatives)
+
+
+def rce(x: Array, y: Array, w: Array) -> float:
+    return float(100 * (1 - np.average(losses(x, y), weights=w) / naive_loss(y, w)))
+
+
+def nrce(x: Array, y: Array, w: Array) -> float:
+    factor = float(np.average(y, weights=w) / np.average(probabilities_of(x), weights=w))
+    return float(100 * (1 - np.average(scaled_losses(x, y, factor), weights=w) / naive_loss(y, w)))
 
 
 def task_metrics(outputs: Outputs, task: int, thresholds: tuple[float, ...] = ()) -> dict[str, float]:
     """Return all metrics of a task that has positives and negatives."""
-    p, y, w = (column(outputs, name, task) for name in ("calibrated_probabilities", "labels", "weights"))
+    x, y, w = (column(outputs, name, task) for name in ("calibrated_logits", "labels", "weights"))
+    p = probabilities_of(x)
     metrics = {
-        "loss": log_loss(y, p, sample_weight=w),
-        "rce": rce(p, y, w),
-        "nrce": nrce(p, y, w),
-        "auroc": roc_auc_score(y, p, sample_weight=w),
+        "loss": np.average(losses(x, y), weights=w),
+        "rce": rce(x, y, w),
+        "nrce": nrce(x, y, w),
+        "auroc": roc_auc_score(y, x, sample_weight=w),
         "calibration": np.average(p, weights=w) / np.average(y, weights=w),
         "ctr": np.average(y, weights=w),
         "mean_prediction": np.average(p, weights=w),
     }
     for threshold in thresholds:
-        predicted = p >= np.float64(np.float32(threshold))
+        predicted = p >= threshold
         metrics[f"precision_at_{threshold}"] = precision_score(y, predicted, sample_weight=w)
         metrics[f"recall_at_{threshold}"] = recall_score(y, predicted, sample_weight=w)
     return {name: float(value) for name, value in metrics.items()}

@@ -81,7 +81,7 @@ class ToyModel(nn.Module):
         logits = self.out(self.dropout(torch.tanh(self.hidden(self.norm(batch.features)))))
         outputs = {
             "logits": logits,
-            "calibrated_probabilities": torch.sigmoid(logits.float()),
+            "calibrated_logits": logits.float(),
             "labels": batch.labels,
             "weights": batch.weights,
         }

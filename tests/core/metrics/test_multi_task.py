@@ -29,7 +29,7 @@ def of_task(
 ) -> dict[str, Any]:
     """Return the metrics of one task, "t0", without the name of the task."""
     outputs = {
-        "calibrated_probabilities": torch.tensor(probabilities)[:, None],
+        "calibrated_logits": torch.logit(torch.tensor(probabilities, dtype=torch.float64)).float()[:, None],
         "labels": torch.tensor(labels)[:, None],
         "weights": torch.tensor(weights or [1.0] * len(labels))[:, None],
     }
@@ -79,7 +79,7 @@ def test_a_stratum_is_measured_like_a_partition_with_its_rows(exact):
 def test_strata_can_overlap_and_nan_in_one_does_not_affect_the_other():
     outputs = example(300, tasks=1)
     outputs["strata"] = torch.stack([torch.arange(300) < 200, torch.arange(300) >= 100], dim=1)
-    outputs["calibrated_probabilities"][250] = math.nan
+    outputs["calibrated_logits"][250] = math.nan
     outputs["weights"][250] = 1.0
     found = computed(outputs, strata=["first", "last"])
     assert math.isnan(found["stratum/last/t0/rce"])
@@ -100,7 +100,7 @@ def test_only_evaluation_tasks_are_measured(exact):
 
 
 def test_a_prediction_at_the_threshold_is_positive():
-    """This holds even if float32 cannot represent the threshold: 0.7 as float32 is less than 0.7 as float64."""
+    """This holds even if float32 cannot represent the logit of the threshold."""
     found = of_task([0.7, 0.7, 0.69, 0.71], [1.0, 0.0, 1.0, 1.0], thresholds=[0.7])
     assert found["precision_at_0.7"] == pytest.approx(2 / 3)
     assert found["recall_at_0.7"] == pytest.approx(2 / 3)
@@ -117,10 +117,11 @@ def test_undefined_precision_and_recall_are_none():
 @pytest.mark.parametrize("factor", [0.2, 0.9, 1.0, 1.5])
 def test_scaling_the_predictions_does_not_change_nrce(exact, factor):
     outputs = example()
-    outputs["calibrated_probabilities"] = outputs["calibrated_probabilities"].double()
-    outputs["calibrated_probabilities"] *= 0.6 / outputs["calibrated_probabilities"].max()
+    probabilities = outputs["calibrated_logits"].double().sigmoid()
+    probabilities *= 0.6 / probabilities.max()
+    outputs["calibrated_logits"] = probabilities.logit()
     before = computed(outputs, exact=exact)
-    outputs["calibrated_probabilities"] *= factor
+    outputs["calibrated_logits"] = (probabilities * factor).logit()
     found = computed(outputs, exact=exact)
     assert found["t0/calibration"] == pytest.approx(factor * before["t0/calibration"], rel=1e-12)
     assert found["t0/nrce"] == pytest.approx(before["t0/nrce"], abs=1e-9 if exact else 1e-3)
@@ -128,17 +129,19 @@ def test_scaling_the_predictions_does_not_change_nrce(exact, factor):
 
 def test_nrce_of_a_calibrated_model_equals_its_rce():
     outputs = example(1000, tasks=1)
-    p, y, w = (column(outputs, name, 0) for name in ("calibrated_probabilities", "labels", "weights"))
-    calibrated = truth.single_task_outputs(p * np.average(y, weights=w) / np.average(p, weights=w), y, w)
-    found = computed(calibrated)
+    x, y, w = (column(outputs, name, 0) for name in ("calibrated_logits", "labels", "weights"))
+    p = truth.probabilities_of(x)
+    w[y == 1] *= (w * p)[y == 0].sum() / (w * (1 - p))[y == 1].sum()
+    found = computed(truth.single_task_outputs(x, y, w))
     assert found["t0/calibration"] == pytest.approx(1.0, rel=1e-12)
     assert found["t0/nrce"] == pytest.approx(found["t0/rce"], abs=1e-10)
 
 
-def test_nrce_is_undefined_if_all_predictions_are_0():
-    found = of_task([0.0, 0.0], [1.0, 0.0])
+@pytest.mark.parametrize("logit", [-math.inf, -1e4, -744.0])
+def test_nrce_is_undefined_if_no_finite_factor_makes_the_means_equal(logit):
+    found = of_logits([logit, logit], [1.0, 0.0])
     assert found["nrce"] is None
-    assert found["calibration"] == 0.0
+    assert found["calibration"] == pytest.approx(0.0, abs=1e-300)
     assert found["rce"] < 0
 
 
@@ -159,7 +162,7 @@ def test_absent_rows_do_not_count_whatever_the_model_predicts_for_them(exact):
     absent = outputs["weights"][:, 0] == 0
     options = {"has_reference": True, "exact": exact, "thresholds": THRESHOLDS, "strata": ["even", "odd", "none"]}
     expected = computed({name: tensor[~absent] for name, tensor in outputs.items()}, **options)
-    outputs["calibrated_probabilities"][absent] = math.nan
+    outputs["calibrated_logits"][absent] = math.nan
     found = computed(outputs, **options)
     truth.assert_same(found, expected, rel=1e-12)
     assert found["examples"] == int((~absent).sum())
@@ -176,7 +179,7 @@ def test_weights_count_like_repeated_rows():
 def test_rce_and_auroc_are_undefined_without_positives_or_negatives(label, ctr):
     found = of_task([0.25, 0.25], [label, label])
     assert found["rce"] is found["nrce"] is found["auroc"] is None
-    assert found["calibration"] == (0.25 if label else None)
+    assert found["calibration"] == (pytest.approx(0.25, rel=1e-6) if label else None)
     assert found["ctr"] == ctr
     assert found["loss"] == pytest.approx(-math.log(0.25 if label else 0.75), rel=1e-7)
 
@@ -200,20 +203,82 @@ def test_all_metrics_are_undefined_without_examples():
     assert set(found.values()) == {None}
 
 
-def test_predictions_of_exactly_0_and_1_are_finite():
-    right = of_task([0.0, 1.0, 0.0, 1.0], [0.0, 1.0, 0.0, 1.0])
-    assert right["auroc"] == 1.0
-    assert right["loss"] == pytest.approx(0.0, abs=1e-11)
-    wrong = of_task([1.0, 0.0], [0.0, 1.0])
+CONFIDENT = [3.0, 17.0, 18.0, 25.0, 30.0, 37.0, 40.0, 60.0, 100.0, 800.0]
+
+
+def of_logits(logits: list[float], labels: list[float], dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """Return the metrics of one task, "t0", without the name of the task."""
+    outputs = {
+        "calibrated_logits": torch.tensor(logits, dtype=dtype)[:, None],
+        "labels": torch.tensor(labels)[:, None],
+        "weights": torch.ones(len(labels), 1),
+    }
+    return {name.removeprefix("t0/"): value for name, value in computed(outputs, **options).items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("logit", CONFIDENT)
+def test_a_wrong_confident_prediction_costs_its_logit_on_both_sides(logit, dtype):
+    too_high, too_low = of_logits([logit], [0.0], dtype), of_logits([-logit], [1.0], dtype)
+    assert too_high["loss"] == too_low["loss"] == pytest.approx(logit + math.log1p(math.exp(-logit)), rel=1e-15)
+
+
+@pytest.mark.parametrize("logit", CONFIDENT)
+def test_a_right_confident_prediction_costs_the_other_probability_on_both_sides(logit):
+    high, low = of_logits([logit], [1.0]), of_logits([-logit], [0.0])
+    assert high["loss"] == low["loss"] == pytest.approx(math.log1p(math.exp(-logit)), rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_confident_predictions_are_distinct(exact, sign):
+    logits = sorted(sign * logit for logit in CONFIDENT)
+    for cut in range(1, len(logits)):
+        labels = [float(index >= cut) for index in range(len(logits))]
+        assert of_logits(logits, labels, exact=exact)["auroc"] == 1.0
+        assert of_logits(logits, [1 - label for label in labels], exact=exact)["auroc"] == 0.0
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_mirrored_predictions_and_labels_have_the_same_metrics(exact):
+    generator = np.random.default_rng(0)
+    x = generator.normal(0, 30, 500)
+    y = (generator.random(500) < 0.5).astype(float)
+    found, mirrored = (
+        of_logits(list(sign * x), list(y if sign > 0 else 1 - y), torch.float64, exact=exact) for sign in (1, -1)
+    )
+    for key in ("loss", "rce", "auroc"):
+        assert found[key] == pytest.approx(mirrored[key], rel=1e-12), key
+    assert found["mean_prediction"] == pytest.approx(1 - mirrored["mean_prediction"], rel=1e-12)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_nrce_does_not_clip_a_prediction_that_is_hardly_scaled_up(exact):
+    """A wrong prediction of logit 60 costs 60 nats, not the 27.6 nats of a probability of 1 - 1e-12."""
+    x, y, w = np.array([60.0, -1.0, 0.0, 1.0, 2.0]), np.array([0.0, 0.0, 1.0, 1.0, 1.0]), np.ones(5)
+    p, factor = truth.probabilities_of(x), 1 + 1e-9
+    w[2:] = factor * p[:2].sum() / (3 - factor * p[2:].sum())
+    outputs = truth.single_task_outputs(x, y, w)
+    found, expected = computed(outputs, exact=exact), truth.task_metrics(outputs, 0)
+    assert expected["nrce"] == pytest.approx(expected["rce"], rel=1e-6)
+    assert found["t0/nrce"] == pytest.approx(expected["nrce"], rel=1e-6)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_infinite_logits_have_finite_metrics(exact):
+    infinite = [-math.inf, math.inf, -math.inf, math.inf]
+    right = of_logits(infinite, [0.0, 1.0, 0.0, 1.0], exact=exact)
+    assert (right["auroc"], right["loss"], right["mean_prediction"]) == (1.0, 0.0, 0.5)
+    wrong = of_logits(infinite, [1.0, 0.0, 1.0, 0.0], exact=exact)
     assert wrong["auroc"] == 0.0
-    assert wrong["loss"] == pytest.approx(-math.log(1e-12), rel=1e-4)
+    assert 1e38 < wrong["loss"] < math.inf
     assert math.isfinite(wrong["rce"])
 
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_nan_prediction_makes_the_metrics_of_its_task_nan(exact):
     outputs = example(100)
-    outputs["calibrated_probabilities"][5, 1] = math.nan
+    outputs["calibrated_logits"][5, 1] = math.nan
     outputs["weights"][5, 1] = 1.0
     found = computed(outputs, exact=exact, thresholds=[0.5], has_reference=True)
     of_labels = {"t1/ctr", "t1/reachable_rce"}
@@ -224,7 +289,7 @@ def test_a_nan_prediction_makes_the_metrics_of_its_task_nan(exact):
 
 def test_the_reference_probabilities_reach_the_whole_reachable_rce():
     outputs = example()
-    outputs["calibrated_probabilities"] = outputs["reference_probabilities"]
+    outputs["calibrated_logits"] = outputs["reference_probabilities"].double().logit()
     found = computed(outputs, has_reference=True)
     for task in range(2):
         p, w = column(outputs, "reference_probabilities", task), column(outputs, "weights", task)
@@ -238,7 +303,7 @@ def test_the_reference_probabilities_reach_the_whole_reachable_rce():
 def test_the_base_rate_as_a_constant_prediction_reaches_a_share_of_0():
     outputs = example()
     w, p = outputs["weights"].double(), outputs["reference_probabilities"].double()
-    outputs["calibrated_probabilities"] = ((w * p).sum(0) / w.sum(0)).expand_as(p)
+    outputs["calibrated_logits"] = ((w * p).sum(0) / w.sum(0)).logit().expand_as(p)
     found = computed(outputs, has_reference=True)
     assert found["t0/share_of_reachable_rce"] == pytest.approx(0.0, abs=1e-9)
     assert found["t1/share_of_reachable_rce"] == pytest.approx(0.0, abs=1e-9)

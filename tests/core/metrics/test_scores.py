@@ -8,10 +8,9 @@ import torch
 from core.metrics.scores import ScoreDistribution
 
 
-def distribution(predictions: list[float], negatives: list[float], positives: list[float]) -> ScoreDistribution:
-    return ScoreDistribution(
-        *(torch.tensor(values, dtype=torch.float64) for values in (predictions, negatives, positives))
-    )
+def distribution(probabilities: list[float], negatives: list[float], positives: list[float]) -> ScoreDistribution:
+    p, *weights = (torch.tensor(values, dtype=torch.float64) for values in (probabilities, negatives, positives))
+    return ScoreDistribution(p.logit(), *weights)
 
 
 def test_auroc_is_the_share_of_ordered_pairs_plus_half_of_the_ties():
@@ -30,10 +29,26 @@ def test_the_cross_entropy_change_equals_the_closed_form():
     of_positives = -7 * math.log(2)
     of_negatives = -3 * math.log(0.8 / 0.9) - math.log(0.2 / 0.6)
     assert scores.cross_entropy_change(2.0) == pytest.approx(of_positives + of_negatives, rel=1e-12)
-    assert scores.cross_entropy_change(1.0) == 0.0
+    assert scores.cross_entropy_change(1.0) == pytest.approx(0.0, abs=1e-14)
 
 
 def test_a_product_above_1_is_clipped():
     scores = distribution([0.6], [1.0], [1.0])
-    expected = -math.log(1e-12) + math.log(0.4) - math.log(1 - 1e-12) + math.log(0.6)
-    assert scores.cross_entropy_change(2.0) == pytest.approx(expected, rel=1e-4)
+    expected = -math.log(1e-12) + math.log(0.4) + math.log(0.6)
+    assert scores.cross_entropy_change(2.0) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("logit", [30.0, 60.0, 800.0, math.inf])
+@pytest.mark.parametrize("factor", [1.0, 1 + 1e-15, 1.5])
+def test_clipping_improves_no_prediction(logit, factor):
+    """A probability above 1 - 1e-12 stays as it is, instead of being clipped to a smaller one."""
+    weights = torch.ones(1, dtype=torch.float64)
+    scores = ScoreDistribution(torch.tensor([logit], dtype=torch.float64), weights, 0 * weights)
+    assert scores.cross_entropy_change(factor) == pytest.approx(0.0, abs=1e-12 * min(logit, 1e300))
+
+
+def test_a_confident_prediction_that_is_scaled_down_is_cheaper():
+    weights = torch.ones(1, dtype=torch.float64)
+    scores = ScoreDistribution(torch.tensor([60.0], dtype=torch.float64), weights, weights)
+    expected = (-math.log(0.1) - 60) + -math.log(0.9)
+    assert scores.cross_entropy_change(0.9) == pytest.approx(expected, rel=1e-12)

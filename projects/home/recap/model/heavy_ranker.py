@@ -85,9 +85,9 @@ class HeavyRanker(nn.Module):
             features must be ids within their tables.
 
         Returns:
-          "logits", "probabilities" (of the data as weighted by the loss) and "calibrated_probabilities" (of the data
-          before sampling), each float32 [batch, tasks] in the order of `tasks`. Also "score", float32 [batch], if the
-          model has score_weights.
+          "logits" and "probabilities" (of the data as weighted by the loss), "calibrated_logits" and
+          "calibrated_probabilities" (of the data before sampling), each float32 [batch, tasks] in the order of `tasks`.
+          Also "score", float64 [batch], if the model has score_weights.
         """
         embeddings = {
             "user_embedding": user_embedding,
@@ -108,13 +108,15 @@ class HeavyRanker(nn.Module):
             if self._towers_see_features:
                 hidden = torch.cat([hidden, features], dim=1)
         logits = torch.cat([self.towers[module_key(task)](hidden) for task in self.tasks], dim=1).float()
+        calibrated_logits = logits + self._calibration
         outputs = {
             "logits": logits,
             "probabilities": torch.sigmoid(logits),
-            "calibrated_probabilities": torch.sigmoid(logits + self._calibration),
+            "calibrated_logits": calibrated_logits,
+            "calibrated_probabilities": torch.sigmoid(calibrated_logits),
         }
         if self.score is not None:
-            outputs["score"] = self.score(outputs["calibrated_probabilities"])
+            outputs["score"] = self.score(calibrated_logits)
         return outputs
 
 

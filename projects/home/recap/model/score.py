@@ -7,7 +7,7 @@ from torch import nn
 
 
 class WeightedScore(nn.Module):
-    """Computes the sum of weight * probability over tasks: the expected value of showing a candidate."""
+    """Computes the sum of weight * probability over tasks in float64: the expected value of showing a candidate."""
 
     def __init__(self, tasks: Sequence[str], weights: Mapping[str, float]) -> None:
         """Store the weights.
@@ -21,6 +21,9 @@ class WeightedScore(nn.Module):
         self.register_buffer("_weights", values, persistent=False)
         self._weights: torch.Tensor
 
-    def forward(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Return the scores, float32 [batch], given probabilities, float32 [batch, tasks]."""
-        return (probabilities * self._weights).sum(dim=1)
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the scores, float64 [batch], given the logits of the probabilities, [batch, tasks].
+
+        In float32, candidates would have equal scores from a logit of 17, where probabilities round to 1.
+        """
+        return (torch.sigmoid(logits.double()) * self._weights).sum(dim=1)

@@ -49,9 +49,10 @@ def discrete(rows: int = 5) -> torch.Tensor:
 
 def test_outputs_have_one_column_per_task() -> None:
     outputs = build()(*inputs())
-    assert set(outputs) == {"logits", "probabilities", "calibrated_probabilities", "score"}
+    assert set(outputs) == {"logits", "probabilities", "calibrated_logits", "calibrated_probabilities", "score"}
+    score = outputs.pop("score")
+    assert (score.shape, score.dtype) == ((5,), torch.float64)
     assert all(values.dtype == torch.float32 for values in outputs.values())
-    assert outputs.pop("score").shape == (5,)
     assert all(values.shape == (5, 10) for values in outputs.values())
     torch.testing.assert_close(outputs["probabilities"], outputs["logits"].sigmoid())
     torch.testing.assert_close(outputs["calibrated_probabilities"], outputs["probabilities"])
@@ -65,6 +66,7 @@ def test_calibration_corrects_for_down_sampling() -> None:
     before = (p / 0.8) / (p / 0.8 + (1 - p) / 0.01)
     torch.testing.assert_close(outputs["calibrated_probabilities"][:, 0].double(), before, rtol=1e-5, atol=1e-9)
     torch.testing.assert_close(outputs["calibrated_probabilities"][:, 1], outputs["probabilities"][:, 1])
+    torch.testing.assert_close(outputs["calibrated_logits"].sigmoid(), outputs["calibrated_probabilities"])
 
 
 PUBLISHED = {
@@ -103,7 +105,7 @@ def test_tasks_may_have_the_names_of_attributes_of_modules() -> None:
     assert ranker.tasks == names
     assert outputs["logits"].shape == (5, len(names))
     assert len({tuple(column) for column in outputs["logits"].T.tolist()}) == len(names)
-    torch.testing.assert_close(outputs["score"], 2 * outputs["probabilities"][:, 0])
+    torch.testing.assert_close(outputs["score"].float(), 2 * outputs["probabilities"][:, 0])
 
 
 def test_no_score_without_weights() -> None:

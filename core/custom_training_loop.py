@@ -68,8 +68,8 @@ def train(
     """Train until training.num_train_steps or training.num_epochs, whichever comes first. Collective.
 
     Another call with the same configuration continues from the newest checkpoint in training.save_dir, or returns
-    immediately if no steps are left. SIGTERM and SIGINT end training with a checkpoint, after a step that the ranks
-    agree on. A second signal, or the end of runtime.grace_period_in_s, ends the process immediately.
+    immediately if no steps are left. A stop signal, such as SIGTERM, ends training with a checkpoint, after a step that
+    the ranks agree on. A second signal, or the end of runtime.grace_period_in_s, ends the process immediately.
 
     Args:
       config: configuration of the run.
@@ -125,8 +125,8 @@ def only_evaluate(
 
     This can start before, during or after the run, and waits at most training.eval_timeout_in_s for the next
     checkpoint. It never creates save_dir. It skips partitions that an earlier call evaluated, even with other metrics
-    or data. It also skips checkpoints that rotation deletes and, with a warning, damaged ones. SIGTERM and SIGINT end
-    it and discard the current partition.
+    or data. It also skips checkpoints that rotation deletes and, with a warning, damaged ones. A stop signal, such as
+    SIGTERM, ends it and discards the current partition.
 
     Args:
       config: the configuration that the run is trained with.

@@ -1,4 +1,6 @@
-"""Handles SIGTERM and SIGINT: the first one stops training with a checkpoint, the second one exits immediately.
+"""Handles stop signals: the first one stops training with a checkpoint, the second one exits immediately.
+
+The stop signals are those that people, terminals and schedulers send to end a process (docs/stopping.md lists them).
 
 Python runs signal handlers in the main thread, and only when that thread is not in C++ code. A collective that another
 rank never joins would therefore block them. The low-level handler wakes up a thread instead, which does everything that
@@ -18,7 +20,15 @@ import types
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,  # the terminal or the connection was closed
+    signal.SIGQUIT,  # Ctrl-\ in a terminal; torchrun passes it on like the three above
+    signal.SIGUSR1,  # Slurm (--signal) and Grid Engine (-notify) announce the end of a job this way
+    signal.SIGUSR2,  # so do LSF and Grid Engine
+    signal.SIGXCPU,  # the limit of processor time is reached; repeated every second up to the hard limit
+)
 
 # A service manager that signals a whole control group reaches a worker twice: directly and through torchrun. Signals
 # within this time count as one.
@@ -27,13 +37,23 @@ _SAME_SIGNAL_WITHIN_S = 0.5
 _STDERR = 2
 
 
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that stop this process.
+
+    A signal that the process was started to ignore, as by `nohup`, or that a library handles is not one of them.
+    SIGTERM and SIGINT always are: shells ignore SIGINT for commands in the background, whether or not anybody wants it.
+    """
+    always, left_alone = (signal.SIGTERM, signal.SIGINT), (signal.SIG_IGN, None)
+    return [number for number in _SIGNALS if number in always or signal.getsignal(number) not in left_alone]
+
+
 def exit_on_signals() -> None:
-    """Make SIGTERM and SIGINT exit the process immediately, with status 128 + signal number and one message.
+    """Make stop signals exit the process immediately, with status 128 + signal number and one message.
 
     Programs call this in their first statement. It applies until StopSignals takes over or another handler is set.
     """
     received = _SignalQueue()
-    for number in _SIGNALS:
+    for number in stop_signals():
         signal.signal(number, _leave_to_thread)
 
     def react() -> None:
@@ -50,15 +70,16 @@ def exit_on_signals() -> None:
 
 def leave_signals_to_python() -> None:
     """Undo exit_on_signals(). SIGINT raises KeyboardInterrupt again, as debuggers expect."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in stop_signals():
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 class StopSignals:
-    """Context manager that turns the first SIGTERM or SIGINT into a flag.
+    """Context manager that turns the first stop signal into a flag.
 
-    A second signal, at least half a second later, exits the process immediately with status 128 + signal number. If the
-    grace period ends first, the process writes the stacks of all threads and exits with status 1.
+    A second signal, at least half a second later, exits the process immediately with status 128 + signal number, except
+    SIGXCPU, which the kernel repeats. If the grace period ends first, the process writes the stacks of all threads and
+    exits with status 1.
 
     In a program that called exit_on_signals(), the handlers stay in place after the context, because the program is
     about to end.
@@ -81,7 +102,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         self._queue = _SignalQueue()
-        for number in _SIGNALS:
+        for number in stop_signals():
             self._previous_handlers[number] = signal.signal(number, self._set_flag)
         threading.Thread(target=self._react, name="stop signals", daemon=True).start()
         return self
@@ -113,7 +134,7 @@ class StopSignals:
                     self._queue.deadline = began + self._grace_period_in_s
                     limit = f" within {self._grace_period_in_s:g} s"
                 _write(f"received {number.name}; stopping{limit}. A second signal exits immediately.", rank_0_only=True)
-            elif time.monotonic() - began >= _SAME_SIGNAL_WITHIN_S:
+            elif number != signal.SIGXCPU and time.monotonic() - began >= _SAME_SIGNAL_WITHIN_S:
                 _write(f"received {number.name} again; exiting now. Run the same command again to continue.")
                 os._exit(128 + number)
 
@@ -167,4 +188,4 @@ def _write(message: str, *, rank_0_only: bool = False) -> None:
         return
     prefix = f"rank {rank}: " if "RANK" in os.environ else ""
     with contextlib.suppress(OSError):  # a message that cannot be written must not stop the exit
-        os.write(_STDERR, f"{prefix}{message}\n".encode())
+        os.write(_STDERR, f"{prefix}{message}\n".encode(errors="backslashreplace"))

@@ -45,9 +45,9 @@ class RuntimeConfig(BaseConfig):
         25.0,
         gt=0,
         le=24 * 3600,
-        description="Time limit for a shutdown after SIGTERM or SIGINT, in seconds. A process that has not saved and "
-        "exited by then logs what it is waiting for and exits with status 1. Set it below torchrun's "
-        "--shutdown-timeout (30).",
+        description="Time limit for a shutdown after SIGTERM or another stop signal (docs/stopping.md), in seconds. A "
+        "process that has not saved and exited by then logs what it is waiting for and exits with status 1. Set it "
+        "below torchrun's --shutdown-timeout (30).",
     )
     hang_dump_after_in_s: float | None = pydantic.Field(
         300.0,

@@ -295,7 +295,7 @@ def life() -> Picture:
     picture.text(
         20,
         508,
-        "SIGTERM or SIGINT instead: all ranks end after the same step, save a checkpoint, and exit with 0.",
+        "SIGTERM or Ctrl-C instead: all ranks end after the same step, save a checkpoint, and exit with 0.",
         12,
         GREY,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from common.process.stop_signals import StopSignals
+from common.process.stop_signals import StopSignals, leave_signals_to_python, stop_signals
 from tests.support.root import ROOT
 
 IMPORTS = """
@@ -20,7 +20,16 @@ LIBC, MUTEX = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 """
 # Locking a mutex twice blocks in C, like a collective: the interpreter cannot run signal handlers.
 BLOCK_IN_C = "LIBC.pthread_mutex_lock(MUTEX); LIBC.pthread_mutex_lock(MUTEX)"
-STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
+STATUS = {
+    signal.SIGTERM: 143,
+    signal.SIGINT: 130,
+    signal.SIGHUP: 129,
+    signal.SIGQUIT: 131,
+    signal.SIGUSR1: 138,
+    signal.SIGUSR2: 140,
+    signal.SIGXCPU: 152,
+}
+"""Exit status of an immediate exit, by stop signal."""
 
 
 class Program:
@@ -52,7 +61,7 @@ class Program:
 @pytest.fixture
 def handlers() -> Iterator[dict[signal.Signals, Any]]:
     """Return the handlers before the test, and restore them after it."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in STATUS}
     yield {**before}
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -83,7 +92,10 @@ def test_previous_handlers_are_restored():
     assert seen == [signal.SIGTERM]
 
 
-@pytest.mark.parametrize(("first", "second"), [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGHUP), (signal.SIGXCPU, signal.SIGUSR1)],
+)
 def test_the_second_signal_exits_at_once_even_in_c_code(first, second):
     program = Program(f"with StopSignals():\n    print('ready', flush=True)\n    {BLOCK_IN_C}")
     program.wait_for("ready")
@@ -133,14 +145,71 @@ def test_the_end_of_the_grace_period_exits_even_if_standard_error_is_closed():
         program.process.kill()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_before_training_exits_at_once_and_only_rank_0_prints(rank):
+def test_repeated_sigxcpu_is_not_a_second_signal():
+    """The kernel repeats it every second. Signals are handled in order, so SIGTERM ends the process only then."""
+    program = Program(f"with StopSignals():\n    print('ready', flush=True)\n    {BLOCK_IN_C}")
+    program.wait_for("ready")
+    program.process.send_signal(signal.SIGXCPU)
+    assert program.process.stderr is not None
+    assert program.process.stderr.readline().startswith("received SIGXCPU; stopping.")
+    time.sleep(0.6)  # signals within half a second count as one
+    program.process.send_signal(signal.SIGXCPU)
+    program.process.send_signal(signal.SIGTERM)
+    assert program.end()[0] == STATUS[signal.SIGTERM]
+
+
+@pytest.mark.parametrize("prepare", ["exit_on_signals()", ""])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
+def test_an_ignored_signal_stays_ignored(number, prepare):
+    """This is how nohup works. Python sends the signal to itself, so it has arrived when kill() returns."""
+    program = Program(f"""
+signal.signal(signal.{number.name}, signal.SIG_IGN)
+{prepare}
+os.kill(os.getpid(), signal.{number.name})
+with StopSignals() as stop:
+    os.kill(os.getpid(), signal.{number.name})
+    assert stop.received is None
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.received is signal.SIGTERM
+assert signal.getsignal(signal.{number.name}) is signal.SIG_IGN
+""")
+    status, stderr = program.end()
+    assert (status, number.name in stderr) == (0, False), stderr
+
+
+@pytest.mark.usefixtures("handlers")
+def test_sigint_stops_even_if_a_shell_ignores_it_for_a_command_in_the_background():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert set(STATUS) - set(stop_signals()) == {signal.SIGHUP}
+
+
+@pytest.mark.usefixtures("handlers")
+def test_signals_are_left_to_python():
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    leave_signals_to_python()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+
+
+def test_a_message_with_a_path_that_is_not_unicode_is_written():
+    program = Program(f"with StopSignals(0.1, lambda: '\\udcff'):\n    print('ready', flush=True)\n    {BLOCK_IN_C}")
+    program.wait_for("ready")
+    program.process.send_signal(signal.SIGTERM)
+    status, stderr = program.end()
+    assert status == 1
+    assert "\\udcff" in stderr
+
+
+@pytest.mark.parametrize(("rank", "number"), [(0, number) for number in STATUS] + [(1, signal.SIGINT)])
+def test_a_signal_before_training_exits_at_once_and_only_rank_0_prints(rank, number):
     program = Program(f"exit_on_signals()\nprint('ready', flush=True)\n{BLOCK_IN_C}", RANK=str(rank))
     program.wait_for("ready")
-    program.process.send_signal(signal.SIGINT)
+    program.process.send_signal(number)
     status, stderr = program.end()
-    assert status == 130
-    assert stderr.startswith("rank 0: received SIGINT before training started; exiting.") == (rank == 0)
+    assert status == STATUS[number]
+    assert stderr.startswith(f"rank 0: received {number.name} before training started; exiting.") == (rank == 0)
     assert stderr.count("\n") == (1 if rank == 0 else 0)
 
 

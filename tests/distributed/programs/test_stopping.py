@@ -1,14 +1,19 @@
 """Sends signals to torchrun and its workers, as a cluster or a person does."""
 
+import fcntl
 import os
+import pty
 import signal
+import subprocess
+import termios
 import time
 from pathlib import Path
 
 import pytest
 
 from common.checkpointing.directory import complete_steps
-from tests.support.programs import TIMEOUT_IN_S, started, wait_for_line, worker_pids
+from tests.support.programs import TIMEOUT_IN_S, command, started, wait_for_line, worker_pids
+from tests.support.root import ROOT
 from tests.support.runs import small_run
 
 pytestmark = pytest.mark.faults
@@ -60,3 +65,29 @@ def test_a_rank_that_waits_for_a_hanging_rank_ends_within_the_grace_period(recap
     assert "core/custom_training_loop.py" in output
     assert "in train" in output
     assert "Unable to shutdown" not in output
+
+
+def test_a_closed_terminal_stops_with_a_checkpoint(recap_data: Path, tmp_path: Path) -> None:
+    """The kernel sends SIGHUP, and the process can no longer write to its standard streams."""
+    terminal, end = pty.openpty()
+    options = (*ENDLESS, "training.checkpoint_every_n=100000")
+    process = subprocess.Popen(
+        command(small_run(recap_data, tmp_path, *options), 1),
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(end, termios.TIOCSCTTY, 0),
+    )
+    try:
+        os.close(end)
+        shown = b""
+        while b"steps 1 to" not in shown:  # on a terminal, a bar shows the steps
+            shown += os.read(terminal, 1024)
+        os.close(terminal)
+        assert process.wait(TIMEOUT_IN_S) == 0
+    finally:
+        process.kill()
+    assert complete_steps(tmp_path / "checkpoints")

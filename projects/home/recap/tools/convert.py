@@ -37,6 +37,7 @@ from common.files.atomic_directory import target_of
 from common.process.arguments import at_least_1
 from common.process.logging import setup_logging
 from common.process.paths import user_path
+from common.process.stop_signals import stop_signals
 from common.reader.periods import DAY, HOUR, Period
 from common.reader.vectors import Storage
 from projects.home.recap.data.parquet import write_schema_json
@@ -357,5 +358,7 @@ def _add(counter: "Synchronized[int]", count: int) -> None:
 if __name__ == "__main__":
     from common.process.program import run
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for stop_signal in stop_signals():
+        if stop_signal != signal.SIGINT:  # Python raises KeyboardInterrupt
+            signal.signal(stop_signal, lambda number, _: sys.exit(128 + number))
     run(main, "converts the remaining files")

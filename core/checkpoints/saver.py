@@ -1,6 +1,7 @@
 """Saves the state of a training run as checkpoints in the background, and rotates old ones.
 
-Training stops only for the copy to host memory. One save is in progress at a time; the next one waits for it.
+Training stops only for the copy to host memory. One save is in progress at a time; the next one waits for it. A copy
+with a non-finite value is not saved.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from common.distributed.world import World
 from core.models.interface import DistributedModel
 from core.models.shards import empty_on_host, local_parts
 from core.run.identity import run_environment
+from core.run.nonfinite import NonfiniteStateError, buffer_names, first_nonfinite, first_of_ranks, state_parts
 from core.run.state import TrainingState
 from core.run.tensors import training_tensors
 
@@ -57,33 +59,44 @@ class Saver:
         self._world = world
         self._saved_step = saved_step
         self._sync = sync
-        self._created_group: dist.ProcessGroup | None = None
+        self._group: dist.ProcessGroup | None = None
         self._staged: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
 
-    def save(self, state: TrainingState) -> None:
+    def save(self, state: TrainingState, batch: str = "") -> None:
         """Copy the tensors and start to save them with `state`, unless this step is already saved. Collective.
 
         If writing fails, rank 0 logs one error and training continues.
+
+        Args:
+          state: the state to save.
+          batch: description of its last batch, for errors.
+
+        Raises:
+          NonfiniteStateError: the last save found a non-finite value.
         """
         self.wait()
         if state.step == self._saved_step:
             return
         self._model.share_buffers()
-        group = self._group()
+        self._create_group()
         values = state.to_json()
         self._stage(training_tensors(self._model, self._optimizer))
         self._failure = None
         provenance = run_environment(self._world) | {"config_digest": _config_digest(state.identity)}
         # It is a daemon thread, because a save that hangs on a lost rank must not keep the process alive.
         self._thread = threading.Thread(
-            target=self._write, args=(state.step, values, provenance, group), name="save checkpoint", daemon=True
+            target=self._write, args=(state.step, batch, values, provenance), name="save checkpoint", daemon=True
         )
         self._thread.start()
 
     def wait(self) -> bool:
-        """Wait for the save in progress. Return whether the newest save succeeded, the same on all ranks."""
+        """Wait for the save in progress. Return whether the newest save succeeded, the same on all ranks.
+
+        Raises:
+          NonfiniteStateError: on all ranks, if the newest save found a non-finite value on any.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -96,14 +109,13 @@ class Saver:
         if self._thread is not None:
             self._thread.join(None if self._world.size == 1 else _PATIENCE_IN_S)
 
-    def _group(self) -> dist.ProcessGroup | None:
-        """Return a separate process group, so that its collectives do not mix with those of training.
+    def _create_group(self) -> None:
+        """Create a separate process group, so that its collectives do not mix with those of training.
 
-        The first call is collective. Returns None in a world of one.
+        The first call is collective. A world of one has no group.
         """
-        if self._created_group is None and self._world.size > 1:
-            self._created_group = dist.new_group(backend="gloo", timeout=self._world.timeout)
-        return self._created_group
+        if self._group is None and self._world.size > 1:
+            self._group = dist.new_group(backend="gloo", timeout=self._world.timeout)
 
     def _stage(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy the tensors to host memory. All saves reuse it, because new pages would take longer than the copy."""
@@ -116,13 +128,13 @@ class Saver:
         if pin_memory:
             torch.cuda.synchronize()
 
-    def _write(
-        self, step: int, values: Mapping[str, Any], provenance: Mapping[str, Any], group: dist.ProcessGroup | None
-    ) -> None:
-        """Write the staged tensors. Runs in the background thread."""
+    def _write(self, step: int, batch: str, values: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+        """Write the staged tensors if all are finite. Runs in the background thread."""
         try:
+            if (found := self._find_nonfinite()) is not None:
+                raise NonfiniteStateError(step, batch, found)
             self._sync()
-            path = write_checkpoint(self._retention.root, step, self._staged, values, group, provenance)
+            path = write_checkpoint(self._retention.root, step, self._staged, values, self._group, provenance)
         except Exception as error:
             self._failure = error
             if isinstance(error, CheckpointError) and self._world.is_rank_zero:
@@ -132,6 +144,15 @@ class Saver:
         logger.info("saved %s", path)
         if self._world.is_rank_zero:
             self._retention.rotate(step)
+
+    def _find_nonfinite(self) -> str | None:
+        """Describe the first non-finite value in the staged tensors of any rank; None if all are finite."""
+        own = first_nonfinite(state_parts(self._staged, buffer_names(self._model)))
+        by_rank = [own]
+        if self._group is not None:
+            by_rank *= self._world.size
+            dist.all_gather_object(by_rank, own, group=self._group)
+        return first_of_ranks(by_rank)
 
 
 def _config_digest(identity: Mapping[str, Any]) -> str:

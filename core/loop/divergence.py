@@ -1,14 +1,13 @@
-"""Ends a run that has diverged: finds the first non-finite value on any rank, and reports it in one message.
+"""Ends a run that has diverged, with one message that names the first non-finite value on any rank.
 
 Skipped updates are counted in skipped_steps.py.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
 import torch
 
 from common.batch import Batch
@@ -17,78 +16,16 @@ from common.errors import UserError
 from core.loop.skipped_steps import SkippedStepCounter
 from core.loop.step import TrainStep
 from core.models.interface import DistributedModel
-from core.models.shards import is_sharded, local_parts, table_of
-from core.run.tensors import MODEL, training_tensors
-
-
-@dataclasses.dataclass(frozen=True)
-class NamedPart:
-    """A part of a named tensor on this rank."""
-
-    name: str
-    """Name of the whole tensor."""
-    tensor: torch.Tensor
-    offsets: tuple[int, ...] = ()
-    """Index of its first value in the whole tensor; empty if it is the whole tensor."""
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class NonfiniteValue:
-    """The first non-finite value of a rank."""
-
-    cause: tuple[int, int]
-    """Its position in the order of causes; a smaller one is an earlier cause."""
-    name: str
-    """Name of its tensor."""
-    index: tuple[int, ...]
-    """Index in the whole tensor."""
-    value: str
-    """nan, inf or -inf."""
-
-    def __str__(self) -> str:
-        if self.name.startswith("table "):
-            return f"{self.name}, row {self.index[0]}: {self.value}"
-        return f"{self.name}{list(self.index) if self.index else ''}: {self.value}"
-
-
-def first_nonfinite(parts: Iterable[NamedPart], stage: int = 0) -> NonfiniteValue | None:
-    """Return the first value that is NaN or infinite, or None if all values are finite.
-
-    Makes one pass without allocating memory of the size of the tensors, and waits for the device once.
-    """
-    candidates = [part for part in parts if part.tensor.is_floating_point() and part.tensor.numel() > 0]
-    if not candidates:
-        return None
-    extremes = [torch.stack(torch.aminmax(part.tensor.detach())).to(torch.float64) for part in candidates]
-    finite = torch.isfinite(torch.stack(extremes)).all(dim=1).tolist()
-    if all(finite):
-        return None
-    order = finite.index(False)
-    part = candidates[order]
-    nonfinite = ~torch.isfinite(part.tensor.detach())
-    index = np.unravel_index(int(nonfinite.flatten().view(torch.uint8).argmax().item()), nonfinite.shape)
-    value = part.tensor.detach()[tuple(map(int, index))].item()
-    offsets = part.offsets or (0,) * len(index)
-    whole = tuple(int(own) + offset for own, offset in zip(index, offsets, strict=True))
-    return NonfiniteValue((stage, order), part.name, whole, f"{value:g}")
-
-
-def state_parts(model: DistributedModel, optimizer: torch.optim.Optimizer) -> Iterator[NamedPart]:
-    """Yield this rank's parts of what a checkpoint holds: parameters and tables, buffers, then optimizer states."""
-    buffers = {name for name, _ in model.module.named_buffers()}
-    by_kind: dict[str, list[NamedPart]] = {"parameter": [], "buffer": [], "optimizer state": []}
-    for name, tensor in training_tensors(model, optimizer).items():
-        owner, _, own_name = name.partition(".")
-        if owner != MODEL.rstrip("."):
-            kind, label = "optimizer state", f"optimizer state {own_name}"
-        elif is_sharded(tensor):
-            kind, label = "parameter", f"table {table_of(own_name)}"
-        else:
-            kind = "buffer" if own_name in buffers else "parameter"
-            label = f"{kind} {own_name}"
-        by_kind[kind] += [NamedPart(label, part.tensor, part.offsets) for part in local_parts(tensor)]
-    for parts in by_kind.values():
-        yield from parts
+from core.run.nonfinite import (
+    NamedPart,
+    NonfiniteStateError,
+    NonfiniteValue,
+    buffer_names,
+    first_nonfinite,
+    first_of_ranks,
+    state_parts,
+)
+from core.run.tensors import training_tensors
 
 
 class DivergenceReporter:
@@ -118,9 +55,9 @@ class DivergenceReporter:
         self._checkpoints = checkpoints
 
     def check_state(self, step: int, batch: str) -> None:
-        """Check that the state after `step` is finite, so that every checkpoint is. Collective.
+        """Check that the state after `step` is finite. Collective.
 
-        The trainer calls it before it saves, and when tables may be non-finite.
+        The trainer calls it when tables may be non-finite. Every save checks its own copy (core/checkpoints/saver.py).
 
         Args:
           step: the last step.
@@ -130,13 +67,17 @@ class DivergenceReporter:
           UserError: a value of the state is non-finite.
         """
         self._model.share_buffers()  # a checkpoint holds those of rank 0
-        found = self._first_of_all_ranks(first_nonfinite(state_parts(self._model, self._optimizer)))
+        found = self._first_of_all_ranks(self._first_of_state())
         if found is not None:
-            raise UserError(
-                f"training has diverged: the model is non-finite after step {step} ({found}). It was not saved.\n"
-                f"The last batch of the step was {batch}.\n"
-                f"{self._advice(step)}"
-            )
+            raise self._nonfinite_state(NonfiniteStateError(step, batch, found))
+
+    @contextlib.contextmanager
+    def report(self) -> Iterator[None]:
+        """Turn the NonfiniteStateError of a save into a UserError. All ranks raise it together. Collective."""
+        try:
+            yield
+        except NonfiniteStateError as error:
+            raise self._nonfinite_state(error) from None
 
     def raise_too_many(
         self, counter: SkippedStepCounter, step: int, micro_batches: Sequence[Batch], described: Sequence[str]
@@ -153,7 +94,7 @@ class DivergenceReporter:
           UserError: always.
         """
         own = first_nonfinite(_batch_parts(micro_batches), 0)
-        own = own or first_nonfinite(state_parts(self._model, self._optimizer), 1)
+        own = own or self._first_of_state(1)
         replayed = [
             NamedPart(name, value) for name, value in self._train_step.replay_for_diagnosis(micro_batches, step)
         ]
@@ -171,15 +112,21 @@ class DivergenceReporter:
             f"{self._advice(steps[0])}"
         )
 
+    def _first_of_state(self, stage: int = 0) -> NonfiniteValue | None:
+        tensors = training_tensors(self._model, self._optimizer)
+        return first_nonfinite(state_parts(tensors, buffer_names(self._model)), stage)
+
     def _first_of_all_ranks(self, own: NonfiniteValue | None) -> str | None:
-        """Describe the first non-finite value in the order of causes on any rank, and name its ranks. Collective."""
-        by_rank = self._consensus.gather(own)
-        values = [value for value in by_rank if value is not None]
-        if not values:
-            return None
-        first = min(values)
-        ranks = [str(rank) for rank, value in enumerate(by_rank) if value == first]
-        return f"{first}" + (f", on rank {', '.join(ranks)}" if len(ranks) < len(by_rank) else "")
+        """Describe the first non-finite value of any rank. Collective."""
+        return first_of_ranks(self._consensus.gather(own))
+
+    def _nonfinite_state(self, error: NonfiniteStateError) -> UserError:
+        return UserError(
+            f"training has diverged: the model is non-finite after step {error.step} ({error.found}). "
+            "It was not saved.\n"
+            f"The last batch of the step was {error.batch}.\n"
+            f"{self._advice(error.step)}"
+        )
 
     def _advice(self, first_bad_step: int) -> str:
         checkpoints = self._checkpoints()

@@ -28,6 +28,7 @@ from core.loop.window import Stopwatch, TrainWindow
 from core.models.modes import start_training
 from core.run.components import TrainingComponents
 from core.run.directory import RunDirectory
+from core.run.nonfinite import NonfiniteStateError
 from core.run.session import Session
 from core.run.state import TrainingState, find_last_step
 
@@ -192,15 +193,19 @@ class Trainer:
             self._divergence.raise_too_many(self._skipped, step, batches, described)
 
     def _save(self) -> None:
-        """Start to save the state, after checking that it is finite and that this run still holds save_dir."""
+        """Start to save the state, after checking that this run still holds save_dir.
+
+        Raises:
+          UserError: the last save found that training had diverged.
+        """
         self._session.watchdog.beat("checkpoint of step", self._state.step)
         self._components.world.consensus.on_rank_zero(self._directory.check_held)
         described = self._components.train_reader.describe(self._state.position)
-        self._divergence.check_state(self._state.step, described)
         self._state.window = self._window.snapshot()
         self._state.skipped_in_a_row = self._skipped.settle()
         self._state.scaler = self._train_step.scaler.state_dict()
-        self._saver.save(self._state)
+        with self._divergence.report():
+            self._saver.save(self._state, described)
 
     def _evaluate(self, partitions: Sequence[str]) -> bool:
         """Evaluate the model on partitions. Return False if a rank was asked to stop."""
@@ -281,7 +286,8 @@ class Trainer:
         if is_stopped:
             stopped_by = self._session.agree_on_stop_signal()
             self._save()
-        is_saved = self._saver.wait()
+        with self._divergence.report():
+            is_saved = self._saver.wait()
         if is_saved:  # the last evaluation may have changed which checkpoints are the best
             self._components.world.consensus.on_rank_zero(lambda: self._retention.rotate(step))
         if stopped_by is not None:
@@ -296,5 +302,6 @@ class Trainer:
 
 def _list_checkpoints(saver: Saver, retention: CheckpointRetention, world: World) -> list[Path]:
     """Wait for the save in progress, and return the complete checkpoints. Collective."""
-    saver.wait()
+    with contextlib.suppress(NonfiniteStateError):
+        saver.wait()
     return world.consensus.broadcast_from_rank_zero(retention.complete)

@@ -1,5 +1,6 @@
 """Saves in the background: a checkpoint holds the state at the call, and one save runs at a time."""
 
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from common.checkpointing.reader import CheckpointReader, read_tensors
 from common.checkpointing.retention import CheckpointRetention
 from common.reader.order import Position
 from core.checkpoints.saver import Saver
+from core.run.nonfinite import NonfiniteStateError
 from core.run.state import TrainingState
 from tests.support.faults import full_disk
 from tests.support.toy import ALONE, ToyModel, dense, toy_batch, toy_step
@@ -192,3 +194,28 @@ def test_an_unexpected_failure_is_raised_where_training_waits(tmp_path: Path) ->
     run.save()
     with pytest.raises(ZeroDivisionError):
         run.saver.wait()
+
+
+def test_a_nonfinite_copy_is_not_saved_and_reported_by_the_next_save(
+    tmp_path: Path, retention: CheckpointRetention
+) -> None:
+    run = Run(retention)
+    run.train()
+    run.save()
+    run.train()
+    weight = run.model.module.get_parameter("out.weight")
+    good = weight.detach().clone()
+    with torch.no_grad():
+        weight[1, 2] = math.inf
+    run.saver.save(run.state, "batch 2")
+    with torch.no_grad():
+        weight.copy_(good)  # the copy counts, and not what training has made of the model
+    run.train()
+    with pytest.raises(NonfiniteStateError) as raised:
+        run.save()
+    error = raised.value
+    assert (error.step, error.batch, error.found) == (2, "batch 2", "parameter out.weight[1, 2]: inf")
+    with pytest.raises(NonfiniteStateError):
+        run.saver.wait()
+    assert complete_steps(tmp_path) == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]

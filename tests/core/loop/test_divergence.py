@@ -18,53 +18,8 @@ from common.reader.reader import BatchReader
 from common.tracking.metrics_file import read_metrics
 from core.config.training import JobConfig, RuntimeConfig, TrainingConfig
 from core.custom_training_loop import train
-from core.loop.divergence import NamedPart, NonfiniteValue, first_nonfinite, state_parts
 from tests.support.spoiled_model import NAN, SpoiledModel, spoil_batch
-from tests.support.toy import ALONE, ToyBatch, ToyModel, dense, rows_reader, toy_batch
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_the_first_nonfinite_value_is_found(dtype: torch.dtype, value: float) -> None:
-    good = torch.full((3, 4), torch.finfo(dtype).max, dtype=dtype)
-    good[0] *= -1
-    bad = torch.zeros(5, 7, 2, dtype=dtype)
-    bad[2, 3, 1], bad[4] = value, NAN
-    integers = torch.arange(4)
-    empty = torch.empty(0, 3, dtype=dtype)
-    finite = [NamedPart("good", good), NamedPart("integers", integers), NamedPart("empty", empty)]
-    assert first_nonfinite(finite) is None
-    assert first_nonfinite([]) is None
-    parts = [NamedPart("good", good), NamedPart("bad", bad), NamedPart("worse", torch.full((2,), NAN))]
-    assert first_nonfinite(parts, 1) == NonfiniteValue((1, 1), "bad", (2, 3, 1), f"{value:g}")
-
-    def message(name: str, tensor: torch.Tensor, *offsets: int) -> str:
-        return str(first_nonfinite([NamedPart(name, tensor, offsets)]))
-
-    assert message("bad", bad) == f"bad[2, 3, 1]: {value:g}"
-    assert message("transposed", bad[:3].permute(2, 1, 0)) == f"transposed[1, 3, 2]: {value:g}"
-    assert message("shard", bad[:, :, 1], 100, 10) == f"shard[102, 13]: {value:g}"
-    assert message("table user", bad[:, :, 1], 100, 0) == f"table user, row 102: {value:g}"
-    assert message("the loss", torch.tensor(value, dtype=dtype)) == f"the loss: {value:g}"
-
-
-def test_parameters_come_before_buffers_and_buffers_before_optimizer_states() -> None:
-    module = ToyModel(batch_norm=True)
-    optimizer = torch.optim.Adam(module.parameters())
-    module(toy_batch(8))[0].backward()
-    optimizer.step()
-
-    def first() -> str:
-        return str(first_nonfinite(state_parts(dense(module), optimizer)))
-
-    assert first() == "None"
-    optimizer.state[module.out.bias]["exp_avg_sq"][1] = math.inf
-    assert first() == "optimizer state exp_avg_sq.out.bias[1]: inf"
-    module.running_mean[2] = NAN
-    assert first() == "buffer norm.running_mean[2]: nan"
-    with torch.no_grad():
-        module.out.weight[1, 3] = -math.inf
-    assert first() == "parameter out.weight[1, 3]: -inf"
+from tests.support.toy import ALONE, ToyBatch, ToyModel, rows_reader
 
 
 @pytest.fixture
@@ -208,12 +163,32 @@ def test_a_nonfinite_state_is_never_saved(tmp_path: Path, reader: BatchReader[To
     model = SpoiledModel(lambda call: call == 8, spoil)
     model.register_parameter("spare", torch.nn.Parameter(torch.zeros(2), requires_grad=False))
     state, batch, advice = diverge(tmp_path, reader, model)
+    assert model.calls == 18, "it is reported when the next checkpoint is due"
     assert "after step 12" in state
     assert "(parameter spare[0]: inf)" in state
     assert "not saved" in state
     assert described(reader, batch=12) in batch
     assert f"{tmp_path}/run/checkpoints/6." in advice
     assert complete_steps(tmp_path / "run/checkpoints") == [6]
+
+
+def test_a_nonfinite_final_state_is_not_saved(tmp_path: Path, reader: BatchReader[ToyBatch]) -> None:
+    model = SpoiledModel(lambda call: call == 9, spoil_weight)
+    state, batch, advice = diverge(tmp_path, reader, model, num_train_steps=9)
+    assert "after step 9 (parameter hidden.weight[4, 1]: nan)" in state
+    assert described(reader, batch=9) in batch
+    assert f"{tmp_path}/run/checkpoints/6." in advice
+    assert complete_steps(tmp_path / "run/checkpoints") == [6]
+
+
+def test_too_many_skipped_updates_are_reported_before_a_state_that_was_not_saved(
+    tmp_path: Path, reader: BatchReader[ToyBatch]
+) -> None:
+    model = SpoiledModel(lambda call: call == 6, spoil_weight)
+    steps, values, advice = diverge(tmp_path, reader, model, max_nonfinite_steps=2)
+    assert "3 steps in a row (6 to 8)" in steps
+    assert "parameter hidden.weight[4, 1]: nan" in values
+    assert advice.startswith("There is no checkpoint yet.")
 
 
 def test_running_statistics_that_overflow_with_finite_gradients_are_not_saved(

@@ -1,14 +1,17 @@
 """Measures the cost of a checkpoint relative to a plain copy of the same bytes: training stall, save and restore.
 
-    python benchmarks/checkpoint.py [--mb 577,20] [--processes 1,2] [--rounds 5] [--directory /tmp]
+    python benchmarks/checkpoint.py [--mb 577,20] [--processes 1,2] [--rounds 7] [--directory /tmp]
 
-Each round saves a model with its Adam state as training does (core.checkpoints.saver), copies the files of the
-checkpoint and synchronizes them to disk (cp and fsync, by one process), and restores the checkpoint as a resume does.
---mb sets the size of the state (577: the Heavy Ranker's published shape).
+Each round takes its turns one after another: it copies the model with its Adam state in memory, saves it as training
+does (core.checkpoints.saver), copies the files of the checkpoint and synchronizes them to disk (cp and fsync, by one
+process), and restores the checkpoint as a resume does. --mb sets the size of the state (577: the Heavy Ranker's
+published shape).
 
 Stall is the time that training stops. The save continues in a thread; its time ends when the checkpoint is durable
-under its name. Files are read from the page cache. A figure is the median over the rounds, with the smallest and the
-largest. The first save, which allocates the memory that the others reuse, does not count.
+under its name. The copy reads its files from the page cache; the restore reads them from disk, because they are removed
+from the page cache before. Nothing is deleted while a turn is measured. A figure is the median over the rounds, with
+the smallest and the largest; a ratio is that of two medians. The first save, which allocates the memory that the others
+reuse, does not count.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import contextlib
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,16 +34,17 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from benchmarks.tables import markdown, spread  # noqa: E402
+from common.checkpointing.directory import delete_checkpoint  # noqa: E402
 from common.checkpointing.retention import CheckpointRetention  # noqa: E402
 from common.distributed.world import World, joined_world  # noqa: E402
 from common.reader.order import Position  # noqa: E402
 from core.checkpoints.saver import Saver  # noqa: E402
 from core.models.dense import DenseModel  # noqa: E402
 from core.run.state import TrainingState  # noqa: E402
-from core.run.tensors import load_model, load_optimizer  # noqa: E402
+from core.run.tensors import load_model, load_optimizer, training_tensors  # noqa: E402
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
-STALL, SAVE, COPY, RESTORE = "stall", "save", "copy", "restore"
+MEMORY, STALL, SAVE, COPY, RESTORE = "memory", "stall", "save", "copy", "restore"
 
 
 class Weights(nn.Module):
@@ -76,6 +81,14 @@ def copy(source: Path, target: Path) -> None:
         os.close(descriptor)
 
 
+def drop_from_page_cache(directory: Path) -> None:
+    """Remove the files of a directory, which are synchronized to disk, from the page cache."""
+    for path in directory.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
 def worker(directory: Path, num_mb: int, rounds: int) -> None:
     """Run the rounds. Rank 0 prints the seconds of each round and the bytes of a checkpoint as JSON."""
     torch.set_num_threads(1)
@@ -88,14 +101,19 @@ def worker(directory: Path, num_mb: int, rounds: int) -> None:
             parameter.grad = torch.randn_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
-        retention = CheckpointRetention(directory / "checkpoints", 1, 2)
+        retention = CheckpointRetention(directory / "checkpoints", 1, None)
+        state = list(training_tensors(model, optimizer).values())
+        copies = [torch.empty_like(tensor).copy_(tensor.detach()) for tensor in state]
         saver = Saver(retention, model, optimizer, world)
         position = Position.start(1)
 
         saver.save(TrainingState({}, position, step=1))
         saver.wait()
-        seconds: dict[str, list[float]] = {name: [] for name in (STALL, SAVE, COPY, RESTORE)}
+        seconds: dict[str, list[float]] = {name: [] for name in (MEMORY, STALL, SAVE, COPY, RESTORE)}
         for step in range(2, rounds + 2):
+            with timed(seconds[MEMORY], ALONE):
+                for tensor, host_copy in zip(state, copies, strict=True):
+                    host_copy.copy_(tensor.detach())
             with timed(seconds[SAVE], world):
                 with timed(seconds[STALL], ALONE):
                     saver.save(TrainingState({}, position, step=step))
@@ -105,12 +123,16 @@ def worker(directory: Path, num_mb: int, rounds: int) -> None:
                 with timed(seconds[COPY], ALONE):
                     copy(newest, directory / "copy")
                 shutil.rmtree(directory / "copy")
+                drop_from_page_cache(newest)
             with timed(seconds[RESTORE], world):
                 checkpoint = retention.open_newest(world)
                 assert checkpoint is not None
                 with checkpoint:
                     load_model(model, checkpoint)
                     load_optimizer(model, optimizer, checkpoint)
+            state = list(training_tensors(model, optimizer).values())
+            if world.is_rank_zero and step <= rounds:
+                delete_checkpoint(newest)
         if world.is_rank_zero:
             num_bytes = sum(file.stat().st_size for file in newest.iterdir())
             sys.stdout.write(json.dumps({"seconds": seconds, "bytes": num_bytes}) + "\n")
@@ -129,16 +151,14 @@ def measure(num_mb: int, processes: int, rounds: int, directory: str) -> list[st
         raise SystemExit("the benchmark failed")
     result = json.loads(done.stdout.splitlines()[-1])
     seconds, mb = result["seconds"], result["bytes"] / 1e6
-    ratios = {
-        name: [own / copied for own, copied in zip(seconds[name], seconds[COPY], strict=True)]
-        for name in (SAVE, RESTORE)
-    }
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
     return [
         f"{mb:,.0f} MB, {processes} process{'es' if processes > 1 else ''}",
-        spread(seconds[STALL], scale=1e3),
-        *(spread(seconds[name], 2) for name in (SAVE, RESTORE, COPY)),
-        *(spread([mb / value for value in seconds[name]]) for name in (SAVE, RESTORE, COPY)),
-        *(spread(ratios[name], 1) for name in (SAVE, RESTORE)),
+        *(spread(seconds[name], scale=1e3) for name in (MEMORY, STALL)),
+        *(spread(seconds[name], 2) for name in (COPY, SAVE, RESTORE)),
+        f"{medians[STALL] / medians[MEMORY]:.2f}",
+        *(f"{medians[name] / medians[COPY]:.2f}" for name in (SAVE, RESTORE)),
+        *(f"{mb / medians[name]:,.0f}" for name in (COPY, SAVE, RESTORE)),
     ]
 
 
@@ -146,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare saves and restores with a plain copy.")
     parser.add_argument("--mb", default="577,20", help="sizes in 10^6 bytes, separated by commas")
     parser.add_argument("--processes", default="1,2", help="numbers of processes, separated by commas")
-    parser.add_argument("--rounds", type=int, default=5, help="number of rounds per row")
+    parser.add_argument("--rounds", type=int, default=7, help="number of rounds per row")
     parser.add_argument("--directory", default=tempfile.gettempdir(), help="directory on the file system to measure")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -155,10 +175,11 @@ def main() -> None:
         worker(args.worker, sizes[0], args.rounds)
         return
     rows = [measure(size, count, args.rounds, args.directory) for size in sizes for count in processes]
-    headers = ["", "stall, ms", "save, s", "restore, s", "copy, s"]
-    timings = markdown([row[:5] for row in rows], headers)
-    headers = ["", "save, MB/s", "restore, MB/s", "copy, MB/s", "save, copy = 1", "restore, copy = 1"]
-    sys.stdout.write(f"{timings}\n\n{markdown([[row[0], *row[5:]] for row in rows], headers)}\n")
+    headers = ["", "copy in memory, ms", "stall, ms", "copy, s", "save, s", "restore, s"]
+    timings = markdown([row[:6] for row in rows], headers)
+    headers = ["", "stall / copy in memory", "save / copy", "restore / copy"]
+    headers += ["copy, MB/s", "save, MB/s", "restore, MB/s"]
+    sys.stdout.write(f"{timings}\n\n{markdown([[row[0], *row[6:]] for row in rows], headers)}\n")
 
 
 if __name__ == "__main__":

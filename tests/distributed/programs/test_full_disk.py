@@ -18,7 +18,7 @@ pytestmark = pytest.mark.faults
 
 # $0: directory of the checkpoints; $1: directory that receives a copy of it at the end; the rest: the command.
 ON_A_SMALL_DISK = """
-mount -t tmpfs -o size=5m none "$0" || exit 77
+mount -t tmpfs -o size=4m none "$0" || exit 77
 left=$1; shift
 "$@"; status=$?
 cp -r "$0" "$left"

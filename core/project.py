@@ -99,7 +99,7 @@ def run_project(project: Project[C, D], command: Command[C]) -> int:
     set_precision(config.runtime.enable_tensorfloat32)
     set_deterministic(config.runtime.deterministic)
     directory = RunDirectory(config.training.save_dir)
-    with joined_world(
+    world_of_command = joined_world(
         config.runtime.process_group_timeout_in_s,
         group_of_one=project.group_of_one,
         flight_record=directory.path / "flight-recorder-rank-",
@@ -108,7 +108,9 @@ def run_project(project: Project[C, D], command: Command[C]) -> int:
             "--mode": "debug" if command.debug_loop else command.mode,
             "training.save_dir": str(directory.path.absolute()),
         },
-    ) as world:
+    )
+    # The training loop describes more precisely what it is doing.
+    with world_of_command as world, report_lost_rank(world, lambda: "starting or ending", directory.checkpoints):
         with report_lost_rank(world, lambda: "building the model", directory.checkpoints):
             _check_ranks(project, command, data, world)
             job = project.build(config, data, world)

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from common.distributed.communication import communication_error
 from common.distributed.consensus import RankConsensus
 from common.distributed.rendezvous import meet
-from common.errors import UserError
+from common.errors import LostRankError, UserError
 from common.process.environment import check_ranks_can_meet, local_rank_from_env, rank_from_env, world_size_from_env
 
 
@@ -80,14 +81,8 @@ def joined_world(
         _check_network_interfaces()
         if device.type == "cuda":
             _enable_flight_recorder(flight_record)
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            timeout=timeout,
-            device_id=device if device.type == "cuda" else None,
-            store=dist.HashStore() if size == 1 else meet(rank, size, timeout, identity),
-            rank=rank,
-            world_size=size,
-        )
+        store = dist.HashStore() if size == 1 else meet(rank, size, timeout, identity)
+        _init_process_group(rank, size, device, timeout, store)
     destroys_group = has_group
     try:
         yield World(rank, local_rank, size, device, timeout)
@@ -100,6 +95,28 @@ def joined_world(
     finally:
         if destroys_group:
             dist.destroy_process_group()
+
+
+def _init_process_group(
+    rank: int, size: int, device: torch.device, timeout: datetime.timedelta, store: dist.Store
+) -> None:
+    """Create the process group. Raise LostRankError if another rank ends at that moment."""
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+            store=store,
+            rank=rank,
+            world_size=size,
+        )
+    except RuntimeError as error:
+        if size == 1 or (found := communication_error(error)) is None:
+            raise
+        raise LostRankError(
+            f"rank {rank}: another rank died while the ranks were connecting, or cannot be reached; see its output for "
+            f"the reason. This rank: {found}. Run the same command again"
+        ) from error
 
 
 def _check_gpu(local_rank: int, size: int) -> None:

@@ -1,13 +1,11 @@
 """Reports a lost rank, with the current step and the checkpoint that a restart continues from."""
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch.distributed as dist
-
 from common.checkpointing.directory import complete_steps
+from common.distributed.communication import communication_error
 from common.distributed.world import World
 from common.errors import LostRankError
 
@@ -18,6 +16,8 @@ __all__ = ["LostRankError", "report_lost_rank"]
 def report_lost_rank(world: World, situation: Callable[[], str], checkpoints: Path) -> Iterator[None]:
     """Turn torch's errors about a lost rank into a LostRankError, with the original error as its cause.
 
+    Can be nested: the inner one describes the situation.
+
     Args:
       world: rank of this process, world size and device.
       situation: describes what this rank is doing.
@@ -25,8 +25,10 @@ def report_lost_rank(world: World, situation: Callable[[], str], checkpoints: Pa
     """
     try:
         yield
+    except LostRankError:
+        raise
     except Exception as error:
-        if world.size == 1 or (found := _communication_error(error)) is None:
+        if world.size == 1 or (found := communication_error(error)) is None:
             raise
         steps = complete_steps(checkpoints)
         newest = f"Newest complete checkpoint: {checkpoints / str(steps[-1]) if steps else 'none'}"
@@ -35,14 +37,3 @@ def report_lost_rank(world: World, situation: Callable[[], str], checkpoints: Pa
             f"{situation()}: {found}. {newest}. Run the same command again to continue, or let torchrun restart it "
             "with --max-restarts"
         ) from error
-
-
-def _communication_error(error: BaseException | None) -> str | None:
-    """Return the first sentence of the communication error among an error's causes, or None."""
-    while error is not None:
-        lines = str(error).splitlines() or [""]
-        # gloo's errors have no type of their own, but they name its source files.
-        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in lines[0]):
-            return re.sub(r"^\[[^\]]*\] ", "", lines[0]).split(". ")[0]
-        error = error.__cause__ or error.__context__
-    return None

@@ -43,3 +43,13 @@ def test_an_error_of_gloo_is_a_lost_rank_and_the_newest_checkpoint_is_named(tmp_
     facts = rf"step 9: Connection closed by peer. .*{tmp_path}/8\."
     with pytest.raises(LostRankError, match=facts), report_lost_rank(TWO, lambda: "step 9", tmp_path):
         raise error
+
+
+def test_nested_reports_are_one_and_the_inner_one_describes_the_situation(tmp_path: Path) -> None:
+    with (
+        pytest.raises(LostRankError, match=r"rank 0: .*step 3: no network") as raised,
+        report_lost_rank(TWO, lambda: "starting", tmp_path),
+        report_lost_rank(TWO, lambda: "step 3", tmp_path),
+    ):
+        raise dist.DistNetworkError("no network")
+    assert "starting" not in str(raised.value)

@@ -80,6 +80,9 @@ def compose(text: str, source: str) -> yaml.Node | None:
         mark = error.problem_mark or error.context_mark
         position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = " ".join(filter(None, [error.context, error.problem]))
+        if mark and text[: mark.index].endswith("$") and text[mark.index : mark.index + 1] == "{":
+            variable = text[mark.index + 1 :].partition("}")[0]
+            problem += f". Inside {{ }} and [ ], write ${variable} instead of ${{{variable}}}"
         raise ConfigError(f"{source}: {position}invalid YAML: {problem}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -124,7 +127,8 @@ class YamlDocument:
         """Read the text of a file. Raises ConfigError, starting with `source`, if it does not contain a mapping."""
         root = compose(text, source)
         if root is None:
-            raise ConfigError(f"{source}: the file is empty")
+            comment = next((line for line in text.splitlines() if line.startswith("#")), None)
+            raise ConfigError(f"{source}: the file is empty" + (f", apart from comments: {comment}" if comment else ""))
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{source}: the top level must be a mapping (lines of 'key: value')")
         self.written: dict[KeyPath, str] = {}

@@ -166,7 +166,7 @@ def test_an_integer_of_more_than_64_bits_is_an_error(number):
     ("text", "expected"),
     [
         ("", "c.yaml: the file is empty"),
-        ("# nothing\n\n", "c.yaml: the file is empty"),
+        ("# nothing\n\n", "c.yaml: the file is empty, apart from comments: # nothing"),
         ("- 1\n", "c.yaml: the top level must be a mapping (lines of 'key: value')"),
         ("null\n", "c.yaml: the top level must be a mapping (lines of 'key: value')"),
         ("a: 1\nb: \x07\n", "c.yaml: line 2: the character 0x7 is not allowed"),
@@ -255,6 +255,16 @@ def test_a_malformed_variable_is_an_error(text):
     [(key_path, _, message)] = errors(f"x: {text}")
     assert key_path == ("x",)
     assert "dollar sign as $$" in message
+
+
+@pytest.mark.parametrize("value", ["{constant: ${LR}}", "[1, ${LR}]", "{${LR}: 1}", "{a: x${LR}y}"])
+def test_braces_of_a_variable_inside_a_flow_collection_are_explained(value, monkeypatch):
+    monkeypatch.setenv("LR", "0.5")
+    assert fatal_error(f"a: 1\nx: {value}\n").endswith(". Inside { } and [ ], write $LR instead of ${LR}")
+
+
+def test_other_braces_are_not_explained_as_a_variable():
+    assert "$" not in fatal_error("x: {a: b{c}}")
 
 
 # --- Origins ---

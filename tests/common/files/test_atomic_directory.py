@@ -1,8 +1,10 @@
 """tests/projects/test_targets.py tries the programs that write to such a directory."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,6 +175,47 @@ def test_current_directory_can_be_filled(tmp_path, monkeypatch):
     fill(Path())
     assert Path.cwd().samefile(tmp_path)
     assert is_filled(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_signal_leaves_everything_as_it_was(tmp_path, number, exists):
+    out = tmp_path / "out"
+    if exists:
+        out.mkdir()
+    before = signal.signal(number, signal.SIG_DFL)  # nohup starts programs that ignore SIGHUP
+
+    def fill_until_the_signal() -> None:
+        with atomic_directory(out) as partial:
+            (partial / "a").write_text("x")
+            signal.raise_signal(number)
+
+    try:
+        with pytest.raises(SystemExit) as caught:
+            fill_until_the_signal()
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert caught.value.code == 128 + number
+    assert [path.name for path in tmp_path.rglob("*")] == (["out"] if exists else [])
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with atomic_directory(tmp_path / "out"):
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert names(tmp_path) == ["out"]
+
+
+def test_another_thread_can_fill_a_directory(tmp_path):
+    thread = threading.Thread(target=fill, args=[tmp_path / "out"])
+    thread.start()
+    thread.join(30)
+    assert is_filled(tmp_path / "out")
 
 
 @pytest.mark.parametrize("bind", [False, True])

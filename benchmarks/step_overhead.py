@@ -36,6 +36,7 @@ from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 from benchmarks.tables import spread  # noqa: E402
 from common.batch import Batch  # noqa: E402
 from common.distributed.world import World, joined_world  # noqa: E402
+from common.numerics import emulates  # noqa: E402
 from common.optimizers.config import LearningRate  # noqa: E402
 from common.optimizers.learning_rate import ParameterGroupScheduler  # noqa: E402
 from common.reader.order import Position  # noqa: E402
@@ -269,10 +270,16 @@ LOOPS: dict[str, Callable[[Case, Sequence[Batch], World], float]] = {
 # --- Running and printing ---
 
 
+def loops_of(case: Case) -> list[str]:
+    """Return the names of the loops to time. enable_amp is for large models on CPUs that have bfloat16 units."""
+    with_amp = case.model == "production" and not emulates(torch.bfloat16, torch.device("cpu"))
+    return [name for name in LOOPS if with_amp or "amp" not in name]
+
+
 def worker(case: Case, rounds: int) -> None:
     """Run the loops in turns. Rank 0 prints the seconds per step of each turn as JSON."""
     torch.set_num_threads(case.threads)
-    names = [name for name in LOOPS if case.model != "tiny" or "amp" not in name]
+    names = loops_of(case)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with joined_world(600, "cpu") as world:
         batches = make_batches(case.model, case.batch_size // world.size, world.rank)
@@ -366,6 +373,8 @@ def main() -> None:
         worker(CASES[args.worker], args.rounds)
         return
     parts = args.only.split(",")
+    if "production" in parts and emulates(torch.bfloat16, torch.device("cpu")):
+        sys.stdout.write("enable_amp is skipped: this CPU emulates bfloat16, so a step can take 40 times as long\n")
     for case in CASES:
         if case.model in parts:
             # A turn of the tiny model takes a second or two. Shared machines change their speed within seconds, so it

@@ -81,7 +81,9 @@ def _parse_args(module: str, description: str) -> argparse.Namespace:
     )
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and exit")
     parser.add_argument(
-        "--overwrite_save_dir", action="store_true", help="start over, deleting the run in training.save_dir"
+        "--overwrite_save_dir",
+        action="store_true",
+        help="start over, deleting the run in training.save_dir; a restart of the same launch continues",
     )
     parser.add_argument(
         "--debug_loop",

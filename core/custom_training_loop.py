@@ -29,7 +29,7 @@ from core.run.agreement import check_components
 from core.run.components import Components, TrainingComponents, TrainReader
 from core.run.directory import FollowerDirectory, RunDirectory
 from core.run.session import Session
-from core.run.start import find_start
+from core.run.start import find_overwrite, find_start
 from core.run.state import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class TrainOptions(FollowOptions, total=False):
     extra_metrics: Callable[[], Mapping[str, float]] | None
     """Returns additional train metrics; called whenever metrics are logged. Collective."""
     overwrite_save_dir: bool
-    """Start over, deleting the run in save_dir."""
+    """Start over, deleting the run in save_dir. Has no effect when torchrun or a scheduler restarts the same launch."""
 
 
 def train(
@@ -68,8 +68,10 @@ def train(
     """Train until training.num_train_steps or training.num_epochs, whichever comes first. Collective.
 
     Another call with the same configuration continues from the newest checkpoint in training.save_dir, or returns
-    immediately if no steps are left. A stop signal, such as SIGTERM, ends training with a checkpoint, after a step that
-    the ranks agree on. A second signal, or the end of runtime.grace_period_in_s, ends the process immediately.
+    immediately if no steps are left. With overwrite_save_dir, only another call in the same launch does.
+
+    A stop signal, such as SIGTERM, ends training with a checkpoint, after a step that the ranks agree on. A second
+    signal, or the end of runtime.grace_period_in_s, ends the process immediately.
 
     Args:
       config: configuration of the run.
@@ -99,14 +101,17 @@ def train(
         **options,
     )
     directory = RunDirectory(config.training.save_dir)
-    with Session(config.runtime, world, directory) as session:
+    with Session(config.runtime, world, directory, overwrites=components.overwrite_save_dir) as session:
         check_components(components)
         train_reader.check_trainable()
-        retention = configured_retention(components)
+        retention = configured_retention(components, directory)
         session.lock_save_dir()
-        with find_start(components, retention) as start:
+        overwrite = find_overwrite(components, directory)
+        with find_start(components, directory, retention, overwrites=overwrite.is_due) as start:
             state = start.restore_on_all_ranks(components)
-        _begin(components, session, directory, state, is_resumed=start.is_resumed)
+        begin = functools.partial(directory.begin, config.pretty_print(), start.is_resumed, overwrite)
+        world.consensus.on_rank_zero(begin)  # no file of an earlier run was changed before
+        _open_trackers(components, session, directory, state)
         if start.summary:
             logger.info("%s", start.summary)
         components.model.replicate()
@@ -172,15 +177,11 @@ def _check_options(function: str, options: Mapping[str, Any], known: type) -> No
         raise TypeError(f"{function}() got unexpected keyword argument(s) {', '.join(unknown)}; it has: {names}")
 
 
-def _begin(
-    components: TrainingComponents, session: Session, directory: RunDirectory, state: TrainingState, *, is_resumed: bool
+def _open_trackers(
+    components: TrainingComponents, session: Session, directory: RunDirectory, state: TrainingState
 ) -> None:
-    """Prepare save_dir and open the trackers. No file of an earlier run was changed before. Collective."""
+    """Open the trackers of the run. Collective."""
     config = components.config
-    prepare = functools.partial(
-        directory.begin, config.pretty_print(), is_resumed=is_resumed, overwrite=components.overwrite_save_dir
-    )
-    components.world.consensus.on_rank_zero(prepare)
     build = functools.partial(
         build_trackers,
         directory.path,
@@ -188,6 +189,7 @@ def _begin(
         config.model_dump(mode="json"),
         last_step=state.step,
         run_id=state.tracker_run_id,
+        may_write=directory.may_write,
     )
     session.open_trackers(build, components.trackers)
     state.tracker_run_id = session.trackers.run_id

@@ -14,6 +14,7 @@ from torch import nn
 from common.distributed.world import World, joined_world
 from common.numerics import set_deterministic, set_precision
 from common.optimizers.learning_rate import LearningRateSchedule
+from common.process.rerun import how_to_continue
 from common.process.standard_streams import print_report
 from common.process.stop_signals import leave_signals_to_python
 from common.reader.reader import BatchReader
@@ -109,9 +110,10 @@ def run_project(project: Project[C, D], command: Command[C]) -> int:
             "training.save_dir": str(directory.path.absolute()),
         },
     )
+    advice = how_to_continue()
     # The training loop describes more precisely what it is doing.
-    with world_of_command as world, report_lost_rank(world, lambda: "starting or ending", directory.checkpoints):
-        with report_lost_rank(world, lambda: "building the model", directory.checkpoints):
+    with world_of_command as world, report_lost_rank(world, lambda: "starting or ending", directory.checkpoints, advice):
+        with report_lost_rank(world, lambda: "building the model", directory.checkpoints, advice):
             _check_ranks(project, command, data, world)
             job = project.build(config, data, world)
         if command.mode == "evaluate":

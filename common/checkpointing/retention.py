@@ -24,6 +24,7 @@ class CheckpointRetention:
         max_to_keep: int | None,
         keep_every_n: int | None = None,
         best: Callable[[Collection[int]], set[int]] | None = None,
+        may_delete: Callable[[], bool] = lambda: True,
     ) -> None:
         """Initialize without reading the directory.
 
@@ -33,12 +34,14 @@ class CheckpointRetention:
           max_to_keep: number of newest checkpoints to keep (>= 2), or None to keep all.
           keep_every_n: checkpoints of steps that are multiples of this are never deleted; None disables this.
           best: returns the best of the given steps, whose checkpoints are not deleted; None disables this.
+          may_delete: called before each deletion. Returns False if the checkpoints belong to another run now.
         """
         self.root = root
         self._every_n = every_n
         self._max_to_keep = max_to_keep
         self._keep_every_n = keep_every_n
         self._best = best
+        self._may_delete = may_delete
         self._damaged: set[int] = set()
 
     def is_due(self, step: int) -> bool:
@@ -110,6 +113,8 @@ class CheckpointRetention:
         for step in steps:
             if step in kept or (self._keep_every_n is not None and step % self._keep_every_n == 0):
                 continue
+            if not self._may_delete():
+                return
             path = self.root / str(step)
             try:
                 if not delete_unless_held(path):

@@ -22,6 +22,7 @@ from common.process.environment import (
     separate_processes_warning,
     world_size_from_env,
 )
+from common.process.rerun import what_the_same_command_does
 from common.process.standard_streams import protect_standard_streams
 
 USER_ERROR_STATUS = 2
@@ -37,7 +38,7 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}\n{self.format_usage().rstrip()}")
 
 
-def run(main: Callable[[], int], after_interrupt: str = "continues from the newest checkpoint") -> NoReturn:
+def run(main: Callable[[], int], after_interrupt: str | None = None) -> NoReturn:
     """Check the environment, run `main` and exit with the status that it returns.
 
     Exceptions become exit statuses:
@@ -53,7 +54,7 @@ def run(main: Callable[[], int], after_interrupt: str = "continues from the newe
     Args:
       main: the program; returns its exit status.
       after_interrupt: what the same command does if it is run again after an interrupt. Completes the sentence
-        "interrupted; the same command ...".
+        "interrupted; the same command ...". None for a trainer, which depends on its options.
     """
     protect_standard_streams()
     try:
@@ -74,7 +75,7 @@ def run(main: Callable[[], int], after_interrupt: str = "continues from the newe
         status = USER_ERROR_STATUS
     except KeyboardInterrupt:
         if _place()[0] == 0:
-            _print(f"interrupted; the same command {after_interrupt}")
+            _print(f"interrupted; the same command {after_interrupt or what_the_same_command_does()}")
         status = 128 + signal.SIGINT
         _exit_immediately(status)
     except Exception:

@@ -6,7 +6,7 @@ Python runs signal handlers in the main thread, and only when that thread is not
 rank never joins would therefore block them. The low-level handler wakes up a thread instead, which does everything that
 must not wait.
 
-This module imports only the standard library, because programs call it before imports that take seconds.
+This module imports nothing that takes long, because programs call it before imports that take seconds.
 """
 
 import contextlib
@@ -19,6 +19,8 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from typing import NoReturn
+
+from common.process import rerun
 
 _SIGNALS = (
     signal.SIGTERM,
@@ -59,10 +61,8 @@ def exit_on_signals() -> None:
     def react() -> None:
         for number in received:
             if number is not None and signal.getsignal(number) is _leave_to_thread:
-                _write(
-                    f"received {number.name} before training started; exiting. Run the same command again to start.",
-                    rank_0_only=True,
-                )
+                advice = rerun.capitalized(rerun.how_to_start())
+                _write(f"received {number.name} before training started; exiting. {advice}.", rank_0_only=True)
                 os._exit(128 + number)
 
     threading.Thread(target=react, name="signals", daemon=True).start()
@@ -86,18 +86,23 @@ class StopSignals:
     """
 
     def __init__(
-        self, grace_period_in_s: float | None = None, situation: Callable[[], str] = lambda: "unknown"
+        self,
+        grace_period_in_s: float | None = None,
+        situation: Callable[[], str] = lambda: "unknown",
+        how_to_continue: str = rerun.SAME_COMMAND,
     ) -> None:
         """Initialize without installing signal handlers.
 
         Args:
           grace_period_in_s: longest time from the first signal to the exit of the process; None for no limit.
           situation: describes what the process is doing when the grace period ends. Called in a thread.
+          how_to_continue: advice for the user.
         """
         self.received: signal.Signals | None = None
         """First signal received, or None."""
         self._grace_period_in_s = grace_period_in_s
         self._situation = situation
+        self._advice = rerun.capitalized(how_to_continue)
         self._previous_handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -135,7 +140,7 @@ class StopSignals:
                     limit = f" within {self._grace_period_in_s:g} s"
                 _write(f"received {number.name}; stopping{limit}. A second signal exits immediately.", rank_0_only=True)
             elif number != signal.SIGXCPU and time.monotonic() - began >= _SAME_SIGNAL_WITHIN_S:
-                _write(f"received {number.name} again; exiting now. Run the same command again to continue.")
+                _write(f"received {number.name} again; exiting now. {self._advice}.")
                 os._exit(128 + number)
 
     def _end_of_grace_period(self) -> NoReturn:
@@ -145,7 +150,7 @@ class StopSignals:
             f"{self._situation()}. Another rank may be lost or hanging, or a save may be slow. Stacks of all threads:"
         )
         faulthandler.dump_traceback(_STDERR)
-        _write("exiting now. Run the same command again to continue.")
+        _write(f"exiting now. {self._advice}.")
         os._exit(1)
 
 

@@ -3,6 +3,7 @@
 import collections
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from common.tracking.measurement import Measurement
@@ -20,13 +21,16 @@ class MetricsFileTracker:
     The constructor raises what MetricsFile raises. No other method raises OSError. Each outage causes one warning.
     """
 
-    def __init__(self, path: Path, last_step: int | None) -> None:
+    def __init__(self, path: Path, last_step: int | None, may_write: Callable[[], bool] = lambda: True) -> None:
         """Open the file.
 
         Args:
           path: path of the file.
           last_step: step that the run resumes from; later lines are removed. None keeps all lines.
+          may_write: called before each line. Once it returns False, because the file belongs to another process, no
+            more measurements are written or kept.
         """
+        self._may_write = may_write
         self._file = MetricsFile(path, last_step)
         self._pending: collections.deque[Measurement] = collections.deque()
         self._num_dropped = 0  # since the outage began
@@ -69,6 +73,9 @@ class MetricsFileTracker:
         path = self._file.path
         try:
             while self._pending:
+                if not self._may_write():
+                    self._pending.clear()
+                    return
                 self._file.append(self._pending[0])
                 self._pending.popleft()
         except OSError as error:

@@ -46,10 +46,10 @@ class Trackers:
         """W&B's id of this run, to be saved in the checkpoint; None without W&B."""
         return self._wandb.run_id if self._wandb is not None else None
 
-    def add_metrics_file(self, path: Path, last_step: int | None) -> None:
+    def add_metrics_file(self, path: Path, last_step: int | None, may_write: Callable[[], bool]) -> None:
         """Add the metrics file. Takes the arguments of MetricsFileTracker and raises its UserError."""
         try:
-            self._metrics_file = MetricsFileTracker(path, last_step)
+            self._metrics_file = MetricsFileTracker(path, last_step, may_write)
         except OSError as error:
             logger.warning("cannot write %s: %s. Continuing without it.", path, error.strerror)
 
@@ -124,6 +124,7 @@ def build_trackers(
     job_type: JobType = "train",
     run_id: str | None = None,
     group: str | None = None,
+    may_write: Callable[[], bool] = lambda: True,
 ) -> Trackers:
     """Return the trackers of a trainer or a follower. Call this on rank 0 only.
 
@@ -139,6 +140,7 @@ def build_trackers(
       job_type: "train" for a trainer, "evaluate" for a follower.
       run_id: W&B run id in the checkpoint, used if run_dir has none.
       group: W&B run id of the trainer, for a follower.
+      may_write: returns False once the metrics file belongs to another process.
 
     Raises:
       UserError: the metrics file is damaged, or the key file is not usable. Any other failure causes one warning.
@@ -146,7 +148,7 @@ def build_trackers(
     trackers = Trackers()
     metrics = run_dir / (METRICS if job_type == "train" else FOLLOWER_METRICS)
     if job_type == "train":
-        trackers.add_metrics_file(metrics, last_step)
+        trackers.add_metrics_file(metrics, last_step, may_write)
     if config is not None:
         build = functools.partial(
             WandbTracker,

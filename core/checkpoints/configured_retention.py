@@ -6,7 +6,7 @@ from core.run.components import Components
 from core.run.directory import RunDirectory
 
 
-def configured_retention(components: Components) -> CheckpointRetention:
+def configured_retention(components: Components, directory: RunDirectory) -> CheckpointRetention:
     """Return the checkpoint retention that training.checkpoint_* configures. Collective.
 
     Raises:
@@ -20,9 +20,10 @@ def configured_retention(components: Components) -> CheckpointRetention:
         lambda partition: sets[partition].metric_names(components.world.device),
     )
     return CheckpointRetention(
-        RunDirectory(training.save_dir).checkpoints,
+        directory.checkpoints,
         training.checkpoint_every_n,
         training.checkpoint_max_to_keep,
         training.checkpoint_keep_every_n,
         best,
+        directory.may_write,
     )

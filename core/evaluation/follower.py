@@ -184,8 +184,13 @@ class Follower:
         self._is_tracking = True
 
     def _record(self, measurement: Measurement) -> None:
-        self._consensus.on_rank_zero(lambda: self._completed.add(measurement))
+        self._consensus.on_rank_zero(lambda: self._add(measurement))
         self._session.trackers.log(measurement)
+
+    def _add(self, measurement: Measurement) -> None:
+        """Append a measurement to the metrics file. Called on rank 0."""
+        self._directory.check_not_taken()
+        self._completed.add(measurement)
 
     def _pause(self, remark: str) -> FollowerOutcome | None:
         """Wait until the next check, and log `remark` about the directory.

@@ -291,7 +291,7 @@ class Trainer:
         if is_saved:  # the last evaluation may have changed which checkpoints are the best
             self._components.world.consensus.on_rank_zero(lambda: self._retention.rotate(step))
         if stopped_by is not None:
-            logger.info("stopped by %s after step %d; run the same command again to continue", stopped_by.name, step)
+            logger.info("stopped by %s after step %d; %s", stopped_by.name, step, self._session.how_to_continue)
         return Outcome(step, stopped_by, is_saved, self._retention.latest(), self._directory)
 
     @property

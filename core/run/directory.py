@@ -7,8 +7,11 @@ from pathlib import Path
 
 from common.checkpointing.directory import complete_steps, delete_checkpoint, remove_unfinished
 from common.errors import UserError
+from common.files.abilities import check_directories, check_files
+from common.files.durable import is_blank, replace_file
 from common.tracking import run_files
-from core.run.claim import ClaimedDirectory
+from core.run.claim import ClaimedDirectory, DirectoryLock
+from core.run.launch import Launch, LaunchRecord, Overwrite
 
 logger = logging.getLogger(__name__)
 
@@ -34,21 +37,23 @@ class FollowerDirectory(ClaimedDirectory):
         """Lock the directory for this follower. Called on rank 0 once the directory exists.
 
         Returns:
-          The content of the lock, which every process that shares the directory can read.
+          The claim, which every process that shares the directory can read.
 
         Raises:
           UserError: the directory is not writable, or another follower is running in it.
         """
         try:
-            holder = self.lock()
+            claim = self.lock()
+            if claim is not None:
+                check_files(self.path)
         except OSError as error:
             raise self.not_writable(error) from error
-        if holder is None:
+        if claim is None:
             raise UserError(
                 f"training.save_dir {self.path}: another follower is running here, or a run is starting over "
                 f"({self.holder}); one follower evaluates every checkpoint, so wait for it or stop it"
             )
-        return holder
+        return claim
 
 
 class RunDirectory(ClaimedDirectory):
@@ -60,41 +65,79 @@ class RunDirectory(ClaimedDirectory):
         self.config = self.path / "config.yaml"
         self._wandb = self.path / run_files.WANDB
         self._follower = FollowerDirectory(save_dir)
+        self._launches = LaunchRecord(self.path / run_files.LAUNCHES)
+        # On another disk, the checkpoints have another file system, and perhaps a second save_dir that links to them.
+        if self.checkpoints.is_symlink() or self.checkpoints.is_mount():
+            self._locks.append(DirectoryLock(self.checkpoints, ".lock"))
 
     def claim(self) -> str:
         """Create the directory if needed, and lock it for this run. Called on rank 0.
 
         Returns:
-          The content of the lock, which every process that shares the directory can read.
+          The claim, which every process that shares the directory can read.
 
         Raises:
-          UserError: the directory is not writable, another run is training in it, or its config.yaml is not from a run.
+          UserError: the directory is not writable or its file system cannot do what a run needs, another run is
+            training in it, or its config.yaml is not from a run.
         """
+        if self.checkpoints.is_symlink() and not self.checkpoints.exists():
+            raise UserError(
+                f"training.save_dir {self.path}: checkpoints in it is a link to {self.checkpoints.readlink()}, which "
+                "does not exist; mount its disk, create the directory, or remove the link"
+            )
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            holder = self.lock()
+            claim = self.lock()
         except OSError as error:
             raise self.not_writable(error) from error
-        if holder is None:
+        if claim is None:
             raise UserError(
                 f"training.save_dir {self.path}: another run is training here ({self.holder}); wait for it, stop it, "
                 "or use a different save_dir for this run"
             )
-        if self.config.exists() and not self.config.read_text(encoding="utf-8", errors="replace").startswith(_HEADER):
+        if self.config.exists() and not _is_from_a_run(self.config):
             raise UserError(
                 f"training.save_dir {self.path}: the config.yaml in it was not written by a run, and this run would "
                 "replace it; move it elsewhere or use a different save_dir"
             )
-        return holder
+        self._check_abilities()
+        return claim
 
-    def begin(self, resolved_config: str, *, is_resumed: bool, overwrite: bool) -> None:
+    def check_shared(self, claim: str) -> None:
+        """Raise UserError if this process does not see what claim() wrote on rank 0, or cannot write checkpoints."""
+        super().check_shared(claim)
+        try:
+            check_files(self.checkpoints)
+        except OSError as error:
+            raise self.not_writable(error) from error
+
+    def check_not_deleted(self, checkpoint: Path, key_path: str) -> None:
+        """Raise UserError if a run that starts over here would delete the checkpoint that it starts from.
+
+        A restart before its own first checkpoint would find neither.
+        """
+        if checkpoint.resolve().is_relative_to(self.checkpoints.resolve()):
+            raise UserError(
+                f"{key_path}: {checkpoint} is in the save_dir of this run, which starts over and would delete it; copy "
+                "the checkpoint elsewhere, or use a different save_dir for this run"
+            )
+
+    def has_started_over(self, launch: Launch) -> bool:
+        """Return whether this launch has already deleted an earlier run here. Called on rank 0.
+
+        Raises:
+          UserError: that is unknown, because its record is damaged.
+        """
+        return self._launches.has(launch)
+
+    def begin(self, resolved_config: str, is_resumed: bool, overwrite: Overwrite) -> None:
         """Clean up, and write config.yaml. Called on rank 0, after all checks that could reject the run.
 
         Args:
           resolved_config: YAML.
           is_resumed: the run continues from a checkpoint. Otherwise, the metrics files of an earlier run and its
             follower are renamed.
-          overwrite: delete the files of an earlier run. Other files stay.
+          overwrite: deletes the files of an earlier run if it is due. Other files stay.
 
         Raises:
           UserError: the directory is not writable, or a follower of the earlier run is running in it.
@@ -102,10 +145,12 @@ class RunDirectory(ClaimedDirectory):
         text = _HEADER + resolved_config
         follower = self._follower
         try:
-            if overwrite or (not is_resumed and _has_content(follower.metrics)):
+            if overwrite.is_due or (not is_resumed and _has_content(follower.metrics)):
                 self._keep_follower_out()
-            if overwrite:
+            if overwrite.is_due:
                 self._delete_earlier_run()
+            if overwrite.launch is not None:
+                self._launches.add(overwrite.launch)
             remove_unfinished(self.checkpoints)
             if not is_resumed:
                 _set_aside(self.metrics)
@@ -113,15 +158,29 @@ class RunDirectory(ClaimedDirectory):
                     _set_aside(follower.metrics)
                     _set_aside(follower.wandb)
                 # A run that was killed before its first checkpoint stays the same run for a tracking service.
-                if not self.config.exists() or self.config.read_text(encoding="utf-8") != text:
+                if not self.config.exists() or self.config.read_text(encoding="utf-8", errors="replace") != text:
                     _set_aside(self._wandb)
-            aside = self.config.with_suffix(".yaml.writing")
-            aside.write_text(text, encoding="utf-8")
-            aside.replace(self.config)
+            replace_file(self.config, text)
         except OSError as error:
             raise self.not_writable(error) from error
         finally:
             follower.release()
+
+    def _check_abilities(self) -> None:
+        """Check that the file systems of the directory can do what a run needs, and log what else they cannot do."""
+        try:
+            missing = check_files(self.path)
+            missing += [ability for ability in check_files(self.checkpoints) if ability not in missing]
+            check_directories(self.checkpoints)
+        except OSError as error:
+            raise self.not_writable(error) from error
+        if missing:
+            logger.warning(
+                "training.save_dir %s: its file system cannot %s. After a power failure, the newest checkpoints may be "
+                "damaged or missing, and the run resumes from an older one",
+                self.path,
+                " or ".join(missing),
+            )
 
     def _keep_follower_out(self) -> None:
         """Hold the follower's lock, so that no follower mistakes a checkpoint of the earlier run for this run's."""
@@ -142,6 +201,12 @@ class RunDirectory(ClaimedDirectory):
             shutil.rmtree(self.path / run_files.WANDB_DIRECTORY, ignore_errors=True)
         for path in (self.metrics, self.config, self._wandb, follower.metrics, follower.wandb):
             path.unlink(missing_ok=True)
+
+
+def _is_from_a_run(config: Path) -> bool:
+    """Return whether a run wrote a config.yaml. A power failure can leave it empty."""
+    content = config.read_bytes()
+    return content.startswith(_HEADER.encode()) or is_blank(content)
 
 
 def _has_content(path: Path) -> bool:

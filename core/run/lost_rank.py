@@ -8,12 +8,15 @@ from common.checkpointing.directory import complete_steps
 from common.distributed.communication import communication_error
 from common.distributed.world import World
 from common.errors import LostRankError
+from common.process.rerun import SAME_COMMAND, capitalized
 
 __all__ = ["LostRankError", "report_lost_rank"]
 
 
 @contextlib.contextmanager
-def report_lost_rank(world: World, situation: Callable[[], str], checkpoints: Path) -> Iterator[None]:
+def report_lost_rank(
+    world: World, situation: Callable[[], str], checkpoints: Path, how_to_continue: str = SAME_COMMAND
+) -> Iterator[None]:
     """Turn torch's errors about a lost rank into a LostRankError, with the original error as its cause.
 
     Can be nested: the inner one describes the situation.
@@ -22,6 +25,7 @@ def report_lost_rank(world: World, situation: Callable[[], str], checkpoints: Pa
       world: rank of this process, world size and device.
       situation: describes what this rank is doing.
       checkpoints: directory of the run's checkpoints.
+      how_to_continue: advice for the user.
     """
     try:
         yield
@@ -34,6 +38,6 @@ def report_lost_rank(world: World, situation: Callable[[], str], checkpoints: Pa
         newest = f"Newest complete checkpoint: {checkpoints / str(steps[-1]) if steps else 'none'}"
         raise LostRankError(
             f"rank {world.rank}: another rank died or does not respond; see its output for the reason. This rank: "
-            f"{situation()}: {found}. {newest}. Run the same command again to continue, or let torchrun restart it "
-            "with --max-restarts"
+            f"{situation()}: {found}. {newest}. {capitalized(how_to_continue)}, or let torchrun restart it with "
+            "--max-restarts"
         ) from error

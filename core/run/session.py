@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from common.distributed.world import World
+from common.process.rerun import how_to_continue
 from common.process.stop_signals import StopSignals
 from common.tracking.measurement import Tracker
 from common.tracking.trackers import Trackers
@@ -23,12 +24,23 @@ class Session:
     Leaving the `with` block calls the functions registered with at_end(), finishes the trackers and releases the lock.
     """
 
-    def __init__(self, runtime: RuntimeConfig, world: World, directory: ClaimedDirectory) -> None:
-        """Initialize without communication, signal handlers or files. Entering the session starts it."""
+    def __init__(
+        self, runtime: RuntimeConfig, world: World, directory: ClaimedDirectory, *, overwrites: bool = False
+    ) -> None:
+        """Initialize without communication, signal handlers or files. Entering the session starts it.
+
+        Args:
+          runtime: configuration of the time limits.
+          world: rank of this process, world size and device.
+          directory: save_dir of the run.
+          overwrites: the same command starts over (see how_to_continue()).
+        """
+        self.how_to_continue = how_to_continue(overwrites=overwrites)
+        """Advice for the user, such as "run the same command again to continue"."""
         self.watchdog = Watchdog(world.rank, runtime.hang_dump_after_in_s)
         self.trackers = Trackers()
         """The trackers of this rank. There are none before open_trackers(), or on ranks other than 0."""
-        self._signals = StopSignals(runtime.grace_period_in_s, self.watchdog.situation)
+        self._signals = StopSignals(runtime.grace_period_in_s, self.watchdog.situation, self.how_to_continue)
         self._grace_period_in_s = runtime.grace_period_in_s
         self._world = world
         self._directory = directory
@@ -39,7 +51,11 @@ class Session:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.watchdog)
             stack.enter_context(self._signals)
-            stack.enter_context(report_lost_rank(self._world, self.watchdog.situation, self._directory.checkpoints))
+            stack.enter_context(
+                report_lost_rank(
+                    self._world, self.watchdog.situation, self._directory.checkpoints, self.how_to_continue
+                )
+            )
             self._stack = stack.pop_all()
         return self
 
@@ -50,11 +66,16 @@ class Session:
 
     @property
     def is_stop_requested(self) -> bool:
-        """True once this rank has received a stop signal."""
-        return self._signals.received is not None
+        """True once this rank has received a stop signal, or has noticed that another process has claimed save_dir."""
+        return self._signals.received is not None or self._directory.is_taken
 
     def agree_on_stop_signal(self) -> signal.Signals:
-        """Return the stop signal of the lowest rank that has received one. At least one must have. Collective."""
+        """Return the stop signal of the lowest rank that has received one. At least one must want to stop. Collective.
+
+        Raises:
+          UserError: another process has claimed save_dir.
+        """
+        self._world.consensus.on_rank_zero(self._directory.check_not_taken)
         received = self._world.consensus.gather(self._signals.received)
         return next(number for number in received if number is not None)
 

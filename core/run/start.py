@@ -9,11 +9,13 @@ from common.checkpointing.reader import CheckpointReader, open_on_all_ranks
 from common.checkpointing.retention import CheckpointRetention
 from common.distributed.world import World
 from common.process.paths import user_path
+from common.process.rerun import OVERWRITE
 from common.reader.order import Position
 from core.run.agreement import check_agreement
 from core.run.components import TrainingComponents
 from core.run.directory import RunDirectory
 from core.run.identity import check_same_run, run_environment
+from core.run.launch import Launch, Overwrite
 from core.run.state import TrainingState
 from core.run.tensors import load_model, load_optimizer
 
@@ -124,20 +126,53 @@ class Resume(_StartFromCheckpoint):
         return state
 
 
-def find_start(components: TrainingComponents, retention: CheckpointRetention) -> Start:
+def find_overwrite(components: TrainingComponents, directory: RunDirectory) -> Overwrite:
+    """Return whether to start over: once per launch, although a supervisor repeats the option. Collective.
+
+    Raises:
+      UserError: it is unknown whether this launch has started over before.
+    """
+    if not components.overwrite_save_dir:
+        return Overwrite()
+    consensus = components.world.consensus
+    launch = Launch.current(components.world)
+    if not consensus.broadcast_from_rank_zero(lambda: directory.has_started_over(launch)):
+        return Overwrite(launch, is_due=True)
+    logger.warning(
+        "%s has no effect: this launch (%s) has already started over in %s, so its run continues there. To start over "
+        "again, start a new launch%s, or delete the directory",
+        OVERWRITE,
+        launch,
+        directory.path,
+        " with another --rdzv-id" if launch.run_id is not None else "",
+    )
+    return Overwrite(launch)
+
+
+def find_start(
+    components: TrainingComponents, directory: RunDirectory, retention: CheckpointRetention, *, overwrites: bool
+) -> Start:
     """Return where the run begins, with its checkpoint open so that rotation does not delete it. Collective.
+
+    Args:
+      components: components of the run.
+      directory: directory of the run.
+      retention: finds the newest checkpoint in it.
+      overwrites: the run starts over, and deletes all checkpoints in its directory.
 
     Raises:
       CheckpointError: all checkpoints in save_dir are damaged, or the initial checkpoint cannot be used.
-      UserError: ranks have different initial checkpoints at the same path.
+      UserError: ranks have different initial checkpoints at the same path, or the run would delete it.
     """
     world, initial = components.world, components.config.training.initial_checkpoint_dir
-    newest = None if components.overwrite_save_dir else retention.open_newest(world)
+    newest = None if overwrites else retention.open_newest(world)
     if newest is not None:
         return Resume(newest, retention)
     if initial is not None:
         path = user_path(initial)
         found = world.consensus.broadcast_from_rank_zero(lambda: find_checkpoints(path)[-1])
+        if overwrites:
+            directory.check_not_deleted(found, "training.initial_checkpoint_dir")
         checkpoint = open_on_all_ranks(found, world)
         # Unlike save_dir, it may be on a disk of each machine.
         check_agreement(world, lambda: [{f"content of {found}": checkpoint.digest}])

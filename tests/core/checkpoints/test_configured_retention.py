@@ -16,6 +16,7 @@ from core.config.training import JobConfig, TrainingConfig
 from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.multi_task import MultiTaskMetrics
 from core.run.components import Components
+from core.run.directory import RunDirectory
 from tests.support.toy import ALONE, ToyModel, dense, rows_reader
 
 
@@ -40,7 +41,8 @@ def test_checkpoints_are_kept_as_configured(tmp_path):
         "checkpoint_keep_best": best,
     }
     config = TrainingConfig.model_validate(options)
-    retention = configured_retention(components(tmp_path, **{name: getattr(config, name) for name in options}))
+    configured = components(tmp_path, **{name: getattr(config, name) for name in options})
+    retention = configured_retention(configured, RunDirectory(configured.config.training.save_dir))
     assert [step for step in range(1, 7) if retention.is_due(step)] == [2, 4, 6]
     metrics = MetricsFile(tmp_path / "run/metrics.jsonl")
     for step in range(2, 17, 2):
@@ -61,9 +63,8 @@ def test_checkpoints_are_kept_as_configured(tmp_path):
 def test_an_unknown_partition_or_metric_is_an_error_that_lists_the_known_ones(tmp_path, changes, facts):
     best = {"partition": "rows", "metric": "mean/auroc", "mode": "max"} | changes
     config = TrainingConfig.model_validate({"checkpoint_max_to_keep": 2, "checkpoint_keep_best": best})
+    configured = components(tmp_path, checkpoint_max_to_keep=2, checkpoint_keep_best=config.checkpoint_keep_best)
     with pytest.raises(ConfigError) as raised:
-        configured_retention(
-            components(tmp_path, checkpoint_max_to_keep=2, checkpoint_keep_best=config.checkpoint_keep_best)
-        )
+        configured_retention(configured, RunDirectory(configured.config.training.save_dir))
     for fact in facts:
         assert fact in str(raised.value)

@@ -1,4 +1,6 @@
+import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,8 @@ def test_one_process_of_a_kind_holds_the_lock_until_it_releases_it(tmp_path: Pat
     assert holder is not None
     other, nothing = locked(tmp_path)
     assert nothing is None
-    assert other.holder == first.holder == holder.strip()
+    assert other.holder == first.holder == f"process {os.getpid()} on {socket.gethostname()}"
+    assert holder.startswith(f"{first.holder}, ")
     assert locked(tmp_path, ".lock-of-another-kind")[1] is not None
     first.check_held()
     first.release()

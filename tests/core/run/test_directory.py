@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import UserError
 from core.run.directory import FollowerDirectory, RunDirectory
+from core.run.launch import Overwrite
 from tests.support.root import ROOT
 
 HOLDER = """
@@ -28,7 +29,7 @@ def claimed(path: Path) -> RunDirectory:
 
 
 def begin(directory: RunDirectory, config: str, *, is_resumed: bool = False, overwrite: bool = False) -> None:
-    directory.begin(config, is_resumed=is_resumed, overwrite=overwrite)
+    directory.begin(config, is_resumed, Overwrite(None, overwrite))
 
 
 def test_a_run_locks_its_directory_until_its_process_ends_even_by_a_kill(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_a_run_begins_with_its_resolved_configuration(tmp_path: Path) -> None:
     directory = claimed(tmp_path / "a" / "b")
     begin(directory, "training: {}\n")
     assert directory.config.read_text().endswith("\ntraining: {}\n")
-    assert not list(directory.path.glob("*.writing"))
+    assert names(directory.path) == [".lock", ".lock.holder", "checkpoints", "config.yaml"]
     directory.release()
     directory.release()  # a second call does nothing
     claimed(tmp_path / "a" / "b")  # a run's own config.yaml is accepted
@@ -104,7 +105,8 @@ def names(path: Path) -> list[str]:
 def test_overwriting_deletes_the_files_of_the_run_and_nothing_else(tmp_path: Path) -> None:
     directory = earlier_run(tmp_path)
     begin(directory, "now", overwrite=True)
-    assert names(tmp_path) == [".lock", ".lock-evaluator", "checkpoints", "config.yaml", "metrics.png", "notes.txt"]
+    locks = [".lock", ".lock-evaluator", ".lock-evaluator.holder", ".lock.holder"]
+    assert names(tmp_path) == [*locks, "checkpoints", "config.yaml", "metrics.png", "notes.txt"]
     assert names(tmp_path / "checkpoints") == ["notes.txt"]
     assert directory.config.read_text().endswith("now")
 

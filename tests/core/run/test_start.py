@@ -16,6 +16,7 @@ from core.checkpoints.configured_retention import configured_retention
 from core.custom_training_loop import train
 from core.run import start as start_module
 from core.run.components import TrainingComponents
+from core.run.directory import RunDirectory
 from core.run.start import FreshRun, Resume, Start, WarmStart, find_start
 from core.run.state import TrainingState
 from core.run.tensors import training_tensors
@@ -25,7 +26,9 @@ from tests.support.toy import ToyModel, toy_components
 
 
 def find(components: TrainingComponents) -> Start:
-    return find_start(components, configured_retention(components))
+    directory = RunDirectory(components.config.training.save_dir)
+    retention = configured_retention(components, directory)
+    return find_start(components, directory, retention, overwrites=components.overwrite_save_dir)
 
 
 def restore(components: TrainingComponents) -> tuple[type[Start], TrainingState]:

@@ -43,9 +43,8 @@ class FollowerDirectory(ClaimedDirectory):
           UserError: the directory is not writable, or another follower is running in it.
         """
         try:
+            check_files(self.path)
             claim = self.lock()
-            if claim is not None:
-                check_files(self.path)
         except OSError as error:
             raise self.not_writable(error) from error
         if claim is None:
@@ -87,6 +86,7 @@ class RunDirectory(ClaimedDirectory):
             )
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            missing = check_files(self.path)
             claim = self.lock()
         except OSError as error:
             raise self.not_writable(error) from error
@@ -100,7 +100,7 @@ class RunDirectory(ClaimedDirectory):
                 f"training.save_dir {self.path}: the config.yaml in it was not written by a run, and this run would "
                 "replace it; move it elsewhere or use a different save_dir"
             )
-        self._check_abilities()
+        self._check_abilities(missing)
         return claim
 
     def check_shared(self, claim: str) -> None:
@@ -166,11 +166,10 @@ class RunDirectory(ClaimedDirectory):
         finally:
             follower.release()
 
-    def _check_abilities(self) -> None:
-        """Check that the file systems of the directory can do what a run needs, and log what else they cannot do."""
+    def _check_abilities(self, missing: list[str]) -> None:
+        """Check that checkpoints can be written, and log what save_dir (`missing`) or checkpoints in it cannot do."""
         try:
-            missing = check_files(self.path)
-            missing += [ability for ability in check_files(self.checkpoints) if ability not in missing]
+            missing = list(dict.fromkeys([*missing, *check_files(self.checkpoints)]))
             check_directories(self.checkpoints)
         except OSError as error:
             raise self.not_writable(error) from error

@@ -5,16 +5,14 @@ A launch is one command of the user. torchrun, a scheduler or a container runtim
 
 import dataclasses
 import json
-import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
-from common.distributed.world import World
 from common.errors import UserError
 from common.files.durable import replace_file
-from common.process.identity import process_identity, torchrun_identity
+from common.process.identity import process_identity
 
 # Variables with the id of a job and with the number of its attempt, which is higher after a requeue.
 _SCHEDULERS = (("SLURM_JOB_ID", "SLURM_RESTART_COUNT"), ("AWS_BATCH_JOB_ID", "AWS_BATCH_JOB_ATTEMPT"))
@@ -38,18 +36,12 @@ class Launch:
     """Identity of the container's first process."""
 
     @classmethod
-    def current(cls, world: World) -> Self:
-        """Return the launch of this process. Collective."""
-        torchruns = {identity for identity in world.consensus.gather(torchrun_identity()) if identity is not None}
-        return cls.from_environment(os.environ, sorted(torchruns))
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str], torchruns: list[str]) -> Self:
+    def from_environment(cls, environment: Mapping[str, str], torchruns: Iterable[str | None]) -> Self:
         """Return the launch that environment variables describe.
 
         Args:
           environment: environment variables of rank 0.
-          torchruns: identities of the torchrun processes.
+          torchruns: identity of each rank's torchrun; None for a rank without.
         """
         run_id = environment.get("TORCHELASTIC_RUN_ID")
         job, attempt = None, 0
@@ -63,7 +55,7 @@ class Launch:
         )
         return cls(
             run_id=None if run_id in (None, "", "none") else run_id,
-            torchruns=torchruns,
+            torchruns=sorted({identity for identity in torchruns if identity is not None}),
             job=job,
             attempt=attempt,
             container=socket.gethostname() if is_container else None,
@@ -80,8 +72,9 @@ class Launch:
 
     def is_repeated_by(self, later: "Launch") -> bool:
         """Return whether torchrun has started `later` for the same command, or it has the same --rdzv-id."""
-        has_same_id = self.run_id is not None and self.run_id == later.run_id
-        return has_same_id or not set(self.torchruns).isdisjoint(later.torchruns)
+        if self.run_id is not None and later.run_id is not None:
+            return self.run_id == later.run_id
+        return not set(self.torchruns).isdisjoint(later.torchruns)
 
     def is_restarted_by(self, later: "Launch") -> bool:
         """Return whether `later` is the same job after a requeue, or the same container after a restart."""
@@ -92,7 +85,7 @@ class Launch:
 
 @dataclasses.dataclass(frozen=True)
 class Overwrite:
-    """Whether a run starts over in its save_dir."""
+    """Records whether a run starts over in its save_dir."""
 
     launch: Launch | None = None
     """This launch if its command has the option to start over, else None."""
@@ -131,7 +124,7 @@ class LaunchRecord:
         if not self._path.exists():
             return []
         try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            lines = self._path.read_text(encoding="utf-8").splitlines() or [""]
             return [Launch(**json.loads(line)) for line in lines]
         except (OSError, ValueError, TypeError) as error:
             raise UserError(

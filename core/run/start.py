@@ -2,12 +2,14 @@
 
 import contextlib
 import logging
+import os
 
 from common.checkpointing.directory import find_checkpoints
 from common.checkpointing.manifest import DamagedCheckpointError
 from common.checkpointing.reader import CheckpointReader, open_on_all_ranks
 from common.checkpointing.retention import CheckpointRetention
 from common.distributed.world import World
+from common.process.identity import torchrun_identity
 from common.process.paths import user_path
 from common.process.rerun import OVERWRITE
 from common.reader.order import Position
@@ -135,7 +137,7 @@ def find_overwrite(components: TrainingComponents, directory: RunDirectory) -> O
     if not components.overwrite_save_dir:
         return Overwrite()
     consensus = components.world.consensus
-    launch = Launch.current(components.world)
+    launch = Launch.from_environment(os.environ, consensus.gather(torchrun_identity()))
     if not consensus.broadcast_from_rank_zero(lambda: directory.has_started_over(launch)):
         return Overwrite(launch, is_due=True)
     logger.warning(

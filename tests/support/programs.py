@@ -23,13 +23,18 @@ def command(arguments: Sequence[str], processes: int, *options: str, module: str
     return [*launcher, *options, "-m", module, *arguments]
 
 
-@contextlib.contextmanager
 def started(
     arguments: Sequence[str], processes: int = 1, *options: str, module: str = RECAP
-) -> Iterator["subprocess.Popen[str]"]:
+) -> "contextlib.AbstractContextManager[subprocess.Popen[str]]":
     """Start the trainer and yield its process. Kill it and all its workers at the end."""
+    return started_command(command(arguments, processes, *options, module=module))
+
+
+@contextlib.contextmanager
+def started_command(words: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
+    """Start a command, such as torchrun with any options, like started()."""
     process = subprocess.Popen(
-        command(arguments, processes, *options, module=module),
+        words,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

@@ -136,3 +136,13 @@ def test_measurements_are_kept_while_the_directory_is_moved_away(path: Path, cap
     tracker.finish()
     assert steps(run / "metrics.jsonl") == [1, 2, 3]
     assert len(warnings(caplog)) == 2
+
+
+def test_nothing_is_written_to_a_file_that_belongs_to_another_process_by_now(path: Path) -> None:
+    is_ours = True
+    tracker = MetricsFileTracker(path, 0, lambda: is_ours)
+    tracker.log(train(1))
+    is_ours = False
+    tracker.log(train(2))
+    tracker.finish()
+    assert steps(path) == [1]

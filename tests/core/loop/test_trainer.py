@@ -382,3 +382,23 @@ def test_rotation_runs_once_more_after_the_last_evaluation(run: Run, monkeypatch
         10: 9.0,
     }
     assert complete_steps(run.checkpoints) == [8, 10]
+
+
+@pytest.mark.parametrize("at_log", [2, 3])
+def test_a_run_whose_directory_was_claimed_by_another_run_ends_and_writes_nothing_more(run: Run, at_log: int) -> None:
+    """As on another host, where locks of this one are not seen. Logs follow each second step, and a save step 4."""
+    logs: list[int] = []
+
+    def claim_at_log() -> dict[str, float]:
+        logs.append(2 * len(logs) + 2)
+        if len(logs) == at_log:
+            (run.directory / "run/.lock.holder").write_text("process 7 on another-host, 0123 another-host:7:1:2:3\n")
+        return {}
+
+    with pytest.raises(UserError, match="process 7 on another-host has claimed this directory since"):
+        run.train(extra_metrics=claim_at_log)
+    assert complete_steps(run.checkpoints) == ([4] if at_log == 3 else [])
+    assert [step for step, _, partition in run.measured() if partition is None] == logs[: at_log - 1]
+    assert max(logs) < 10, "it does not wait for the next save"
+    run.train()  # the directory is free again
+    assert run.measured()[-1][0] == 10

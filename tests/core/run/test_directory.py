@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -10,7 +11,9 @@ import pytest
 
 from common.errors import UserError
 from core.run.directory import FollowerDirectory, RunDirectory
-from core.run.launch import Overwrite
+from core.run.launch import Launch, Overwrite
+from tests.support.faults import forbidden
+from tests.support.preload import preloaded
 from tests.support.root import ROOT
 
 HOLDER = """
@@ -70,6 +73,17 @@ def test_a_config_yaml_of_the_user_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{tmp_path}.*config\.yaml .*not written by a run"):
         RunDirectory(str(tmp_path)).claim()
     assert (tmp_path / "config.yaml").read_text() == "# precious\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 900, b"\n"])
+def test_a_config_yaml_that_a_power_failure_emptied_is_replaced(tmp_path: Path, content: bytes) -> None:
+    directory = claimed(tmp_path)
+    begin(directory, "earlier")
+    directory.release()
+    directory.config.write_bytes(content)
+    directory = claimed(tmp_path)
+    begin(directory, "now", is_resumed=True)
+    assert directory.config.read_text().endswith("\nnow")
 
 
 def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,3 +222,118 @@ def test_a_file_in_place_of_the_directory_is_a_user_error(tmp_path: Path) -> Non
     (tmp_path / "run/checkpoints").write_text("")
     with pytest.raises(UserError, match=r"training\.save_dir .*/run: .*File exists"):
         claimed(tmp_path / "run")
+
+
+def test_checkpoints_on_another_disk_have_a_lock_of_their_own(tmp_path: Path) -> None:
+    """Otherwise, two runs whose checkpoints are links to one directory would delete each other's."""
+    (tmp_path / "big-disk").mkdir()
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoints").symlink_to(tmp_path / "big-disk")
+    first = claimed(tmp_path / "one")
+    with pytest.raises(UserError, match=rf"{tmp_path}/other: another run .*\(process {os.getpid()} on "):
+        claimed(tmp_path / "other")
+    assert first.may_write()
+    (tmp_path / "big-disk/.lock.holder").write_text("process 7 on another-host, 0123 another-host:7:1:2:3\n")
+    with pytest.raises(UserError, match=rf"^{tmp_path}/one/checkpoints: process 7 on another-host has claimed"):
+        first.check_held()
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_rank_with_another_disk_under_checkpoints_is_refused(tmp_path: Path, is_link: bool) -> None:
+    """On its machine, the link leads elsewhere, or there is a directory."""
+    for path in ("disk", "disk-of-another-machine", "run"):
+        (tmp_path / path).mkdir()
+    link = tmp_path / "run/checkpoints"
+    link.symlink_to(tmp_path / "disk")
+    directory = RunDirectory(str(tmp_path / "run"))
+    claim = directory.claim()
+    RunDirectory(str(tmp_path / "run")).check_shared(claim)
+    link.unlink()
+    if is_link:
+        link.symlink_to(tmp_path / "disk-of-another-machine")
+    else:
+        link.mkdir()
+    with pytest.raises(UserError, match="does not see what rank 0 wrote there"):
+        RunDirectory(str(tmp_path / "run")).check_shared(claim)
+
+
+def test_a_rank_that_cannot_write_checkpoints_is_refused(tmp_path: Path) -> None:
+    directory = RunDirectory(str(tmp_path))
+    claim = directory.claim()
+    with forbidden(directory.checkpoints), pytest.raises(UserError, match=rf"{tmp_path}: cannot write: Permission"):
+        RunDirectory(str(tmp_path)).check_shared(claim)
+
+
+def test_checkpoints_that_are_a_link_to_nothing_are_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "not-mounted")
+    with pytest.raises(UserError, match=rf"a link to {tmp_path}/not-mounted, which does not exist"):
+        RunDirectory(str(tmp_path)).claim()
+    assert names(tmp_path) == ["checkpoints"]
+
+
+CLAIM = """
+import logging, sys
+from common.errors import UserError
+from core.run.directory import FollowerDirectory, RunDirectory
+logging.basicConfig(format="%(message)s")
+for kind in (RunDirectory, FollowerDirectory):
+    try:
+        kind(sys.argv[1]).claim()
+        print("claimed")
+    except UserError as error:
+        print(error)
+"""
+
+
+def claim_with(directory: Path, faults: dict[str, int]) -> "subprocess.CompletedProcess[str]":
+    """Claim the directory for a run and then for a follower, with faults of its file system."""
+    command = [sys.executable, "-c", CLAIM, str(directory)]
+    environment = {**os.environ, **preloaded(faults, under=directory)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert not [path for path in directory.rglob("*") if "probe" in path.name]
+    return ended
+
+
+@pytest.mark.parametrize(
+    ("fault", "number", "ability"),
+    [
+        ("rename_directory", errno.EXDEV, "rename a directory (Invalid cross-device link)"),
+        ("rename_directory", errno.ENOSYS, "rename a directory (Function not implemented)"),
+        ("truncate", errno.ENOTSUP, "shorten a file (Operation not supported)"),
+        ("rename_file", errno.ENOSYS, "replace a file by renaming another one (Function not implemented)"),
+    ],
+)
+def test_a_file_system_that_cannot_do_what_a_run_needs_is_refused(
+    tmp_path: Path, fault: str, number: int, ability: str
+) -> None:
+    run, of_follower = claim_with(tmp_path, {fault: number}).stdout.splitlines()
+    where = f"training.save_dir {tmp_path}"
+    assert run == (
+        f"{where}: its file system cannot {ability}, which a run needs; use a directory on another file system"
+    )
+    assert of_follower == ("claimed" if fault == "rename_directory" else run), "a follower renames no directory"
+
+
+def test_what_a_run_can_do_without_is_one_warning(tmp_path: Path) -> None:
+    ended = claim_with(tmp_path, {"fsync_directory": errno.EINVAL})
+    assert ended.stdout == "claimed\n" * 2
+    assert ended.stderr.count("its file system cannot synchronize a directory to disk. After a power failure") == 1
+
+
+def test_a_launch_is_recorded_when_the_earlier_run_is_deleted(tmp_path: Path) -> None:
+    launch = Launch.from_environment({"TORCHELASTIC_RUN_ID": "a"}, [])
+    directory = earlier_run(tmp_path)
+    assert not directory.has_started_over(launch)
+    directory.begin("now", is_resumed=False, overwrite=Overwrite(launch, is_due=True))
+    assert RunDirectory(str(tmp_path)).has_started_over(launch)
+    assert names(directory.checkpoints) == ["notes.txt"]
+
+
+def test_a_checkpoint_that_the_run_would_delete_is_no_start(tmp_path: Path) -> None:
+    directory = earlier_run(tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run/checkpoints/5")
+    for path in (tmp_path / "run/checkpoints/5", tmp_path / "link"):
+        with pytest.raises(UserError, match=rf"^training\.initial_checkpoint_dir: {path} is in the save_dir"):
+            directory.check_not_deleted(path, "training.initial_checkpoint_dir")
+    directory.check_not_deleted(tmp_path / "other/checkpoints/5", "training.initial_checkpoint_dir")

@@ -17,7 +17,8 @@ from core.custom_training_loop import train
 from core.run import start as start_module
 from core.run.components import TrainingComponents
 from core.run.directory import RunDirectory
-from core.run.start import FreshRun, Resume, Start, WarmStart, find_start
+from core.run.launch import Overwrite
+from core.run.start import FreshRun, Resume, Start, WarmStart, find_overwrite, find_start
 from core.run.state import TrainingState
 from core.run.tensors import training_tensors
 from tests.support.faults import flip_a_bit
@@ -243,3 +244,28 @@ def test_no_rotation_deletes_the_checkpoint_until_the_start_is_closed(tmp_path: 
     with start:
         assert not delete_unless_held(checkpoint)
     assert delete_unless_held(checkpoint)
+
+
+def test_starting_over_acts_once_per_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+    components = trained(tmp_path, overwrite_save_dir=True)
+    directory = RunDirectory(components.config.training.save_dir)
+    due = find_overwrite(components, directory)  # trained() does not pass the option on
+    assert due.is_due
+    directory.begin("", is_resumed=False, overwrite=due)
+    assert not find_overwrite(components, directory).is_due
+    assert "--overwrite_save_dir has no effect: this launch (torchrun's id first" in caplog.text
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "second")
+    assert find_overwrite(components, directory).is_due
+    assert find_overwrite(toy_components(tmp_path), directory) == Overwrite()
+
+
+def test_a_run_that_starts_over_does_not_start_from_what_it_deletes(tmp_path: Path) -> None:
+    """A restart before its first checkpoint would find neither."""
+    trained(tmp_path)
+    for initial in ("run", "run/checkpoints/8"):
+        components = toy_components(tmp_path, overwrite_save_dir=True, initial_checkpoint_dir=str(tmp_path / initial))
+        with pytest.raises(UserError, match=r"training\.initial_checkpoint_dir: .*is in the save_dir of this run"):
+            find(components)

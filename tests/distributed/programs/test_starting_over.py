@@ -1,60 +1,64 @@
-"""Starts over with --overwrite_save_dir while a supervisor restarts processes, machines, jobs or containers."""
+"""Starts over with --overwrite_save_dir, and lets a supervisor repeat the command."""
 
 import os
 import re
 import signal
-from collections.abc import Mapping
+import sys
 from pathlib import Path
 
 import pytest
 
 from common.checkpointing.directory import complete_steps
-from tests.support.programs import TIMEOUT_IN_S, finish, started, wait_for_line, worker_pids
+from tests.support.programs import RECAP, TIMEOUT_IN_S, finish, started_command, wait_for_line, worker_pids
 from tests.support.runs import small_run
 
 pytestmark = pytest.mark.faults
 
-ENDLESS = ("training.num_train_steps=100000", "training.num_epochs=null", "training.eval_every_n=0")
+NO_EVALUATION = ("training.num_epochs=null", "training.eval_every_n=0")
 OVERWRITE = "--overwrite_save_dir"
-SHORT = ("training.num_train_steps=6", "training.num_epochs=null", "training.eval_every_n=0")
 
 
-def first_step(output: str) -> list[int]:
-    """Return the first step of each attempt."""
+def first_steps(output: str) -> list[int]:
+    """Return the first step of each attempt in the output."""
     return [int(step) for step in re.findall(r"steps (\d+) to", output)]
 
 
-def run(
-    arguments: list[str], *, processes: int = 1, options: tuple[str, ...] = (), env: Mapping[str, str]
-) -> list[int]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in env.items():
-            patch.setenv(name, value)
-        ended = finish(arguments, processes, *options)
-    assert ended.returncode == 0, ended.stderr
-    return first_step(ended.stderr)
-
-
-def launch(arguments: list[str], *options: str, module: str = RECAP) -> list[str]:
-    """Return the command of torchrun with one process and without --standalone, which would set an id."""
-    return [sys.executable, "-m", "torch.distributed.run", *options, "-m", module, *arguments]
-
-
+# Without an id, torchrun gives all launches the id "none", unless it is standalone.
 @pytest.mark.parametrize("options", [(), ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")])
 def test_a_restart_by_torchrun_continues(recap_data: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
-    """With a rendezvous of c10d and no id, the id of all launches is "none"."""
-    arguments = [*small_run(recap_data, tmp_path, *ENDLESS), OVERWRITE]
-    with started(arguments, 2, "--max-restarts", "1", *options) as launcher:
-        output = wait_for_line(launcher, "step 9 of")
-        wait_for_line(launcher, "saved .*checkpoints/12")
-        killed, other = worker_pids(launcher)
-        os.kill(killed, signal.SIGKILL)
-        output += wait_for_line(launcher, "saved .*checkpoints/20")
-        assert other not in worker_pids(launcher)
+    arguments = [*small_run(recap_data, tmp_path, "training.num_train_steps=100000", *NO_EVALUATION), OVERWRITE]
+    launcher_command = [sys.executable, "-m", "torch.distributed.run", *(options or ("--standalone",))]
+    command = [*launcher_command, "--nproc-per-node", "2", "--max-restarts", "1", "-m", RECAP, *arguments]
+    with started_command(command) as launcher:
+        output = wait_for_line(launcher, "saved .*checkpoints/12")
+        os.kill(worker_pids(launcher)[0], signal.SIGKILL)
+        output += wait_for_line(launcher, f"{OVERWRITE} has no effect: this launch")
+        output += wait_for_line(launcher, r"steps \d+ to")
+        wait_for_line(launcher, "saved ")
+        assert 12 in complete_steps(tmp_path / "checkpoints")
         os.kill(launcher.pid, signal.SIGTERM)
         _, stderr = launcher.communicate(timeout=TIMEOUT_IN_S)
-    assert first_step(output)[0] == 1
-    assert first_step(output)[1] >= 13
-    assert {4, 8, 12, 16, 20} <= set(complete_steps(tmp_path / "checkpoints"))
-    stopped = next(line for line in stderr.splitlines() if "stopped by SIGTERM" in line)
-    assert f"run the same command without {OVERWRITE} to continue" in stopped
+    fresh, resumed = first_steps(output)
+    assert fresh == 1
+    assert resumed >= 13
+    assert re.search(
+        rf"stopped by SIGTERM after step \d+; run the same command without {OVERWRITE} to continue", stderr
+    )
+
+
+def test_a_requeued_job_continues_and_the_next_command_in_it_starts_over(
+    recap_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+
+    def run(last_step: int) -> int:
+        options = (f"training.num_train_steps={last_step}", *NO_EVALUATION)
+        ended = finish([*small_run(recap_data, tmp_path, *options), OVERWRITE])
+        assert ended.returncode == 0, ended.stderr
+        (step,) = first_steps(ended.stderr)
+        return step
+
+    assert run(6) == 1
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run(8) == 7
+    assert run(4) == 1

@@ -386,7 +386,7 @@ def test_rotation_runs_once_more_after_the_last_evaluation(run: Run, monkeypatch
 
 @pytest.mark.parametrize("at_log", [2, 3])
 def test_a_run_whose_directory_was_claimed_by_another_run_ends_and_writes_nothing_more(run: Run, at_log: int) -> None:
-    """As on another host, where locks of this one are not seen. Logs follow each second step, and a save step 4."""
+    """A log follows each second step, and a save follows step 4."""
     logs: list[int] = []
 
     def claim_at_log() -> dict[str, float]:

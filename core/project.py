@@ -112,7 +112,10 @@ def run_project(project: Project[C, D], command: Command[C]) -> int:
     )
     advice = how_to_continue()
     # The training loop describes more precisely what it is doing.
-    with world_of_command as world, report_lost_rank(world, lambda: "starting or ending", directory.checkpoints, advice):
+    with (
+        world_of_command as world,
+        report_lost_rank(world, lambda: "starting or ending", directory.checkpoints, advice),
+    ):
         with report_lost_rank(world, lambda: "building the model", directory.checkpoints, advice):
             _check_ranks(project, command, data, world)
             job = project.build(config, data, world)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from common.process.paths import user_path
 from common.reader.column import Column, checked_values, stored_dtype
 from common.reader.files import READ_ERRORS, DataError
-from common.reader.parquet_file import create_parquet, open_parquet
+from common.reader.parquet_file import check_columns_fit, create_parquet, open_parquet
 from common.reader.vectors import vector_array, vector_field
 
 _ROW_GROUP_BYTES = 8 * 2**20
@@ -182,6 +182,7 @@ class EmbeddingFile:
         """
         try:
             with open_parquet(self.path) as file:
+                check_columns_fit(self.path, file, ["entity"])
                 column = file.read(columns=["entity"]).column(0)
             column = column.cast(_wide_type(column.type))
         except READ_ERRORS as error:

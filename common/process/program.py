@@ -22,6 +22,7 @@ from common.process.environment import (
     separate_processes_warning,
     world_size_from_env,
 )
+from common.process.memory import allocation_failure, free_memory
 from common.process.rerun import what_the_same_command_does
 from common.process.standard_streams import protect_standard_streams
 
@@ -49,6 +50,7 @@ def run(main: Callable[[], int], after_interrupt: str | None = None) -> NoReturn
     - RendezvousError: 2. Each rank that cannot reach the others prints its own message.
     - KeyboardInterrupt: 130, with one message.
     - RankFailedError, and LostRankError: 1, with one message per rank.
+    - An exception because memory ran out: 2, with one message of each rank on which it did.
     - Any other exception: 1, with its traceback.
 
     Args:
@@ -78,9 +80,13 @@ def run(main: Callable[[], int], after_interrupt: str | None = None) -> NoReturn
             _print(f"interrupted; the same command {after_interrupt or what_the_same_command_does()}")
         status = 128 + signal.SIGINT
         _exit_immediately(status)
-    except Exception:
-        traceback.print_exc()
-        status = 1
+    except Exception as error:
+        if (failure := allocation_failure(error)) is not None:
+            _print(f"error{_of_rank()}: {_out_of_memory(failure)}")
+            status = USER_ERROR_STATUS
+        else:
+            traceback.print_exc()
+            status = 1
         _exit_immediately(status)
     sys.exit(status)
 
@@ -91,6 +97,23 @@ def _message_of_rank(error: Exception) -> str:
     if isinstance(error, LostRankError):
         return f"{type(error).__name__}: {error}"  # the message begins with the rank
     return f"error: {error}" if rank == 0 and isinstance(error, UserError) else f"error on rank {rank}: {error}"
+
+
+def _out_of_memory(error: BaseException) -> str:
+    """Return a message with the place where memory ran out and the limit that applies."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" in {frames[-1].name} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = free_memory().reason
+    return (
+        f"out of memory{place}: {problem}. {reason[0].upper()}{reason[1:]}. Raise the limit, or make the batches, "
+        "the model or the data smaller"
+    )
+
+
+def _of_rank() -> str:
+    rank, size = _place()
+    return f" on rank {rank}" if size > 1 else ""
 
 
 def _place() -> tuple[int, int]:

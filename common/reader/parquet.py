@@ -134,9 +134,15 @@ class ParquetTable:
         return len(self._paths)
 
     @property
+    def is_cached(self) -> bool:
+        """True if decoded row groups are kept in memory."""
+        return self._cache is not None
+
+    @property
     def bytes_per_row(self) -> int:
-        """Bytes of a decoded row, before `prepare`."""
-        return sum(self._dtypes[key].itemsize * (column.num_read or 1) for key, column in self.columns.items())
+        """Bytes of a decoded row, before `prepare`. Columns that read parts of one vector share all of its values."""
+        widths = {column.name: self._dtypes[key].itemsize * (column.width or 1) for key, column in self.columns.items()}
+        return sum(widths.values())
 
     def decode(self, group: int) -> RowGroup:
         """Decode one row group.

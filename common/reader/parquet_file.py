@@ -1,11 +1,15 @@
 """Opens and creates Parquet files. Checksums of pages make a damaged page an error instead of other values."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from common.process.memory import memory_shortage
+from common.reader.files import DataError
 
 
 def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
@@ -16,6 +20,23 @@ def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.Parq
       metadata: its footer, if it was already read.
     """
     return pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True)
+
+
+def check_columns_fit(path: Path, file: pq.ParquetFile, columns: Sequence[str]) -> None:
+    """Raise DataError if memory does not suffice to hold whole columns and a copy of them.
+
+    Args:
+      path: path of the file, for the message.
+      file: the open file.
+      columns: names of columns without nested values.
+    """
+    metadata = file.metadata
+    needed = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        chunks = map(group.column, range(group.num_columns))
+        needed += 2 * sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+    if shortage := memory_shortage(needed):
+        raise DataError(f"{path}: holding the columns {', '.join(columns)} {shortage}")
 
 
 def create_parquet(path: Path, schema: pa.Schema, **options: Any) -> pq.ParquetWriter:

@@ -133,6 +133,31 @@ class BatchReader(Generic[B]):
         """Number of full global batches in an epoch of training."""
         return self.table.num_rows // self._rows_per_batch
 
+    @property
+    def decoded_bytes(self) -> int:
+        """Largest number of bytes of decoded rows held at once: all with a cache, otherwise two spans per lane.
+
+        Includes the buffers of the threads that decode.
+        """
+        rows = self.table.rows_per_group
+        num_rows = self.table.num_rows
+        if not self.table.is_cached:
+            spans = 2 * len(self._own_lanes)
+            if (window := self._prefetch.shuffle_window) > 1:
+                num_rows = min(num_rows, spans * (window + int(rows.max())))
+            else:  # the largest row groups
+                num_rows = int(np.sort(rows)[-spans:].sum())
+        num_rows += 3 * self._prefetch.decode_threads * int(rows.max())
+        return num_rows * self.table.bytes_per_row
+
+    @property
+    def batch_bytes(self) -> int:
+        """Largest number of bytes of batches held at once: those prefetched, the next and the current one."""
+        rows = len(self._own_lanes) * self._slots_per_lane
+        columns = self.table.columns.values()
+        bytes_per_row = sum((column.num_kept or 1) * column.batch_dtype.itemsize for column in columns)
+        return (self.prefetch_batches + 2) * rows * bytes_per_row
+
     def check_trainable(self) -> None:
         """Raise DataError if there are fewer rows than one global batch."""
         if self.batches_per_epoch == 0:

@@ -8,6 +8,20 @@ import torch.distributed as dist
 from core.metrics.scores import ScoreDistribution
 
 
+def exact_bytes(examples: int, tasks: int, groups: int, world_size: int) -> int:
+    """Return the bytes that exact metrics need on each rank, at the end of an evaluation.
+
+    Args:
+      examples: number of examples that all ranks together evaluate.
+      tasks: number of tasks.
+      groups: number of groups of examples: one, and one for each stratum.
+      world_size: number of ranks.
+    """
+    values = examples * tasks * (2 + groups)
+    # float32 and a float64 copy of the own examples and, with several ranks, two float64 copies of all.
+    return 12 * values // world_size + (16 * values if world_size > 1 else 0)
+
+
 class KeptScores:
     """Keeps every prediction with its label and weights.
 

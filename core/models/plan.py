@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from common.modules.embedding.config import EmbeddingBagConfig
 from common.modules.keys import module_key
 from common.process.environment import local_world_size_from_env
-from common.process.memory import memory_limit_in_bytes
+from common.process.memory import format_bytes, free_memory
 
 if TYPE_CHECKING:
     from torchrec.distributed.types import ShardingPlan
@@ -138,7 +138,7 @@ def _planned(
     from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, Topology
 
     local_world_size = local_world_size_from_env()
-    memory = memory_limit_in_bytes() // local_world_size
+    memory = free_memory(local_world_size)
     on_gpu = world.device.type == "cuda"
     video_memory = torch.cuda.get_device_properties(world.device).total_memory if on_gpu else 0
     planner = EmbeddingShardingPlanner(
@@ -146,7 +146,7 @@ def _planned(
             world_size=world.size,
             local_world_size=local_world_size,
             compute_device=world.device.type,
-            ddr_cap=memory,
+            ddr_cap=memory.num_bytes,
             hbm_cap=video_memory,
         ),
         storage_reservation=FixedPercentageStorageReservation(0.15),
@@ -165,22 +165,23 @@ def _planned(
     try:
         return planner.plan(model, [EmbeddingCollectionSharder()])
     except PlannerError as error:
-        requested = ", ".join(f"{table.name}: {table.sharding or 'any'}, {_gib(_size(table))}" for table in tables)
+        requested = ", ".join(
+            f"{table.name}: {table.sharding or 'any'}, {format_bytes(_size(table))}" for table in tables
+        )
+        limit = f"{format_bytes(memory.num_bytes)}; {memory.reason}"
+        if on_gpu:
+            limit = f"{format_bytes(video_memory)} on its GPU"
         cause = str(error).strip().splitlines()[0].strip()
         raise ConfigError(
             f"{key_path}: cannot shard the tables over {world.size} process(es) ({requested}, without optimizer "
-            f"states; each process has {_gib(video_memory if on_gpu else memory)}): {cause} Lower num_embeddings "
-            "or embedding_dim, or use more processes or machines"
+            f"states; each process can use {limit}): {cause} Lower num_embeddings or embedding_dim, or use more "
+            "processes or machines"
         ) from error
 
 
 def _size(table: EmbeddingBagConfig) -> int:
     """Return the size of a table's weights in bytes."""
     return table.num_embeddings * table.embedding_dim * (2 if table.data_type == "fp16" else 4)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.1f} GiB"
 
 
 def log_plan(plan: "ShardingPlan", tables: Sequence[EmbeddingBagConfig]) -> None:

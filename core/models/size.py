@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from common.errors import ConfigError
-from common.process.environment import local_world_size_from_env
-from common.process.memory import memory_limit_in_bytes
+from common.process.memory import memory_shortage
 
 # Number of the largest weights that the message lists.
 _NUM_LISTED = 3
@@ -25,21 +24,14 @@ def check_size(build: Callable[[], nn.Module], key_path: str) -> None:
     """
     with torch.device("meta"):
         weights = dict(build().named_parameters())
-    processes = local_world_size_from_env()
     count = sum(weight.numel() for weight in weights.values())
     copies = 1 if torch.cuda.is_available() else 2  # on a GPU, gradients are not in this memory
-    needed = processes * copies * sum(weight.nbytes for weight in weights.values())
-    available = memory_limit_in_bytes()
-    if needed <= available:
+    shortage = memory_shortage(copies * sum(weight.nbytes for weight in weights.values()))
+    if shortage is None:
         return
     largest = sorted(weights.items(), key=lambda item: item[1].nbytes, reverse=True)[:_NUM_LISTED]
     listed = ", ".join(f"{name} {list(weight.shape)}" for name, weight in largest)
     raise ConfigError(
-        f"{key_path} has {count:,} parameters, which need {_gib(needed)} for weights{' and gradients' * (copies > 1)} "
-        f"in {processes} process(es), but this machine or container has {_gib(available)}. The largest are {listed}. "
-        "Configure smaller layers"
+        f"{key_path} has {count:,} parameters. Holding weights{' and gradients' * (copies > 1)} {shortage}. The "
+        f"largest are {listed}. Configure smaller layers"
     )
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:,.1f} GiB"

@@ -13,6 +13,7 @@ import numpy as np
 from common.distributed.world import World
 from common.numerics import seed_initial_weights
 from common.process.environment import world_size_from_env
+from common.reader.footprint import check_memory
 from common.reader.parquet import ParquetTable
 from common.reader.reader import BatchReader
 from core.metrics.evaluation_set import EvaluationSet
@@ -83,6 +84,8 @@ def _open_data(config: TwhinConfig) -> _Data:
         check_vocabulary(table_config)
         if table_config.vocab is not None:
             vocabularies[table_config.name] = vocabulary_digest(Path(table_config.vocab))
+    world_size = world_size_from_env()
+    check_memory({key_path: dataset.reader(0, world_size) for key_path, dataset in datasets.items()})
     check_size(lambda: EdgeScorer(config.model, relations), "model")
     return _Data(relations, datasets, open_known_edges(config.metrics.known_edges, relations), vocabularies)
 

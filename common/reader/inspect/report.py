@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import tabulate
 
+from common.process.memory import format_bytes
 from common.reader.inspect.column_statistics import ColumnStatistics
 from common.reader.inspect.inspection import Findings, InspectedColumn, Inspection
 
@@ -52,8 +53,8 @@ def _sizes(inspection: Inspection) -> str:
         return head
     measures: dict[str, tuple[list[int], Callable[[float], str]]] = {
         "rows": ([group.rows for group in groups], lambda rows: f"{rows:,.0f}"),
-        "stored": ([group.stored for group in groups], _bytes),
-        "decoded": ([group.decoded for group in groups], _bytes),
+        "stored": ([group.stored for group in groups], format_bytes),
+        "decoded": ([group.decoded for group in groups], format_bytes),
     }
     rows = [
         [name, shown(min(values)), shown(statistics.median(values)), shown(max(values)), shown(sum(values))]
@@ -118,14 +119,6 @@ def _percent(share: float) -> str:
     if share in (0.0, 1.0):
         return f"{share:.0%}"
     return "<0.1%" if share < 0.001 else ">99.9%" if share > 0.999 else f"{share:.1%}"
-
-
-def _bytes(count: float) -> str:
-    unit, name = next((unit, name) for unit, name in _UNITS if count >= unit or unit == 1)
-    return f"{count:,.0f} {name}" if unit == 1 else f"{count / unit:,.1f} {name}"
-
-
-_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 
 
 def _table(headers: list[str], rows: list[list[str]], num_words: int = 1) -> str:

@@ -8,7 +8,10 @@ import tabulate
 import torch
 
 from common.errors import ConfigError
+from common.process.environment import world_size_from_env
+from common.process.memory import memory_shortage
 from common.tracking.measurement import Measurement
+from core.metrics.exact import exact_bytes
 from core.metrics.interface import Metrics
 from core.metrics.multi_task import MultiTaskMetrics
 from projects.home.recap.config import RecapConfig
@@ -36,6 +39,29 @@ def check_strata(stratifiers: Sequence[StratifierConfig], widths: FeatureWidths)
                 f"{widths.discrete or 'no'} discrete features. Check seg_dense_schema in train_data and "
                 "validation_data"
             )
+
+
+def check_exact_metrics(config: RecapConfig, dataset: RecapDataset, key_path: str) -> None:
+    """Check that every process can hold the predictions for a data set, from which exact metrics are computed.
+
+    Args:
+      config: configuration of the run.
+      dataset: data set to evaluate.
+      key_path: its key path in the configuration, for the message.
+
+    Raises:
+      ConfigError: there is too little memory.
+    """
+    examples = dataset.table.num_rows
+    if (num_steps := config.training.num_eval_steps) > 0:
+        examples = min(examples, num_steps * config.data_sets()[key_path].global_batch_size)
+    tasks = len(dataset.evaluation_tasks or config.model.tasks)
+    groups = 1 + len(config.model.stratifiers or ())
+    if shortage := memory_shortage(exact_bytes(examples, tasks, groups, world_size_from_env())):
+        raise ConfigError(
+            f"metrics.exact: keeping the predictions for {examples:,} examples of {key_path} {shortage}. Set exact to "
+            "false, or evaluate fewer examples"
+        )
 
 
 def evaluation_set_metrics(config: RecapConfig, dataset: RecapDataset) -> Callable[[torch.device], Metrics]:

@@ -12,6 +12,7 @@ from common.errors import ConfigError
 from common.numerics import seed_initial_weights
 from common.optimizers.learning_rate import ParameterGroupScheduler
 from common.process.environment import world_size_from_env
+from common.reader.footprint import check_memory
 from common.reader.reader import BatchReader
 from core.metrics.evaluation_set import EvaluationSet
 from core.models.size import check_size
@@ -19,7 +20,7 @@ from core.project import Job, Project
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.dataset import RecapDataset, check_batching
-from projects.home.recap.metrics import check_strata, evaluation_set_metrics, metrics_table
+from projects.home.recap.metrics import check_exact_metrics, check_strata, evaluation_set_metrics, metrics_table
 from projects.home.recap.model.heavy_ranker import HeavyRanker
 from projects.home.recap.model.model_and_loss import ModelAndLoss
 from projects.home.recap.model.small_embeddings import check_table_indices, smallest_table_sizes
@@ -56,8 +57,12 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
         dataset.check_same_features(datasets[_TRAIN], key_path)
         table = dataset.table
         logger.info("%s: %s rows in %d file(s), %s", key_path, f"{table.num_rows:,}", table.num_files, table.inputs)
+        if config.metrics.exact and key_path != _TRAIN:
+            check_exact_metrics(config, dataset, key_path)
     check_strata(config.model.stratifiers or (), datasets[_TRAIN].widths)
     train = datasets[_TRAIN]
+    world_size = world_size_from_env()
+    check_memory({key_path: dataset.reader(0, world_size) for key_path, dataset in datasets.items()})
     check_size(lambda: HeavyRanker(config.model, train.widths, train.calibration_rates), "model")
     return datasets
 

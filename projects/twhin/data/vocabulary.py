@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from common.process.paths import user_path
 from common.reader.files import READ_ERRORS, DataError
-from common.reader.parquet_file import create_parquet, open_parquet
+from common.reader.parquet_file import check_columns_fit, create_parquet, open_parquet
 
 
 def write_vocabulary(path: Path, entities: pa.Array) -> None:
@@ -43,6 +43,7 @@ def read_vocabulary(path: Path) -> pa.Array:
     """
     try:
         with open_parquet(user_path(path)) as file:
+            check_columns_fit(path, file, ["entity", "index"])
             table = file.read(columns=["entity", "index"])
     except READ_ERRORS as error:
         raise DataError(f"{path}: cannot read this file as a vocabulary: {error}") from error

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from common.errors import ConfigError
 from common.modules.embedding.tables import Lookup
+from common.process.memory import memory_shortage
 from projects.twhin.data.batch import EdgeBatch
 from projects.twhin.data.relations import SIDES, Segment, Side
 from projects.twhin.model.config import RankingConfig, TwhinModelConfig
@@ -40,12 +42,21 @@ class Candidates:
           config: number of candidates.
           model: tables of the model.
           seed: seed of the samples.
+
+        Raises:
+          ConfigError: there is too little memory for the samples.
         """
         self.embedding_dim = {name: table.embedding_dim for name, table in model.tables.items()}
         self._num_embeddings = {name: table.num_embeddings for name, table in model.tables.items()}
         self._samples: dict[str, torch.Tensor] = {}
         for table, rows in self._num_embeddings.items():
             if config.candidates is not None and config.candidates < rows:
+                # numpy draws large samples from an array of all rows.
+                if shortage := memory_shortage(8 * (rows if config.candidates > rows // 50 else config.candidates)):
+                    raise ConfigError(
+                        f"metrics.candidates: drawing {config.candidates:,} of the {rows:,} rows of table {table} "
+                        f"{shortage}. Use fewer candidates"
+                    )
                 generator = np.random.default_rng([seed, zlib.crc32(table.encode())])
                 drawn = generator.choice(rows, config.candidates, replace=False, shuffle=False)
                 self._samples[table] = torch.from_numpy(np.sort(drawn))

@@ -6,7 +6,9 @@ import torch
 from numpy.typing import NDArray
 
 from common.checkpointing.reader import CheckpointReader
+from common.errors import UserError
 from common.modules.keys import module_key, name_of_key
+from common.process.memory import memory_shortage
 
 _TABLES = "model.tables.embeddings."
 _OPERATORS = "model.scorer.operators."
@@ -37,7 +39,10 @@ def read_table(checkpoint: CheckpointReader, table: str, size: tuple[int, int]) 
     Raises:
       NoCheckpointError: the checkpoint was removed.
       DamagedCheckpointError: the checkpoint is damaged.
+      UserError: there is too little memory for the table.
     """
+    if shortage := memory_shortage(4 * size[0] * size[1]):
+        raise UserError(f"{checkpoint.path}: table {table}: holding {size[0]:,} rows of {size[1]} numbers {shortage}")
     values = torch.empty(size)
     checkpoint.load({module_key(table) + _WEIGHT: values}, _TABLES)
     return values.numpy()

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from common.errors import UserError
+from common.process.memory import memory_shortage
 from common.reader.files import READ_ERRORS, DataError
 from common.reader.parquet_file import open_parquet
 from projects.twhin.data.vocabulary import write_vocabulary
@@ -81,9 +82,19 @@ class RowAssigner:
         self.num_rows = 0
 
     def assign(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the rows of indices [edges], which must be 0 to 2^31 - 1. New indices get the next rows."""
+        """Return the rows of indices [edges], which must be 0 to 2^31 - 1. New indices get the next rows.
+
+        Raises:
+          DataError: there is too little memory for a table of all indices.
+        """
         if len(indices) and (largest := int(indices.max())) >= len(self._row_of):
-            grown = np.full(max(largest + 1, 2 * len(self._row_of)), -1, np.int32)
+            num_indices = max(largest + 1, 2 * len(self._row_of))
+            if shortage := memory_shortage(4 * num_indices):
+                raise DataError(
+                    f"found the index {largest}: a table of all indices up to it {shortage}. Number the entities "
+                    "without gaps, or write triples and use `prepare triples`"
+                )
+            grown = np.full(num_indices, -1, np.int32)
             grown[: len(self._row_of)] = self._row_of
             self._row_of = grown
         new, first = np.unique(indices[self._row_of[indices] < 0], return_index=True)

@@ -1,9 +1,13 @@
 import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from common.process.memory import memory_limit_in_bytes
+from common.process.memory import allocation_failure, format_bytes, free_memory, memory_shortage
+from tests.support.root import ROOT
 
 PHYSICAL_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 V2_MEMBERSHIP = "0::/pods/one"
@@ -37,12 +41,105 @@ def test_the_lowest_limit_of_the_group_and_its_parents_applies(
 ) -> None:
     write(tmp_path, {"proc/self/cgroup": membership})
     write(tmp_path / "sys/fs/cgroup", files)
-    assert memory_limit_in_bytes(tmp_path) == limit
+    assert free_memory(root=tmp_path).num_bytes == limit
 
 
 def test_without_control_groups_the_limit_is_the_physical_memory(tmp_path: Path) -> None:
-    assert memory_limit_in_bytes(tmp_path) == PHYSICAL_MEMORY
+    assert free_memory(root=tmp_path).num_bytes == PHYSICAL_MEMORY
 
 
-def test_the_limit_of_this_machine_is_at_most_its_physical_memory() -> None:
-    assert 0 < memory_limit_in_bytes() <= PHYSICAL_MEMORY
+def test_memory_of_this_machine_is_at_most_its_physical_memory() -> None:
+    assert 0 < free_memory().num_bytes < PHYSICAL_MEMORY
+
+
+V2_USE = {"memory.max": 1000, "memory.current": 700, "memory.stat": "anon 500\nactive_file 80\ninactive_file 120"}
+V1_USE = {
+    "memory.limit_in_bytes": 1000,
+    "memory.usage_in_bytes": 700,
+    "memory.stat": "active_file 1\ninactive_file 1\ntotal_active_file 80\ntotal_inactive_file 120",
+}
+
+
+@pytest.mark.parametrize(
+    ("membership", "folder", "use"), [(V2_MEMBERSHIP, "pods", V2_USE), (V1_MEMBERSHIP, "memory/pods", V1_USE)]
+)
+def test_what_is_in_use_counts_except_for_caches_of_files(
+    tmp_path: Path, membership: str, folder: str, use: dict[str, str | int]
+) -> None:
+    write(tmp_path, {"proc/self/cgroup": membership})
+    write(tmp_path / "sys/fs/cgroup" / folder, use)
+    free = free_memory(root=tmp_path)
+    assert free == (500, "this container has 1,000 B, of which 500 B are in use")
+    assert free_memory(processes=3, root=tmp_path).num_bytes == 500 // 3
+    # The group itself has a higher limit, but less of it is free.
+    write(tmp_path / "sys/fs/cgroup" / folder / "one", use)
+    name = "memory.current" if "memory.max" in use else "memory.usage_in_bytes"
+    write(tmp_path / "sys/fs/cgroup" / folder / "one", {name: 1100})
+    assert free_memory(root=tmp_path).num_bytes == 100
+    write(tmp_path / "sys/fs/cgroup" / folder / "one", {name: 5000})
+    assert free_memory(root=tmp_path).num_bytes == 0
+
+
+def test_memory_that_other_programs_use_is_not_free(tmp_path: Path) -> None:
+    write(tmp_path, {"proc/meminfo": "MemTotal:  99 kB\nMemFree:  1 kB\nMemAvailable:  3 kB"})
+    free = free_memory(root=tmp_path)
+    assert free.num_bytes == 3072
+    assert free.reason.startswith("this machine has ")
+
+
+SHOW = "from common.process.memory import free_memory; print(*free_memory(8), sep=';')"
+
+
+@pytest.mark.parametrize(
+    ("number", "limit", "name"),
+    [
+        (resource.RLIMIT_AS, 300 * 2**20, "the address space of this process (ulimit -v) has 300.0 MiB"),
+        (resource.RLIMIT_DATA, 200 * 2**20, "the data of this process (ulimit -d) has 200.0 MiB"),
+    ],
+)
+def test_limits_of_the_process_are_not_shared(number: int, limit: int, name: str) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", SHOW],
+        cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(number, (limit, limit)),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    free, reason = process.stdout.strip().split(";")
+    assert reason.startswith(name)
+    # The interpreter uses some of it. Eight processes do not divide it.
+    assert limit - 150 * 2**20 < int(free) < limit - 2**20
+
+
+def test_shortage_names_the_processes_and_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory_shortage(2**20) is None
+    shortage = memory_shortage(2 * PHYSICAL_MEMORY)
+    assert shortage is not None
+    assert shortage.startswith(f"needs {format_bytes(2 * PHYSICAL_MEMORY)}, but this ")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    shortage = memory_shortage(PHYSICAL_MEMORY // 3)
+    assert shortage is not None
+    assert f"needs {format_bytes(PHYSICAL_MEMORY // 3)} in each of the 4 processes on this machine, but" in shortage
+    assert memory_shortage(2**20) is None
+    assert memory_shortage(PHYSICAL_MEMORY // 3, processes=1) == memory_shortage(PHYSICAL_MEMORY // 3, 1)
+
+
+def test_failures_to_allocate_are_recognized_in_causes() -> None:
+    memory = MemoryError("Unable to allocate 8.00 GiB")
+    error = ValueError("cannot read")
+    assert allocation_failure(error) is None
+    error.__cause__ = memory
+    assert allocation_failure(error) is memory
+    torch_error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+    assert allocation_failure(torch_error) is torch_error
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1,023 B"), (1024, "1.0 KiB"), (3 * 2**19, "1.5 MiB"), (2**40, "1,024.0 GiB")],
+)
+def test_format_bytes(count: int, text: str) -> None:
+    assert format_bytes(count) == text

@@ -44,6 +44,25 @@ def test_an_unexpected_exception_keeps_its_traceback():
     assert process.stderr.endswith("KeyError: 'a bug'\n")
 
 
+@pytest.mark.parametrize(
+    ("statement", "problem"),
+    [
+        ("np.zeros(2**45)", "Unable to allocate 256. TiB for an array"),
+        ("pa.allocate_buffer(2**45)", "malloc of size 35184372088832 failed"),
+        ("[threading.Thread(target=time.sleep, args=(9,), daemon=True).start() for _ in range(99)]", "can't start new"),
+    ],
+)
+def test_running_out_of_memory_is_one_message_and_status_2(statement, problem):
+    imports = "import resource, threading, time, numpy as np, pyarrow as pa"
+    limit = "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))"
+    process = run_main(f"{imports}; {limit}; {statement}")
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: out of memory in ")
+    assert problem in process.stderr
+    assert ". The address space of this process (ulimit -v) has 1.0 GiB, of which " in process.stderr
+    assert process.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("status", [0, 1])
 def test_the_exit_status_is_the_one_that_main_returns(status, capsys):
     assert status_of(lambda: status) == status

@@ -8,8 +8,6 @@ import torch
 from numpy.typing import NDArray
 
 from common.errors import ConfigError
-from common.process.environment import local_world_size_from_env
-from common.process.memory import memory_limit_in_bytes
 from common.reader.column import Column
 from common.reader.order import check_lanes
 from common.reader.parquet import ParquetTable
@@ -93,8 +91,6 @@ class RecapDataset:
         weight_rates, calibration_rates = (rates, no_sampling) if weighted else (no_sampling, rates)
         table = ParquetTable(find_files(config, key_path), columns, prepare=preparation, cache=config.cache)
         columns_by_name.check_unambiguous(table.column_names, table.inputs)
-        if config.cache:
-            _check_memory(table, key_path)
         return cls(table, features, calibration_rates, _MakeBatch(weight_rates), sampling, config)
 
     def reader(self, rank: int, world_size: int) -> BatchReader[RecapBatch]:
@@ -163,17 +159,6 @@ def _column(feature: Feature, num_ids: Mapping[int, int] | None) -> Column:
     if feature.positions is not None:
         keep = np.array(feature.positions, np.intp)
     return Column(feature.column, feature.dtype, feature.width, keep, narrow=feature.narrow, num_ids=num_ids)
-
-
-def _check_memory(table: ParquetTable, key_path: str) -> None:
-    """Raise ConfigError if the decoded rows do not fit into this machine's memory."""
-    needed = table.num_rows * table.bytes_per_row * local_world_size_from_env()
-    memory = memory_limit_in_bytes()
-    if needed > memory:
-        raise ConfigError(
-            f"{key_path}.cache: {table.num_rows} decoded rows take {needed / 2**30:.1f} GiB over all processes of "
-            f"this machine, which has {memory / 2**30:.1f} GiB. Set cache to false"
-        )
 
 
 class _MakeBatch:

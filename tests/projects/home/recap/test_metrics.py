@@ -1,10 +1,16 @@
+from pathlib import Path
+
 import pytest
 
 from common.errors import ConfigError
 from common.tracking.measurement import Measurement
+from core.config import load_config_from_yaml
+from projects.home.recap.config import RecapConfig
+from projects.home.recap.data.dataset import RecapDataset
 from projects.home.recap.data.schema import FeatureWidths
-from projects.home.recap.metrics import check_strata, metrics_table
+from projects.home.recap.metrics import check_exact_metrics, check_strata, metrics_table
 from projects.home.recap.model.config import StratifierConfig
+from tests.support.runs import small_run
 
 
 def test_the_table_has_a_row_per_task_and_a_dash_for_a_missing_metric() -> None:
@@ -65,3 +71,23 @@ def test_a_stratum_of_a_feature_that_the_data_lacks_is_an_error(index: int, widt
     with pytest.raises(ConfigError, match=rf"model.stratifiers\[\d\].index is {index}\b.*{found}"):
         check_strata(strata, FeatureWidths(48, 16, {}, width))
     check_strata(strata, FeatureWidths(48, 16, {}, index + 1))
+
+
+@pytest.mark.parametrize("num_eval_steps", [-1, 2])
+def test_exact_metrics_that_do_not_fit_into_memory_are_refused(
+    recap_data: Path, tmp_path: Path, num_eval_steps: int
+) -> None:
+    overrides = ("metrics.exact=true", f"training.num_eval_steps={num_eval_steps}")
+    _, path, *settings = small_run(recap_data, tmp_path, *overrides)
+    config = load_config_from_yaml(RecapConfig, path, settings[1::2])
+    key_path = "validation_data.validation"
+    dataset = RecapDataset.open(config.data_sets()[key_path], list(config.model.tasks), key_path, evaluation=True)
+    check_exact_metrics(config, dataset, key_path)
+    dataset.table.num_rows = 10**10  # without writing that many
+    if num_eval_steps > 0:
+        check_exact_metrics(config, dataset, key_path)
+        return
+    with pytest.raises(
+        ConfigError, match=r"^metrics\.exact: keeping the predictions for 10,000,000,000 examples of .* needs"
+    ):
+        check_exact_metrics(config, dataset, key_path)

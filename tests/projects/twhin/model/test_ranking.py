@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import ConfigError
 from projects.twhin.data.batch import EdgeBatch
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.data.evaluation_negatives import EvaluationNegatives
@@ -248,6 +249,14 @@ def test_a_sample_depends_on_the_seed_only():
         assert ids == sorted(set(ids))
         assert set(ids) <= set(range(config.tables[name].num_embeddings))
     assert drawn(seed=0) == drawn(seed=0) != drawn(seed=1)
+
+
+def test_a_sample_that_does_not_fit_into_memory_is_refused():
+    config = model_config()
+    huge = [table.model_copy(update={"num_embeddings": 2**40}) for table in config.embeddings.tables]
+    config = config.model_copy(update={"embeddings": config.embeddings.model_copy(update={"tables": huge})})
+    with pytest.raises(ConfigError, match=r"^metrics\.candidates: drawing 1,000,000,000,000 of .* needs 8,192\.0 GiB"):
+        Candidates(RankingConfig(candidates=10**12), config, seed=0)
 
 
 def test_with_as_many_candidates_as_rows_all_rows_are_candidates():

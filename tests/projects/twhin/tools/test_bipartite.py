@@ -12,6 +12,7 @@ from common.errors import UserError
 from projects.twhin.data.vocabulary import read_vocabulary
 from projects.twhin.tools.bipartite import FORMATS, SplitChunks, prepare_bipartite
 from projects.twhin.tools.config_writer import PreparedGraph
+from tests.support.little_memory import room_for
 
 FAVE = FORMATS["fave-graph"]
 ALL_TRAIN = SplitChunks(None, None)
@@ -164,3 +165,10 @@ def test_unreadable_file_is_an_error(tmp_path):
     assert "No such file or directory" in message
     (tmp_path / "x").write_bytes(b"PAR1" + bytes(100))
     assert message_of(tmp_path / "again", tmp_path / "x").startswith(f"{tmp_path / 'x'}: cannot read")
+
+
+def test_an_index_whose_table_does_not_fit_into_memory_is_refused(tmp_path):
+    table = pa.table({"user_index": [1, 2**31 - 1], "tweet_index": [1, 2], "time_chunk": [1, 1]})
+    path = write(tmp_path / "x.parquet", table)
+    with room_for(2**29), pytest.raises(UserError, match=r"found the index 2147483647: .* needs 8\.0 GiB, but the add"):
+        prepare(tmp_path / "out", path)

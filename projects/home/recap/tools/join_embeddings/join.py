@@ -22,6 +22,7 @@ from tabulate import tabulate
 from common.errors import UserError
 from common.files.atomic_directory import atomic_directory, target_of
 from common.files.embedding_files import EmbeddingFile, comparable
+from common.process.memory import memory_shortage
 from common.reader.files import READ_ERRORS, DataError, files_below, unique_files, warn_about_hidden
 from common.reader.parquet_file import create_parquet, open_parquet
 from common.reader.vectors import vector_array, vector_field
@@ -58,6 +59,11 @@ class _Embeddings:
     def __init__(self, path: str) -> None:
         self._file = EmbeddingFile(Path(path))
         self.dim = self._file.dim
+        if shortage := memory_shortage(4 * (self._file.num_rows + 1) * self.dim):
+            raise UserError(
+                f"{path}: holding {self._file.num_rows:,} embeddings of {self.dim} numbers {shortage}. Keep only the "
+                "entities of the table in this file"
+            )
         self.values = np.empty((self._file.num_rows + 1, self.dim), np.float32)
         """Embeddings, float32 [entities + 1, dim]. The last row is zeros."""
         for block in self._file.blocks():

@@ -22,6 +22,7 @@ from projects.home.recap.data.parquet import Widths, recap_columns, write_schema
 from projects.home.recap.tools.join_embeddings.__main__ import main
 from projects.home.recap.tools.join_embeddings.join import EmbeddingSource, join_embeddings
 from tests.support.damage import overwrite_page
+from tests.support.little_memory import room_for
 
 USERS = {3: [0.5, -1.0, 2.0], 2**60 + 1: [4.0, 0.0, 0.25], 10: [-3.0, 1.0, 1.0]}
 AUTHORS = {"10": [7.0, 8.0], "eve": [9.0, 9.0], "-4": [0.5, 0.5], "010": [1.0, 1.0]}
@@ -292,3 +293,13 @@ def test_a_warning_if_most_ids_have_no_embedding(tmp_path, sources, found, caplo
     if warnings:
         assert warnings[0].startswith("--user_embedding meta__user_id=")
         assert "most of the ids, those of 4 of 6 rows, have no embedding" in warnings[0]
+
+
+def test_embeddings_that_do_not_fit_into_memory_are_refused(tmp_path):
+    data = write_table(tmp_path / "data")
+    write_embeddings(path := tmp_path / "user.parquet", None, np.zeros((2**17, 256), np.float32))
+    sources = {"user_embedding": EmbeddingSource("meta__user_id", str(path))}
+    problem = rf"^{path}: holding 131,072 embeddings of 256 numbers needs 128\.0 MiB, but the address space"
+    with room_for(100 * 2**20), pytest.raises(UserError, match=problem):
+        join_embeddings(data, tmp_path / "out", sources)
+    assert not (tmp_path / "out").exists()

@@ -63,15 +63,35 @@ def read_block(descriptor: int, position: int, into: torch.Tensor) -> int | None
     """
     checksum = 0
     for piece in _pieces(into):
-        filled = 0
-        while filled < len(piece):
-            count = os.preadv(descriptor, [piece[filled:].data], position + filled)
-            if count == 0:
-                return None
-            filled += count
+        if not _fill(descriptor, position, piece):
+            return None
         checksum = google_crc32c.extend(checksum, piece)
         position += len(piece)
     return checksum
+
+
+def read_checksum(descriptor: int, position: int, size: int) -> int | None:
+    """Return the checksum of `size` bytes of a file, or None if the file ends early. Raises OSError."""
+    buffer: NDArray[np.uint8] = np.empty(min(size, _PIECE_SIZE), np.uint8)
+    checksum, end = 0, position + size
+    while position < end:
+        piece = buffer[: end - position]
+        if not _fill(descriptor, position, piece):
+            return None
+        checksum = google_crc32c.extend(checksum, piece)
+        position += len(piece)
+    return checksum
+
+
+def _fill(descriptor: int, position: int, piece: NDArray[Any]) -> bool:
+    """Fill bytes from a file. Return False if the file ends early."""
+    filled = 0
+    while filled < len(piece):
+        count = os.preadv(descriptor, [piece[filled:].data], position + filled)
+        if count == 0:
+            return False
+        filled += count
+    return True
 
 
 def _pieces(values: torch.Tensor) -> Iterator[NDArray[Any]]:

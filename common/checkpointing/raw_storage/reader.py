@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from common.checkpointing.raw_storage.blocks import as_rows, read_block, row_ranges
+from common.checkpointing.raw_storage.blocks import as_rows, read_block, read_checksum, row_ranges
 from common.checkpointing.raw_storage.index import DamagedTensorsError, StoredChunk, TensorIndex
 
 
@@ -150,11 +150,11 @@ class _Blocks(contextlib.ExitStack):
                 continue
             into = target[rows.start - first : rows.stop - first]
             whole = (len(block), *as_rows(chunk.shape)[1:])
-            if into.shape == whole and into.dtype == dtype and into.device.type == "cpu" and into.is_contiguous():
-                self._fill(name, chunk, number, block, into)
+            if into.shape == whole and _has_raw_bytes(into, dtype):
+                self._read_block(name, chunk, number, block, into)
                 continue
             values = torch.empty(whole, dtype=dtype)
-            self._fill(name, chunk, number, block, values)
+            self._read_block(name, chunk, number, block, values)
             part = values[rows.start - block.start : rows.stop - block.start]
             for dimension, offset in enumerate(others, start=1):
                 part = part.narrow(dimension, offset, into.size(dimension))
@@ -163,14 +163,18 @@ class _Blocks(contextlib.ExitStack):
     def verify(self, name: str, chunk: StoredChunk) -> None:
         """Read all blocks of a chunk, and drop them."""
         dtype = self._index.tensors[name].dtype
+        row_size = math.prod(as_rows(chunk.shape)[1:]) * dtype.itemsize
         for number, block in enumerate(row_ranges(chunk.shape, dtype, self._index.block_size)):
-            values = torch.empty((len(block), *as_rows(chunk.shape)[1:]), dtype=dtype)
-            self._fill(name, chunk, number, block, values)
+            position, size = chunk.position + block.start * row_size, len(block) * row_size
+            self._check(name, chunk, number, block, read_checksum(self._descriptor(chunk.file), position, size))
 
-    def _fill(self, name: str, chunk: StoredChunk, number: int, block: range, values: torch.Tensor) -> None:
+    def _read_block(self, name: str, chunk: StoredChunk, number: int, block: range, values: torch.Tensor) -> None:
         """Fill a contiguous tensor in host memory with a block, and verify it."""
         position = chunk.position + block.start * (values.nbytes // len(block))
-        if read_block(self._descriptor(chunk.file), position, values) != chunk.checksums[number]:
+        self._check(name, chunk, number, block, read_block(self._descriptor(chunk.file), position, values))
+
+    def _check(self, name: str, chunk: StoredChunk, number: int, block: range, checksum: int | None) -> None:
+        if checksum != chunk.checksums[number]:
             rows = f"rows {block.start} to {block.stop - 1} of " if chunk.shape else ""
             raise DamagedTensorsError(chunk.file, f"the checksum of {rows}{name!a} differs from the index")
 
@@ -179,3 +183,9 @@ class _Blocks(contextlib.ExitStack):
             opened = self.enter_context((self._directory / file).open("rb", buffering=0))
             self._descriptors[file] = opened.fileno()
         return self._descriptors[file]
+
+
+def _has_raw_bytes(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Return whether bytes can be read into a tensor without a conversion."""
+    is_plain = tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+    return is_plain and tensor.dtype == dtype and tensor.device.type == "cpu"

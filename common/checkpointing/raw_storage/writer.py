@@ -1,5 +1,6 @@
 """Writes tensors as raw bytes behind torch.distributed.checkpoint's planner: one file per rank, and an index."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -125,5 +126,6 @@ class _EarlyWriteback:
         if self._end - self._begun >= _FLUSH_SIZE:
             self._file.flush()
             # Linux begins to write changed pages to disk, and drops only unchanged ones from the page cache.
-            os.posix_fadvise(self._file.fileno(), self._begun, self._end - self._begun, os.POSIX_FADV_DONTNEED)
+            with contextlib.suppress(OSError):  # it is only advice
+                os.posix_fadvise(self._file.fileno(), self._begun, self._end - self._begun, os.POSIX_FADV_DONTNEED)
             self._begun = self._end

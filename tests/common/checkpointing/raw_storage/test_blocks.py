@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from common.checkpointing.raw_storage.blocks import read_block, row_ranges, write_tensor
+from common.checkpointing.raw_storage.blocks import read_block, read_checksum, row_ranges, write_tensor
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,6 @@ def test_a_block_larger_than_a_piece_is_read_back(tmp_path: Path) -> None:
         assert torch.equal(found, tensor)
         assert read_block(file.fileno(), 5, found) not in (checksums[0], None)
         assert read_block(file.fileno(), 7, found) is None
+        assert read_checksum(file.fileno(), 6, len(content)) == checksums[0]
+        assert read_checksum(file.fileno(), 7, len(content)) is None
+        assert read_checksum(file.fileno(), 6, 0) == 0

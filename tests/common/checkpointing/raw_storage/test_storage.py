@@ -87,7 +87,7 @@ def test_tensors_of_any_strides_are_written_and_filled(tmp_path: Path) -> None:
         "conjugated": torch.randn(5, 3, dtype=torch.cfloat).conj(),
     }
     save(tmp_path, tensors)
-    into, conjugated = torch.zeros(20, 24), torch.zeros(5, 3, dtype=torch.cfloat)
+    into, conjugated = torch.zeros(20, 24), torch.zeros(5, 3, dtype=torch.cfloat).conj()
     found = {"transposed": into.t()[2:14, 3:13].t(), "column": into[18, ::2], "conjugated": conjugated}
     load(tmp_path, found)
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())

@@ -5,6 +5,11 @@ from pathlib import Path
 
 import torch
 
+from common.errors import UserError
+
+# Values of CUBLAS_WORKSPACE_CONFIG that make cuBLAS deterministic.
+_DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
+
 # Names in /proc/cpuinfo, on x86 and ARM, of units that compute products of a dtype.
 _UNITS = {
     torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"},
@@ -35,10 +40,19 @@ def emulates(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def set_deterministic(deterministic: bool) -> None:
-    """Make torch raise an error for operations without a deterministic implementation, or allow them again."""
+    """Make torch raise an error for operations without a deterministic implementation, or allow them again.
+
+    Raises:
+      UserError: the environment configures cuBLAS otherwise, and there is a GPU.
+    """
     if deterministic:
         # cuBLAS reads this when it creates its first handle. Without it, torch refuses matrix products on CUDA.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        found = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _DETERMINISTIC_WORKSPACES[0])
+        if found not in _DETERMINISTIC_WORKSPACES and torch.cuda.is_available():
+            raise UserError(
+                f"the environment sets CUBLAS_WORKSPACE_CONFIG={found!r}, but runtime.deterministic needs "
+                f"{' or '.join(_DETERMINISTIC_WORKSPACES)}; unset it"
+            )
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = False
 

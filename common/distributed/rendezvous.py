@@ -1,8 +1,9 @@
 """Lets the ranks of one launch find each other, without ranks of an earlier launch or of another one."""
 
 import datetime
+import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch.distributed as dist
 
@@ -10,6 +11,8 @@ from common.distributed.roll_call import Claim, answer_roll, call_roll, close_ro
 from common.distributed.store import ANSWER_LIMIT_IN_S, connect, first_line, within
 from common.errors import RendezvousError, UserError
 from common.process.environment import launcher_hosts_store, launcher_run_id, master_address
+
+_MAX_RANKS_IN_MESSAGE = 20
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +64,10 @@ def meet(rank: int, size: int, timeout: datetime.timedelta, identity: Mapping[st
 def _gather(store: dist.Store, size: int, launch: Mapping[str, str], limit_in_s: float) -> tuple[dist.Store, str]:
     """Wait for the other ranks, and send each the missing ranks, separated by commas. Called on rank 0."""
     roll = call_roll(store, size, launch, limit_in_s, _log_refusal)
-    missing = ", ".join(map(str, roll.missing))
-    if not missing and not launcher_hosts_store():  # torchrun keeps its store for restarted ranks
-        close_roll(store, roll, size, launch)
+    missing = _shorten(rank for rank in range(1, size) if rank not in roll.present)
+    if not missing:
+        # torchrun keeps its store for restarted ranks, of which there can be fewer.
+        close_roll(store, roll, launch, {"WORLD_SIZE"} if launcher_hosts_store() else None)
     roll.store.set("missing", missing)
     return roll.store, missing
 
@@ -76,6 +80,13 @@ def _join(store: dist.Store, claim: Claim, limit_in_s: float) -> tuple[dist.Stor
     """Join rank 0, and return what _gather() returned there. None stands for no answer."""
     own = answer_roll(store, claim, limit_in_s)
     return own, "" if own is None else own.get("missing").decode()
+
+
+def _shorten(ranks: Iterable[int]) -> str:
+    """Return the first ranks, separated by commas, and "..." if there are others."""
+    first = list(itertools.islice(ranks, _MAX_RANKS_IN_MESSAGE + 1))
+    shown = map(str, first[:_MAX_RANKS_IN_MESSAGE])
+    return ", ".join([*shown, *(["..."] if len(first) > _MAX_RANKS_IN_MESSAGE else [])])
 
 
 def _missing_ranks(what_happened: str, limit_in_s: float) -> str:

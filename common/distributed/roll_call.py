@@ -17,7 +17,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch.distributed as dist
 
@@ -51,9 +51,9 @@ class Claim:
         """Return the claim as one line of JSON."""
         return json.dumps(dataclasses.asdict(self))
 
-    def refusal_by(self, launch: Mapping[str, str]) -> str | None:
+    def refusal_by(self, launch: Mapping[str, str], ignored: Collection[str] = ()) -> str | None:
         """Describe the differences between the claim's launch and another, or return None if they are equal."""
-        keys = sorted({*launch, *self.launch})
+        keys = sorted({*launch, *self.launch} - {*ignored})
         found = [
             f"{key} is {self.launch.get(key) or 'not set'} here and {launch.get(key) or 'not set'} there"
             for key in keys
@@ -68,11 +68,11 @@ class Roll:
 
     Attributes:
       store: a store that only the ranks of this roll call use.
-      missing: the ranks that did not answer in time.
+      present: the other ranks that answered in time.
     """
 
     store: dist.Store
-    missing: list[int]
+    present: set[int]
 
 
 def call_roll(
@@ -97,26 +97,38 @@ def call_roll(
     store.delete_key(_CLOSED)
     unread: set[int] = set()
     num_claims = 0
-    absent = list(range(1, size))
-    while absent and time.monotonic() < deadline:
+    answered: set[int] = set()
+    present: set[int] = set()
+    while len(present) < size - 1 and time.monotonic() < deadline:
         num_read, num_claims = num_claims, store.add(_NUM_CLAIMS, 0)
         unread.update(range(num_read + 1, num_claims + 1))
         for number in [number for number in unread if store.check([f"claim/{number}"])]:
             unread.remove(number)
             claim = Claim(**json.loads(store.get(f"claim/{number}")))
             refusal = claim.refusal_by(launch)
-            if refusal is not None:
+            if refusal is None:
+                answered.add(claim.rank)
+            else:
                 on_refusal(claim, refusal)
             store.set(f"answer/{claim.token}", json.dumps({"name": name, "refusal": refusal}))
         time.sleep(_POLL_IN_S)
-        absent = [rank for rank in absent if not own.check([f"rank/{rank}"])]
-    return Roll(own, absent)
+        present |= {rank for rank in answered - present if own.check([f"rank/{rank}"])}
+    return Roll(own, present)
 
 
-def close_roll(store: dist.Store, roll: Roll, size: int, launch: Mapping[str, str]) -> None:
-    """Record that all ranks are present, so that strangers who come later are refused at once. Called on rank 0."""
-    members = [roll.store.get(f"rank/{rank}").decode() for rank in range(1, size)]
-    store.set(_CLOSED, json.dumps({"launch": dict(launch), "members": members}))
+def close_roll(store: dist.Store, roll: Roll, launch: Mapping[str, str], changing: Collection[str] | None) -> None:
+    """Record that all ranks are present, so that strangers who come later are refused at once. Called on rank 0.
+
+    Args:
+      store: the store that all ranks have reached.
+      roll: the result of the roll call.
+      launch: facts that all ranks of the launch share.
+      changing: facts that can change if the launcher restarts all ranks and they meet in the same store again. None if
+        it never does.
+    """
+    members = {rank: roll.store.get(f"rank/{rank}").decode() for rank in roll.present}
+    restarted = {"can_restart": changing is not None, "changing": sorted(changing or ())}
+    store.set(_CLOSED, json.dumps({"launch": dict(launch), "members": members, **restarted}))
 
 
 def answer_roll(store: dist.Store, claim: Claim, limit_in_s: float) -> dist.Store | None:
@@ -147,15 +159,18 @@ def answer_roll(store: dist.Store, claim: Claim, limit_in_s: float) -> dist.Stor
 
 
 def _check_open(store: dist.Store, claim: Claim) -> None:
-    """Raise RendezvousError if rank 0 no longer answers because all ranks of its launch have joined."""
+    """Raise RendezvousError if all ranks of another launch have joined, or this claim's rank is taken for good."""
     if not store.check([_CLOSED]):
         return
     closed = json.loads(store.get(_CLOSED))
-    members = [Claim(**json.loads(line)) for line in closed["members"]]
-    if any(member.process_token == claim.process_token for member in members):
+    members = {int(rank): Claim(**json.loads(line)) for rank, line in closed["members"].items()}
+    if any(member.process_token == claim.process_token for member in members.values()):
         return  # the same ranks meet again, and rank 0 is late
-    refusal = claim.refusal_by(closed["launch"])
-    raise _another_launch(refusal) if refusal is not None else _taken(members[claim.rank - 1])
+    refusal = claim.refusal_by(closed["launch"], closed["changing"])
+    if refusal is not None:
+        raise _another_launch(refusal)
+    if not closed["can_restart"]:
+        raise _taken(members[claim.rank])
 
 
 def _another_launch(refusal: str) -> RendezvousError:

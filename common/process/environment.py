@@ -94,11 +94,11 @@ def check_environment() -> None:
         _number(name, 1)
     if "MASTER_ADDR" in os.environ:
         _master_host()
-    rank_from_env()
-    local_rank_from_env()
     for name, needed in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "RANK"), ("LOCAL_WORLD_SIZE", "WORLD_SIZE")):
         if name in os.environ and needed not in os.environ:
             raise UserError(f"the environment sets {name}={os.environ[name]} but no {needed}; {_ADVICE} {name}")
+    rank_from_env()
+    local_rank_from_env()
 
 
 def check_ranks_can_meet() -> None:
@@ -166,7 +166,7 @@ def _number(name: str, default: int) -> int:
         )
     value, smallest = int(text), _SMALLEST[name]
     if value < smallest or (name == "MASTER_PORT" and value > _MAX_PORT):
-        allowed = f"from {smallest} to {_MAX_PORT}" if name == "MASTER_PORT" else f"at least {smallest}"
+        allowed = f"from 1 to {_MAX_PORT}" if name == "MASTER_PORT" else f"at least {smallest}"
         raise UserError(f"the environment sets {name}={value}, which must be {allowed}; {_ADVICE} it")
     return value
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from common.errors import UserError
 from common.numerics import emulates, seed_initial_weights, seed_step, set_deterministic, set_precision
 
 
@@ -52,6 +53,22 @@ def test_set_deterministic_refuses_operations_without_a_deterministic_implementa
         fill_uninitialized()
     set_deterministic(False)
     fill_uninitialized()
+
+
+@pytest.mark.usefixtures("numerics_restored")
+def test_without_a_gpu_the_workspace_of_cublas_does_not_matter(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    set_deterministic(True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":0:0"
+
+
+@pytest.mark.usefixtures("numerics_restored")
+def test_a_workspace_of_cublas_that_is_not_deterministic_is_refused(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match=r"CUBLAS_WORKSPACE_CONFIG=':0:0'.*:4096:8 or :16:8"):
+        set_deterministic(True)
 
 
 def draw(seed: int, step: int, rank: int) -> tuple[float, ...]:

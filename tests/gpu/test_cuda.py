@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from common.checkpointing.directory import complete_steps
 from common.checkpointing.reader import read_tensors
 from common.device_copies import DeviceCopies
-from common.distributed.world import World
+from common.distributed.world import World, joined_world
+from common.errors import UserError
 from common.numerics import set_deterministic, set_precision
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import ParameterGroupScheduler
@@ -175,6 +176,25 @@ def nccl_of_one() -> Iterator[World]:
     dist.destroy_process_group()
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"):
         del os.environ[name]
+
+
+@pytest.mark.parametrize(
+    ("variables", "fact"),
+    [
+        ({"LOCAL_RANK": "99", "LOCAL_WORLD_SIZE": "100"}, r"LOCAL_RANK=99, but this process sees \d+ GPU"),
+        ({}, "WORLD_SIZE=100 but no LOCAL_RANK"),
+    ],
+)
+def test_a_rank_without_a_gpu_of_its_own_is_refused(
+    variables: dict[str, str], fact: str, monkeypatch: pytest.MonkeyPatch
+):
+    launch = {"RANK": "99", "WORLD_SIZE": "100", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29641"} | variables
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=fact), joined_world(5.0, "cuda"):
+        pass
 
 
 def test_gradients_over_nccl_equal_those_without_it(nccl_of_one: World):

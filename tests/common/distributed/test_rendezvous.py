@@ -65,6 +65,11 @@ def test_without_rank_0_the_other_ranks_do_not_wait_forever():
         meet_in_threads(range(1, 2), 2, datetime.timedelta(seconds=0.3))
 
 
+def test_a_long_list_of_missing_ranks_is_shortened():
+    with pytest.raises(UserError, match=r"^rank\(s\) 1, 2, 3, .*, 20, \.\.\. of 999999999 "):
+        meet(0, 999_999_999, datetime.timedelta(seconds=0.1))
+
+
 def test_a_rank_of_another_launch_is_refused_and_logged_on_rank_0(caplog):
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         stranger = pool.submit(meet, 1, 2, TIMEOUT, {"training.save_dir": "/theirs"})
@@ -84,4 +89,4 @@ def test_runs_of_torchrun_with_different_ids_do_not_mix(agent_store, monkeypatch
         first = pool.submit(call_roll, agent_store, 2, {"WORLD_SIZE": "2", "--rdzv-id": "one"}, 0.5)
         with pytest.raises(RendezvousError, match="--rdzv-id is two here and one there"):
             meet(1, 2, TIMEOUT)
-        assert first.result().missing == [1]
+        assert first.result().present == set()

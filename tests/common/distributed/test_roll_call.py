@@ -40,7 +40,7 @@ def hold(store: dist.Store, pool: concurrent.futures.Executor, limit_in_s: float
 def test_all_ranks_share_a_store_of_their_own(store: dist.Store, pool: concurrent.futures.Executor) -> None:
     joined = [pool.submit(answer_roll, store, claim(rank), LIMIT_IN_S) for rank in (2, 1)]
     roll = call_roll(store, 3, OURS, LIMIT_IN_S)
-    assert roll.missing == []
+    assert roll.present == {1, 2}
     for future in joined:
         own = future.result()
         assert own is not None
@@ -52,7 +52,7 @@ def test_all_ranks_share_a_store_of_their_own(store: dist.Store, pool: concurren
 def test_the_dead_do_not_count_as_present(store: dist.Store, pool: concurrent.futures.Executor) -> None:
     first = hold(store, pool)
     second = call_roll(store, 3, OURS, 0.2)
-    assert second.missing == [1, 2]
+    assert second.present == set()
     third = hold(store, pool)
     third.store.set("key", "value")
     assert not first.store.check(["key"])
@@ -67,7 +67,7 @@ def test_a_stranger_that_comes_first_is_refused_and_the_launch_meets(
     roll = call_roll(store, 3, OURS, LIMIT_IN_S, lambda claim, refusal: refused.append((claim.process, refusal)))
     with pytest.raises(RendezvousError, match=r"another launch .*training\.save_dir is /theirs here and /ours there"):
         stranger.result()
-    assert roll.missing == []
+    assert roll.present == {1, 2}
     assert all(future.result() is not None for future in joined)
     assert refused == [("stranger", "training.save_dir is /theirs here and /ours there")]
 
@@ -89,7 +89,7 @@ def test_only_one_process_gets_a_rank(store: dist.Store, pool: concurrent.future
     twins = [pool.submit(answer_roll, store, claim(1, f"twin {twin}"), LIMIT_IN_S) for twin in (1, 2)]
     other = pool.submit(answer_roll, store, claim(2), LIMIT_IN_S)
     roll = call_roll(store, 3, OURS, LIMIT_IN_S)
-    close_roll(store, roll, 3, OURS)
+    close_roll(store, roll, OURS, None)
     assert other.result() is not None
     errors = [twin.exception() for twin in twins]
     assert errors.count(None) == 1
@@ -99,7 +99,7 @@ def test_only_one_process_gets_a_rank(store: dist.Store, pool: concurrent.future
 def test_whoever_comes_after_the_roll_is_closed_is_refused_at_once(
     store: dist.Store, pool: concurrent.futures.Executor
 ) -> None:
-    close_roll(store, hold(store, pool), 3, OURS)
+    close_roll(store, hold(store, pool), OURS, None)
     with pytest.raises(RendezvousError, match="rank 2 is already taken by process 2"):
         answer_roll(store, claim(2, "late"), LIMIT_IN_S)
     with pytest.raises(RendezvousError, match="is /theirs here"):
@@ -107,9 +107,26 @@ def test_whoever_comes_after_the_roll_is_closed_is_refused_at_once(
 
 
 def test_the_same_processes_can_meet_again(store: dist.Store, pool: concurrent.futures.Executor) -> None:
-    close_roll(store, hold(store, pool), 3, OURS)
-    assert hold(store, pool).missing == []
+    close_roll(store, hold(store, pool), OURS, None)
+    assert hold(store, pool).present == {1, 2}
+
+
+def test_ranks_that_a_launcher_restarts_wait_for_the_next_roll_call(
+    store: dist.Store, pool: concurrent.futures.Executor
+) -> None:
+    close_roll(store, hold(store, pool), OURS, {"WORLD_SIZE"})
+    fewer = OURS | {"WORLD_SIZE": "2"}
+    assert answer_roll(store, claim(1, "early", fewer), 0.1) is None
+    with pytest.raises(RendezvousError, match="is /theirs here"):
+        answer_roll(store, claim(1, "late", THEIRS), LIMIT_IN_S)
+    joined = pool.submit(answer_roll, store, claim(1, "restarted", fewer), LIMIT_IN_S)
+    assert call_roll(store, 2, fewer, LIMIT_IN_S).present == {1}
+    assert joined.result() is not None
 
 
 def test_without_rank_0_a_rank_gets_no_answer(store: dist.Store) -> None:
     assert answer_roll(store, claim(1), 0.1) is None
+
+
+def test_an_absurd_number_of_ranks_takes_no_memory(store: dist.Store) -> None:
+    assert call_roll(store, 999_999_999, OURS, 0.1).present == set()

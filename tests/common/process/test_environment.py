@@ -88,7 +88,7 @@ def test_a_value_that_is_not_a_number_is_an_error(name: str, value: str, monkeyp
         ({"LOCAL_RANK": "4"}, ("LOCAL_RANK=4", "LOCAL_WORLD_SIZE=4")),
         ({"LOCAL_WORLD_SIZE": "0"}, ("LOCAL_WORLD_SIZE=0", "at least 1")),
         ({"LOCAL_WORLD_SIZE": "9"}, ("LOCAL_WORLD_SIZE=9", "WORLD_SIZE=8")),
-        ({"MASTER_PORT": "65536"}, ("MASTER_PORT=65536", "65535")),
+        ({"MASTER_PORT": "65536"}, ("MASTER_PORT=65536", "from 1 to 65535")),
         ({"MASTER_PORT": "99999999"}, ("MASTER_PORT=99999999", "65535")),
         ({"MASTER_ADDR": ""}, ("MASTER_ADDR=''",)),
         ({"MASTER_ADDR": "tcp://host"}, ("MASTER_ADDR='tcp://host'",)),
@@ -121,6 +121,7 @@ def test_names_and_addresses_are_accepted(address: str, monkeypatch: pytest.Monk
         ({"RANK": "0"}, "RANK=0 but no WORLD_SIZE"),
         ({"RANK": "1"}, "RANK=1 but no WORLD_SIZE"),
         ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 but no RANK"),
+        ({"LOCAL_RANK": "3"}, "LOCAL_RANK=3 but no RANK"),
         ({"LOCAL_WORLD_SIZE": "1"}, "LOCAL_WORLD_SIZE=1 but no WORLD_SIZE"),
     ],
 )

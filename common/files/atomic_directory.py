@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import UserError
+from common.files.durable import sync_directory, sync_tree
 
 # Every new ext4 disk has this directory.
 _NOT_CONTENT = {"lost+found"}
@@ -62,9 +63,11 @@ def atomic_directory(out: Path) -> Iterator[Path]:
         trial.rename(partial)
         with _signals_raise():
             yield partial
+        sync_tree(partial)
         undo.pop_all()
         try:
             _move(partial, target, is_new)
+            sync_directory(target.parent if is_new else target)
             hidden.rmdir()
         except OSError as error:
             raise UserError(

@@ -41,6 +41,16 @@ def sync_directory(path: Path) -> bool:
     return _sync(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
+def sync_tree(path: Path) -> None:
+    """Make all files and directories under a directory durable. Raises OSError."""
+    for entry in path.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            sync_tree(entry)
+        elif entry.is_file():
+            sync_file(entry)
+    sync_directory(path)
+
+
 def replace_file(path: Path, content: str) -> None:
     """Write a file so that it has either its earlier content or all of the new one, even after a power failure.
 

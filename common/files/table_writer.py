@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import UserError
+from common.files.durable import sync_directory, sync_file
 from common.reader.parquet_file import create_parquet
 from common.reader.vectors import Storage, vector_array, vector_field
 
@@ -100,7 +101,9 @@ class TableWriter:
             if self._writer is not None:
                 self._writer.close()
             if kind is None:
+                sync_file(self._partial)
                 self._partial.replace(self.path)
+                sync_directory(self.path.parent)
         finally:
             self._partial.unlink(missing_ok=True)
 

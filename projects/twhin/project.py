@@ -22,6 +22,7 @@ from core.models.size import check_size
 from core.models.table_rows import mean_norms, set_rows
 from core.project import Job, Project
 from core.run.agreement import check_agreement
+from core.run.directory import RunDirectory
 from projects.twhin.config import TwhinConfig
 from projects.twhin.data.batch import EdgeBatch
 from projects.twhin.data.edges import EdgeDataset, check_batching
@@ -30,7 +31,6 @@ from projects.twhin.data.known_edges import KnownEdges, open_known_edges
 from projects.twhin.data.relations import Relations
 from projects.twhin.data.vocabulary import vocabulary_digest
 from projects.twhin.metrics import metrics_table, partition_metrics
-from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.pretrained import check_vocabulary, pretrained_rows, pretrained_source
 from projects.twhin.model.ranking import Candidates
 from projects.twhin.model.relations import build_relations
@@ -119,17 +119,25 @@ def _build(config: TwhinConfig, data: _Data, world: World) -> Job:
         functools.partial(_train_reader, config, data.datasets[_TRAIN]),
         _evaluation_sets(config, data, world),
         functools.partial(build_optimizers, model, model_config, twhin.scorer),
-        on_fresh_run=functools.partial(_start_from_pretrained, model, model_config, world),
+        on_fresh_run=functools.partial(_start_from_pretrained, model, config, world),
         extra_metrics=functools.partial(_mean_norms, model, logged) if logged else None,
     )
 
 
-def _start_from_pretrained(model: ShardedModel, config: TwhinModelConfig, world: World) -> None:
-    tables = [table for table in config.embeddings.tables if table.pretrained is not None]
+def _start_from_pretrained(model: ShardedModel, config: TwhinConfig, world: World) -> None:
+    tables = [table for table in config.model.embeddings.tables if table.pretrained is not None]
     if not tables:
         return
+    directory = RunDirectory(config.training.save_dir)
+
+    def find_sources() -> list[Path]:
+        sources = [pretrained_source(table) for table in tables]
+        for table, source in zip(tables, sources, strict=True):
+            directory.check_not_deleted(source, f"pretrained rows of the table {table.name}")
+        return sources
+
     # Rank 0 chooses for all ranks: a run that is still training may save another checkpoint in between.
-    sources = world.consensus.broadcast_from_rank_zero(lambda: [pretrained_source(table) for table in tables])
+    sources = world.consensus.broadcast_from_rank_zero(find_sources)
     weights = model.tables()
     checksums: dict[str, int] = {}
 

@@ -52,12 +52,14 @@ def read_model_config(checkpoint: Path) -> TwhinModelConfig:
     Raises:
       ConfigError: there is no config.yaml, or it is not a TwHIN configuration.
     """
-    path = RunDirectory(str(checkpoint.resolve().parent.parent)).config
+    # `checkpoints` in the save_dir can be a link to another disk, and `checkpoint` a link to a checkpoint.
+    paths = [RunDirectory(str(path.parent.parent)).config for path in (checkpoint.absolute(), checkpoint.resolve())]
     try:
-        return load_config_from_yaml(TwhinConfig, path).model
+        return load_config_from_yaml(TwhinConfig, next((path for path in paths if path.exists()), paths[0])).model
     except ConfigError as error:
         raise ConfigError(
-            f"{checkpoint}: cannot read a TwHIN configuration from the run's save_dir, two directories above: {error}"
+            f"{checkpoint}: cannot read a TwHIN configuration from the run's save_dir, two directories above: {error}. "
+            "Give the path of the checkpoint in the save_dir"
         ) from error
 
 

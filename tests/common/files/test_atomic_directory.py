@@ -1,5 +1,6 @@
 """tests/projects/test_targets.py tries the programs that write to such a directory."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from common.errors import UserError
 from common.files.atomic_directory import atomic_directory
 from tests.support.faults import forbidden
+from tests.support.preload import preloaded
 from tests.support.root import ROOT
 
 
@@ -238,3 +240,26 @@ def test_an_empty_mount_point_can_be_filled(tmp_path, bind):
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "a\n", "")
     assert names(source) == (["a"] if bind else [])
     assert not names(out)
+
+
+FILL = """
+import sys
+from pathlib import Path
+from common.errors import UserError
+from common.files.atomic_directory import atomic_directory
+try:
+    with atomic_directory(Path(sys.argv[1]) / "out") as partial:
+        (partial / "deep").mkdir()
+        (partial / "deep" / "b").write_text("y")
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("fault", ["fsync_file", "fsync_directory"])
+def test_a_directory_appears_only_when_it_is_durable(tmp_path: Path, fault: str) -> None:
+    environment = {**os.environ, **preloaded({fault: errno.EIO}, under=tmp_path)}
+    command = [sys.executable, "-c", FILL, str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.startswith(f"--out {tmp_path}/out: cannot write this directory: Input/output error")
+    assert names(tmp_path) == []

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from common.checkpointing.directory import complete_steps
-from tests.support.programs import RECAP, TIMEOUT_IN_S, finish, started_command, wait_for_line, worker_pids
-from tests.support.runs import small_run
+from tests.support.programs import RECAP, TIMEOUT_IN_S, TWHIN, finish, started_command, wait_for_line, worker_pids
+from tests.support.runs import small_run, small_twhin_run
 
 pytestmark = pytest.mark.faults
 
@@ -62,3 +62,16 @@ def test_a_requeued_job_continues_and_the_next_command_in_it_starts_over(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert run(8) == 7
     assert run(4) == 1
+
+
+def test_a_run_that_starts_over_does_not_take_pretrained_rows_from_what_it_deletes(
+    twhin_data: Path, tmp_path: Path
+) -> None:
+    """A restart before its first checkpoint would find neither."""
+    options = ("training.num_train_steps=4", *NO_EVALUATION)
+    assert finish(small_twhin_run(twhin_data, tmp_path, *options), module=TWHIN).returncode == 0
+    pretrained = "model.embeddings.tables[0].pretrained={embedding_snapshot_uri: " + str(tmp_path) + ", emb_name: user}"
+    ended = finish([*small_twhin_run(twhin_data, tmp_path, *options, pretrained), OVERWRITE], 2, module=TWHIN)
+    assert f"error: pretrained rows of the table user: {tmp_path}/checkpoints/4 is in the save_dir" in ended.stderr
+    assert "Traceback" not in ended.stderr.partition("ChildFailedError")[0].partition("error: pretrained")[0]
+    assert complete_steps(tmp_path / "checkpoints") == [4]

@@ -73,6 +73,20 @@ def test_exported_rows_equal_the_tables(run, tmp_path):
     assert summary == [("user", 9, 2, 6), ("tweet", 7, 0, 6)]
 
 
+def test_checkpoints_can_be_on_another_disk(run, tmp_path):
+    """The configuration is found by the path that the user gives, or by where a link to a checkpoint leads."""
+    save_dir, _ = run
+    shutil.copytree(save_dir, tmp_path / "run")
+    (tmp_path / "run/checkpoints").rename(tmp_path / "big-disk")
+    (tmp_path / "run/checkpoints").symlink_to(tmp_path / "big-disk")
+    (tmp_path / "best").symlink_to(save_dir / "checkpoints/5")
+    for number, checkpoint in enumerate((tmp_path / "run/checkpoints/5", tmp_path / "best")):
+        export(checkpoint, tmp_path / f"out-{number}")
+        assert read(tmp_path / f"out-{number}/user.parquet")["entity"] == USERS
+    with pytest.raises(UserError, match="Give the path of the checkpoint in the save_dir"):
+        export(tmp_path / "big-disk/5", tmp_path / "out")
+
+
 @pytest.mark.parametrize("sides", ["both", "lhs", "rhs"])
 def test_exported_operators_belong_to_their_relations(tmp_path, sides):
     config = model_config(operator_sides=sides)
@@ -152,7 +166,7 @@ def test_existing_directory_is_not_touched(run, tmp_path):
 
 
 def test_the_directory_is_tried_before_the_checkpoint_is_read(copied, tmp_path):
-    next(copied.glob("*.distcp")).write_bytes(b"x")
+    next(copied.glob("tensors-*")).write_bytes(b"x")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"^--out {tmp_path}/file/out: "):
         export(copied, tmp_path / "file" / "out")

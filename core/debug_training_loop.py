@@ -5,7 +5,7 @@ It takes the arguments of core.custom_training_loop.train. Breakpoints work anyw
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,8 +62,9 @@ def train(
                 torch.autograd.backward(loss)
             if step == 1:
                 check_gradients(distributed, world.consensus)
-            norm, is_finite = _clip(optimizer, training.max_grad_norm)
+            norm, is_finite = _clip(optimizer, training.max_grad_norm, distributed.row_gradients())
             if is_finite:
+                distributed.update_tables()
                 optimizer.step()
             skipped = "" if is_finite else ", update skipped"
             logger.info("step %d: loss %.6f, gradient norm %.4g%s", step, loss.item(), norm, skipped)
@@ -82,12 +83,14 @@ def train(
             logger.info("evaluated %s: %s", partition, {key: values[key] for key in metrics.headline})
 
 
-def _clip(optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> tuple[float, bool]:
+def _clip(
+    optimizer: torch.optim.Optimizer, max_grad_norm: float | None, row_gradients: Sequence[torch.Tensor]
+) -> tuple[float, bool]:
     """Clip the gradients. Return their norm before that, and whether the trainer would update the parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in parameters]
     norm = nn.utils.get_total_norm(gradients)
-    if max_grad_norm is None:
-        return norm.item(), all(bool(gradient.isfinite().all()) for gradient in gradients)
-    nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
-    return norm.item(), bool(norm.isfinite())
+    if max_grad_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+        gradients = [norm]
+    return norm.item(), all(bool(gradient.isfinite().all()) for gradient in (*gradients, *row_gradients))

@@ -137,7 +137,7 @@ class DivergenceReporter:
             newest = f"No checkpoint before it is left; {checkpoints[-1]} has the weights of step {first_bad_step - 1}"
         else:
             return "There is no checkpoint yet. Lower the learning rates, or correct the data."
-        clip = "" if self._model.updates_in_backward else ", set training.max_grad_norm"
+        clip = "" if self._model.has_sharded_tables else ", set training.max_grad_norm"
         return (
             f"{newest}. Lower the learning rates{clip}, or correct the data, in a new run with a checkpoint as its "
             "training.initial_checkpoint_dir."

@@ -18,8 +18,8 @@ _MOST_NAMES = 10
 def check_gradients(model: DistributedModel, consensus: RankConsensus) -> None:
     """Check that every trainable parameter has a gradient, after the first backward pass. Collective.
 
-    Frozen parameters (requires_grad is False) need none, and neither do sharded tables, which backward() updates
-    without a gradient in `grad`.
+    Frozen parameters (requires_grad is False) need none, and neither do sharded tables, which have gradients only of
+    the rows that were looked up.
 
     Raises:
       UserError: a parameter has no gradient on some rank, or there are no trainable parameters. All ranks raise it.
@@ -27,7 +27,7 @@ def check_gradients(model: DistributedModel, consensus: RankConsensus) -> None:
     parameters = _trainable_parameters(model)
     missing = [name for name, parameter in parameters.items() if parameter.grad is None]
     by_rank = consensus.gather(missing)
-    if not parameters and not model.updates_in_backward:
+    if not parameters and not model.has_sharded_tables:
         raise UserError("the model has no trainable parameters: requires_grad is False for all of them")
     names = list(dict.fromkeys(name for names in by_rank for name in names))
     if not names:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from common.batch import Batch
 from common.distributed.world import World
+from common.errors import UserError
 from common.numerics import seed_step
 from common.optimizers.learning_rate import LearningRateSchedule
 from core.autocast import Autocast
@@ -45,7 +46,15 @@ class TrainStep:
           autocast: autocast of the forward passes. float16 implies a GradScaler.
           max_grad_norm: gradients are scaled down to this global L2 norm. None disables clipping.
           seed: seed of dropout and other randomness in the model.
+
+        Raises:
+          UserError: the model has sharded tables, and autocast is float16.
         """
+        if model.has_sharded_tables and autocast.dtype == torch.float16:
+            raise UserError(
+                "runtime.amp_dtype: float16 scales the loss, but the gradients of sharded tables cannot be scaled "
+                "back. Use bfloat16"
+            )
         self._model = model
         self._optimizer = optimizer
         self._learning_rates = learning_rates
@@ -57,8 +66,8 @@ class TrainStep:
         self._has_checked_gradients = False
         self._tables_have_changed = True
         self.tables_may_be_nonfinite = False
-        """True if the last step's loss was non-finite, possibly because of tables that earlier steps updated. The same
-        on all ranks."""
+        """True if the last step was skipped, possibly because of tables that earlier steps updated. The same on all
+        ranks."""
         saved = model.module.state_dict().keys()
         # Forward passes update the running statistics of batch norm.
         self._buffers = [buffer for name, buffer in model.module.named_buffers() if name in saved]
@@ -78,23 +87,29 @@ class TrainStep:
         """Train step number `step` (the first is 1).
 
         The gradient is that of the mean loss over micro-batches and ranks. If it is non-finite on any rank, all ranks
-        skip the update, but the step counts. If backward() updates tables, the ranks check that the loss is finite
-        before it. After a skipped update, buffers are restored too, because batch norm has averaged in the bad values.
-        The first call checks that all parameters get a gradient.
+        skip the update, but the step counts. With sharded tables, whose gradients are local to a rank, the ranks
+        combine what they find. After a skipped update, buffers are restored too, because batch norm has averaged in the
+        bad values. The first call checks that all parameters get a gradient.
 
         Returns:
           The mean loss of this rank's micro-batches, and 1.0 if the update was skipped, else 0.0. Both are detached
           scalars on the device.
 
         Raises:
-          UserError: a trainable parameter got no gradient in the first backward pass. All ranks raise it.
+          UserError: a trainable parameter got no gradient in the first backward pass, or the model has sharded tables
+            and there are several micro-batches. All ranks raise it.
         """
+        if self._model.has_sharded_tables and len(micro_batches) > 1:
+            raise UserError(
+                "training.gradient_accumulation: the gradients of sharded tables cannot be accumulated. Remove this "
+                "key and raise the batch size instead"
+            )
         seed_step(self._seed, step, self._world.rank)
         self._learning_rates.apply(step)
         self._clear_gradients()
         if self._buffers:  # one operation for all takes a third of the time
             torch._foreach_copy_(self._buffers_before, self._buffers)
-        if not self._has_checked_gradients and self._world.size > 1 and not self._model.updates_in_backward:
+        if not self._has_checked_gradients and self._world.size > 1 and not self._model.has_sharded_tables:
             self._check_gradients_before_reduction(micro_batches[0], step)
         self.tables_may_be_nonfinite = False
         count = len(micro_batches)
@@ -103,17 +118,11 @@ class TrainStep:
             with self._reducing_gradients(index == count - 1):
                 with self._autocast():
                     loss, _ = self._model(batch)
-                if self._model.updates_in_backward:
-                    if not self._is_finite_on_all_ranks(loss):
-                        self.tables_may_be_nonfinite, self._tables_have_changed = self._tables_have_changed, False
-                        self._restore_buffers(self._one)
-                        return loss.detach(), self._one
-                    self._tables_have_changed = True
                 self._backward(self.scaler.scale(loss / count if count > 1 else loss))
             loss = loss.detach()
             total = loss if total is None else total + loss
         assert total is not None
-        skipped = self._update()
+        skipped = self._update(total)
         self._restore_buffers(skipped)
         return total / count if count > 1 else total, skipped
 
@@ -141,11 +150,10 @@ class TrainStep:
         """Return the tensors of a step by name, in the order of the computation: outputs, losses, then gradients.
 
         Repeats the step without an update, for a run that is about to end: the model is not usable afterwards.
-        Gradients are this rank's own. If backward() updates tables, they are those of the last step. Collective.
+        Gradients are this rank's own, or their means over the ranks if there are sharded tables. Collective.
         """
         seed_step(self._seed, step, self._world.rank)
-        if not self._model.updates_in_backward:
-            self._clear_gradients()
+        self._clear_gradients()
         found: list[tuple[str, torch.Tensor]] = []
         for batch in micro_batches:
             with self._model.no_sync():
@@ -153,8 +161,7 @@ class TrainStep:
                     loss, outputs = self._model(batch)
                 found += [(f"output {name}", output.detach()) for name, output in outputs.items()]
                 found.append(("the loss", loss.detach()))
-                if not self._model.updates_in_backward:
-                    torch.autograd.backward(self.scaler.scale(loss / len(micro_batches)))
+                torch.autograd.backward(self.scaler.scale(loss / len(micro_batches)))
         names = {parameter: name for name, parameter in self._model.module.named_parameters()}
         gradients = [(names[p], p.grad) for p in self._parameters if p.grad is not None]
         return found + [(f"the gradient of {name}", gradient) for name, gradient in gradients]
@@ -171,19 +178,19 @@ class TrainStep:
         for before, buffer in zip(self._buffers_before, self._buffers, strict=True):
             buffer.copy_(torch.where(is_skipped, before, buffer))
 
-    def _is_finite_on_all_ranks(self, loss: torch.Tensor) -> bool:
-        """Return whether every rank's loss is finite. If not, backward() would write NaN to the tables. Collective."""
-        finite = torch.isfinite(loss.detach()).to(torch.float32)
+    def _on_any_rank(self, not_finite: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+        """Return 1.0 if a gradient, a gradient of table rows, or the loss is non-finite on any rank. Collective."""
+        found = torch.maximum(not_finite, self._any_not_finite([*self._model.row_gradients(), loss]))
         if self._world.size > 1:
-            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-        return bool(finite.item())
+            dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return found
 
     def _reducing_gradients(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
         """Return a context that reduces gradients over the ranks only with the last micro-batch."""
         return contextlib.nullcontext() if is_last else self._model.no_sync()
 
-    def _update(self) -> torch.Tensor:
-        """Update the parameters unless a gradient is non-finite. Return 1.0 if the update is skipped, else 0.0."""
+    def _update(self, loss: torch.Tensor) -> torch.Tensor:
+        """Update everything unless a gradient is non-finite. Return 1.0 if the update is skipped, else 0.0."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self.scaler.is_enabled():
             self.scaler.unscale_(self._optimizer)
@@ -193,9 +200,17 @@ class TrainStep:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._max_grad_norm, norm)
         else:
             not_finite = self._any_not_finite(gradients)
-        # not_finite alone decides. scaler.step() would decide by the scaled gradients, which can be finite although the
-        # norm, or a gradient divided by a scale below 1, is not.
-        if self._skips_on_device:
+        # not_finite alone decides about everything. scaler.step() would decide by the scaled gradients, which can be
+        # finite although the norm, or a gradient divided by a scale below 1, is not.
+        if self._model.has_sharded_tables:
+            not_finite = self._on_any_rank(not_finite, loss)
+            if not_finite.item():
+                self.tables_may_be_nonfinite, self._tables_have_changed = self._tables_have_changed, False
+            else:
+                self._model.update_tables()
+                self._optimizer.step()
+                self._tables_have_changed = True
+        elif self._skips_on_device:
             # The optimizer skips the update on the device, as it does for the GradScaler.
             self._optimizer.found_inf = not_finite  # type: ignore[attr-defined]
             self._optimizer.step()

@@ -25,7 +25,7 @@ _WITHOUT_BUFFERS: dict[str, Any] = (
 class DenseModel:
     """A model whose parameters are equal on all ranks."""
 
-    updates_in_backward = False
+    has_sharded_tables = False
 
     def __init__(self, module: nn.Module, world: World, *, deterministic: bool = False) -> None:
         """Initialize without communication.
@@ -59,6 +59,13 @@ class DenseModel:
                 **_WITHOUT_BUFFERS,
             )
 
+    def row_gradients(self) -> list[torch.Tensor]:
+        """Return an empty list, because there are no sharded tables."""
+        return []
+
+    def update_tables(self) -> None:
+        """Do nothing, because there are no sharded tables."""
+
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which DDP does not reduce gradients."""
         if isinstance(self.replica, DistributedDataParallel):
@@ -74,7 +81,7 @@ class DenseModel:
         broadcast_buffers(self.module, self._world)
 
     def fused_optimizer_states(self) -> Mapping[str, torch.Tensor]:
-        """Return an empty mapping, because no optimizer runs in backward()."""
+        """Return an empty mapping, because there are no sharded tables."""
         return {}
 
     @property

@@ -26,8 +26,8 @@ class DistributedModel(Protocol):
     (core/models/sharded.py), so that the rest of the trainer never asks which of them it has.
     """
 
-    updates_in_backward: bool
-    """True if backward() updates parameters (tables with fused optimizers)."""
+    has_sharded_tables: bool
+    """True if the model has tables with optimizers of their own, whose gradients differ between ranks."""
 
     @property
     def module(self) -> nn.Module:
@@ -39,6 +39,12 @@ class DistributedModel(Protocol):
     def replicate(self) -> None:
         """Prepare the dense parameters for training on several ranks, once their initial values are set. Collective."""
 
+    def row_gradients(self) -> list[torch.Tensor]:
+        """Return this rank's gradients of the rows that the last forward pass looked up in sharded tables."""
+
+    def update_tables(self) -> None:
+        """Update the sharded tables with row_gradients(). The next forward pass discards these. Collective."""
+
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which backward() does not average the gradients over the ranks."""
 
@@ -49,7 +55,7 @@ class DistributedModel(Protocol):
         """Give every rank the buffers of rank 0. Collective."""
 
     def fused_optimizer_states(self) -> Mapping[str, torch.Tensor]:
-        """Return the states of optimizers that run in backward(), as `<parameter>.<state>`. Nothing is copied."""
+        """Return the states of the optimizers of sharded tables, as `<parameter>.<state>`. Nothing is copied."""
 
     @property
     def num_parameters(self) -> int:

@@ -22,6 +22,7 @@ from common.modules.embedding.tables import quiet
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import learning_rate_at
 from core.models.dense import broadcast_buffers
+from core.models.looked_up_rows import LookedUpRows
 from core.models.plan import check_tables, log_plan, plan_sharding
 from core.models.shards import is_sharded, table_of
 from core.models.table_rows import draw_rows
@@ -35,10 +36,10 @@ logger = logging.getLogger(__name__)
 class ShardedModel:
     """A model whose embedding tables are sharded over the ranks. Every rank has a replica of its dense part.
 
-    backward() updates the tables.
+    backward() computes gradients, and update_tables() updates the tables with them.
     """
 
-    updates_in_backward = True
+    has_sharded_tables = True
 
     def __init__(self, parallel: "DistributedModelParallel", world: World) -> None:
         """Initialize without communication.
@@ -49,11 +50,21 @@ class ShardedModel:
         """
         self._parallel = parallel
         self._world = world
+        self._rows = LookedUpRows(parallel)
 
     def __call__(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         """Compute the loss and outputs of a batch."""
+        self._rows.clear()
         outputs: tuple[torch.Tensor, Mapping[str, torch.Tensor]] = self._parallel(batch)
         return outputs
+
+    def row_gradients(self) -> list[torch.Tensor]:
+        """Return this rank's gradients of the rows that the last forward pass looked up."""
+        return self._rows.gradients()
+
+    def update_tables(self) -> None:
+        """Update the tables with row_gradients(). Collective."""
+        self._rows.update()
 
     @property
     def module(self) -> nn.Module:

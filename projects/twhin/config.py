@@ -43,7 +43,7 @@ class TwhinConfig(JobConfig):
 
     @pydantic.model_validator(mode="after")
     def _tables_can_be_trained(self) -> "TwhinConfig":
-        """Reject options that do not work with tables that are updated during the backward pass."""
+        """Reject options that do not work with tables that have optimizers of their own."""
         problems = []
         if self.train_data.global_negatives + self.train_data.in_batch_negatives == 0:
             problems.append(
@@ -53,17 +53,17 @@ class TwhinConfig(JobConfig):
         if self.runtime.enable_amp and self.runtime.amp_dtype == "float16":
             problems.append(
                 "runtime.amp_dtype: float16 needs a GradScaler, which cannot unscale the gradients of tables because "
-                "tables are updated during the backward pass. Use bfloat16"
+                "tables are updated in the backward pass of their lookups. Use bfloat16"
             )
         if self.training.num_micro_batches > 1:
             problems.append(
-                f"training.gradient_accumulation is {self.training.num_micro_batches}, but tables are updated during "
-                "each backward pass. Remove this key and raise the batch size instead"
+                f"training.gradient_accumulation is {self.training.num_micro_batches}, but the gradients of "
+                "tables cannot be accumulated. Remove this key and raise the batch size instead"
             )
         if self.training.max_grad_norm is not None:
             problems.append(
-                "training.max_grad_norm: tables are updated during the backward pass, before the norm of all gradients "
-                "is known. Remove this key or lower the learning rates"
+                "training.max_grad_norm: tables are updated in the backward pass of their lookups, before the norm of "
+                "all gradients is known. Remove this key or lower the learning rates"
             )
         if problems:
             raise ValueError("; ".join(problems))

@@ -35,7 +35,7 @@ def test_an_evaluation_runs_in_inference_mode() -> None:
 
 def test_backward_updates_nothing() -> None:
     model = dense(ToyModel())
-    assert not model.updates_in_backward
+    assert not model.has_sharded_tables
     assert model.fused_optimizer_states() == {}
 
 

@@ -96,6 +96,7 @@ def train(world: World, case: Case) -> dict[str, Any] | str:
         scheduler.apply(step)
         loss, _ = model({config.name: torch.arange(config.num_embeddings)[:6] for config in configs})
         torch.autograd.backward(loss)
+        model.update_tables()
         losses.append(loss.item())
     shards = {
         name: [tuple(shard.shard_sizes) for shard in weight.metadata().shards_metadata]

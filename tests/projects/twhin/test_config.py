@@ -217,7 +217,7 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
         # Evaluation.
         ("metrics.hits_at=[1, 1]", "metrics.hits_at", "1 is given more than once", "Give each value once"),
         ("metrics.candidates=0", "metrics.candidates", ": 0 ", "greater than 0"),
-        # Options that do not work with tables that are updated during the backward pass.
+        # Options that do not work with tables that have optimizers of their own.
         (
             "runtime={enable_amp: true, amp_dtype: float16}",
             "(top level)",

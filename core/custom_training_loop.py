@@ -28,6 +28,7 @@ from core.models.interface import DistributedModel
 from core.run.agreement import check_components
 from core.run.components import Components, TrainingComponents, TrainReader
 from core.run.directory import FollowerDirectory, RunDirectory
+from core.run.footprint import check_memory
 from core.run.session import Session
 from core.run.start import find_overwrite, find_start
 from core.run.state import TrainingState
@@ -104,6 +105,7 @@ def train(
     with Session(config.runtime, world, directory, overwrites=components.overwrite_save_dir) as session:
         check_components(components)
         train_reader.check_trainable()
+        world.consensus.on_all_ranks(functools.partial(check_memory, components))
         retention = configured_retention(components, directory)
         session.lock_save_dir()
         overwrite = find_overwrite(components, directory)

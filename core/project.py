@@ -14,6 +14,7 @@ from torch import nn
 from common.distributed.world import World, joined_world
 from common.numerics import set_deterministic, set_precision
 from common.optimizers.learning_rate import LearningRateSchedule
+from common.process.environment import launcher_run_id
 from common.process.rerun import how_to_continue
 from common.process.standard_streams import print_report
 from common.process.stop_signals import leave_signals_to_python
@@ -32,6 +33,9 @@ from core.run.lost_rank import report_lost_rank
 
 C = TypeVar("C", bound=JobConfig)
 D = TypeVar("D")
+
+# torchrun's --rdzv-id if it is not given.
+_UNNAMED = "none"
 
 
 @dataclass(frozen=True)
@@ -104,11 +108,7 @@ def run_project(project: Project[C, D], command: Command[C]) -> int:
         config.runtime.process_group_timeout_in_s,
         group_of_one=project.group_of_one,
         flight_record=directory.path / "flight-recorder-rank-",
-        identity={
-            "the program": type(config).__module__.removesuffix(".config"),
-            "--mode": "debug" if command.debug_loop else command.mode,
-            "training.save_dir": str(directory.path.absolute()),
-        },
+        identity=_launch_identity(command, directory),
     )
     advice = how_to_continue()
     # The training loop describes more precisely what it is doing.
@@ -122,6 +122,20 @@ def run_project(project: Project[C, D], command: Command[C]) -> int:
         if command.mode == "evaluate":
             return _evaluate(project, config, job, world)
         return _train(project, command, job, world)
+
+
+def _launch_identity(command: Command[C], directory: RunDirectory) -> dict[str, str]:
+    """Return what distinguishes this launch from others at the same address, if torchrun gives it no name.
+
+    Ranks of one launch that differ in this are reported by _check_ranks(), on all ranks.
+    """
+    if launcher_run_id() not in ("", _UNNAMED):
+        return {}
+    return {
+        "the program": type(command.config).__module__.removesuffix(".config"),
+        "--mode": "debug" if command.debug_loop else command.mode,
+        "training.save_dir": str(directory.path.absolute()),
+    }
 
 
 def _check_ranks(project: Project[C, D], command: Command[C], data: D, world: World) -> None:

@@ -39,4 +39,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main, "starts over")
+    run(main, "starts over", one_process=True)

@@ -39,7 +39,7 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}\n{self.format_usage().rstrip()}")
 
 
-def run(main: Callable[[], int], after_interrupt: str | None = None) -> NoReturn:
+def run(main: Callable[[], int], after_interrupt: str | None = None, *, one_process: bool = False) -> NoReturn:
     """Check the environment, run `main` and exit with the status that it returns.
 
     Exceptions become exit statuses:
@@ -57,10 +57,14 @@ def run(main: Callable[[], int], after_interrupt: str | None = None) -> NoReturn
       main: the program; returns its exit status.
       after_interrupt: what the same command does if it is run again after an interrupt. Completes the sentence
         "interrupted; the same command ...". None for a trainer, which depends on its options.
+      one_process: refuse to run as one of several processes of torchrun, which would all do the same work and write the
+        same files.
     """
     protect_standard_streams()
     try:
         check_environment()
+        if one_process:
+            _check_one_process()
         if (warning := separate_processes_warning()) is not None:
             _print(f"warning: {warning}")
         status = main()
@@ -89,6 +93,14 @@ def run(main: Callable[[], int], after_interrupt: str | None = None) -> NoReturn
             status = 1
         _exit_immediately(status)
     sys.exit(status)
+
+
+def _check_one_process() -> None:
+    if (size := world_size_from_env()) > 1:
+        raise UserError(
+            f"this program runs in one process, but the environment sets WORLD_SIZE={size}: all {size} processes would "
+            "do the same work and write the same files. Start it with python instead of torchrun, or unset WORLD_SIZE"
+        )
 
 
 def _message_of_rank(error: Exception) -> str:
@@ -160,9 +172,15 @@ def _wait_for_report() -> bool:
         launch = {"command": repr(sys.argv), "WORLD_SIZE": str(size), "--rdzv-id": launcher_run_id()}
         store = dist.PrefixStore("user_error", connect(rank, datetime.timedelta(seconds=_REPORT_TIMEOUT_IN_S)))
         if rank == 0:  # may host the store, so it exits last
-            call_roll(store, size, launch, _REPORT_TIMEOUT_IN_S)
+            roll = call_roll(store, size, launch, _REPORT_TIMEOUT_IN_S)
+            present = [f"done/{other}" for other in range(1, size) if other not in roll.missing]
+            roll.store.wait(present, datetime.timedelta(seconds=_REPORT_TIMEOUT_IN_S))
             return True
-        return answer_roll(store, Claim(rank, launch), _REPORT_TIMEOUT_IN_S) is not None
+        own = answer_roll(store, Claim(rank, launch), _REPORT_TIMEOUT_IN_S)
+        if own is not None:
+            with contextlib.suppress(Exception):  # rank 0 may be gone as soon as it sees this
+                own.set(f"done/{rank}", "")
+        return own is not None
 
     # A dead rank or a missing store must not turn one clear message into a traceback.
     with contextlib.suppress(Exception):

@@ -114,4 +114,4 @@ def _sets(given: Sequence[str]) -> list[Files]:
 
 
 if __name__ == "__main__":
-    run(main, "reads all files from the beginning")
+    run(main, "reads all files from the beginning", one_process=True)

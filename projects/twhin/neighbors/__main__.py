@@ -56,4 +56,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main, after_interrupt="starts over")
+    run(main, after_interrupt="starts over", one_process=True)

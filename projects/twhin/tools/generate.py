@@ -24,6 +24,7 @@ from tabulate import tabulate
 from common.errors import UserError
 from common.files.atomic_directory import atomic_directory
 from common.process.arguments import at_least_1, seed_number
+from common.process.program import run
 from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.tools.graph_files import SPLITS, EdgeWriter, vocabulary_path
 
@@ -214,4 +215,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(lambda: main(sys.argv[1:]), "starts over", one_process=True)

@@ -127,4 +127,4 @@ def _table_name(text: str) -> str:
 
 
 if __name__ == "__main__":
-    run(main, after_interrupt="starts over")
+    run(main, after_interrupt="starts over", one_process=True)

@@ -7,6 +7,7 @@ import pytest
 import common.process.program
 from common.errors import UserError
 from common.process.program import ArgumentParser, run
+from tests.support.ranks import free_port, rank_environment
 from tests.support.root import ROOT
 
 
@@ -94,6 +95,25 @@ def test_an_error_on_one_rank_only_is_printed_by_that_rank(rank, message, monkey
             patch.setenv(name, value)
         assert status_of(raising_user_error("/data: not here")) == 2
     assert capsys.readouterr().err == message
+
+
+def test_a_program_for_one_process_does_not_start_as_one_of_several(monkeypatch, capsys):
+    monkeypatch.setattr(common.process.program, "_REPORT_TIMEOUT_IN_S", 0.2)
+    started: list[str] = []
+
+    def main() -> int:
+        started.append("main")
+        return 0
+
+    with pytest.raises(SystemExit) as ended:
+        run(main, one_process=True)
+    assert (ended.value.code, started) == (0, ["main"])
+    for name, value in rank_environment(0, 2, free_port()).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        run(main, one_process=True)
+    assert (ended.value.code, started) == (2, ["main"])
+    assert "error: this program runs in one process, but the environment sets WORLD_SIZE=2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"])

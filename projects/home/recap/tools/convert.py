@@ -361,4 +361,4 @@ if __name__ == "__main__":
     for stop_signal in stop_signals():
         if stop_signal != signal.SIGINT:  # Python raises KeyboardInterrupt
             signal.signal(stop_signal, lambda number, _: sys.exit(128 + number))
-    run(main, "converts the remaining files")
+    run(main, "converts the remaining files", one_process=True)

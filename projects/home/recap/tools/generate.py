@@ -26,6 +26,7 @@ from common.errors import UserError
 from common.files.atomic_directory import atomic_directory
 from common.files.table_writer import TableWriter
 from common.process.arguments import at_least_1, seed_number
+from common.process.program import run
 from projects.home.recap.data.parquet import TASKS, TEACHER_PREFIX, Widths, recap_columns, write_schema_json
 from projects.home.recap.tools.synthetic.population import Population, draw_impressions, make_population
 from projects.home.recap.tools.synthetic.teacher import teacher_probabilities
@@ -195,4 +196,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(lambda: main(sys.argv[1:]), "starts over", one_process=True)

@@ -26,6 +26,7 @@ from tabulate import tabulate
 from common.errors import UserError
 from common.files.atomic_directory import atomic_directory
 from common.files.table_writer import TableWriter
+from common.process.program import run
 from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json
 from projects.home.recap.tools.movielens_tables.files import GENRES, OCCUPATIONS, MovieLens, read_movielens
 from projects.home.recap.tools.movielens_tables.history import HISTORY, history_features
@@ -152,4 +153,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(lambda: main(sys.argv[1:]), "starts over", one_process=True)

@@ -61,4 +61,4 @@ def _source(text: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    run(main, "starts over")
+    run(main, "starts over", one_process=True)

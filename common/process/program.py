@@ -62,11 +62,7 @@ def run(main: Callable[[], int], after_interrupt: str | None = None, *, one_proc
     """
     protect_standard_streams()
     try:
-        check_environment()
-        if one_process:
-            _check_one_process()
-        if (warning := separate_processes_warning()) is not None:
-            _print(f"warning: {warning}")
+        _check_launch(one_process=one_process)
         status = main()
     except (RendezvousError, RankFailedError) as error:
         status = USER_ERROR_STATUS if isinstance(error, UserError) else 1
@@ -95,12 +91,16 @@ def run(main: Callable[[], int], after_interrupt: str | None = None, *, one_proc
     sys.exit(status)
 
 
-def _check_one_process() -> None:
-    if (size := world_size_from_env()) > 1:
+def _check_launch(*, one_process: bool) -> None:
+    """Raise UserError if the environment describes no launch, or one of several processes against `one_process`."""
+    check_environment()
+    if one_process and (size := world_size_from_env()) > 1:
         raise UserError(
             f"this program runs in one process, but the environment sets WORLD_SIZE={size}: all {size} processes would "
             "do the same work and write the same files. Start it with python instead of torchrun, or unset WORLD_SIZE"
         )
+    if (warning := separate_processes_warning()) is not None:
+        _print(f"warning: {warning}")
 
 
 def _message_of_rank(error: Exception) -> str:

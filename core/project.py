@@ -14,7 +14,7 @@ from torch import nn
 from common.distributed.world import World, joined_world
 from common.numerics import set_deterministic, set_precision
 from common.optimizers.learning_rate import LearningRateSchedule
-from common.process.environment import launcher_run_id
+from common.process.environment import strangers_can_join
 from common.process.rerun import how_to_continue
 from common.process.standard_streams import print_report
 from common.process.stop_signals import leave_signals_to_python
@@ -33,9 +33,6 @@ from core.run.lost_rank import report_lost_rank
 
 C = TypeVar("C", bound=JobConfig)
 D = TypeVar("D")
-
-# torchrun's --rdzv-id if it is not given.
-_UNNAMED = "none"
 
 
 @dataclass(frozen=True)
@@ -125,11 +122,11 @@ def run_project(project: Project[C, D], command: Command[C]) -> int:
 
 
 def _launch_identity(command: Command[C], directory: RunDirectory) -> dict[str, str]:
-    """Return what distinguishes this launch from others at the same address, if torchrun gives it no name.
+    """Return what distinguishes this launch from others at the same address, if their processes can meet.
 
-    Ranks of one launch that differ in this are reported by _check_ranks(), on all ranks.
+    Otherwise, _check_ranks() reports a difference on all ranks.
     """
-    if launcher_run_id() not in ("", _UNNAMED):
+    if not strangers_can_join():
         return {}
     return {
         "the program": type(command.config).__module__.removesuffix(".config"),

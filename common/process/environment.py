@@ -132,6 +132,12 @@ def launcher_run_id() -> str:
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
+def strangers_can_join() -> bool:
+    """Return False if torchrun lets only its own workers reach its store: it has a name, or runs on one machine."""
+    named = launcher_run_id() not in ("", "none")  # torchrun's --rdzv-id if it is not given
+    return not launcher_hosts_store() or not (named or local_world_size_from_env() == world_size_from_env())
+
+
 def separate_processes_warning() -> str | None:
     """Return a warning if Slurm or MPI seems to have started several processes that do not know of each other.
 

@@ -20,6 +20,7 @@ from common.process.environment import (
     launcher_run_id,
     rank_from_env,
     separate_processes_warning,
+    strangers_can_join,
     world_size_from_env,
 )
 from common.process.memory import allocation_failure, free_memory
@@ -169,12 +170,14 @@ def _wait_for_report() -> bool:
     rank, size = _place()
 
     def wait() -> bool:
-        launch = {"command": repr(sys.argv), "WORLD_SIZE": str(size), "--rdzv-id": launcher_run_id()}
-        store = dist.PrefixStore("user_error", connect(rank, datetime.timedelta(seconds=_REPORT_TIMEOUT_IN_S)))
+        launch = {"WORLD_SIZE": str(size), "--rdzv-id": launcher_run_id()}
+        if strangers_can_join():
+            launch["command"] = repr(sys.argv)
+        limit = datetime.timedelta(seconds=_REPORT_TIMEOUT_IN_S)
+        store = dist.PrefixStore("user_error", connect(rank, limit))
         if rank == 0:  # may host the store, so it exits last
             roll = call_roll(store, size, launch, _REPORT_TIMEOUT_IN_S)
-            present = [f"done/{other}" for other in range(1, size) if other not in roll.missing]
-            roll.store.wait(present, datetime.timedelta(seconds=_REPORT_TIMEOUT_IN_S))
+            roll.store.wait([f"done/{other}" for other in roll.present], limit)
             return True
         own = answer_roll(store, Claim(rank, launch), _REPORT_TIMEOUT_IN_S)
         if own is not None:

@@ -14,6 +14,7 @@ from common.process.environment import (
     master_address,
     rank_from_env,
     separate_processes_warning,
+    strangers_can_join,
     world_size_from_env,
 )
 
@@ -186,3 +187,21 @@ def test_one_process_or_ranks_of_torchrun_or_another_task_warn_of_nothing(
 ) -> None:
     set_all(monkeypatch, variables)
     assert separate_processes_warning() is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, True),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "False", "TORCHELASTIC_RUN_ID": "run-1", "LOCAL_WORLD_SIZE": "2"}, True),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "run-1", "LOCAL_WORLD_SIZE": "1"}, False),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "1"}, True),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_strangers_can_join_unless_torchrun_names_the_launch_or_runs_on_one_machine(
+    variables: Mapping[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert strangers_can_join() is expected

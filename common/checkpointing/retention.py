@@ -24,7 +24,7 @@ class CheckpointRetention:
         max_to_keep: int | None,
         keep_every_n: int | None = None,
         best: Callable[[Collection[int]], set[int]] | None = None,
-        may_delete: Callable[[], bool] = lambda: True,
+        may_write: Callable[[], bool] = lambda: True,
     ) -> None:
         """Initialize without reading the directory.
 
@@ -34,14 +34,14 @@ class CheckpointRetention:
           max_to_keep: number of newest checkpoints to keep (>= 2), or None to keep all.
           keep_every_n: checkpoints of steps that are multiples of this are never deleted; None disables this.
           best: returns the best of the given steps, whose checkpoints are not deleted; None disables this.
-          may_delete: called before each deletion. Returns False if the checkpoints belong to another run now.
+          may_write: called before each deletion. Returns False if the checkpoints belong to another run by now.
         """
         self.root = root
         self._every_n = every_n
         self._max_to_keep = max_to_keep
         self._keep_every_n = keep_every_n
         self._best = best
-        self._may_delete = may_delete
+        self.may_write = may_write
         self._damaged: set[int] = set()
 
     def is_due(self, step: int) -> bool:
@@ -113,7 +113,7 @@ class CheckpointRetention:
         for step in steps:
             if step in kept or (self._keep_every_n is not None and step % self._keep_every_n == 0):
                 continue
-            if not self._may_delete():
+            if not self.may_write():
                 return
             path = self.root / str(step)
             try:

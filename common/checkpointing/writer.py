@@ -39,6 +39,7 @@ def write_checkpoint(
     values: Mapping[str, Any],
     group: dist.ProcessGroup | None = None,
     provenance: Mapping[str, Any] | None = None,
+    may_publish: Callable[[], bool] = lambda: True,
 ) -> Path:
     """Write the checkpoint `<root>/<step>` and return its path. Collective over `group`.
 
@@ -49,6 +50,8 @@ def write_checkpoint(
       values: all other state as JSON values. Rank 0's values are written.
       group: gloo group that nothing else uses, or None for a single process.
       provenance: JSON values for the manifest that describe what wrote the checkpoint. Rank 0's values are written.
+      may_publish: called on rank 0 before the checkpoint gets its name. Returns False if `root` belongs to another run
+        by now.
 
     Raises:
       CheckpointError: on all ranks, if writing fails on any rank.
@@ -70,6 +73,8 @@ def write_checkpoint(
             }
             _write_json(hidden / MANIFEST, make_manifest(step, files, provenance or {}))
             sync_directory(hidden)
+            if not may_publish():
+                raise OSError(errno.EBUSY, "another run has claimed this directory", str(root))
             if final.exists():  # it is incomplete or damaged, or the run would have resumed from it
                 delete_checkpoint(final)
             hidden.rename(final)
@@ -86,7 +91,7 @@ def write_checkpoint(
             )
         _on_all_ranks(publish, group)
     except (OSError, dcp.CheckpointException) as error:
-        if rank == 0:  # free the space in case the disk is full
+        if rank == 0 and may_publish():  # free the space in case the disk is full
             shutil.rmtree(hidden, ignore_errors=True)
         cause = error if isinstance(error, OSError) else next(iter(error.failures.values()))[0]
         raise CheckpointError(f"{final}: cannot write the checkpoint: {_describe(cause, root)}") from error

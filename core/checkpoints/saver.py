@@ -134,7 +134,15 @@ class Saver:
             if (found := self._find_nonfinite()) is not None:
                 raise NonfiniteStateError(step, batch, found)
             self._sync()
-            path = write_checkpoint(self._retention.root, step, self._staged, values, self._group, provenance)
+            path = write_checkpoint(
+                self._retention.root,
+                step,
+                self._staged,
+                values,
+                self._group,
+                provenance,
+                self._retention.may_write,
+            )
         except Exception as error:
             self._failure = error
             if isinstance(error, CheckpointError) and self._world.is_rank_zero:

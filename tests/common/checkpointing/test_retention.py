@@ -199,7 +199,7 @@ def test_a_half_deleted_checkpoint_does_not_count_as_complete(tmp_path):
 
 def test_checkpoints_that_belong_to_another_run_by_now_are_not_deleted(tmp_path):
     is_ours = iter([True, False])
-    retention = CheckpointRetention(tmp_path, 1, 2, may_delete=lambda: next(is_ours))
+    retention = CheckpointRetention(tmp_path, 1, 2, may_write=lambda: next(is_ours))
     write(tmp_path, 1, 2, 3, 4)
     retention.rotate(4)
     assert complete_steps(tmp_path) == [2, 3, 4]

@@ -113,3 +113,10 @@ def test_a_removed_root_is_created_again(tmp_path):
     write(tmp_path / "checkpoints", 4)
     shutil.rmtree(tmp_path / "checkpoints")
     assert have_same_bits(read_tensors(write(tmp_path / "checkpoints")), tensors())
+
+
+def test_a_checkpoint_does_not_replace_one_of_another_run_that_has_claimed_the_directory(tmp_path):
+    write_checkpoint(tmp_path, 5, {"x": torch.ones(2)}, {"run": "other"})
+    with pytest.raises(CheckpointError, match=f"another run has claimed this directory: {tmp_path}"):
+        write_checkpoint(tmp_path, 5, {"x": torch.zeros(2)}, {"run": "own"}, may_publish=lambda: False)
+    assert read_state(tmp_path / "5") == {"run": "other"}

@@ -10,6 +10,7 @@ from typing import Generic, Literal, TypeVar
 
 from common.process.environment import check_ranks_can_meet, rank_from_env
 from common.process.logging import setup_logging
+from common.process.paths import user_path
 from common.process.program import ArgumentParser
 from common.process.standard_streams import print_report
 from common.wandb import check_wandb
@@ -70,7 +71,12 @@ def _parse_args(module: str, description: str) -> argparse.Namespace:
         help="evaluate: follow the run in training.save_dir and evaluate each checkpoint as it appears",
     )
     parser.add_argument(
-        "--config", "--config_path", required=True, metavar="YAML", help="the configuration file (both names work)"
+        "--config",
+        "--config_path",
+        required=True,
+        type=user_path,
+        metavar="YAML",
+        help="the configuration file (both names work)",
     )
     parser.add_argument(
         "--set",

@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import sys
 from pathlib import Path
 
 from tabulate import tabulate
@@ -10,6 +9,7 @@ from tabulate import tabulate
 from common.checkpointing.directory import size_on_disk, unfinished_saves
 from common.checkpointing.manifest import CheckpointError, NoCheckpointError
 from common.checkpointing.reader import CheckpointReader
+from common.process.standard_streams import print_report
 
 _MIB = 2**20
 # Longer values (the configuration, the cursors) are not printed.
@@ -26,9 +26,9 @@ def list_checkpoints(checkpoints: list[Path]) -> int:
         except FileNotFoundError:  # rotation has just deleted it
             continue
     table = tabulate(rows, ["step", "saved", "MiB"], disable_numparse=True, colalign=("right", "left", "right"))
-    sys.stdout.write(f"{checkpoints[0].parent}\n{table}\n")
+    print_report(f"{checkpoints[0].parent}\n{table}\n")
     if names := unfinished_saves(checkpoints[0].parent):
-        sys.stdout.write(f"incomplete (saves in progress or interrupted): {', '.join(names)}\n")
+        print_report(f"incomplete (saves in progress or interrupted): {', '.join(names)}\n")
     return 0
 
 
@@ -44,8 +44,7 @@ def verify(checkpoints: list[Path]) -> int:
             result = str(error)
         except CheckpointError as error:
             result, damaged = f"DAMAGED: {error}", damaged + 1
-        sys.stdout.write(f"{path}: {result}\n")
-        sys.stdout.flush()
+        print_report(f"{path}: {result}\n")
     return 1 if damaged else 0
 
 
@@ -74,5 +73,5 @@ def inspect(checkpoints: list[Path]) -> int:
         disable_numparse=True,
         colalign=("left", "left", "left", "right"),
     )
-    sys.stdout.write("\n".join([*lines, "", table, ""]))
+    print_report("\n".join([*lines, "", table, ""]))
     return 0

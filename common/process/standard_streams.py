@@ -1,4 +1,7 @@
-"""Keeps a program running when its standard output or standard error cannot be written."""
+"""Keeps a program running when its standard output or standard error cannot be written.
+
+The reason may be a closed pipe, a full disk, a closed terminal, or an encoding that lacks a character.
+"""
 
 import contextlib
 import io
@@ -27,6 +30,8 @@ class _BestEffortFile(io.FileIO):
 def protect_standard_streams() -> None:
     """Discard what cannot be written to standard error, and redirect closed standard streams to os.devnull.
 
+    Characters that the encoding of a stream lacks are escaped: `\\u0107`, or `\\udcff` for a byte that is not UTF-8.
+
     Streams that replace the process's own, such as those of a test runner, are left unchanged.
     """
     for descriptor in range(3):
@@ -36,6 +41,8 @@ def protect_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     if sys.stdout is None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - stays open as long as the process
+    elif sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     if sys.stderr is None or sys.stderr is sys.__stderr__:
         encoding = sys.stderr.encoding if sys.stderr is not None else "utf-8"
         file = _BestEffortFile(2, "w", closefd=False)
@@ -44,7 +51,7 @@ def protect_standard_streams() -> None:
 
 
 def print_report(text: str) -> None:
-    """Print a program's closing report. Log a warning if standard output cannot be written."""
+    """Print the report of a program. Log a warning if standard output cannot be written."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

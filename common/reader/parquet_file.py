@@ -18,7 +18,16 @@ def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.Parq
     Args:
       path: file to open.
       metadata: its footer, if it was already read.
+
+    Raises:
+      DataError: the name of the file is not valid UTF-8.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{path}: the path is not valid UTF-8, so pyarrow cannot read this file. Rename the file or its directory"
+        ) from None
     return pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True)
 
 

@@ -72,6 +72,6 @@ class Watchdog:
                     f"({self._limit_in_s:g} s). This rank or another one may be hanging. Stacks of all threads:\n"
                 )
                 with contextlib.suppress(OSError):  # standard error may be closed
-                    os.write(_STDERR, message.encode())
+                    os.write(_STDERR, message.encode(errors="backslashreplace"))
                 faulthandler.dump_traceback(_STDERR)
         faulthandler.cancel_dump_traceback_later()

@@ -12,6 +12,7 @@ from common.checkpointing.directory import find_checkpoints
 from common.process.logging import setup_logging
 from common.process.paths import user_path
 from common.process.program import ArgumentParser, run
+from common.process.standard_streams import print_report
 
 
 def main() -> int:
@@ -39,7 +40,7 @@ def main() -> int:
     from projects.twhin.export.tables import export, report  # imports torch, which takes seconds
 
     exported = export(checkpoint, args.out)
-    sys.stdout.write(report(checkpoint, args.out, exported))
+    print_report(report(checkpoint, args.out, exported))
     return 0
 
 

@@ -5,7 +5,6 @@ in memory.
 """
 
 import difflib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from tabulate import tabulate
 from common.errors import UserError
 from common.files.embedding_files import EmbeddingFile, embedding_tables
 from common.process.paths import user_path
+from common.process.standard_streams import print_report
 from projects.twhin.model.config import ComparatorName
 
 # Limits the search for similar names, because comparing strings takes time.
@@ -251,7 +251,7 @@ def search(
             )
     results = nearest(target, queries, own, k, comparator)
     for name, neighbors in zip(names, results, strict=True):
-        sys.stdout.write(_table(name, entities, neighbors, comparator, target.path))
+        print_report(_table(name, entities, neighbors, comparator, target.path))
 
 
 def _table(name: str, entities: pa.Array, neighbors: Neighbors, comparator: str, path: Path) -> str:

@@ -10,9 +10,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +22,9 @@ from tabulate import tabulate
 from common.errors import UserError
 from common.files.atomic_directory import atomic_directory
 from common.process.arguments import at_least_1, seed_number
-from common.process.program import run
+from common.process.paths import user_path
+from common.process.program import ArgumentParser, run
+from common.process.standard_streams import print_report
 from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.tools.graph_files import SPLITS, EdgeWriter, vocabulary_path
 
@@ -194,25 +194,25 @@ def report(out: Path, num_users: int, num_tweets: int, edge_counts: dict[str, ND
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command line and return the exit status: 0, or 2 after a user error."""
-    parser = argparse.ArgumentParser(prog="python -m projects.twhin.tools.generate", description=DESCRIPTION)
-    parser.add_argument("--out", type=Path, required=True, help="directory to create; must be empty if it exists")
+def main() -> int:
+    """Run the command line and return the exit status.
+
+    Raises:
+      UserError: an option is invalid, or a file cannot be read or written.
+    """
+    parser = ArgumentParser(prog="python -m projects.twhin.tools.generate", description=DESCRIPTION)
+    parser.add_argument("--out", type=user_path, required=True, help="directory to create; must be empty if it exists")
     parser.add_argument("--seed", type=seed_number, default=0, help="random seed (default: %(default)s)")
     parser.add_argument("--users", type=at_least_1, default=40_000, help="number of users (default: %(default)s)")
     parser.add_argument("--tweets", type=at_least_1, default=20_000, help="number of tweets (default: %(default)s)")
     parser.add_argument(
         "--edges", type=at_least_1, default=500_000, help="number of edges in all splits (default: %(default)s)"
     )
-    options = parser.parse_args(arguments)
-    try:
-        edge_counts = generate(options.out, options.seed, options.users, options.tweets, options.edges)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(report(options.out, options.users, options.tweets, edge_counts) + "\n")
+    options = parser.parse_args()
+    edge_counts = generate(options.out, options.seed, options.users, options.tweets, options.edges)
+    print_report(report(options.out, options.users, options.tweets, edge_counts) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    run(lambda: main(sys.argv[1:]), "starts over", one_process=True)
+    run(main, "starts over", one_process=True)

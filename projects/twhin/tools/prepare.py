@@ -20,7 +20,9 @@ from common.errors import UserError
 from common.files.atomic_directory import atomic_directory
 from common.modules.embedding.config import TableName
 from common.process.logging import setup_logging
+from common.process.paths import user_path
 from common.process.program import ArgumentParser, run
+from common.process.standard_streams import print_report
 from common.reader.files import matching_files, unique_files
 from projects.twhin.tools.bipartite import FORMATS, SplitChunks, prepare_bipartite
 from projects.twhin.tools.config_writer import PreparedGraph, write_config
@@ -47,7 +49,7 @@ def main() -> int:
         names = "".join(f"{relation.name}\n" for relation in graph.relations)
         relation_names_path(partial).write_text(names, encoding="utf-8")
         write_config(partial / "config.yaml", out, graph)
-    sys.stdout.write(report(out, graph))
+    print_report(report(out, graph))
     return 0
 
 
@@ -91,7 +93,7 @@ def _parse_args() -> argparse.Namespace:
     for split in SPLITS:
         triples.add_argument(
             f"--{split}",
-            type=Path,
+            type=user_path,
             nargs="+",
             required=split == "train",
             metavar="FILE",
@@ -112,7 +114,11 @@ def _parse_args() -> argparse.Namespace:
         graph.add_argument("--test_from", type=int, metavar="CHUNK", help="first time chunk of test edges")
     for kind_parser in kinds.choices.values():
         kind_parser.add_argument(
-            "--out", type=Path, required=True, metavar="DIR", help="directory to create; must be empty if it exists"
+            "--out",
+            type=user_path,
+            required=True,
+            metavar="DIR",
+            help="directory to create; must be empty if it exists",
         )
     return parser.parse_args()
 

@@ -37,6 +37,7 @@ from common.files.atomic_directory import target_of
 from common.process.arguments import at_least_1
 from common.process.logging import setup_logging
 from common.process.paths import user_path
+from common.process.standard_streams import print_report
 from common.process.stop_signals import stop_signals
 from common.reader.periods import DAY, HOUR, Period
 from common.reader.vectors import Storage
@@ -73,7 +74,7 @@ def main() -> int:
     """
     setup_logging(rank=0)
     args = _parse_args()
-    out = user_path(args.out)
+    out: Path = args.out
     inputs, output_format, dated = _inputs_and_format(args)
     plan = plan_conversion(inputs, out, output_format)
     if dated is not None:
@@ -85,7 +86,7 @@ def main() -> int:
         outcomes = _convert_all(plan, output_format, args.processes)
         seconds = time.perf_counter() - start
     warn_of_absent_features(outcomes)
-    sys.stdout.write(report(out, plan, output_format, outcomes, seconds, dated.key if dated is not None else None))
+    print_report(report(out, plan, output_format, outcomes, seconds, dated.key if dated is not None else None))
     return 1 if any(outcome.problem for outcome in outcomes) else 0
 
 
@@ -97,7 +98,9 @@ def _parse_args() -> argparse.Namespace:
         description="Converts TFRecord files of tf.Examples, gzip'd or uncompressed, to Parquet (docs/convert.md).",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", metavar="YAML", help="configuration of a run, which describes the records")
+    source.add_argument(
+        "--config", type=user_path, metavar="YAML", help="configuration of a run, which describes the records"
+    )
     source.add_argument(
         "--schema", metavar="JSON", help="segdense.json: convert all of its features under their own names"
     )
@@ -108,7 +111,7 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--inputs", help="glob pattern, file, or directory of TFRecord files (default: those of the data set)"
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory for the Parquet files")
+    parser.add_argument("--out", required=True, type=user_path, metavar="DIR", help="directory for the Parquet files")
     parser.add_argument(
         "--processes",
         type=at_least_1,

@@ -10,7 +10,6 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
     sys.path[0] = str(Path(__file__).resolve().parents[4])
 
-import argparse
 import functools
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,11 +21,12 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from tqdm import tqdm
 
-from common.errors import UserError
 from common.files.atomic_directory import atomic_directory
 from common.files.table_writer import TableWriter
 from common.process.arguments import at_least_1, seed_number
-from common.process.program import run
+from common.process.paths import user_path
+from common.process.program import ArgumentParser, run
+from common.process.standard_streams import print_report
 from projects.home.recap.data.parquet import TASKS, TEACHER_PREFIX, Widths, recap_columns, write_schema_json
 from projects.home.recap.tools.synthetic.population import Population, draw_impressions, make_population
 from projects.home.recap.tools.synthetic.teacher import teacher_probabilities
@@ -168,10 +168,14 @@ def report(out: Path, tallies: dict[str, Tally]) -> str:
     return f"{table}\n{out}: {counts} in {len(files)} files, {megabytes:.1f} MB"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command line and return the exit status: 0, or 2 after a user error."""
-    parser = argparse.ArgumentParser(prog="python -m projects.home.recap.tools.generate", description=DESCRIPTION)
-    parser.add_argument("--out", type=Path, required=True, help="directory to create; must be empty if it exists")
+def main() -> int:
+    """Run the command line and return the exit status.
+
+    Raises:
+      UserError: an option is invalid, or a file cannot be read or written.
+    """
+    parser = ArgumentParser(prog="python -m projects.home.recap.tools.generate", description=DESCRIPTION)
+    parser.add_argument("--out", type=user_path, required=True, help="directory to create; must be empty if it exists")
     parser.add_argument("--seed", type=seed_number, default=0, help="seed of users, authors, rows and labels")
     parser.add_argument(
         "--preset", choices=PRESETS, default="default", help="widths: %(choices)s (default: %(default)s)"
@@ -182,18 +186,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--num_validation_examples", type=at_least_1, help="number of validation rows (default: set by the preset)"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     preset = PRESETS[options.preset]
     requested = (options.num_train_examples, options.num_validation_examples)
     num_examples = [given or default for given, default in zip(requested, preset.num_examples, strict=True)]
-    try:
-        tallies = generate(options.out, preset, options.seed, num_examples)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(report(options.out, tallies) + "\n")
+    tallies = generate(options.out, preset, options.seed, num_examples)
+    print_report(report(options.out, tallies) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    run(lambda: main(sys.argv[1:]), "starts over", one_process=True)
+    run(main, "starts over", one_process=True)

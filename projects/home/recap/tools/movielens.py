@@ -12,10 +12,8 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
     sys.path[0] = str(Path(__file__).resolve().parents[4])
 
-import argparse
 import itertools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,9 @@ from tabulate import tabulate
 from common.errors import UserError
 from common.files.atomic_directory import atomic_directory
 from common.files.table_writer import TableWriter
-from common.process.program import run
+from common.process.paths import user_path
+from common.process.program import ArgumentParser, run
+from common.process.standard_streams import print_report
 from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json
 from projects.home.recap.tools.movielens_tables.files import GENRES, OCCUPATIONS, MovieLens, read_movielens
 from projects.home.recap.tools.movielens_tables.history import HISTORY, history_features
@@ -132,25 +132,25 @@ def report(out: Path, splits: dict[str, dict[str, NDArray[Any]]]) -> str:
     return f"base rates\n{table}\n{out}: {counts} rows of {users} users and {items} films"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command line and return the exit status: 0, or 2 after a user error."""
-    parser = argparse.ArgumentParser(prog="python -m projects.home.recap.tools.movielens", description=DESCRIPTION)
+def main() -> int:
+    """Run the command line and return the exit status.
+
+    Raises:
+      UserError: an option is invalid, or a file cannot be read or written.
+    """
+    parser = ArgumentParser(prog="python -m projects.home.recap.tools.movielens", description=DESCRIPTION)
     parser.add_argument(
         "--input",
-        type=Path,
+        type=user_path,
         required=True,
         help="directory with u.data, u.user and u.item, or with ml-100k.inter, .user and .item",
     )
-    parser.add_argument("--out", type=Path, required=True, help="directory to create; must be empty if it exists")
-    options = parser.parse_args(arguments)
-    try:
-        splits = prepare(options.input, options.out)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(report(options.out, splits) + "\n")
+    parser.add_argument("--out", type=user_path, required=True, help="directory to create; must be empty if it exists")
+    options = parser.parse_args()
+    splits = prepare(options.input, options.out)
+    print_report(report(options.out, splits) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    run(lambda: main(sys.argv[1:]), "starts over", one_process=True)
+    run(main, "starts over", one_process=True)

@@ -12,6 +12,7 @@ import sys
 from common.process.logging import setup_logging
 from common.process.paths import user_path
 from common.process.program import ArgumentParser, run
+from common.process.standard_streams import print_report
 from projects.home.recap.data.parquet import EMBEDDINGS
 
 
@@ -47,7 +48,7 @@ def main() -> int:
 
     sources = {column: EmbeddingSource(*source) for column, source in given.items()}
     joined = join_embeddings(args.data, args.out, sources)
-    sys.stdout.write(report(args.out, joined))
+    print_report(report(args.out, joined))
     return 0
 
 

@@ -310,14 +310,13 @@ def test_too_few_ratings_are_an_error(tmp_path):
         prepare(directory, tmp_path / "out")
 
 
-def test_an_existing_directory_is_refused_and_unchanged(tmp_path, capsys):
+def test_an_existing_directory_is_refused_and_unchanged(tmp_path, monkeypatch):
     write_grouplens(tmp_path / "input")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    assert main(["--input", str(tmp_path / "input"), "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert f"--out {tmp_path}/out" in error
-    assert "exists" in error
+    monkeypatch.setattr(sys, "argv", ["main", "--input", str(tmp_path / "input"), "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match=rf"--out {tmp_path}/out.* exists"):
+        main()
     assert contents(tmp_path / "out") == {"mine.txt": b"mine"}
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from common.reader.column import Column, bad_value, checked_values, numpy_dtype, stored_dtype
 from common.reader.files import READ_ERRORS, DataError, Files
-from common.reader.parquet_file import open_parquet
+from common.reader.parquet_file import open_parquet, read_footer
 
 RowGroup = dict[Any, NDArray[Any]]
 """Columns of a row group with their stored dtypes, by key (anything hashable), each [rows] or [rows, width]."""
@@ -87,7 +87,7 @@ class ParquetTable:
         self._check = check
         self._prepare = prepare
         self._cache: dict[int, RowGroup] | None = {} if cache else None
-        self._footer = functools.lru_cache(maxsize=_FOOTERS)(pq.read_metadata)
+        self._footer = functools.lru_cache(maxsize=_FOOTERS)(read_footer)
         self._versions: list[_Version] = []
         self._first_group: list[int] = []
         self._dtypes: dict[Hashable, np.dtype[Any]] = {}

@@ -22,13 +22,27 @@ def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.Parq
     Raises:
       DataError: the name of the file is not valid UTF-8.
     """
+    _check_name(path)
+    return pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True)
+
+
+def read_footer(path: Path) -> pq.FileMetaData:
+    """Read the footer of a file.
+
+    Raises:
+      DataError: the name of the file is not valid UTF-8.
+    """
+    _check_name(path)
+    return pq.read_metadata(path)
+
+
+def _check_name(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise DataError(
             f"{path}: the path is not valid UTF-8, so pyarrow cannot read this file. Rename the file or its directory"
         ) from None
-    return pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True)
 
 
 def check_columns_fit(path: Path, file: pq.ParquetFile, columns: Sequence[str]) -> None:

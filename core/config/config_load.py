@@ -75,6 +75,8 @@ _EMPTY_MAPPING = yaml.MappingNode("tag:yaml.org,2002:map", [])
 def _apply(override: str, document: YamlDocument) -> None:
     """Apply one override. Raises ConfigError if the key path does not exist."""
     label = f"--set {shorten(override, 200)}"
+    if override != override.encode(errors="replace").decode():
+        raise ConfigError(f"{label}: the text is not valid UTF-8")
     keys, text = _split(override, label)
     node = compose(text, label)
     if node is None:

@@ -8,7 +8,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
 from typing import get_args
 
-from common.process.arguments import at_least_1
+from common.process.arguments import at_least_1, utf8_text
 from common.process.program import ArgumentParser, run
 from projects.twhin.model.config import ComparatorName
 
@@ -31,6 +31,7 @@ def main() -> int:
         "--entity",
         required=True,
         action="append",
+        type=utf8_text,
         metavar="NAME",
         help="entity whose neighbors to find; can be repeated",
     )

@@ -65,3 +65,32 @@ def test_a_reader_that_closes_the_pipe_does_not_end_the_program(tmp_path: Path) 
     process.communicate("\n", timeout=60)
     assert process.returncode == 0
     assert (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1:strict", "utf-8:strict"])
+def test_characters_that_a_stream_lacks_are_escaped(encoding: str) -> None:
+    program = """
+import logging, sys
+from common.process.logging import setup_logging
+from common.process.standard_streams import print_report, protect_standard_streams
+
+protect_standard_streams()
+setup_logging(0)
+for text in ("\\u0107", "\\udcff", "\\U0001f600"):
+    print_report(text + "\\n")
+    sys.stdout.write(text + "\\n")
+    logging.getLogger("core").info("logged %s", text)
+    sys.stderr.write(text + "\\n")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=True,
+    )
+    wide = encoding.startswith("utf-8")
+    shown = ["ć" if wide else "\\u0107", "\\udcff", "😀" if wide else "\\U0001f600"]
+    assert ended.stdout.decode() == "".join(f"{text}\n{text}\n" for text in shown)
+    lines = ended.stderr.decode().splitlines()
+    assert [line.rpartition(" ")[-1] for line in lines] == [text for text in shown for _ in range(2)]

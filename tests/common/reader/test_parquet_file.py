@@ -1,4 +1,5 @@
 import ast
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.reader.files import READ_ERRORS
-from common.reader.parquet_file import create_parquet, has_checksum, open_parquet
+from common.reader.files import READ_ERRORS, DataError
+from common.reader.parquet_file import create_parquet, has_checksum, open_parquet, read_footer
 from tests.support.damage import overwrite_page
 from tests.support.root import ROOT
 
@@ -100,3 +101,13 @@ def test_no_other_module_opens_or_writes_parquet_files():
         and node.func.value.id in ("pq", "parquet")
     }
     assert found == {"common/reader/parquet_file.py"}
+
+
+@pytest.mark.parametrize("read", [open_parquet, read_footer])
+def test_a_name_that_is_not_utf8_is_an_error(tmp_path, read):
+    path = tmp_path / os.fsdecode(b"caf\xe9.parquet")
+    pq.write_table(TABLE, tmp_path / "café.parquet")
+    assert read(tmp_path / "café.parquet")
+    (tmp_path / "café.parquet").rename(path)
+    with pytest.raises(DataError, match=r"caf\udce9\.parquet: the path is not valid UTF-8"):
+        read(path)

@@ -228,6 +228,8 @@ def test_an_override_through_an_alias_changes_no_other_value(load):
         ("x.tasks.plain.w.v=1", "x.tasks.plain.w is 1, which has no keys"),
         ("x=[1", "line 1, column 3: invalid YAML: "),
         ("x=a: b: c", "line 1, column 5: invalid YAML: "),
+        ("x=\udce9", "the text is not valid UTF-8"),
+        ("\udce9=1", "the text is not valid UTF-8"),
     ],
 )
 def test_the_error_for_an_invalid_override_quotes_it(message, override, expected):

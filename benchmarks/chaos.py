@@ -317,7 +317,7 @@ class CaseRunner:
         if rng.random() < 0.5:
             return Trap("delet", rng.randint(1, 7))
         if self._case.processes > 1 and rng.random() < 0.3:
-            return Trap(r"\.writing-\d+/tensors-1\.", rng.randint(1, 6), rank=1)
+            return Trap(r"\.writing-\d+/tensors-1\.", rng.randint(1, 3), rank=1)
         return Trap(FILES, rng.randint(5, 60))
 
     def _disturb(self, start: Start, is_trapped: bool) -> set[int] | None:

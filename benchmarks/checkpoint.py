@@ -102,8 +102,7 @@ def worker(directory: Path, num_mb: int, rounds: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
         retention = CheckpointRetention(directory / "checkpoints", 1, None)
-        state = list(training_tensors(model, optimizer).values())
-        copies = [torch.empty_like(tensor).copy_(tensor.detach()) for tensor in state]
+        copies = {name: tensor.detach().clone() for name, tensor in training_tensors(model, optimizer).items()}
         saver = Saver(retention, model, optimizer, world)
         position = Position.start(1)
 
@@ -112,8 +111,8 @@ def worker(directory: Path, num_mb: int, rounds: int) -> None:
         seconds: dict[str, list[float]] = {name: [] for name in (MEMORY, STALL, SAVE, COPY, RESTORE)}
         for step in range(2, rounds + 2):
             with timed(seconds[MEMORY], ALONE):
-                for tensor, host_copy in zip(state, copies, strict=True):
-                    host_copy.copy_(tensor.detach())
+                for name, tensor in training_tensors(model, optimizer).items():
+                    copies[name].copy_(tensor.detach())
             with timed(seconds[SAVE], world):
                 with timed(seconds[STALL], ALONE):
                     saver.save(TrainingState({}, position, step=step))
@@ -130,7 +129,6 @@ def worker(directory: Path, num_mb: int, rounds: int) -> None:
                 with checkpoint:
                     load_model(model, checkpoint)
                     load_optimizer(model, optimizer, checkpoint)
-            state = list(training_tensors(model, optimizer).values())
             if world.is_rank_zero and step <= rounds:
                 delete_checkpoint(newest)
         if world.is_rank_zero:

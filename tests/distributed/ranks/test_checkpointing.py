@@ -1,6 +1,8 @@
 """Two ranks write one checkpoint, and one process reads it."""
 
 import contextlib
+import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,16 @@ from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, init_f
 from common.checkpointing.directory import complete_steps
 from common.checkpointing.manifest import CheckpointError
 from common.checkpointing.reader import CheckpointReader, open_on_all_ranks, read_state, read_tensors
+from common.checkpointing.retention import CheckpointRetention
 from common.checkpointing.writer import write_checkpoint
 from common.distributed.world import World
+from common.reader.order import Position
 from core.models.dense import DenseModel
+from core.run.components import TrainingComponents
+from core.run.start import Resume
+from core.run.state import TrainingState
 from core.run.tensors import load_model, load_optimizer, training_tensors
-from tests.support.faults import full_disk
+from tests.support.faults import flip_a_bit, full_disk
 from tests.support.ranks import run_ranks
 from tests.support.toy import ToyModel, replicated, toy_batch, toy_step
 
@@ -143,6 +150,11 @@ def load_sharded(world: World, root: Path) -> dict[str, bool]:
     found, expected = (_sharded_tables(world, filled=filled) for filled in (False, True))
     with open_on_all_ranks(root / "1", world) as checkpoint:
         checkpoint.load(found)
+    return _are_equal(found, expected)
+
+
+def _are_equal(found: dict[str, ShardedTensor], expected: dict[str, ShardedTensor]) -> dict[str, bool]:
+    """Return by table whether this rank's shards have the same bits."""
     return {
         name: all(
             torch.equal(own.tensor.view(torch.uint8), right.tensor.view(torch.uint8))
@@ -171,3 +183,34 @@ def test_the_tables_of_four_ranks_are_read_whole(sharded: Path) -> None:
     with CheckpointReader(sharded / "1") as checkpoint:
         checkpoint.verify()
     assert {path.name for path in (sharded / "1").glob("*.bin")} == {f"tensors-{rank}.bin" for rank in range(4)}
+
+
+class TablesResume(Resume):
+    """Resumes with the tables only."""
+
+    tables: dict[str, ShardedTensor]
+
+    def restore(self, components: TrainingComponents) -> TrainingState:
+        self.tables = _sharded_tables(components.world, filled=False)
+        self._checkpoint.load(self.tables)
+        return TrainingState({}, Position.start(1), step=int(self._checkpoint.path.name))
+
+
+def resume_from_damage(world: World, root: Path) -> tuple[int, bool]:
+    """Resume. Return the step, and whether this rank's shards have the right bits."""
+    retention = CheckpointRetention(root, 1, None)
+    newest = retention.open_newest(world)
+    assert newest is not None
+    components: Any = types.SimpleNamespace(world=world)
+    start = TablesResume(newest, retention)
+    with start:
+        step = start.restore_on_all_ranks(components).step
+    return step, all(_are_equal(start.tables, _sharded_tables(world, filled=True)).values())
+
+
+def test_all_ranks_fall_back_if_one_finds_damage(sharded: Path, tmp_path: Path) -> None:
+    for step in ("7", "8", "9"):
+        shutil.copytree(sharded / "1", tmp_path / step)
+    flip_a_bit(tmp_path / "9/tensors-3.bin")  # only rank 2 reads it
+    (tmp_path / "8/tensors-0.bin").unlink()
+    assert run_ranks(resume_from_damage, tmp_path, world_size=3) == [(7, True)] * 3

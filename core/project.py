@@ -18,6 +18,7 @@ from common.process.environment import strangers_can_join
 from common.process.rerun import how_to_continue
 from common.process.standard_streams import print_report
 from common.process.stop_signals import leave_signals_to_python
+from common.reader.footprint import check_memory
 from common.reader.reader import BatchReader
 from common.tracking.measurement import Measurement, Tracker
 from common.tracking.metrics_file import read_metrics
@@ -72,6 +73,8 @@ class Project(Generic[C, D]):
       check_batching: raises ConfigError if this number of processes cannot train on the configured batches. Not called
         for an evaluation.
       identify_data: returns JSON values that identify the opened data. All ranks must return the same.
+      readers: returns rank 0's readers of the opened data by key path, to check the memory that they need: the training
+        data first, but only if the last argument, whether the program trains, is true.
       group_of_one: whether the model needs a process group even in a world of one.
     """
 
@@ -80,6 +83,7 @@ class Project(Generic[C, D]):
     metrics_table: Callable[[Measurement], str]
     check_batching: Callable[[C], None] = field(default=lambda _: None, kw_only=True)
     identify_data: Callable[[D], Mapping[str, Any]] = field(default=lambda _: {}, kw_only=True)
+    readers: Callable[[C, D, bool], Mapping[str, BatchReader[Any]]] = field(default=lambda *_: {}, kw_only=True)
     group_of_one: bool = field(default=False, kw_only=True)
 
 
@@ -98,6 +102,8 @@ def run_project(project: Project[C, D], command: Command[C]) -> int:
         project.check_batching(config)
     # Report errors in the data before a process group or a GPU is used.
     data = project.open_data(config)
+    trains = command.mode == "train"
+    check_memory(project.readers(config, data, trains), trains=trains)
     set_precision(config.runtime.enable_tensorfloat32)
     set_deterministic(config.runtime.deterministic)
     directory = RunDirectory(config.training.save_dir)

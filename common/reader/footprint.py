@@ -15,12 +15,13 @@ class _Part(NamedTuple):
     advice: str
 
 
-def check_memory(readers: Mapping[str, BatchReader[Any]]) -> None:
+def check_memory(readers: Mapping[str, BatchReader[Any]], *, trains: bool = True) -> None:
     """Check that this process and the others on this machine can hold what their readers decode and prefetch.
 
     Args:
-      readers: readers by key path in the configuration: the training data first, then evaluation sets, of which one is
-        read at a time. Those with a cache keep it.
+      readers: readers by key path in the configuration. Evaluation sets are read one at a time; those with a cache
+        keep it.
+      trains: whether the first reader is that of the training data.
 
     Raises:
       ConfigError: there is less memory than the readers need.
@@ -41,8 +42,9 @@ def check_memory(readers: Mapping[str, BatchReader[Any]]) -> None:
         if reader.table.is_cached:
             parts.append(decoded)
         working.append([batches] if reader.table.is_cached else [decoded, batches])
-    parts += working[0] + max(working[1:], key=_sum, default=[])
-    if shortage := memory_shortage(_sum(parts)):
+    train = working.pop(0) if trains and working else []
+    parts += train + max(working, key=_sum, default=[])
+    if parts and (shortage := memory_shortage(_sum(parts))):
         largest = max(parts)
         raise ConfigError(
             f"{largest.key_path}: reading {shortage}. Most of it, {format_bytes(largest.num_bytes)}, is for "

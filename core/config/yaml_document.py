@@ -46,8 +46,13 @@ _PLAIN_SCALAR = re.compile(
 
 
 def _to_int(text: str) -> int:
-    if len(text) > 100 or not -(2**63) <= (value := int(text.replace("_", ""), 0)) < 2**64:
-        raise ValueError("integers are limited to 64 bits")
+    problem = "integers are limited to 64 bits"
+    try:
+        value = int(text.replace("_", ""), 0)
+    except ValueError:  # Python refuses thousands of digits
+        raise ValueError(problem) from None
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(problem)
     return value
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from common.distributed.world import World
 from common.numerics import seed_initial_weights
 from common.process.environment import world_size_from_env
-from common.reader.footprint import check_memory
 from common.reader.parquet import ParquetTable
 from common.reader.reader import BatchReader
 from core.metrics.evaluation_set import EvaluationSet
@@ -65,6 +64,11 @@ def _check_training(config: TwhinConfig) -> None:
     check_batching(config.train_data, _TRAIN, world_size_from_env())
 
 
+def _readers(_config: TwhinConfig, data: _Data, trains: bool) -> dict[str, BatchReader[EdgeBatch]]:
+    world_size = world_size_from_env()
+    return {name: dataset.reader(0, world_size) for name, dataset in data.datasets.items() if trains or name != _TRAIN}
+
+
 def _train_reader(config: TwhinConfig, dataset: EdgeDataset, rank: int, world_size: int) -> BatchReader[EdgeBatch]:
     check_batching(config.train_data, _TRAIN, world_size)
     return dataset.reader(rank, world_size)
@@ -84,8 +88,6 @@ def _open_data(config: TwhinConfig) -> _Data:
         check_vocabulary(table_config)
         if table_config.vocab is not None:
             vocabularies[table_config.name] = vocabulary_digest(Path(table_config.vocab))
-    world_size = world_size_from_env()
-    check_memory({key_path: dataset.reader(0, world_size) for key_path, dataset in datasets.items()})
     check_size(lambda: EdgeScorer(config.model, relations), "model")
     return _Data(relations, datasets, open_known_edges(config.metrics.known_edges, relations), vocabularies)
 
@@ -175,5 +177,11 @@ def _evaluation_sets(config: TwhinConfig, data: _Data, world: World) -> dict[str
 
 
 PROJECT = Project(
-    _open_data, _build, metrics_table, check_batching=_check_training, identify_data=_identify, group_of_one=True
+    _open_data,
+    _build,
+    metrics_table,
+    check_batching=_check_training,
+    identify_data=_identify,
+    readers=_readers,
+    group_of_one=True,
 )

@@ -2,15 +2,17 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import pytest
 import torch
 
+from common.batch import Batch
 from common.distributed.world import World
-from common.errors import UserError
+from common.errors import ConfigError, UserError
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import LearningRateSchedule, ParameterGroupScheduler
 from common.reader.reader import BatchReader
@@ -37,6 +39,7 @@ class Program:
         self.save_dir = directory / "run"
         self.events: list[str] = []
         self.trackers: list[MemoryTracker] = []
+        self.readers: Callable[[ToyConfig, Any, bool], Mapping[str, BatchReader[Any]]] = lambda *_: {}
         self._monkeypatch = monkeypatch
         self._config = directory / "config.yaml"
         self._config.write_text(
@@ -49,7 +52,8 @@ class Program:
         self.events.clear()
         argv = ["toy", "--config", str(self._config), *arguments]
         self._monkeypatch.setattr(sys, "argv", argv)
-        project = Project(self._open_data, self._build, lambda measurement: f"table of step {measurement.step}")
+        table = "table of step {0.step}".format
+        project = Project(self._open_data, self._build, table, readers=lambda *arguments: self.readers(*arguments))
         return run_project(project, read_command("projects.toy.main", "Trains a toy.", ToyConfig))
 
     def _open_data(self, config: ToyConfig) -> BatchReader[ToyBatch]:
@@ -170,3 +174,18 @@ def test_bad_data_is_an_error_before_the_job_is_built(program: Program) -> None:
         program("--set", f"data={program.directory}/nowhere")
     assert program.events == ["open_data"]
     assert not program.save_dir.exists()
+
+
+@pytest.mark.parametrize(("arguments", "trains"), [((), True), (("--mode", "evaluate"), False)])
+def test_the_memory_of_readers_is_checked_before_the_model_is_built(
+    program: Program, arguments: tuple[str, ...], trains: bool
+) -> None:
+    def readers(config: ToyConfig, data: BatchReader[ToyBatch], is_training: bool) -> dict[str, BatchReader[Any]]:
+        assert (config.data, is_training) == (str(program.directory), trains)
+        huge = BatchReader(data.table, lambda *_: Batch(), global_batch_size=10**15, lanes=1)
+        return {"train_data" if trains else "validation_data.rows": huge}
+
+    program.readers = readers
+    with pytest.raises(ConfigError, match=r"_data.*: reading needs [\d,.]+ GiB, but this .*Lower global_batch_size"):
+        program(*arguments)
+    assert program.events == ["open_data"]

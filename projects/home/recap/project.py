@@ -12,7 +12,6 @@ from common.errors import ConfigError
 from common.numerics import seed_initial_weights
 from common.optimizers.learning_rate import ParameterGroupScheduler
 from common.process.environment import world_size_from_env
-from common.reader.footprint import check_memory
 from common.reader.reader import BatchReader
 from core.metrics.evaluation_set import EvaluationSet
 from core.models.size import check_size
@@ -33,6 +32,13 @@ _TRAIN = "train_data"
 
 def _check_training(config: RecapConfig) -> None:
     check_batching(config.train_data, _TRAIN, world_size_from_env())
+
+
+def _readers(
+    _config: RecapConfig, datasets: Mapping[str, RecapDataset], trains: bool
+) -> dict[str, BatchReader[RecapBatch]]:
+    world_size = world_size_from_env()
+    return {name: dataset.reader(0, world_size) for name, dataset in datasets.items() if trains or name != _TRAIN}
 
 
 def _train_reader(config: RecapConfig, dataset: RecapDataset, rank: int, world_size: int) -> BatchReader[RecapBatch]:
@@ -61,8 +67,6 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
             check_exact_metrics(config, dataset, key_path)
     check_strata(config.model.stratifiers or (), datasets[_TRAIN].widths)
     train = datasets[_TRAIN]
-    world_size = world_size_from_env()
-    check_memory({key_path: dataset.reader(0, world_size) for key_path, dataset in datasets.items()})
     check_size(lambda: HeavyRanker(config.model, train.widths, train.calibration_rates), "model")
     return datasets
 
@@ -110,4 +114,11 @@ def _evaluation_sets(
     }
 
 
-PROJECT = Project(_open_datasets, _build, metrics_table, check_batching=_check_training, identify_data=_identify)
+PROJECT = Project(
+    _open_datasets,
+    _build,
+    metrics_table,
+    check_batching=_check_training,
+    identify_data=_identify,
+    readers=_readers,
+)

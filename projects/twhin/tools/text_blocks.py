@@ -171,4 +171,4 @@ def _line_error(text: str, columns: Sequence[str], types: Mapping[str, pa.DataTy
 
 
 def _is_int64(text: str) -> bool:
-    return re.fullmatch(r"-?[0-9]{1,19}", text.strip(" ")) is not None and -(2**63) <= int(text) < 2**63
+    return re.fullmatch(r"-?0*[0-9]{1,19}", text.strip(" ")) is not None and -(2**63) <= int(text) < 2**63

@@ -84,3 +84,12 @@ def test_caches_add_up_but_evaluation_sets_are_read_one_at_a_time(folder: Path) 
         check_memory(several)
         with pytest.raises(ConfigError, match="reading needs 105"):
             check_memory(cached)
+
+
+def test_without_training_each_set_is_read_on_its_own(folder: Path) -> None:
+    batches = {f"validation_data.{index}": reader(folder, batch=1024) for index in range(3)}
+    with room_for(40 * MIB):
+        check_memory({}, trains=False)
+        check_memory(batches, trains=False)
+        with pytest.raises(ConfigError, match="reading needs"):
+            check_memory(batches)

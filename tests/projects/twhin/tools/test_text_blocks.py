@@ -128,3 +128,9 @@ def test_utf_16_without_a_byte_order_mark_is_an_error(tmp_path):
 def test_line_number_counts_empty_lines():
     block = Block(7, b"a\n\n\r\nb\nc")
     assert [line_number(block, row) for row in range(3)] == [7, 10, 11]
+
+
+def test_the_message_is_about_the_invalid_line_and_not_about_leading_zeros(tmp_path):
+    (tmp_path / "x").write_bytes(b"a\tb\t00000000000000000000000001\na\tb\tx\n")
+    with pytest.raises(DataError, match=r"x:2: the number is 'x'"):
+        rows(tmp_path / "x", 100)

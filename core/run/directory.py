@@ -79,11 +79,12 @@ class RunDirectory(ClaimedDirectory):
           UserError: the directory is not writable or its file system cannot do what a run needs, another run is
             training in it, or its config.yaml is not from a run.
         """
-        if self.checkpoints.is_symlink() and not self.checkpoints.exists():
-            raise UserError(
-                f"training.save_dir {self.path}: checkpoints in it is a link to {self.checkpoints.readlink()}, which "
-                "does not exist; mount its disk, create the directory, or remove the link"
-            )
+        for path in (self.path, self.checkpoints):
+            if path.is_symlink() and not path.exists():
+                raise UserError(
+                    f"training.save_dir {self.path}: {path} is a link to {path.readlink()}, which does not exist; "
+                    "mount its disk, create the directory, or remove the link"
+                )
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             missing = check_files(self.path)
@@ -95,7 +96,11 @@ class RunDirectory(ClaimedDirectory):
                 f"training.save_dir {self.path}: another run is training here ({self.holder}); wait for it, stop it, "
                 "or use a different save_dir for this run"
             )
-        if self.config.exists() and not _is_from_a_run(self.config):
+        try:
+            is_replaceable = not self.config.exists() or _is_from_a_run(self.config)
+        except OSError as error:
+            raise UserError(f"training.save_dir {self.path}: cannot read {self.config}: {error.strerror}") from error
+        if not is_replaceable:
             raise UserError(
                 f"training.save_dir {self.path}: the config.yaml in it was not written by a run, and this run would "
                 "replace it; move it elsewhere or use a different save_dir"

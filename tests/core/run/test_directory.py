@@ -265,11 +265,19 @@ def test_a_rank_that_cannot_write_checkpoints_is_refused(tmp_path: Path) -> None
         RunDirectory(str(tmp_path)).check_shared(claim)
 
 
-def test_checkpoints_that_are_a_link_to_nothing_are_a_user_error(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").symlink_to(tmp_path / "not-mounted")
-    with pytest.raises(UserError, match=rf"a link to {tmp_path}/not-mounted, which does not exist"):
+@pytest.mark.parametrize("link", ["run", "run/checkpoints"])
+def test_a_link_to_nothing_is_a_user_error(tmp_path: Path, link: str) -> None:
+    (tmp_path / link).parent.mkdir(exist_ok=True)
+    (tmp_path / link).symlink_to(tmp_path / "not-mounted")
+    with pytest.raises(UserError, match=rf"/{link} is a link to {tmp_path}/not-mounted, which does not exist"):
+        RunDirectory(str(tmp_path / "run")).claim()
+    assert not (tmp_path / "not-mounted").exists()
+
+
+def test_a_config_yaml_that_cannot_be_read_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").mkdir()
+    with pytest.raises(UserError, match=rf"cannot read {tmp_path}/config.yaml: Is a directory"):
         RunDirectory(str(tmp_path)).claim()
-    assert names(tmp_path) == ["checkpoints"]
 
 
 CLAIM = """

@@ -113,6 +113,7 @@ def _described_model(module: torch.nn.Module) -> dict[str, str]:
         name: f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.size())}"
         + (", frozen" if name in frozen and not is_sharded(tensor) else "")
         for name, tensor in module.state_dict().items()
+        if isinstance(tensor, torch.Tensor)  # modules may have other state too
     }
 
 

@@ -1,10 +1,13 @@
 """Ranks that differ in anything that they must agree on all raise the same error before the first step."""
 
+import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -227,3 +230,37 @@ def test_another_initial_checkpoint_at_the_same_path_is_an_error(tmp_path: Path)
     shutil.copytree(tmp_path / "0/initial", tmp_path / "1/initial")
     assert run_ranks(warm_start, tmp_path, world_size=2) == ["", ""]
     assert complete_steps(tmp_path / "run/checkpoints") == [4]
+
+
+# --- What the log says before all ranks agree. ---
+
+
+def resume_unless_refused(world: World, directory: Path) -> tuple[str, list[str]]:
+    """Train, then resume twice: rank 1 refuses at the end of the first attempt to restore.
+
+    Returns:
+      the message of the refusal, and the log lines of each attempt about where the run continues.
+    """
+    logged: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
+    Run(directory, world).train()
+
+    def refuse(*_: object) -> None:
+        raise UserError("rank 1 cannot load this")
+
+    run = Run(directory, world)
+    run.training["num_train_steps"] = 6
+    with mock.patch("core.run.start.load_optimizer", refuse) if world.rank == 1 else contextlib.nullcontext():
+        message = raised(run.train)
+    logged.append("next attempt")
+    run.train()
+    return message, [line.partition(" from ")[0] for line in logged if line.startswith(("continuing", "next attempt"))]
+
+
+def test_the_log_says_that_a_run_continues_only_once_all_ranks_have_restored_it(tmp_path: Path) -> None:
+    rows_reader(tmp_path)  # creates its file
+    expected = ("rank 1 cannot load this", ["next attempt", "continuing after step 4"])
+    assert run_ranks(resume_unless_refused, tmp_path, world_size=2) == [expected, expected]

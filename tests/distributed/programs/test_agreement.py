@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common.files.embedding_files import write_embeddings
 from tests.support.programs import RECAP, TWHIN, finish, finish_with_rank_logs
 from tests.support.ranks import free_port, run_ranks
 from tests.support.runs import small_run, small_twhin_run
@@ -96,6 +97,7 @@ CASES = [
     Case(TWHIN, VALIDATION, append_row, "validation_data.validation.files[part-00000.parquet]: ", "evaluate"),
     Case(TWHIN, "known.parquet", append_row, "metrics.known_edges[0].files[known.parquet]: "),
     Case(TWHIN, "vocabulary/user.parquet", reverse_rows, "vocabularies.user: "),
+    Case(TWHIN, "export/user.parquet", reverse_rows, "rows of data/export for the table user: "),
 ]
 
 
@@ -105,11 +107,13 @@ def run_program(rank: int, ports: list[int], root: Path) -> list[str]:
     for number, (port, case) in enumerate(zip(ports, CASES, strict=True)):
         os.chdir(root / str(number) / str(rank))
         os.environ["MASTER_PORT"] = str(port)
-        data, run = Path("data"), root / "run"
+        data, run = Path("data"), root / f"run-{number}"
         if case.module == RECAP:
             arguments = small_run(data, run, f"train_data.{MASK}", f"validation_data.validation.{MASK}")
         else:
-            arguments = small_twhin_run(data, run, "metrics.known_edges=[data/known.parquet]")
+            pretrained = "{emb_name: user, embedding_snapshot_uri: data/export}"
+            keys = ("metrics.known_edges=[data/known.parquet]", f"model.embeddings.tables[0].pretrained={pretrained}")
+            arguments = small_twhin_run(data, run, *keys)
         with (
             mock.patch("sys.argv", [case.module, *arguments, "--mode", case.mode]),
             contextlib.redirect_stderr(io.StringIO()) as stderr,
@@ -130,15 +134,21 @@ def test_files_that_differ_behind_equal_paths_are_named(recap_data: Path, twhin_
                 np.save(data / "mask.npy", np.arange(width_of_continuous(data)) % 3 > 0)
             else:
                 shutil.copy(data / VALIDATION, data / "known.parquet")
+                (data / "export").mkdir()
+                rows = np.random.default_rng(0).normal(size=(1000, 32))
+                write_embeddings(data / "export/user.parquet", None, rows)
         case.change(data / case.file)
     ports = [free_port() for _ in CASES]
     ranks = run_ranks(run_program, ports, tmp_path, joined=False, timeout_in_s=240)
-    for case, message, other in zip(CASES, *ranks, strict=True):
+    for number, (case, message, other) in enumerate(zip(CASES, *ranks, strict=True)):
         assert "error: the 2 processes of this run differ:\n" in message, (case, message)
         assert f"\n  {case.line}" in message, (case, message)
         assert message.count("error") == 1, case
         assert "error" not in other, case
-    assert not (tmp_path / "run").exists()
+        # Pretrained rows are read once save_dir is claimed.
+        run = tmp_path / f"run-{number}"
+        assert run.exists() == case.file.startswith("export"), case
+        assert not [*run.glob("checkpoints/*"), *run.glob("*.yaml"), *run.glob("*.jsonl")], case
 
 
 def width_of_continuous(data: Path) -> int:

@@ -97,11 +97,35 @@ def joined_world(
             dist.destroy_process_group()
 
 
+def check_same_device(store: dist.Store, rank: int, size: int, device_type: str) -> None:
+    """Raise UserError on all ranks unless all have the same type of device: their backends could not connect.
+
+    Args:
+      store: a store that only the ranks of this launch use.
+      rank: rank of this process.
+      size: number of processes.
+      device_type: type of this rank's device.
+    """
+    store.set(f"device/{rank}", device_type)
+    if rank == 0:
+        ranks: dict[str, list[str]] = {}
+        for other in range(size):
+            ranks.setdefault(store.get(f"device/{other}").decode(), []).append(str(other))
+        listed = "; ".join(f"{name} on rank(s) {', '.join(owners)}" for name, owners in ranks.items())
+        store.set("devices", listed if len(ranks) > 1 else "")
+    if difference := store.get("devices").decode():
+        raise UserError(
+            f"the processes use different devices: {difference}. A process uses CUDA if torch sees a GPU. Start all "
+            'processes on machines with GPUs, or hide the GPUs of all with CUDA_VISIBLE_DEVICES=""'
+        )
+
+
 def _init_process_group(
     rank: int, size: int, device: torch.device, timeout: datetime.timedelta, store: dist.Store
 ) -> None:
     """Create the process group. Raise LostRankError if another rank ends at that moment."""
     try:
+        check_same_device(store, rank, size, device.type)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             timeout=timeout,

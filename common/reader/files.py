@@ -148,7 +148,7 @@ def unique_files(paths: Iterable[Path], source: str) -> list[Path]:
         if first != path:
             others.append((path, first))
     if others:
-        message = "%s: %d path(s) are links to other files found, such as %s to %s; each file is read once"
+        message = "%s: %d path(s) are other names of files found, such as %s of %s (links); each file is read once"
         logger.warning(message, source, len(others), *others[0])
     return list(names.values())
 

@@ -64,7 +64,7 @@ def test_a_day_that_is_a_link_to_another_day_is_read_once(tmp_path, linked, capl
     found, missing = dated_files(str(tmp_path), FIVE, 2, DAY)
     assert [path.name for path in found.paths] == ["b.parquet", "a.parquet"]
     assert missing == []
-    assert "2 path(s) are links to other files found" in caplog.text
+    assert "2 path(s) are other names of files found" in caplog.text
 
 
 def test_root_relative_to_home_or_the_current_directory(tmp_path, monkeypatch):

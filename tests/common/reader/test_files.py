@@ -123,7 +123,7 @@ def test_a_file_with_two_names_is_found_once(tmp_path, kind, caplog):
     touch(tmp_path, "a.parquet", "other.parquet")
     link(tmp_path / "b.parquet", tmp_path / "a.parquet", kind)
     assert matching_files(str(tmp_path)).paths == (tmp_path / "a.parquet", tmp_path / "other.parquet")
-    assert "1 path(s) are links to other files found, such as" in caplog.text
+    assert "1 path(s) are other names of files found, such as" in caplog.text
     assert matching_files(f"{tmp_path}/b.parquet").paths == (tmp_path / "b.parquet",)
 
 

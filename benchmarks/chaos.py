@@ -40,6 +40,7 @@ sys.path.insert(0, str(ROOT))
 from tabulate import tabulate  # noqa: E402
 
 from common.checkpointing.directory import complete_steps  # noqa: E402
+from common.process.paths import user_path  # noqa: E402
 from projects.home.recap.tools.generate import PRESETS  # noqa: E402
 from projects.home.recap.tools.generate import generate as generate_impressions  # noqa: E402
 from projects.twhin.tools.generate import generate as generate_graph  # noqa: E402
@@ -445,7 +446,9 @@ def main() -> None:
         "--processes", default="1,2", help="numbers of processes, separated by commas (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choices (default: %(default)s)")
-    parser.add_argument("--keep", type=Path, help="directory for logs and the undisturbed run, which are kept there")
+    parser.add_argument(
+        "--keep", type=user_path, help="directory for logs and the undisturbed run, which are kept there"
+    )
     args = parser.parse_args()
     # Exits normally, so that processes and directories are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -21,6 +21,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from common.process.paths import user_path  # noqa: E402
 from tests.support.comparison import differences  # noqa: E402
 
 STEPS = 60
@@ -96,11 +97,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(required=True, dest="command")
     runner = commands.add_parser("run", help="train all cases")
-    runner.add_argument("--code", type=Path, default=ROOT, help="checkout whose code to run (default: this one)")
-    runner.add_argument("--out", type=Path, required=True, help="directory for the runs")
+    runner.add_argument("--code", type=user_path, default=ROOT, help="checkout whose code to run (default: this one)")
+    runner.add_argument("--out", type=user_path, required=True, help="directory for the runs")
     comparer = commands.add_parser("compare", help="compare two directories of runs")
-    comparer.add_argument("one", type=Path, help="directory of the first runs")
-    comparer.add_argument("other", type=Path, help="directory of the second runs")
+    comparer.add_argument("one", type=user_path, help="directory of the first runs")
+    comparer.add_argument("other", type=user_path, help="directory of the second runs")
     args = parser.parse_args()
     if args.command == "run":
         run(args.code.resolve(), args.out.resolve())

@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from tabulate import tabulate  # noqa: E402
 
+from common.process.paths import user_path  # noqa: E402
 from projects.home.recap.tools.generate import PRESETS  # noqa: E402
 from projects.home.recap.tools.generate import generate as generate_impressions  # noqa: E402
 from projects.twhin.tools.generate import generate as generate_graph  # noqa: E402
@@ -264,7 +265,7 @@ def main() -> int:
     parser.add_argument(
         "--ways", default="killed,cut,endpoint", help="ways to lose a host, separated by commas (default: %(default)s)"
     )
-    parser.add_argument("--keep", type=Path, help="directory for logs and runs, which are kept there")
+    parser.add_argument("--keep", type=user_path, help="directory for logs and runs, which are kept there")
     args = parser.parse_args()
     if os.geteuid() != 0 or shutil.which("ip") is None:
         sys.stderr.write("error: network namespaces need root and the program ip (Debian: apt-get install iproute2)\n")

@@ -26,6 +26,7 @@ from common.process.environment import (
 from common.process.memory import allocation_failure, free_memory
 from common.process.rerun import what_the_same_command_does
 from common.process.standard_streams import protect_standard_streams
+from common.process.stop_signals import unwind_on_signals
 
 USER_ERROR_STATUS = 2
 
@@ -59,9 +60,11 @@ def run(main: Callable[[], int], after_interrupt: str | None = None, *, one_proc
       after_interrupt: what the same command does if it is run again after an interrupt. Completes the sentence
         "interrupted; the same command ...". None for a trainer, which depends on its options.
       one_process: refuse to run as one of several processes of torchrun, which would all do the same work and write the
-        same files.
+        same files. Stop signals then end `main` like an exception, so that it removes its temporary files.
     """
     protect_standard_streams()
+    if one_process:
+        unwind_on_signals()
     try:
         _check_launch(one_process=one_process)
         status = main()

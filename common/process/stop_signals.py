@@ -68,6 +68,22 @@ def exit_on_signals() -> None:
     threading.Thread(target=react, name="signals", daemon=True).start()
 
 
+def unwind_on_signals() -> None:
+    """Make stop signals raise SystemExit in the main thread, with status 128 + signal number and one message.
+
+    Programs that do not train call this, so that they remove their temporary files. SIGINT raises KeyboardInterrupt, as
+    usual.
+    """
+
+    def unwind(number: int, _: types.FrameType | None) -> NoReturn:
+        _write(f"received {signal.Signals(number).name}; exiting.")
+        raise SystemExit(128 + number)
+
+    for number in stop_signals():
+        if number != signal.SIGINT:
+            signal.signal(number, unwind)
+
+
 def leave_signals_to_python() -> None:
     """Undo exit_on_signals(). SIGINT raises KeyboardInterrupt again, as debuggers expect."""
     for number in stop_signals():

@@ -213,6 +213,27 @@ def test_a_signal_before_training_exits_at_once_and_only_rank_0_prints(rank, num
     assert stderr.count("\n") == (1 if rank == 0 else 0)
 
 
+@pytest.mark.parametrize("number", [number for number in STATUS if number != signal.SIGINT])
+def test_other_programs_unwind_and_exit(number, tmp_path):
+    program = Program(f"""
+from common.files.atomic_directory import atomic_directory
+from common.process.program import run
+from pathlib import Path
+def main():
+    with atomic_directory(Path({str(tmp_path / "out")!r})) as partial:
+        (partial / "file").write_text("")
+        print("ready", flush=True)
+        time.sleep(60)
+    return 0
+run(main, "starts over", one_process=True)
+""")
+    program.wait_for("ready")
+    assert list(tmp_path.iterdir())
+    program.process.send_signal(number)
+    assert program.end() == (STATUS[number], f"received {number.name}; exiting.\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_signal_after_training_does_not_interrupt_the_end_of_the_program():
     """A signal sent by both a service manager and torchrun may arrive the second time after training has ended."""
     program = Program(

@@ -38,7 +38,6 @@ from common.process.arguments import at_least_1
 from common.process.logging import setup_logging
 from common.process.paths import user_path
 from common.process.standard_streams import print_report
-from common.process.stop_signals import stop_signals
 from common.reader.periods import DAY, HOUR, Period
 from common.reader.vectors import Storage
 from projects.home.recap.data.parquet import write_schema_json
@@ -361,7 +360,4 @@ def _add(counter: "Synchronized[int]", count: int) -> None:
 if __name__ == "__main__":
     from common.process.program import run
 
-    for stop_signal in stop_signals():
-        if stop_signal != signal.SIGINT:  # Python raises KeyboardInterrupt
-            signal.signal(stop_signal, lambda number, _: sys.exit(128 + number))
     run(main, "converts the remaining files", one_process=True)

@@ -241,7 +241,11 @@ def workers(process: "subprocess.Popen[str]") -> list[int]:
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("number", "status", "message"),
-    [(signal.SIGINT, 130, r"interrupted.* converts the remaining files\.?\n"), (signal.SIGTERM, 143, "")],
+    [
+        (signal.SIGINT, 130, r"interrupted.* converts the remaining files\.?\n"),
+        (signal.SIGTERM, 143, r"received SIGTERM; exiting\.\n"),
+        (signal.SIGHUP, 129, r"received SIGHUP; exiting\.\n"),
+    ],
 )
 def test_a_signal_ends_the_command_and_leaves_no_partial_file(number, status, message, long_conversion, tmp_path):
     """SIGINT goes to all processes, as Ctrl-C in a terminal does."""

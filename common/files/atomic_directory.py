@@ -68,12 +68,12 @@ def atomic_directory(out: Path) -> Iterator[Path]:
         try:
             _move(partial, target, is_new)
             sync_directory(target.parent if is_new else target)
-            hidden.rmdir()
         except OSError as error:
             raise UserError(
                 f"--out {out}: cannot move the complete files to this directory: {error.strerror}; move them yourself "
                 f"from {partial}"
             ) from error
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -143,4 +143,3 @@ def _move(partial: Path, target: Path, is_new: bool) -> None:
         return
     for entry in sorted(partial.iterdir()):
         entry.rename(target / entry.name)
-    partial.rmdir()

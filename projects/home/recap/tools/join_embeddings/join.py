@@ -81,7 +81,8 @@ class _Embeddings:
         if ids.type not in self._sorted:
             self._sorted[ids.type] = self._sort(ids)
         keys, positions = self._sorted[ids.type]
-        wanted = comparable(ids, self._entities)[0].combine_chunks()
+        # The types decide how to compare; converting all entities again would take long.
+        wanted = comparable(ids, self._entities[:0])[0].combine_chunks()
         nearest = np.minimum(pc.search_sorted(keys, wanted).to_numpy(), len(keys) - 1)
         found = pc.equal(keys.take(pa.array(nearest)), wanted).to_numpy(zero_copy_only=False)
         return np.where(found, positions[nearest], len(self.values) - 1)

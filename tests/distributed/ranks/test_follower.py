@@ -109,7 +109,7 @@ def follow_while_step_8_is_removed(world: World, directory: Path) -> tuple[str, 
         return file_digest(path)
 
     with mock.patch.object(checkpoint_reader, "file_digest", remove_step_8):
-        with full_disk(100), pytest.raises(UserError) as raised:
+        with full_disk(300), pytest.raises(UserError) as raised:
             evaluate(job_config(changed), directory, world)
         evaluate(job_config(changed), directory, world)
     return str(raised.value), evaluations(changed / "metrics-evaluator.jsonl")

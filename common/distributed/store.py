@@ -31,6 +31,10 @@ ANSWER_LIMIT_IN_S = 20.0
 # Longest time for which a name may be unknown: other machines of a cluster may still be registering theirs.
 _RESOLVE_LIMIT_IN_S = 30.0
 
+# Longest time in which torch's client connects to a store that answers. It looks up names of hosts, and a query that is
+# lost costs it 5 s.
+_CLIENT_LIMIT_IN_S = 60.0
+
 # Longest time of an attempt to connect.
 _CONNECT_LIMIT_IN_S = 5.0
 
@@ -71,9 +75,10 @@ def connect(rank: int, timeout: datetime.timedelta) -> dist.Store:
     if problem is None:
         try:
             store = within(
-                ANSWER_LIMIT_IN_S,
-                lambda: dist.TCPStore(address.host, address.port, timeout=timeout, wait_for_workers=False),
+                _CLIENT_LIMIT_IN_S,
+                lambda: dist.TCPStore(address.host, address.port, wait_for_workers=False),
             )
+            store.set_timeout(timeout)
             if hosted is None or _is_same(store, hosted):
                 return store
             problem = _Problem("another process answers there", "")
@@ -127,7 +132,7 @@ def _host(port: int) -> dist.Store:
 def _is_same(store: dist.Store, hosted: dist.Store) -> bool:
     """Return True if a connection leads to the store that this process hosts."""
     key = f"host/{secrets.token_hex(8)}"
-    hosted.set(key, "")
+    hosted.add(key, 1)  # waits for the store, unlike set()
     return store.check([key])
 
 

@@ -339,17 +339,17 @@ def test_one_example_per_process_is_too_few_for_batch_norm(train: Train) -> None
         train("train_data.global_batch_size=1", "train_data.lanes=1")
 
 
-def test_overwriting_a_run_may_start_from_its_own_weights(train: Train, tmp_path: Path) -> None:
+def test_overwriting_deletes_nothing_if_the_initial_checkpoint_cannot_be_used(train: Train, tmp_path: Path) -> None:
     assert train("training.eval_every_n=0") == 0
-    own = f"training.initial_checkpoint_dir={tmp_path / 'run/checkpoints/12'}"
     with pytest.raises(
         CheckpointError,
         match=rf"^/nowhere: no such directory \(.*{Path.cwd()}\).*save_dir",
     ):
         train("training.initial_checkpoint_dir=/nowhere", "--overwrite_save_dir")
+    own = f"training.initial_checkpoint_dir={tmp_path / 'run/checkpoints/12'}"
+    with pytest.raises(UserError, match="would delete it; copy it"):
+        train(own, "--overwrite_save_dir")
     assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 12]
-    assert train(own, "--overwrite_save_dir", "training.num_train_steps=2", "training.eval_every_n=0") == 0
-    assert complete_steps(tmp_path / "run/checkpoints") == [2]
 
 
 def test_a_world_size_without_a_launcher_is_an_error(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

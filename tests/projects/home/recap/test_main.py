@@ -347,7 +347,7 @@ def test_overwriting_deletes_nothing_if_the_initial_checkpoint_cannot_be_used(tr
     ):
         train("training.initial_checkpoint_dir=/nowhere", "--overwrite_save_dir")
     own = f"training.initial_checkpoint_dir={tmp_path / 'run/checkpoints/12'}"
-    with pytest.raises(UserError, match="would delete it; copy it"):
+    with pytest.raises(UserError, match="would delete it; copy the checkpoint"):
         train(own, "--overwrite_save_dir")
     assert complete_steps(tmp_path / "run/checkpoints") == [4, 8, 12]
 

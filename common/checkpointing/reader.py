@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 import pickle
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
@@ -32,6 +31,7 @@ from common.checkpointing.manifest import (
     parse_json,
     parse_manifest,
 )
+from common.checkpointing.planning import planning
 from common.checkpointing.raw_storage.index import DamagedTensorsError, InvalidIndexError, TensorIndex, parse_index
 from common.checkpointing.raw_storage.reader import RawReader, check_sizes, verify_tensors
 from common.checkpointing.safe_reader import SafeReader
@@ -157,7 +157,7 @@ class CheckpointReader:
           prefix: common prefix of their names in the checkpoint.
         """
         self.prepare()
-        with self._reading(), without_process_group_warning():
+        with self._reading(), planning():
             named = {prefix + name: tensor for name, tensor in into.items()}
             dcp.load(named, storage_reader=self._reader(), no_dist=True)
 
@@ -250,14 +250,6 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
     """
     with CheckpointReader(path) as checkpoint:
         return checkpoint.tensors(prefix)
-
-
-@contextlib.contextmanager
-def without_process_group_warning() -> Iterator[None]:
-    """Silence torch's warning about the missing process group. It is missing on purpose."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        yield
 
 
 def _locked_manifest(path: Path) -> IO[bytes]:

@@ -27,8 +27,8 @@ from common.checkpointing.manifest import (
     file_digest,
     make_manifest,
 )
+from common.checkpointing.planning import planning
 from common.checkpointing.raw_storage.writer import RawWriter
-from common.checkpointing.reader import without_process_group_warning
 from common.files.durable import sync_descriptor, sync_directory
 
 
@@ -82,7 +82,7 @@ def write_checkpoint(
 
     try:
         _on_all_ranks(prepare, group)
-        with without_process_group_warning():
+        with planning():
             dcp.save(
                 dict(tensors),
                 storage_writer=RawWriter(hidden, INDEX, rank),

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 
-from common.checkpointing.reader import CheckpointReader, without_process_group_warning
+from common.checkpointing.planning import planning
+from common.checkpointing.reader import CheckpointReader
 
 
 def write_torch_checkpoint(
@@ -17,7 +18,7 @@ def write_torch_checkpoint(
 ) -> Path:
     """Write the checkpoint `<root>/<step>` in the earlier format, and return its path."""
     path = root / str(step)
-    with without_process_group_warning():
+    with planning():
         dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(path), no_dist=True)
     (path / "state.json").write_text(json.dumps(values))
     seal(path, step, version=1, **provenance)

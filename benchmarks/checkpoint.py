@@ -110,7 +110,7 @@ def worker(directory: Path, num_mb: int, rounds: int) -> None:
         saver.wait()
         seconds: dict[str, list[float]] = {name: [] for name in (MEMORY, STALL, SAVE, COPY, RESTORE)}
         for step in range(2, rounds + 2):
-            with timed(seconds[MEMORY], ALONE):
+            with timed(seconds[MEMORY], world):
                 for name, tensor in training_tensors(model, optimizer).items():
                     copies[name].copy_(tensor.detach())
             with timed(seconds[SAVE], world):

@@ -1,4 +1,4 @@
-"""What is changed while torch.distributed.checkpoint works, and that it is changed back."""
+"""The plans of torch.distributed.checkpoint: what changes while they are made is changed back."""
 
 import gc
 import warnings

@@ -10,7 +10,7 @@ published shape).
 Stall is the time that training stops. The save continues in a thread; its time ends when the checkpoint is durable
 under its name. The copy reads its files from the page cache; the restore reads them from disk, because they are removed
 from the page cache before. Nothing is deleted while a turn is measured. A figure is the median over the rounds, with
-the smallest and the largest; a ratio is that of two medians. The first save, which allocates the memory that the others
+the smallest and the largest; a ratio is that of two medians. The first round, which allocates the memory that the others
 reuse, does not count.
 """
 
@@ -105,11 +105,8 @@ def worker(directory: Path, num_mb: int, rounds: int) -> None:
         copies = {name: tensor.detach().clone() for name, tensor in training_tensors(model, optimizer).items()}
         saver = Saver(retention, model, optimizer, world)
         position = Position.start(1)
-
-        saver.save(TrainingState({}, position, step=1))
-        saver.wait()
         seconds: dict[str, list[float]] = {name: [] for name in (MEMORY, STALL, SAVE, COPY, RESTORE)}
-        for step in range(2, rounds + 2):
+        for step in range(1, rounds + 2):
             with timed(seconds[MEMORY], world):
                 for name, tensor in training_tensors(model, optimizer).items():
                     copies[name].copy_(tensor.detach())
@@ -133,7 +130,8 @@ def worker(directory: Path, num_mb: int, rounds: int) -> None:
                 delete_checkpoint(newest)
         if world.is_rank_zero:
             num_bytes = sum(file.stat().st_size for file in newest.iterdir())
-            sys.stdout.write(json.dumps({"seconds": seconds, "bytes": num_bytes}) + "\n")
+            counted = {name: values[1:] for name, values in seconds.items()}
+            sys.stdout.write(json.dumps({"seconds": counted, "bytes": num_bytes}) + "\n")
 
 
 def measure(num_mb: int, processes: int, rounds: int, directory: str) -> list[str]:

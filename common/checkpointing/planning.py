@@ -10,7 +10,7 @@ from collections.abc import Iterator
 def planning() -> Iterator[None]:
     """Pause garbage collection, and silence torch's warning about a process group that is missing on purpose.
 
-    Plans are so many small objects that they trigger full collections, each of which stops training for 0.2 s.
+    The many small objects of a plan would trigger full collections, each of which stops training for 0.2 s.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -10,8 +10,8 @@ published shape).
 Stall is the time that training stops. The save continues in a thread; its time ends when the checkpoint is durable
 under its name. The copy reads its files from the page cache; the restore reads them from disk, because they are removed
 from the page cache before. Nothing is deleted while a turn is measured. A figure is the median over the rounds, with
-the smallest and the largest; a ratio is that of two medians. The first round, which allocates the memory that the others
-reuse, does not count.
+the smallest and the largest; a ratio is that of two medians. The first round, which allocates the memory that the
+others reuse, does not count.
 """
 
 import argparse

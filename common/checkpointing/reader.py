@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
@@ -224,7 +225,15 @@ def open_on_all_ranks(path: Path, world: World) -> CheckpointReader:
     opened: list[CheckpointReader] = []
 
     def open_and_prepare() -> None:
-        opened.append(CheckpointReader(path))
+        try:
+            opened.append(CheckpointReader(path))
+        except NoCheckpointError as error:
+            if world.is_rank_zero:
+                raise
+            raise NoCheckpointError(
+                f"rank {world.rank} on {socket.gethostname()} does not see a checkpoint that rank 0 found: {error}; all "
+                "processes need the same directory on a shared file system"
+            ) from error
         opened[0].prepare(world.rank, world.size)
 
     try:

@@ -76,7 +76,7 @@ def run(main: Callable[[], int], after_interrupt: str | None = None, *, one_proc
         rank, size = _place()
         if rank == 0:
             _print(f"error: {error}")
-        if size > 1 and not _wait_for_report() and rank != 0:
+        if size > 1 and not _wait_for_report(str(error)) and rank != 0:
             _print(f"error on rank {rank}: {error}")
         status = USER_ERROR_STATUS
     except KeyboardInterrupt:
@@ -157,8 +157,13 @@ def _print(message: str) -> None:
     sys.stderr.flush()
 
 
-def _wait_for_report() -> bool:
+def _wait_for_report(message: str) -> bool:
     """Wait until rank 0 has printed its error and all ranks have noticed, or until the timeout.
+
+    A rank with another error than rank 0 prints its own, too.
+
+    Args:
+      message: the error of this rank.
 
     Returns:
       True if rank 0 has printed its error.
@@ -180,13 +185,18 @@ def _wait_for_report() -> bool:
         store = dist.PrefixStore("user_error", connect(rank, limit))
         if rank == 0:  # may host the store, so it exits last
             roll = call_roll(store, size, launch, _REPORT_TIMEOUT_IN_S)
+            roll.store.set("message", message)
             roll.store.wait([f"done/{other}" for other in roll.present], limit)
             return True
         own = answer_roll(store, Claim(rank, launch), _REPORT_TIMEOUT_IN_S)
-        if own is not None:
-            with contextlib.suppress(Exception):  # rank 0 may be gone as soon as it sees this
-                own.set(f"done/{rank}", "")
-        return own is not None
+        if own is None:
+            return False
+        own.wait(["message"], limit)
+        if own.get("message").decode() != message:
+            _print(f"error on rank {rank}: {message}")
+        with contextlib.suppress(Exception):  # rank 0 may be gone as soon as it sees this
+            own.set(f"done/{rank}", "")
+        return True
 
     # A dead rank or a missing store must not turn one clear message into a traceback.
     with contextlib.suppress(Exception):

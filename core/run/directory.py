@@ -127,13 +127,13 @@ class RunDirectory(ClaimedDirectory):
                 "the checkpoint elsewhere, or use a different save_dir for this run"
             )
 
-    def has_started_over(self, launch: Launch) -> bool:
-        """Return whether this launch has already deleted an earlier run here. Called on rank 0.
+    def how_to_start_over_again(self, launch: Launch) -> str | None:
+        """Return a clause for a message if this launch has already deleted an earlier run here. Called on rank 0.
 
         Raises:
           UserError: that is unknown, because its record is damaged.
         """
-        return self._launches.has(launch)
+        return self._launches.how_to_start_over_again(launch)
 
     def begin(self, resolved_config: str, is_resumed: bool, overwrite: Overwrite) -> None:
         """Clean up, and write config.yaml. Called on rank 0, after all checks that could reject the run.
@@ -195,8 +195,13 @@ class RunDirectory(ClaimedDirectory):
             )
 
     def _delete_earlier_run(self) -> None:
-        for step in complete_steps(self.checkpoints):
+        steps = complete_steps(self.checkpoints)
+        for step in steps:
             delete_checkpoint(self.checkpoints / str(step))
+        if steps:
+            logger.info(
+                "starting over: deleted the run in %s (%d checkpoints, up to step %d)", self.path, len(steps), steps[-1]
+            )
         # A run writes config.yaml first. Without one, the other files may not belong to a run.
         if not self.config.exists():
             return

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
+import pydantic
+
 from common.errors import UserError
 from common.files.durable import replace_file
 from common.process.identity import process_identity
@@ -93,23 +95,29 @@ class Overwrite:
     """True if the launch has not started over yet."""
 
 
+_LAUNCH = pydantic.TypeAdapter(Launch)
+
+
 class LaunchRecord:
     """The launches that have started over in a save_dir, in a file, oldest first."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def has(self, launch: Launch) -> bool:
-        """Return whether this launch, or the one that it repeats, has already started over.
+    def how_to_start_over_again(self, launch: Launch) -> str | None:
+        """Return a clause for a message if this launch, or one that it repeats, has started over already; else None.
 
         Raises:
           UserError: the file is damaged.
         """
         launches = self._read()
         if any(earlier.is_repeated_by(launch) for earlier in launches):
-            return True
+            other_id = " with another --rdzv-id" if launch.run_id is not None else ""
+            return f"start a new launch{other_id}, or delete the directory"
         # Only the last launch counts, so that a user can start over again within the same job or container.
-        return bool(launches) and launches[-1].is_restarted_by(launch)
+        if launches and launches[-1].is_restarted_by(launch):
+            return "run the command once more without a restart of the job or container, or delete the directory"
+        return None
 
     def add(self, launch: Launch) -> None:
         """Record a launch durably, unless it is recorded already. Raises OSError."""
@@ -125,7 +133,7 @@ class LaunchRecord:
             return []
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines() or [""]
-            return [Launch(**json.loads(line)) for line in lines]
+            return [_LAUNCH.validate_json(line, strict=True) for line in lines]
         except (OSError, ValueError, TypeError) as error:
             raise UserError(
                 f"{self._path}: this file is damaged, so it is unknown whether --overwrite_save_dir has already "

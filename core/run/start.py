@@ -138,15 +138,16 @@ def find_overwrite(components: TrainingComponents, directory: RunDirectory) -> O
         return Overwrite()
     consensus = components.world.consensus
     launch = Launch.from_environment(os.environ, consensus.gather(torchrun_identity()))
-    if not consensus.broadcast_from_rank_zero(lambda: directory.has_started_over(launch)):
+    advice = consensus.broadcast_from_rank_zero(lambda: directory.how_to_start_over_again(launch))
+    if advice is None:
         return Overwrite(launch, is_due=True)
     logger.warning(
-        "%s has no effect: this launch (%s) has already started over in %s, so its run continues there. To start over "
-        "again, start a new launch%s, or delete the directory",
+        "%s has no effect: this launch (%s), or the one that it repeats, has already started over in %s, so its run "
+        "continues there. To start over again, %s",
         OVERWRITE,
         launch,
         directory.path,
-        " with another --rdzv-id" if launch.run_id is not None else "",
+        advice,
     )
     return Overwrite(launch)
 

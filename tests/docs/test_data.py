@@ -10,11 +10,11 @@ from tests.support.root import ROOT
 
 def test_the_table_of_the_page_is_written_and_learned(tmp_path: Path) -> None:
     code, config = re.findall(r"```(?:python|yaml)\n(.*?)```", (ROOT / "docs/data.md").read_text(), flags=re.DOTALL)
-    (tmp_path / "make_mine.py").write_text(code)
-    (tmp_path / "mine.yaml").write_text(config)
-    run(tmp_path, "make_mine.py")
-    run(tmp_path, "-m", "projects.home.recap.main", "--config", "mine.yaml")
-    last = read_metrics(tmp_path / "runs/mine/metrics.jsonl")[-1]
+    (tmp_path / "make_purchases.py").write_text(code)
+    (tmp_path / "purchases.yaml").write_text(config)
+    run(tmp_path, "make_purchases.py")
+    run(tmp_path, "-m", "projects.home.recap.main", "--config", "purchases.yaml")
+    last = read_metrics(tmp_path / "runs/purchases/metrics.jsonl")[-1]
     assert last.step == 4 * (20_000 // 256)
     for task in ("clicked", "bought"):
         auroc = last.metrics[f"{task}/auroc"]

@@ -197,7 +197,9 @@ def test_a_dead_trainer_is_a_warning_after_eval_timeout_in_s(
     outcome = job.evaluate(eval_timeout_in_s=0.2)
     assert (outcome.stopped_by, outcome.timed_out) == (None, True)
     assert list(completed_partitions(job.metrics)) == [4, 8]
-    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    # On a busy machine, the limit also ends evaluations, with warnings of their own.
+    (warning,) = [message for message in warnings if message.startswith("no checkpoint after step")]
     assert f"no checkpoint after step 8 appeared in {job.save_dir}/checkpoints" in warning
     assert "training.eval_timeout_in_s (0.2 s)" in warning
 
@@ -327,7 +329,7 @@ def test_wandb_has_trainer_and_follower_in_one_group_and_each_point_once(
     # As if the follower was killed twice: before it sent a recorded evaluation, and during the last partition.
     run_file = fresh.save_dir / "wandb-evaluator.json"
     content = json.loads(run_file.read_text())
-    run_file.write_text(json.dumps({**content, "sent": {"evaluate/first": 10, "evaluate/second": 4}}))
+    run_file.write_text(json.dumps({**content, "sent_steps": {"evaluate/first": [4, 8, 10], "evaluate/second": [4]}}))
     lines = fresh.metrics.read_text().splitlines(keepends=True)
     fresh.metrics.write_text("".join(lines[:4]))
     fresh.evaluate(runtime=runtime)

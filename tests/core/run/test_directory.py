@@ -332,9 +332,9 @@ def test_what_a_run_can_do_without_is_one_warning(tmp_path: Path) -> None:
 def test_a_launch_is_recorded_when_the_earlier_run_is_deleted(tmp_path: Path) -> None:
     launch = Launch.from_environment({"TORCHELASTIC_RUN_ID": "a"}, [])
     directory = earlier_run(tmp_path)
-    assert not directory.has_started_over(launch)
+    assert directory.how_to_start_over_again(launch) is None
     directory.begin("now", is_resumed=False, overwrite=Overwrite(launch, is_due=True))
-    assert RunDirectory(str(tmp_path)).has_started_over(launch)
+    assert RunDirectory(str(tmp_path)).how_to_start_over_again(launch)
     assert names(directory.checkpoints) == ["notes.txt"]
 
 

@@ -47,19 +47,19 @@ def test_a_launch_that_a_supervisor_repeats_is_recognized(
     tmp_path: Path, earlier: Launch, later: Launch, repeats: bool
 ) -> None:
     record = LaunchRecord(tmp_path / "launches")
-    assert not record.has(earlier)
+    assert record.how_to_start_over_again(earlier) is None
     record.add(earlier)
-    assert record.has(later) == repeats
+    assert (record.how_to_start_over_again(later) is not None) == repeats
 
 
 def test_a_user_starts_over_again_in_a_job_that_was_requeued(tmp_path: Path) -> None:
     record = LaunchRecord(tmp_path / "launches")
     requeued = launch(SLURM | {"SLURM_RESTART_COUNT": "1"})
     record.add(launch(SLURM))
-    assert record.has(requeued)
+    assert "without a restart" in str(record.how_to_start_over_again(requeued))
     record.add(requeued)
-    assert not record.has(requeued)
-    assert record.has(launch(SLURM | {"SLURM_RESTART_COUNT": "2"}))
+    assert record.how_to_start_over_again(requeued) is None
+    assert record.how_to_start_over_again(launch(SLURM | {"SLURM_RESTART_COUNT": "2"}))
 
 
 def test_an_older_launch_is_still_recognized_and_each_is_recorded_once(tmp_path: Path) -> None:
@@ -67,14 +67,15 @@ def test_an_older_launch_is_still_recognized_and_each_is_recorded_once(tmp_path:
     launches = [launch({"TORCHELASTIC_RUN_ID": name}, (f"torchrun {name}",)) for name in "abab"]
     for each in launches:
         record.add(each)
-    assert all(record.has(each) for each in launches)
+    assert all(record.how_to_start_over_again(each) for each in launches)
     assert len((tmp_path / "launches").read_text().splitlines()) == 2
 
 
 def test_a_damaged_record_is_a_user_error(tmp_path: Path) -> None:
     """Starting over could delete the run."""
     path = tmp_path / "launches"
-    for content in ('{"run_id": ', json.dumps({"run": 1}), "[]", "\0\0\0", ""):
+    wrong_types = json.dumps(dict.fromkeys(["run_id", "torchruns", "job", "attempt", "container", "container_start"]))
+    for content in ('{"run_id": ', json.dumps({"run": 1}), wrong_types, "[]", "\0\0\0", ""):
         path.write_text(content)
         with pytest.raises(UserError, match=rf"{path}: this file is damaged"):
-            LaunchRecord(path).has(launch({}))
+            LaunchRecord(path).how_to_start_over_again(launch({}))

@@ -231,8 +231,8 @@ def open_on_all_ranks(path: Path, world: World) -> CheckpointReader:
             if world.is_rank_zero:
                 raise
             raise NoCheckpointError(
-                f"rank {world.rank} on {socket.gethostname()} does not see a checkpoint that rank 0 found: {error}; all "
-                "processes need the same directory on a shared file system"
+                f"rank {world.rank} on {socket.gethostname()} does not see a checkpoint that rank 0 found: {error}; "
+                "all processes need the same directory on a shared file system"
             ) from error
         opened[0].prepare(world.rank, world.size)
 

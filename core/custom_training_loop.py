@@ -31,7 +31,7 @@ from core.run.directory import FollowerDirectory, RunDirectory
 from core.run.footprint import check_memory
 from core.run.session import Session
 from core.run.start import find_overwrite, find_start
-from core.run.state import TrainingState
+from core.run.state import TrainingState, check_run_length
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +105,7 @@ def train(
     with Session(config.runtime, world, directory, overwrites=components.overwrite_save_dir) as session:
         check_components(components)
         train_reader.check_trainable()
+        check_run_length(config.training, train_reader)
         world.consensus.on_all_ranks(functools.partial(check_memory, components))
         retention = configured_retention(components, directory)
         session.lock_save_dir()

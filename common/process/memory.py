@@ -54,8 +54,15 @@ def allocation_failure(error: BaseException) -> BaseException | None:
     return None
 
 
-# What torch (twice), C++, Python's threads and the loader of libraries say.
-_SIGNS = ("can't allocate memory", "not enough memory", "bad_alloc", "can't start new thread", "failed to map segment")
+# What torch, the operating system, torch again, C++, Python's threads and the loader of libraries say.
+_SIGNS = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "can't start new thread",
+    "failed to map segment",
+)
 
 
 def free_memory(processes: int = 1, root: Path = Path("/")) -> FreeMemory:

@@ -11,9 +11,11 @@ def user_path(text: str | Path) -> Path:
     """Return the path with `~` expanded.
 
     Raises:
-      UserError: the text is not a valid path, `~name` names an unknown user, or the locale's encoding of file names
-        lacks a character.
+      UserError: the text is empty or not a valid path, `~name` names an unknown user, or the locale's encoding of
+        file names lacks a character.
     """
+    if not str(text):
+        raise UserError("a path is empty; write . for the current directory")
     if "\0" in str(text):
         raise UserError(f"{str(text)!r}: a path cannot contain a NUL character")
     try:

@@ -14,6 +14,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import pydantic
+
+from common.errors import UserError
 from common.tracking.measurement import Measurement
 from common.tracking.run_files import FOLLOWER_WANDB, WANDB, WANDB_DIRECTORY
 from common.tracking.sent_points import STEP_KEY, SentPoints, stream_of
@@ -47,6 +50,25 @@ def _settings(config: WandbConfig) -> dict[str, Any]:
     if "WANDB_INIT_TIMEOUT" not in os.environ:
         settings["init_timeout"] = _INIT_TIMEOUT_IN_S
     return settings
+
+
+def _check_settings(config: WandbConfig) -> None:
+    """Raise UserError if W&B refuses a setting or an environment variable. A missing package is reported later."""
+    try:
+        import wandb
+    except ImportError:
+        return
+    try:
+        wandb.Settings().update_from_env_vars(dict(os.environ))
+        wandb.Settings(**_settings(config))
+    except pydantic.ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise UserError(f"{_REFUSED}: {problems}") from error
+    except wandb.errors.UsageError as error:
+        raise UserError(f"{_REFUSED}: {error}") from error
+
+
+_REFUSED = "Weights & Biases refuses a setting in runtime.wandb or a variable WANDB_*"
 
 
 def _ensure_home(directory: Path) -> None:
@@ -114,10 +136,11 @@ class WandbTracker:
           backlog: earlier measurements; start() sends those that were not sent.
 
         Raises:
-          UserError: the key file is not usable.
+          UserError: the key file is not usable, or W&B refuses a setting or an environment variable.
           OSError: the file with the run's id cannot be written.
           ValueError: the file with the run's id is damaged.
         """
+        _check_settings(config)
         run_dir.mkdir(parents=True, exist_ok=True)
         self._sent = SentPoints(run_dir / _RUN_FILES[job_type], run_id)
         self.run_id = self._sent.run_id

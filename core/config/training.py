@@ -4,7 +4,7 @@ Each project configures its own model, data and optimizer.
 """
 
 import re
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pydantic
 
@@ -196,19 +196,6 @@ class TrainingConfig(BaseConfig):
     def num_micro_batches(self) -> int:
         """Number of micro-batches per step (>= 1)."""
         return self.gradient_accumulation or 1
-
-
-def _check_partition(name: str) -> str:
-    if not name or "/" in name:
-        raise ValueError(
-            "the name of a partition must not be empty or contain a slash, because slashes separate the parts of a "
-            "metric name. Rename the partition"
-        )
-    return name
-
-
-PartitionName = Annotated[str, pydantic.AfterValidator(_check_partition)]
-"""Name of an evaluation set in the configuration."""
 
 
 class JobConfig(BaseConfig):

@@ -6,6 +6,7 @@ from typing import Annotated
 import pydantic
 
 from core.config.base_config import BaseConfig
+from core.config.names import check_printable
 
 _MEAN, _STRATUM = "mean", "stratum"
 
@@ -18,6 +19,7 @@ def check_task_names(tasks: Iterable[str]) -> None:
     for task in tasks:
         if not task:
             raise ValueError("the name of a task is empty. Give each task a name")
+        check_printable(task)
         if task in (_MEAN, _STRATUM) or task.startswith(f"{_STRATUM}/"):
             raise ValueError(
                 f"the task name {task!r} is reserved: metric names begin with {_MEAN}/ for means over tasks and with "

@@ -6,6 +6,7 @@ from typing import Any
 
 from common.checkpointing.manifest import CheckpointError
 from common.checkpointing.reader import CheckpointReader
+from common.errors import ConfigError
 from common.reader.order import Position
 from common.reader.reader import BatchReader
 from core.config.training import TrainingConfig
@@ -67,6 +68,17 @@ class TrainingState:
             raise CheckpointError(
                 f"{checkpoint.path}: its state is not that of a training run ({error!r}); give a training checkpoint"
             ) from error
+
+
+def check_run_length(config: TrainingConfig, reader: BatchReader[Any]) -> None:
+    """Raise ConfigError if the epochs of a run have less data than one step needs."""
+    available = reader.remaining_batches(Position.start(reader.lanes), config.num_epochs)
+    if available < config.num_micro_batches:
+        raise ConfigError(
+            f"training.gradient_accumulation is {config.num_micro_batches}, but training.num_epochs "
+            f"{config.num_epochs} gives only {available:.0f} batches, so there would be no step. Lower "
+            "gradient_accumulation or global_batch_size, or raise num_epochs"
+        )
 
 
 def find_last_step(config: TrainingConfig, reader: BatchReader[Any], state: TrainingState) -> int:

@@ -5,7 +5,8 @@ from typing import Annotated, Any, ClassVar, Self
 import pydantic
 
 from common.process.environment import world_size_from_env
-from core.config.training import JobConfig, PartitionName
+from core.config.names import PartitionName
+from core.config.training import JobConfig
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.model.config import RankingConfig, TwhinModelConfig
 

@@ -8,7 +8,8 @@ import pydantic
 
 from common.process.paths import user_path
 from core.config.base_config import NotSupportedYet
-from core.config.training import JobConfig, PartitionName
+from core.config.names import PartitionName
+from core.config.training import JobConfig
 from core.metrics.config import MetricsConfig
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.model.config import ModelConfig

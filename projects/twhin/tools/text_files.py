@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import pyarrow as pa
 
@@ -45,10 +45,76 @@ def _unzipped(file: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, archive.open(names[0]))
 
 
+class _Stream(Protocol):
+    """A decompressor of one stream, of bz2 or lzma."""
+
+    @property
+    def eof(self) -> bool:
+        """True at the end of the stream."""
+
+    @property
+    def needs_input(self) -> bool:
+        """True if decompress() needs more data."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """What follows the end of the stream."""
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        """Return up to `max_length` bytes."""
+
+
+class _Streams(io.RawIOBase):
+    """Reads a file of compressed streams, one after the other. Raises an exception of UNREADABLE for anything else.
+
+    bz2.open and lzma.open ignore what follows a stream and is not a stream, such as a damaged one.
+    """
+
+    def __init__(self, file: BinaryIO, new_stream: Callable[[], _Stream], padding: bytes = b"") -> None:
+        """Initialize.
+
+        Args:
+          file: the compressed file.
+          new_stream: returns a decompressor for the next stream.
+          padding: bytes that may stand between streams.
+        """
+        self._file = file
+        self._new_stream = new_stream
+        self._padding = padding
+        self._stream = new_stream()
+        self._between = False
+        self._unread = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, and return the number of bytes; 0 at the end of the file."""
+        content = b""
+        while not content:
+            if self._stream.eof:
+                self._unread, self._stream, self._between = self._stream.unused_data, self._new_stream(), True
+            if self._stream.needs_input and not self._unread:
+                self._unread = self._file.read(io.DEFAULT_BUFFER_SIZE)
+                if not self._unread:
+                    if self._between:
+                        return 0
+                    raise EOFError("the compressed file ends too early")
+            if self._between:
+                self._unread = self._unread.lstrip(self._padding) if self._padding else self._unread
+                if not self._unread:
+                    continue
+                self._between = False
+            compressed, self._unread = self._unread, b""
+            content = self._stream.decompress(compressed, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
 _DECOMPRESS: dict[bytes, Callable[[BinaryIO], object]] = {
     b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\0": lzma.open,
+    b"BZh": lambda file: io.BufferedReader(_Streams(file, bz2.BZ2Decompressor)),
+    b"\xfd7zXZ\0": lambda file: io.BufferedReader(_Streams(file, lzma.LZMADecompressor, padding=b"\0")),
     b"\x28\xb5\x2f\xfd": lambda file: pa.CompressedInputStream(file, "zstd"),
     b"\x04\x22\x4d\x18": lambda file: pa.CompressedInputStream(file, "lz4"),
     b"PK\x03\x04": _unzipped,

@@ -10,6 +10,12 @@ from common.process.paths import user_path
 from tests.support.root import ROOT
 
 
+def test_an_empty_path_is_an_error() -> None:
+    """It would mean the current directory, which a variable that is not set does not ask for."""
+    with pytest.raises(UserError, match="empty"):
+        user_path("")
+
+
 def test_a_leading_tilde_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert user_path("~/a") == tmp_path / "a"

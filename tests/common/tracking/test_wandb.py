@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from common.tracking.measurement import Measurement
 from common.tracking.metrics_file import MetricsFile, read_metrics
 from common.tracking.trackers import build_trackers
@@ -333,6 +334,21 @@ def test_a_damaged_run_file_is_one_warning(tmp_path, caplog):
     (record,) = project_records(caplog)
     assert f"{tmp_path}/wandb.json is damaged" in record.message
     assert "Remove it" in record.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WANDB_TAGS", "x" * 70), ("WANDB_RUN_ID", "a/b"), ("WANDB_CONSOLE", "foo"), ("WANDB_SILENT", "foo")],
+)
+def test_a_variable_that_wandb_refuses_is_a_user_error(tmp_path, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"refuses a setting in runtime\.wandb or a variable WANDB_\*: "):
+        build_trackers(tmp_path / "run", WandbConfig(), {}, 0)
+
+
+def test_a_host_that_wandb_refuses_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match=r"refuses .*base_url: .*URL"):
+        build_trackers(tmp_path / "run", WandbConfig(host="http://[::1"), {}, 0)
 
 
 def test_a_missing_package_is_one_warning(tmp_path, monkeypatch, caplog):

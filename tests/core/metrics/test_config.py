@@ -22,5 +22,11 @@ def test_reserved_task_names_are_refused(name):
         check_task_names(["liked", name])
 
 
+@pytest.mark.parametrize("name", [" ", "a\n", "\x01", "a\u2028b"])
+def test_task_names_that_tables_cannot_show_are_refused(name):
+    with pytest.raises(ValueError, match="printable"):
+        check_task_names([name])
+
+
 def test_other_task_names_are_allowed():
     check_task_names(["liked", "mean time", "meaning", "strata", "examples", "type", "a/mean"])

@@ -10,9 +10,10 @@ import torch
 from common.checkpointing.manifest import CheckpointError
 from common.checkpointing.reader import CheckpointReader
 from common.checkpointing.writer import write_checkpoint
+from common.errors import ConfigError
 from common.reader.order import Position
 from core.config.training import TrainingConfig
-from core.run.state import TrainingState, find_last_step
+from core.run.state import TrainingState, check_run_length, find_last_step
 from tests.support.toy import rows_reader
 
 STATE = TrainingState(
@@ -104,3 +105,13 @@ def test_the_last_step_is_the_same_from_any_step(
 def test_a_run_beyond_num_train_steps_ends_where_it_is(tmp_path: Path) -> None:
     state = TrainingState({}, Position(0, (36,) * 4), step=9)
     assert find_last_step(TrainingConfig(num_train_steps=5), rows_reader(tmp_path), state) == 9
+
+
+def test_epochs_without_data_for_one_step_are_an_error(tmp_path: Path) -> None:
+    reader = rows_reader(tmp_path)
+    available = reader.batches_per_epoch
+    check_run_length(TrainingConfig(gradient_accumulation=available), reader)
+    check_run_length(TrainingConfig(gradient_accumulation=available + 1, num_epochs=2), reader)
+    check_run_length(TrainingConfig(gradient_accumulation=available + 1, num_epochs=None), reader)
+    with pytest.raises(ConfigError, match=rf"is {available + 1}.* gives only {available} batches"):
+        check_run_length(TrainingConfig(gradient_accumulation=available + 1), reader)

@@ -6,6 +6,7 @@ import pydantic
 
 from common.modules.config import BatchNormConfig, LayerNormConfig, MaskNetConfig, MlpConfig
 from core.config.base_config import BaseConfig, NotSupportedYet
+from core.config.names import check_printable
 from core.config.numbers import Float32, Int64, NonNegativeFloat32, PositiveFloat32, Size
 from core.metrics.config import check_task_names
 
@@ -128,7 +129,7 @@ class StratifierConfig(BaseConfig):
     def _has_no_slash(cls, name: str) -> str:
         if "/" in name:
             raise ValueError("the name must not contain a slash because slashes separate the parts of a metric name")
-        return name
+        return check_printable(name)
 
 
 class ModelConfig(BaseConfig):

@@ -54,6 +54,23 @@ def test_compressed_files_are_recognized_by_their_content(tmp_path, suffix):
     assert suffix in FILE_FORMATS
 
 
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("rest", [b"garbage", b"\x00garbage", b"damaged stream"])
+def test_what_follows_a_stream_and_is_none_is_never_ignored(tmp_path, suffix, rest):
+    if rest == b"damaged stream":
+        rest = COMPRESS[suffix](TEXT)
+        rest = bytes([rest[0] ^ 1]) + rest[1:]
+    (tmp_path / "name").write_bytes(COMPRESS[suffix](TEXT) + rest)
+    with pytest.raises(UNREADABLE):
+        content_of(tmp_path / "name")
+
+
+def test_zeros_between_the_streams_of_an_xz_file_are_padding(tmp_path):
+    stream = lzma.compress(TEXT)
+    (tmp_path / "name").write_bytes(stream + bytes(8) + stream + bytes(4))
+    assert content_of(tmp_path / "name") == 2 * TEXT
+
+
 def test_plain_text_is_plain_whatever_its_name(tmp_path):
     for content in (TEXT, b"", b"B", b"PK"):
         (tmp_path / "x.gz").write_bytes(content)

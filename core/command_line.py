@@ -10,6 +10,7 @@ from typing import Generic, Literal, TypeVar
 
 from common.process.environment import check_ranks_can_meet, rank_from_env
 from common.process.logging import setup_logging
+from common.process.memory import check_address_space
 from common.process.paths import user_path
 from common.process.program import ArgumentParser
 from common.process.standard_streams import print_report
@@ -59,6 +60,7 @@ def read_command(module: str, description: str, config_class: type[C]) -> Comman
     check_ranks_can_meet()
     if config.runtime.wandb is not None:
         check_wandb(config.runtime.wandb)
+    check_address_space()
     return Command(config, args.mode, args.overwrite_save_dir, args.debug_loop)
 
 

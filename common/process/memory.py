@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from common.errors import UserError
 from common.process.environment import local_world_size_from_env
 
 
@@ -41,6 +42,19 @@ def memory_shortage(needed: int, processes: int | None = None) -> str | None:
         return None
     each = f" in each of the {processes} processes on this machine" if processes > 1 else ""
     return f"needs {format_bytes(needed)}{each}, but {free.reason}"
+
+
+def check_address_space() -> None:
+    """Raise UserError if `ulimit -v` leaves too little address space for torch, which then fails in many ways."""
+    for name, limit, used in _own_limits(Path("/")):
+        if limit - used < _ADDRESS_SPACE_OF_TORCH and "address space" in name:
+            raise UserError(
+                f"{name} is limited to {format_bytes(limit)}, but loading torch and training take at least "
+                f"{format_bytes(_ADDRESS_SPACE_OF_TORCH)}. Raise the limit"
+            )
+
+
+_ADDRESS_SPACE_OF_TORCH = 3 * 2**29
 
 
 def allocation_failure(error: BaseException) -> BaseException | None:

@@ -4,7 +4,7 @@ import fnmatch
 import glob
 import logging
 import os
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,9 +72,7 @@ def _matches(path: Path, inputs: str) -> list[Path]:
     base, pattern = split_pattern(path)
     if path.is_dir():
         base, pattern = path, ("*.parquet",)
-    whole = str(Path(glob.escape(str(base)), *pattern))
-    found = glob.glob(whole, recursive=True, include_hidden=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-    visible, hidden = visible_files(map(Path, found), base, pattern)
+    visible, hidden = visible_files(paths_matching(base, pattern), base, pattern)
     if hidden and not visible:
         raise DataError(
             f"{inputs}: all {len(hidden)} matching files are skipped, because {_HIDDEN}, such as {hidden[0]}. To read "
@@ -82,6 +80,53 @@ def _matches(path: Path, inputs: str) -> list[Path]:
         )
     warn_about_hidden(hidden, inputs)
     return unique_files(visible, inputs)
+
+
+def paths_matching(base: Path, pattern: Sequence[str]) -> set[Path]:
+    """Return the paths that match a glob pattern, including hidden ones.
+
+    Unlike glob.glob(), this follows no link to a folder that contains the link, which would never end.
+
+    Args:
+      base: folder that the pattern starts in.
+      pattern: components of the pattern below `base`. `**` stands for folders at any depth.
+
+    Raises:
+      OSError: a folder cannot be read.
+    """
+    return set(_expand(base, tuple(pattern), frozenset()))
+
+
+def _expand(folder: Path, pattern: tuple[str, ...], parents: frozenset[Path]) -> Iterator[Path]:
+    """Yield the paths below a folder that match. `parents` are the real paths of the folders that `**` has passed."""
+    if not pattern:
+        yield folder
+        return
+    component, rest = pattern[0], pattern[1:]
+    if component == "**":
+        yield from _expand_deeply(folder, pattern, parents)
+    elif not glob.has_magic(component):
+        if os.path.lexists(folder / component):
+            yield from _expand(folder / component, rest, parents)
+    elif folder.is_dir():
+        for path in folder.iterdir():
+            if fnmatch.fnmatchcase(path.name, component):
+                yield from _expand(path, rest, parents)
+
+
+def _expand_deeply(folder: Path, pattern: tuple[str, ...], parents: frozenset[Path]) -> Iterator[Path]:
+    """Yield the paths that match a pattern that begins with `**`."""
+    if not folder.is_dir():
+        return
+    rest = pattern[1:]
+    parents |= {folder.resolve()}
+    yield from _expand(folder, rest, parents)
+    for path in folder.iterdir():
+        if path.is_dir():
+            if path.resolve() not in parents:
+                yield from _expand_deeply(path, pattern, parents)
+        elif not rest:
+            yield path
 
 
 def split_pattern(path: Path) -> tuple[Path, tuple[str, ...]]:

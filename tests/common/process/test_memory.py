@@ -143,3 +143,19 @@ def test_failures_to_allocate_are_recognized_in_causes() -> None:
 )
 def test_format_bytes(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(("gib", "is_enough"), [(1, False), (8, True)])
+def test_a_program_for_torch_needs_some_address_space(gib: int, is_enough: bool) -> None:
+    """Uses a new process, because the address space of this one is already larger."""
+    code = (
+        "import resource\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({gib} * 2**30,) * 2)\n"
+        "from common.process.memory import check_address_space\n"
+        "check_address_space()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode == 0) == is_enough
+    assert (
+        "(ulimit -v) is limited to 1.0 GiB, but loading torch and training take at least" in ended.stderr
+    ) != is_enough

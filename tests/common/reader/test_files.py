@@ -1,9 +1,18 @@
+import glob
 import os
 from pathlib import Path
 
 import pytest
 
-from common.reader.files import DataError, Files, files_below, matching_files, unique_files, visible_files
+from common.reader.files import (
+    DataError,
+    Files,
+    files_below,
+    matching_files,
+    paths_matching,
+    unique_files,
+    visible_files,
+)
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -161,3 +170,29 @@ def test_hidden_directories_are_not_searched(tmp_path):
 def test_folders_are_not_files(tmp_path):
     touch(tmp_path, "a.parquet/part.parquet", "_a.parquet/part.parquet", "b.parquet")
     assert visible_files(tmp_path.iterdir(), tmp_path) == ([tmp_path / "b.parquet"], [])
+
+
+def test_links_to_the_folder_that_contains_them_are_not_followed(tmp_path: Path) -> None:
+    """glob.glob() would follow two of them in all combinations, practically forever."""
+    (tmp_path / "day").mkdir()
+    for path in (tmp_path / "a.parquet", tmp_path / "day" / "b.parquet"):
+        path.write_bytes(b"")
+    for name in ("latest", "current"):
+        (tmp_path / name).symlink_to(".")
+    (tmp_path / "day" / "up").symlink_to("..")
+    (tmp_path / "other").symlink_to("day")
+    files = matching_files(f"{tmp_path}/**/*.parquet")
+    assert files.paths == (tmp_path / "a.parquet", tmp_path / "day/b.parquet")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["*", "**", "**/*", "*/*", "**/x*", "a/**/x?", "a*/**/b/*", "**/**/x1", "[ab]/x[!1]", "none/*", "a/../*", "x0"],
+)
+def test_patterns_match_what_glob_matches(tmp_path: Path, pattern: str) -> None:
+    for folder in (".", "a", "a/b", "a/b/c", "b", ".hidden", "[ab]"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name in ("x0", "x1", ".y", "_z"):
+            (tmp_path / folder / name).write_bytes(b"")
+    found = glob.glob(f"{tmp_path}/{pattern}", recursive=True, include_hidden=True)  # noqa: PTH207
+    assert paths_matching(tmp_path, Path(pattern).parts) == {Path(path) for path in found}

@@ -4,7 +4,6 @@ Every output carries a stamp that names its source and its format, so that a fin
 examples.py decodes the records, and columns.py chooses the columns.
 """
 
-import glob
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from common.process.paths import user_path
 from common.reader.files import (
     files_below,
     is_file_or_broken_link,
+    paths_matching,
     split_pattern,
     unique_files,
     visible_files,
@@ -212,8 +212,7 @@ def _find(inputs: str, out: Path) -> tuple[Path, list[Path]]:
         matches = [file for file in matches if file.suffix not in (".parquet", ".json", ".yaml")]
         matches = [file for file in matches if is_file_or_broken_link(file)]
     else:
-        found = glob.glob(str(path), recursive=True, include_hidden=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-        matches, hidden = visible_files(map(Path, found), base, pattern)
+        matches, hidden = visible_files(paths_matching(base, pattern), base, pattern)
     inside = target_of(out)
     warn_about_hidden([file for file in hidden if not file.resolve().is_relative_to(inside)], inputs)
     return base, unique_files((file for file in matches if not file.resolve().is_relative_to(inside)), inputs)
@@ -256,6 +255,8 @@ def _stamp(source: Path, output_format: OutputFormat) -> dict[str, str | int]:
 
 def _read_stamp(output: Path) -> dict[str, Any] | None:
     """Read the stamp of a Parquet file; None if this command did not write the file."""
+    if not output.is_file():  # opening a pipe would wait forever
+        return None
     try:
         stamp: dict[str, Any] = json.loads((pq.read_metadata(output).metadata or {})[_STAMP.encode()])
     except (OSError, pa.ArrowException, KeyError):

@@ -1,6 +1,7 @@
 """Fixtures for all tests: small data sets, and a reset of logging after each test."""
 
 import logging
+import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,13 @@ import torch
 
 from projects.home.recap.tools.generate import PRESETS, generate
 from projects.twhin.tools.generate import generate as generate_graph
+
+
+def pytest_configure() -> None:
+    """Do not let tests inherit ignored signals, as under nohup: programs that they start would ignore them too."""
+    for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,10 +3,7 @@
 import contextlib
 import os
 import shutil
-import signal
-import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,8 +58,7 @@ def atomic_directory(out: Path) -> Iterator[Path]:
         trial = target if is_new else where / f"{hidden.name}.trial"
         partial.rename(trial)
         trial.rename(partial)
-        with _signals_raise():
-            yield partial
+        yield partial
         sync_tree(partial)
         undo.pop_all()
         try:
@@ -74,27 +70,6 @@ def atomic_directory(out: Path) -> Iterator[Path]:
                 f"from {partial}"
             ) from error
         shutil.rmtree(hidden, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise SystemExit, so that the hidden directory is removed. Ctrl-C raises anyway."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, _: object) -> None:
-        sys.exit(128 + number)
-
-    # A signal that is ignored, as by nohup, stays ignored.
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

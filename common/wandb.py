@@ -89,7 +89,8 @@ class WandbConfig(BaseConfig):
     )
 
 
-# Variables that W&B reads itself, with the field that overrides each.
+# The variables that people set most, with the field that overrides each. They are checked before anything is loaded;
+# the tracker lets W&B check all others.
 _VARIABLES: tuple[tuple[str, str | None, Callable[[str], str]], ...] = (
     ("WANDB_BASE_URL", "host", _check_host),
     ("WANDB_ENTITY", "entity", _check_entity),

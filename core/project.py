@@ -98,11 +98,11 @@ def run_project(project: Project[C, D], command: Command[C]) -> int:
       UserError: the configuration, environment or data is invalid. All ranks raise it.
     """
     config = command.config
-    if command.mode == "train":
+    trains = command.mode == "train"
+    if trains:
         project.check_batching(config)
     # Report errors in the data before a process group or a GPU is used.
     data = project.open_data(config)
-    trains = command.mode == "train"
     check_memory(project.readers(config, data, trains), trains=trains)
     set_precision(config.runtime.enable_tensorfloat32)
     set_deterministic(config.runtime.deterministic)

@@ -31,6 +31,8 @@ _BLOCK_SIZE = 32 * 1024
 
 _RUN_FILES = {"train": WANDB, "evaluate": FOLLOWER_WANDB}
 
+_REFUSED = "Weights & Biases refuses a setting in runtime.wandb or a variable WANDB_*"
+
 _INIT_TIMEOUT_IN_S = 30.0
 _FINISH_TIMEOUT_IN_S = 15.0  # less than the wait in common.tracking.trackers
 
@@ -66,9 +68,6 @@ def _check_settings(config: WandbConfig) -> None:
         raise UserError(f"{_REFUSED}: {problems}") from error
     except wandb.errors.UsageError as error:
         raise UserError(f"{_REFUSED}: {error}") from error
-
-
-_REFUSED = "Weights & Biases refuses a setting in runtime.wandb or a variable WANDB_*"
 
 
 def _ensure_home(directory: Path) -> None:

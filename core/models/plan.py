@@ -185,6 +185,7 @@ def _size(table: EmbeddingBagConfig) -> int:
 
 
 def log_plan(plan: "ShardingPlan", tables: Sequence[EmbeddingBagConfig]) -> None:
+    """Log how each table is sharded."""
     shardings = _by_table(plan)
     for table in tables:
         sharding = shardings[module_key(table.name)]

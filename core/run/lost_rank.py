@@ -10,8 +10,6 @@ from common.distributed.world import World
 from common.errors import LostRankError
 from common.process.rerun import SAME_COMMAND, capitalized
 
-__all__ = ["LostRankError", "report_lost_rank"]
-
 
 @contextlib.contextmanager
 def report_lost_rank(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from common.errors import UserError
-from core.run.lost_rank import LostRankError, report_lost_rank
+from common.errors import LostRankError, UserError
+from core.run.lost_rank import report_lost_rank
 from tests.support.toy import ALONE
 
 TWO = dataclasses.replace(ALONE, size=2)

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from common.errors import UserError
+from common.errors import LostRankError, UserError
 from common.tracking.measurement import Measurement, Tracker
 from common.tracking.trackers import Trackers
 from core.config.training import RuntimeConfig
 from core.run.directory import RunDirectory
-from core.run.lost_rank import LostRankError
 from core.run.session import Session
 from tests.support.toy import ALONE, MemoryTracker
 

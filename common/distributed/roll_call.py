@@ -8,7 +8,7 @@ the other. Therefore:
 - Rank 0 answers each claim under the claim's token: with the random name of this roll call, or with a refusal.
 - A rank that receives the name takes its number by an atomic operation. The first one gets it, and others are refused.
 
-The dead do not take a number, and nobody can mistake a value from an earlier roll call for an answer.
+Dead processes take no number, and no rank mistakes a value from an earlier roll call for an answer.
 """
 
 import dataclasses
@@ -174,7 +174,7 @@ def _check_open(store: dist.Store, claim: Claim) -> None:
 
 
 def _another_launch(refusal: str) -> RendezvousError:
-    return RendezvousError(f"another launch meets there: {refusal}")
+    return RendezvousError(f"another launch uses this address: {refusal}")
 
 
 def _taken(holder: Claim) -> RendezvousError:

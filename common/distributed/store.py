@@ -94,7 +94,7 @@ def connect(rank: int, timeout: datetime.timedelta) -> dist.Store:
 
 
 def within(limit_in_s: float, act: Callable[[], T]) -> T:
-    """Return what `act` returns, or raise TimeoutError if it takes too long. It then stays behind in a thread."""
+    """Return what `act` returns, or raise TimeoutError if it takes too long. It then keeps running in a thread."""
     future: Future[T] = Future()
 
     def run() -> None:

@@ -16,7 +16,7 @@ from common.files.durable import sync_descriptor, sync_directory
 
 _PREFIX = ".probe-"
 
-# Errors of flock on a file system without locks. Another error, such as that of a failing disk, says nothing of locks.
+# Errors of flock on a file system without locks. Another error, such as that of a failing disk, says nothing about it.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -117,7 +117,7 @@ def _probe_directory(directory: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _needed(ability: str) -> Iterator[None]:
-    """Name the ability in the error of the `with` block, unless the disk is full, which is no question of ability."""
+    """Name the ability in the error of the `with` block, unless the disk is full."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
 """Reads the environment variables that describe a launch: this process's rank, the number of processes, the rendezvous.
 
-torchrun sets all of them. None is taken on trust: a value that is malformed or contradicts another is a UserError.
+torchrun sets all of them. A value that is malformed or contradicts another is a UserError.
 """
 
 import os

@@ -43,7 +43,7 @@ def stop_signals() -> list[signal.Signals]:
     """Return the signals that stop this process.
 
     A signal that the process was started to ignore, as by `nohup`, or that a library handles is not one of them.
-    SIGTERM and SIGINT always are: shells ignore SIGINT for commands in the background, whether or not anybody wants it.
+    SIGTERM and SIGINT always are: shells ignore SIGINT for commands in the background.
     """
     always, left_alone = (signal.SIGTERM, signal.SIGINT), (signal.SIG_IGN, None)
     return [number for number in _SIGNALS if number in always or signal.getsignal(number) not in left_alone]

@@ -29,7 +29,7 @@ class Start(contextlib.AbstractContextManager["Start"]):
 
     is_resumed = False
     summary = ""
-    """Where training begins, for a log line once all ranks have restored their state. Empty for a fresh run."""
+    """Describes where training begins, for the log. It is empty for a fresh run."""
 
     def __exit__(self, *_: object) -> None:
         """Do nothing, because there is no checkpoint to close."""

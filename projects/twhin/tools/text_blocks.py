@@ -23,7 +23,7 @@ _FORBIDDEN = {
     rb"\r(?!\n|\Z)": "a carriage return within the line. Use line feeds to end lines: tr '\\r' '\\n'",
     BYTE_ORDER_MARK: "a byte order mark (U+FEFF) that is not at the start of the file. Remove it",
 }
-"""What no line may contain: patterns and their descriptions."""
+"""Patterns that no line may contain, with their descriptions."""
 
 
 class Block(NamedTuple):

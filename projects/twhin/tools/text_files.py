@@ -58,7 +58,7 @@ class _Stream(Protocol):
 
     @property
     def unused_data(self) -> bytes:
-        """What follows the end of the stream."""
+        """Data after the end of the stream."""
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes:
         """Return up to `max_length` bytes."""
@@ -120,7 +120,7 @@ _DECOMPRESS: dict[bytes, Callable[[BinaryIO], object]] = {
     b"PK\x03\x04": _unzipped,
     b"PK\x05\x06": _unzipped,  # an archive without files
 }
-"""How to decompress a file, by its first bytes."""
+"""Functions that decompress a file, by its first bytes."""
 
 _UTF_16 = "text in UTF-16 or UTF-32. Convert it to UTF-8, for example with iconv -f UTF-16 -t UTF-8"
 _NOT_TEXT = {
@@ -136,7 +136,7 @@ _NOT_TEXT = {
     b"SQLite format 3\0": "an SQLite database. Give a text file",
     **dict.fromkeys(_DECOMPRESS, "compressed twice. Decompress it once"),
 }
-"""What a file is if it's not text, by its first bytes after decompression."""
+"""Descriptions of files that are not text, by their first bytes after decompression."""
 
 
 def decompressed(file: BinaryIO) -> BinaryIO:

@@ -2,13 +2,17 @@
 
 import atexit
 import functools
+import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
+from tests.support.root import ROOT
 
 # Faults are read from the environment: FAULT_<call>=<errno>, or 0 for a call that succeeds and does nothing.
 # FAULT_UNDER limits them to paths with this prefix.
@@ -83,6 +87,18 @@ def preloaded(faults: Mapping[str, int], under: Path | None = None) -> dict[str,
     """
     variables = {"LD_PRELOAD": str(_library())} | {f"FAULT_{call}": str(number) for call, number in faults.items()}
     return variables if under is None else variables | {"FAULT_UNDER": str(under)}
+
+
+def run_with_faults(program: str, directory: Path, faults: Mapping[str, int]) -> "subprocess.CompletedProcess[str]":
+    """Run Python statements in a new process whose file system has faults under `directory`, the only argument."""
+    return subprocess.run(
+        [sys.executable, "-c", program, str(directory)],
+        cwd=ROOT,
+        env={**os.environ, **preloaded(faults, under=directory)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 @functools.cache

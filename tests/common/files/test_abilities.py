@@ -1,15 +1,11 @@
 import errno
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from common.files.abilities import check_directories, check_files, why_locks_do_not_work
 from tests.support.faults import forbidden, full_disk
-from tests.support.preload import preloaded
-from tests.support.root import ROOT
+from tests.support.preload import run_with_faults
 
 PROBE = """
 import sys
@@ -27,9 +23,8 @@ except MissingAbilityError as error:
 
 def probe(directory: Path, **faults: int) -> list[str]:
     """Return what a new process finds out about the directory if its file system has faults."""
-    environment = {**os.environ, **preloaded(faults)}
-    command = [sys.executable, "-c", PROBE, str(directory)]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    ended = run_with_faults(PROBE, directory, faults)
+    assert ended.returncode == 0, ended.stderr
     assert list(directory.iterdir()) == []
     return ended.stdout.splitlines()
 

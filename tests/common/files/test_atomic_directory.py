@@ -14,7 +14,7 @@ import pytest
 from common.errors import UserError
 from common.files.atomic_directory import atomic_directory
 from tests.support.faults import forbidden
-from tests.support.preload import preloaded
+from tests.support.preload import run_with_faults
 from tests.support.root import ROOT
 
 
@@ -246,8 +246,7 @@ except UserError as error:
 
 @pytest.mark.parametrize("fault", ["fsync_file", "fsync_directory"])
 def test_a_directory_appears_only_when_it_is_durable(tmp_path: Path, fault: str) -> None:
-    environment = {**os.environ, **preloaded({fault: errno.EIO}, under=tmp_path)}
-    command = [sys.executable, "-c", FILL, str(tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    ended = run_with_faults(FILL, tmp_path, {fault: errno.EIO})
+    assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(f"--out {tmp_path}/out: cannot write this directory: Input/output error")
     assert names(tmp_path) == []

@@ -1,15 +1,11 @@
 import errno
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from common.files.durable import is_blank, replace_file, sync_directory, sync_file
 from tests.support.faults import forbidden, full_disk
-from tests.support.preload import preloaded
-from tests.support.root import ROOT
+from tests.support.preload import run_with_faults
 
 
 def test_a_file_is_replaced_and_nothing_else_stays(tmp_path: Path) -> None:
@@ -51,21 +47,15 @@ print(sync_file(root / "file"), sync_directory(root))
 """
 
 
-def use(directory: Path, **faults: int) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, **preloaded(faults)}
-    command = [sys.executable, "-c", USE, str(directory)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
 def test_a_file_system_without_fsync_is_accepted(tmp_path: Path) -> None:
-    assert use(tmp_path, fsync_directory=errno.EINVAL).stdout == "True False\n"
-    assert use(tmp_path, fsync_file=errno.ENOSYS).stdout == "False True\n"
+    assert run_with_faults(USE, tmp_path, {"fsync_directory": errno.EINVAL}).stdout == "True False\n"
+    assert run_with_faults(USE, tmp_path, {"fsync_file": errno.ENOSYS}).stdout == "False True\n"
     assert (tmp_path / "file").read_text() == "content"
 
 
 def test_a_disk_that_fails_to_synchronize_is_an_error(tmp_path: Path) -> None:
     for fault in ("fsync_file", "fsync_directory"):
-        ended = use(tmp_path, **{fault: errno.EIO})
+        ended = run_with_faults(USE, tmp_path, {fault: errno.EIO})
         assert ended.returncode == 1
         assert "Input/output error" in ended.stderr
 

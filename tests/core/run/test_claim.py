@@ -11,7 +11,7 @@ import pytest
 from common.errors import UserError
 from common.process.identity import process_identity
 from core.run.claim import ClaimedDirectory
-from tests.support.preload import preloaded
+from tests.support.preload import run_with_faults
 from tests.support.root import ROOT
 
 
@@ -113,9 +113,9 @@ print("claimed" if directory.lock() else f"held by {directory.holder}")
 
 def claim_with(faults: dict[str, int], directory: Path) -> "subprocess.CompletedProcess[str]":
     """Claim the directory in a new process, with faults of its file system."""
-    command = [sys.executable, "-c", CLAIM, str(directory)]
-    environment = {**os.environ, **preloaded(faults, under=directory)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    ended = run_with_faults(CLAIM, directory, faults)
+    assert ended.returncode == 0, ended.stderr
+    return ended
 
 
 @pytest.mark.parametrize(

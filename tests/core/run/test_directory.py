@@ -13,7 +13,7 @@ from common.errors import UserError
 from core.run.directory import FollowerDirectory, RunDirectory
 from core.run.launch import Launch, Overwrite
 from tests.support.faults import forbidden
-from tests.support.preload import preloaded
+from tests.support.preload import run_with_faults
 from tests.support.root import ROOT
 
 HOLDER = """
@@ -296,9 +296,8 @@ for kind in (RunDirectory, FollowerDirectory):
 
 def claim_with(directory: Path, faults: dict[str, int]) -> "subprocess.CompletedProcess[str]":
     """Claim the directory for a run and then for a follower, with faults of its file system."""
-    command = [sys.executable, "-c", CLAIM, str(directory)]
-    environment = {**os.environ, **preloaded(faults, under=directory)}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    ended = run_with_faults(CLAIM, directory, faults)
+    assert ended.returncode == 0, ended.stderr
     assert not [path for path in directory.rglob("*") if "probe" in path.name]
     return ended
 

@@ -21,8 +21,8 @@ from projects.twhin.tools.generate import main as generate_graph
 from projects.twhin.tools.prepare import main as prepare
 from tests.support.root import ROOT
 
-# Each command ends with an error about a path below ~. The file ~/file is not a directory, so that ~/file/x cannot be
-# created or read.
+# Each command ends with an error that names a path below the home directory: ~/file/x cannot be created or read,
+# because ~/file is not a directory, and the only Parquet file in ~/hidden is hidden.
 COMMANDS: dict[str, tuple[Callable[[], int], list[str]]] = {
     "recap --config": (recap, ["--config", "~/file/x"]),
     "twhin --config_path": (twhin, ["--config_path=~/file/x"]),
@@ -30,14 +30,14 @@ COMMANDS: dict[str, tuple[Callable[[], int], list[str]]] = {
     "generate graph": (generate_graph, ["--out=~/file/x", "--users=300", "--tweets=200", "--edges=500"]),
     "prepare --out": (prepare, ["triples", "--train", "~/triples", "--out=~/file/x"]),
     "prepare --train": (prepare, ["triples", "--train", "~/file/x", "--out=~/out"]),
-    "prepare --input": (prepare, ["follow-graph", "--input", "~/file/x", "--out=~/out"]),
+    "prepare --input": (prepare, ["follow-graph", "--input", "~/hidden", "--out=~/out"]),
     "movielens --input": (movielens, ["--input=~/file/x", "--out=~/out"]),
     "convert --config": (convert, ["--config", "~/file/x", "--out=~/out"]),
     "convert --schema": (convert, ["--schema", "~/file/x", "--inputs=~", "--out=~/out"]),
     "join --data": (join_embeddings, ["--data=~/file/x", "--out=~/out", "--user_embedding=id=~/file/x"]),
     "export --checkpoint": (export, ["--checkpoint=~/file/x", "--out=~/out"]),
     "neighbors --embeddings": (neighbors, ["--embeddings=~/file", "--entity=a"]),
-    "inspect": (reader, ["inspect", "~/file/x"]),
+    "inspect": (reader, ["inspect", "~/hidden"]),
     "checkpointing": (checkpointing, ["list", "~/file/x"]),
 }
 
@@ -48,6 +48,8 @@ def test_a_tilde_is_expanded(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "home").mkdir()
     (tmp_path / "home/file").write_text("not a directory\n")
     (tmp_path / "home/triples").write_text("a\tr\tb\n")
+    (tmp_path / "home/hidden").mkdir()
+    (tmp_path / "home/hidden/.a.parquet").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -55,7 +57,7 @@ def test_a_tilde_is_expanded(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError) as caught:
         program()
     assert list((tmp_path / "here").iterdir()) == []
-    assert str(tmp_path / "home/file") in str(caught.value) or "~/file" in str(caught.value)
+    assert f"{tmp_path}/home/" in str(caught.value)
 
 
 def test_a_tilde_in_a_configuration_is_expanded(recap_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

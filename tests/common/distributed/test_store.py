@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -151,11 +150,10 @@ def test_ranks_reach_the_store_that_rank_0_hosts_also_if_they_come_first() -> No
 
 def test_a_wait_is_bounded_and_keeps_results_and_errors() -> None:
     release = threading.Event()
-    began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"0\.1 s"):
         within(0.1, release.wait)
     release.set()
-    assert within(20, lambda: "result") == "result"
+    a_day = 86_400  # longer than a test may take
+    assert within(a_day, lambda: "result") == "result"
     with pytest.raises(ZeroDivisionError):
-        within(20, lambda: 1 // 0)
-    assert time.monotonic() - began < 20
+        within(a_day, lambda: 1 // 0)

@@ -9,26 +9,13 @@ import torch
 from common.errors import UserError
 from core.custom_training_loop import train
 from core.debug_training_loop import train as debug_train
-from core.run.components import TrainingComponents
-from tests.support.toy import ToyBatch, ToyModel, largest_difference, toy_components
-
-
-def arguments(components: TrainingComponents) -> tuple[Any, ...]:
-    return (
-        components.config,
-        components.model,
-        components.optimizer,
-        components.learning_rates,
-        components.train_reader,
-        components.evaluation_sets,
-        components.world,
-    )
+from tests.support.toy import ToyBatch, ToyModel, largest_difference, loop_arguments, toy_components
 
 
 def test_the_debug_loop_takes_the_same_steps(tmp_path: Path) -> None:
     looped, debugged = ToyModel(dropout=0.3), ToyModel(dropout=0.3)
-    train(*arguments(toy_components(tmp_path, looped)))
-    debug_train(*arguments(toy_components(tmp_path, debugged)))
+    train(*loop_arguments(toy_components(tmp_path, looped)))
+    debug_train(*loop_arguments(toy_components(tmp_path, debugged)))
     for one, other in zip(looped.parameters(), debugged.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -37,7 +24,7 @@ def test_every_loss_and_the_evaluation_are_logged_and_nothing_is_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    debug_train(*arguments(toy_components(tmp_path)))
+    debug_train(*loop_arguments(toy_components(tmp_path)))
     assert [m.split(":")[0] for m in caplog.messages if m.startswith("step ")] == [f"step {i}" for i in range(1, 11)]
     assert [message for message in caplog.messages if "rows" in message]
     assert not (tmp_path / "run").exists()
@@ -56,8 +43,8 @@ class HugeGradients(ToyModel):
 def test_an_infinite_norm_skips_the_update_as_in_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     looped, debugged = HugeGradients(), HugeGradients()
-    train(*arguments(toy_components(tmp_path, looped, max_grad_norm=1.0)))
-    debug_train(*arguments(toy_components(tmp_path, debugged, max_grad_norm=1.0)))
+    train(*loop_arguments(toy_components(tmp_path, looped, max_grad_norm=1.0)))
+    debug_train(*loop_arguments(toy_components(tmp_path, debugged, max_grad_norm=1.0)))
     for model in (looped, debugged):
         assert largest_difference(model.state_dict(), ToyModel().state_dict()) == 0
     steps = [message for message in caplog.messages if "gradient norm" in message]
@@ -66,7 +53,7 @@ def test_an_infinite_norm_skips_the_update_as_in_training(tmp_path: Path, caplog
 
 def test_an_infinite_norm_without_clipping_spoils_no_gradient(tmp_path: Path) -> None:
     model = HugeGradients()
-    debug_train(*arguments(toy_components(tmp_path, model)))
+    debug_train(*loop_arguments(toy_components(tmp_path, model)))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
@@ -75,7 +62,7 @@ def test_frozen_batch_norm_stays_frozen_and_dropout_is_active_again(tmp_path: Pa
     model = ToyModel(dropout=0.3, batch_norm=True)
     model.norm.eval()
     mean = model.running_mean.clone()
-    loop(*arguments(toy_components(tmp_path, model)))
+    loop(*loop_arguments(toy_components(tmp_path, model)))
     assert torch.equal(model.running_mean, mean)
     assert (model.training, model.norm.training, model.dropout.training) == (True, False, True)
 
@@ -84,4 +71,4 @@ def test_several_processes_are_refused(tmp_path: Path) -> None:
     components = toy_components(tmp_path)
     two = dataclasses.replace(components, world=dataclasses.replace(components.world, size=2))
     with pytest.raises(UserError, match="--debug_loop runs in one process"):
-        debug_train(*arguments(two))
+        debug_train(*loop_arguments(two))

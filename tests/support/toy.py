@@ -186,6 +186,12 @@ def toy_components(directory: Path, module: ToyModel | None = None, **options: A
     return TrainingComponents(**components | {key: value for key, value in options.items() if key in names})
 
 
+def loop_arguments(components: TrainingComponents) -> tuple[Any, ...]:
+    """Return the positional arguments that train() and the debug loop have in common."""
+    names = ("config", "model", "optimizer", "learning_rates", "train_reader", "evaluation_sets", "world")
+    return tuple(getattr(components, name) for name in names)
+
+
 class ToyReader:
     """Reads the batches of `source()` ahead in a thread, as the reader of an evaluation set does."""
 

@@ -11,13 +11,7 @@ from common.checkpointing.directory import complete_steps
 from common.errors import UserError
 from core.custom_training_loop import train
 from core.debug_training_loop import train as debug_train
-from core.run.components import TrainingComponents
-from tests.support.toy import ToyBatch, ToyModel, toy_batch, toy_components, toy_step
-
-
-def arguments(components: TrainingComponents) -> tuple[Any, ...]:
-    names = ("config", "model", "optimizer", "learning_rates", "train_reader", "evaluation_sets", "world")
-    return tuple(getattr(components, name) for name in names)
+from tests.support.toy import ToyBatch, ToyModel, loop_arguments, toy_batch, toy_components, toy_step
 
 
 def with_spare(count: int = 1) -> ToyModel:
@@ -32,7 +26,7 @@ def test_both_loops_name_the_parameters_before_any_update(tmp_path: Path, loop: 
     model = with_spare()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(UserError) as raised:
-        loop(*arguments(toy_components(tmp_path, model)))
+        loop(*loop_arguments(toy_components(tmp_path, model)))
     message = str(raised.value)
     assert message.startswith("2 of the model's 6 trainable parameters got no gradient")
     assert "spares.0.weight, spares.0.bias.\n" in message
@@ -48,7 +42,7 @@ def test_frozen_parameters_need_no_gradient(tmp_path: Path, loop: Any) -> None:
     model.spares.requires_grad_(False)
     model.hidden.requires_grad_(False)
     before = model.hidden.weight.clone()
-    loop(*arguments(toy_components(tmp_path, model)))
+    loop(*loop_arguments(toy_components(tmp_path, model)))
     assert torch.equal(model.hidden.weight, before)
 
 
@@ -79,7 +73,7 @@ class DetachedModel(ToyModel):
 @pytest.mark.parametrize("loop", [train, debug_train])
 def test_a_loss_without_a_gradient_names_all_parameters(tmp_path: Path, loop: Any) -> None:
     with pytest.raises(UserError, match=r"4 of the model's 4 .*: hidden\.weight, hidden\.bias, out\.weight, out\.bias"):
-        loop(*arguments(toy_components(tmp_path, DetachedModel())))
+        loop(*loop_arguments(toy_components(tmp_path, DetachedModel())))
 
 
 def test_a_model_that_is_frozen_as_a_whole_is_refused() -> None:

@@ -202,6 +202,5 @@ def test_one_process_or_ranks_of_torchrun_or_another_task_warn_of_nothing(
 def test_strangers_can_join_unless_torchrun_names_the_launch_or_runs_on_one_machine(
     variables: Mapping[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", **variables}.items():
-        monkeypatch.setenv(name, value)
+    set_all(monkeypatch, {"RANK": "0", "WORLD_SIZE": "2", **variables})
     assert strangers_can_join() is expected

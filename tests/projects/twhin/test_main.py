@@ -311,7 +311,6 @@ def test_tables_may_have_the_names_of_attributes_of_modules(train: Train, twhin_
     relations = "model.relations=[{name: fav, lhs: items, rhs: type}]"
     graph = tmp_path / "graph"
     names = (f"{TABLES}[0].name=items", f"{TABLES}[1].name=type", "model.embeddings.tables_to_log=[type]", relations)
-    edges = pq.read_table(twhin_data / "train")
     for split in ("train", "validation"):
         (graph / split).mkdir(parents=True)
         edges = pq.read_table(twhin_data / split)

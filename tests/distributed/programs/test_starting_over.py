@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from common.checkpointing.directory import complete_steps
-from tests.support.programs import RECAP, TIMEOUT_IN_S, TWHIN, finish, started_command, wait_for_line, worker_pids
+from tests.support.programs import (
+    RECAP,
+    TIMEOUT_IN_S,
+    TWHIN,
+    finish,
+    finish_with_rank_logs,
+    started_command,
+    wait_for_line,
+    worker_pids,
+)
 from tests.support.runs import small_run, small_twhin_run
 
 pytestmark = pytest.mark.faults
@@ -69,9 +78,12 @@ def test_a_run_that_starts_over_does_not_take_pretrained_rows_from_what_it_delet
 ) -> None:
     """A restart before its first checkpoint would find neither."""
     options = ("training.num_train_steps=4", *NO_EVALUATION)
-    assert finish(small_twhin_run(twhin_data, tmp_path, *options), module=TWHIN).returncode == 0
-    pretrained = "model.embeddings.tables[0].pretrained={embedding_snapshot_uri: " + str(tmp_path) + ", emb_name: user}"
-    ended = finish([*small_twhin_run(twhin_data, tmp_path, *options, pretrained), OVERWRITE], 2, module=TWHIN)
-    assert f"error: pretrained rows of the table user: {tmp_path}/checkpoints/4 is in the save_dir" in ended.stderr
-    assert "Traceback" not in ended.stderr.partition("ChildFailedError")[0].partition("error: pretrained")[0]
-    assert complete_steps(tmp_path / "checkpoints") == [4]
+    run = tmp_path / "run"
+    assert finish(small_twhin_run(twhin_data, run, *options), module=TWHIN).returncode == 0
+    pretrained = f"model.embeddings.tables[0].pretrained={{embedding_snapshot_uri: {run}, emb_name: user}}"
+    arguments = [*small_twhin_run(twhin_data, run, *options, pretrained), OVERWRITE]
+    launcher, (rank_0, rank_1) = finish_with_rank_logs(arguments, tmp_path / "logs", module=TWHIN)
+    assert set(re.findall(r"exitcode +: (-?\d+)", launcher.stderr)) == {"2"}
+    assert f"error: pretrained rows of the table user: {run}/checkpoints/4 is in the save_dir" in rank_0
+    assert "Traceback" not in rank_0 + rank_1
+    assert complete_steps(run / "checkpoints") == [4]

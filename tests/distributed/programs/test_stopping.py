@@ -91,4 +91,5 @@ def test_a_closed_terminal_stops_with_a_checkpoint(recap_data: Path, tmp_path: P
         assert process.wait(TIMEOUT_IN_S) == 0
     finally:
         process.kill()
+        process.wait()
     assert complete_steps(tmp_path / "checkpoints")

@@ -184,7 +184,9 @@ def test_wandb_is_imported_in_one_module():
 def test_the_heavy_ranker_imports_no_heavy_package():
     """Uses a new process and includes indirect imports."""
     code = "import sys, projects.home.recap.project; print(*sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
     imported = set(ended.stdout.split())
     assert "torch" in imported
     assert imported & HEAVY == set()
@@ -197,7 +199,9 @@ LIGHT = [name for name in MODULES if name.split(".")[-1] == "config" or name == 
 def test_configurations_import_no_slow_package(module):
     """Uses a new process and includes indirect imports."""
     code = f"import sys, {module}; print(*sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
     assert set(ended.stdout.split()) & (HEAVY | SLOW) == set()
 
 
@@ -221,7 +225,7 @@ except SystemExit as ended:
 def started_by_path(name: str, directory: Path, *arguments: str) -> tuple[str, str, set[str]]:
     """Run a program by its path. Return its exit status, its output, and the modules that it imported."""
     command = [sys.executable, "-c", STARTED, str(MODULES[name]), *arguments]
-    ended = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
+    ended = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True, timeout=120)
     output, _, last = ended.stdout.rstrip().rpartition("\n")
     status, *modules = last.split()
     return status, output + ended.stderr, set(modules)

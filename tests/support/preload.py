@@ -111,5 +111,5 @@ def _library() -> Path:
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     source, library = directory / "faults.c", directory / "faults.so"
     source.write_text(_SOURCE)
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True, timeout=120)
     return library

@@ -12,7 +12,7 @@ def recorded(run_dir: Path) -> list[list[dict[str, Any]]]:
     sessions = []
     for directory in sorted((run_dir / "wandb").glob("offline-run-*")):  # names start with the time
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(directory)]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
         sessions.append([json.loads(line) for line in output.splitlines()])
     return sessions
 

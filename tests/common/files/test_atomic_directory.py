@@ -216,7 +216,7 @@ def test_an_empty_mount_point_can_be_filled(tmp_path, bind):
     source.mkdir()
     mount = f"mount --bind {source} {out}" if bind else f"mount -t tmpfs none {out}"
     shell = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    if subprocess.run([*shell, mount], capture_output=True, check=False).returncode != 0:
+    if subprocess.run([*shell, mount], capture_output=True, check=False, timeout=120).returncode != 0:
         pytest.skip("this machine forbids mounts")
     program = (
         "import sys; from pathlib import Path; from common.files.atomic_directory import atomic_directory\n"

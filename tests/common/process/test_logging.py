@@ -21,7 +21,9 @@ raise KeyError("a traceback")
 
 def standard_error(rank: int) -> str:
     """Run PROGRAM on a rank and return what it writes to standard error."""
-    process = subprocess.run([sys.executable, "-c", PROGRAM, str(rank)], cwd=ROOT, capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(rank)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert process.stdout == ""
     assert process.returncode == 1
     return process.stderr

@@ -156,7 +156,9 @@ def test_a_program_for_torch_needs_some_address_space(gib: int, is_enough: bool)
         "from common.process.memory import check_address_space\n"
         "check_address_space()"
     )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
     assert (ended.returncode == 0) == is_enough
     assert (
         "(ulimit -v) is limited to 1.0 GiB, but loading torch and training take at least" in ended.stderr

@@ -34,7 +34,13 @@ def test_a_path_that_the_locale_cannot_encode_is_an_error():
     code = "from common.process.paths import user_path; user_path('/tmp/\\u0107')"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     last = ended.stderr.splitlines()[-1]
     assert last.startswith("common.errors.UserError: /tmp/\\u0107: ")

@@ -88,6 +88,7 @@ for text in ("\\u0107", "\\udcff", "\\U0001f600"):
         env={**os.environ, "PYTHONIOENCODING": encoding},
         capture_output=True,
         check=True,
+        timeout=120,
     )
     wide = encoding.startswith("utf-8")
     shown = ["ć" if wide else "\\u0107", "\\udcff", "😀" if wide else "\\U0001f600"]

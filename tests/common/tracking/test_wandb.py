@@ -360,5 +360,7 @@ def test_a_missing_package_is_one_warning(tmp_path, monkeypatch, caplog):
 
 def test_the_package_is_not_imported_before_a_run_uses_it():
     code = "import sys, common.wandb, common.tracking.trackers; print('wandb' in sys.modules)"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True, timeout=120
+    )
     assert output.stdout == "False\n"

@@ -157,4 +157,4 @@ print(opened.count(sys.argv[1] + "/.lock"))
 def test_the_holder_opens_its_lock_file_once(tmp_path: Path) -> None:
     """Closing a second descriptor would drop a POSIX lock."""
     command = [sys.executable, "-c", OPENED, str(tmp_path)]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "1\n"
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout == "1\n"

@@ -184,7 +184,7 @@ def test_program_reports_the_checkpoint_and_the_files(run, tmp_path, monkeypatch
     assert lines[6].endswith(f"{tmp_path}/out/relations/operators.parquet")
 
     command = [sys.executable, "-m", "projects.twhin.export", *arguments]
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert (again.returncode, again.stdout) == (2, "")
     (message,) = again.stderr.splitlines()  # the checks come before the log line of the export
     assert message.startswith(f"error: --out {tmp_path}/out ")

@@ -175,7 +175,9 @@ def test_nonfinite_query_is_an_error(export, monkeypatch):
 
 def test_error_ends_the_program_with_status_2_and_one_message(export):
     command = [sys.executable, "-m", "projects.twhin.neighbors", "--embeddings", str(export / "user.parquet")]
-    ended = subprocess.run([*command, "--entity", "eve"], cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [*command, "--entity", "eve"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert ended.stderr.startswith("error: --entity eve: not among the 4 entities")

@@ -121,7 +121,9 @@ def test_errors_leave_nothing_behind(files, monkeypatch):
 
 def test_program_reports_an_error_in_one_line_and_exits_with_2(files):
     command = [sys.executable, "-m", "projects.twhin.tools.prepare", "triples", "--out", str(files / "graph")]
-    failed = subprocess.run([*command, "--train", str(files / "bad.tsv")], capture_output=True, text=True, check=False)
+    failed = subprocess.run(
+        [*command, "--train", str(files / "bad.tsv")], capture_output=True, text=True, check=False, timeout=120
+    )
     assert (failed.returncode, failed.stdout) == (2, "")
     (line,) = failed.stderr.splitlines()
     assert line.startswith(f"error: {files / 'bad.tsv'}:201: ")

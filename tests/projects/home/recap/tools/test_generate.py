@@ -199,6 +199,7 @@ def run(*arguments: object, threads: int = 1) -> subprocess.CompletedProcess[str
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)},
+        timeout=120,
     )
 
 

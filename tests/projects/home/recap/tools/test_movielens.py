@@ -325,7 +325,7 @@ def test_the_command_converts_or_reports_a_user_error(tmp_path, write):
     def run(directory: Path) -> "subprocess.CompletedProcess[str]":
         arguments = ["--input", str(directory), "--out", str(tmp_path / "out")]
         command = [sys.executable, "-m", "projects.home.recap.tools.movielens", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
     wrong = run(tmp_path)
     assert (wrong.returncode, wrong.stdout) == (2, "")

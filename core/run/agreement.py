@@ -16,6 +16,7 @@ import torch
 from common.distributed.world import World
 from common.errors import UserError
 from common.reader.reader import BatchReader
+from core.config.yaml_document import shorten
 from core.models.shards import is_sharded
 from core.run.components import Components, TrainingComponents
 from core.run.identity import capped_list
@@ -151,11 +152,7 @@ def _by_rank(texts: Sequence[str]) -> str:
     ranks: dict[str, list[int]] = {}
     for rank, text in enumerate(texts):
         ranks.setdefault(text, []).append(rank)
-    return "; ".join(f"{_shortened(text)} on {_listed(owners)}" for text, owners in ranks.items())
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
+    return "; ".join(f"{shorten(text, _MAX_TEXT)} on {_listed(owners)}" for text, owners in ranks.items())
 
 
 def _listed(ranks: Sequence[int]) -> str:

@@ -32,7 +32,7 @@ class _Feature(BaseConfig):
 
 
 class _Numeric(BaseConfig):
-    """How a number enters the model."""
+    """Base of what configures a number as the model receives it."""
 
     missing: Float32 | None = pydantic.Field(
         None,
@@ -115,7 +115,7 @@ class BooleanFeature(_Feature):
 
 
 class _Encoded(_Feature):
-    """How values become rows of an embedding table."""
+    """Base of what maps values to rows of an embedding table."""
 
     vocabulary: str | None = pydantic.Field(
         None,

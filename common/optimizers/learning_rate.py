@@ -63,7 +63,8 @@ class ParameterGroupScheduler:
         """Initialize without setting any rate.
 
         Args:
-          optimizer: optimizer whose parameter groups each have a "name", which the log uses.
+          optimizer: optimizer whose parameter groups each have a "name". If several groups have the same rate, they can
+            name the part of the model that they belong to as their "part". The log uses it instead of the name.
           configs: learning rate of each parameter group, in order.
         """
         self._optimizer = optimizer  # don't keep its groups, because loading a state replaces them
@@ -75,6 +76,6 @@ class ParameterGroupScheduler:
             group["lr"] = learning_rate_at(config, step)
 
     def at(self, step: int) -> dict[str, float]:
-        """Return the learning rate of each group at `step`, by the name of the group."""
+        """Return the learning rate of each part at `step`, by the name of the part."""
         groups = zip(self._optimizer.param_groups, self._configs, strict=True)
-        return {group["name"]: learning_rate_at(config, step) for group, config in groups}
+        return {group.get("part", group["name"]): learning_rate_at(config, step) for group, config in groups}

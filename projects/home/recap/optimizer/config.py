@@ -4,7 +4,7 @@ import pydantic
 
 from common.optimizers.config import LearningRate
 from core.config.base_config import BaseConfig
-from core.config.numbers import DecayRate, PositiveFloat32
+from core.config.numbers import DecayRate, NonNegativeFloat32, PositiveFloat32
 
 BACKBONE = "backbone"
 """Name of the parameter group of all parameters outside the towers."""
@@ -16,6 +16,24 @@ class RecapAdamConfig(BaseConfig):
     beta_1: DecayRate = pydantic.Field(0.9, description="Decay rate of the first moment.")
     beta_2: DecayRate = pydantic.Field(0.999, description="Decay rate of the second moment.")
     epsilon: PositiveFloat32 = pydantic.Field(1e-7, description="Added to the square root of the second moment.")
+
+
+class RecapAdamWConfig(RecapAdamConfig):
+    """Hyperparameters of AdamW: Adam with decoupled weight decay (arXiv 1711.05101, algorithm 2)."""
+
+    weight_decay: NonNegativeFloat32 = pydantic.Field(
+        0.01,
+        description="Each update also multiplies weights by 1 - learning rate * weight_decay, except parameters of "
+        "fewer than two dimensions (biases, norms, affine maps) and embedding tables.",
+    )
+
+
+class RecapAdagradConfig(BaseConfig):
+    """Hyperparameters of Adagrad (JMLR 12, 2011, p. 2121)."""
+
+    epsilon: PositiveFloat32 = pydantic.Field(
+        1e-10, description="Added to the square root of the sum of squared gradients."
+    )
 
 
 class MultiTaskLearningRates(BaseConfig):
@@ -42,4 +60,10 @@ class RecapOptimizerConfig(BaseConfig):
     )
     adam: RecapAdamConfig | None = pydantic.Field(
         None, json_schema_extra={"one_of": "optimizer"}, description="The Adam optimizer."
+    )
+    adamw: RecapAdamWConfig | None = pydantic.Field(
+        None, json_schema_extra={"one_of": "optimizer"}, description="The AdamW optimizer: Adam with weight decay."
+    )
+    adagrad: RecapAdagradConfig | None = pydantic.Field(
+        None, json_schema_extra={"one_of": "optimizer"}, description="The Adagrad optimizer."
     )

@@ -187,7 +187,7 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             "currently set: none",
             "exactly one of multi_task_learning_rates, single_task_learning_rate",
         ),
-        ("optimizer.adam=null", "optimizer", "currently set: none", "adam must be set"),
+        ("optimizer.adam=null", "optimizer", "currently set: none", "exactly one of adam, adamw, adagrad must be set"),
         (
             f"{RATES}.backbone_learning_rate={{}}",
             f"{RATES}.backbone_learning_rate",

@@ -66,6 +66,12 @@ DATED = [
     "{data_root: $DATED, end_datetime: 2023-01-31T05, hours: 2, num_missing_hours_tol: 1}",
 ]
 
+OPTIMIZERS = [
+    [],
+    ["optimizer.adam=null", "optimizer.adamw.weight_decay=0.1"],
+    ["optimizer.adam=null", "optimizer.adagrad={}"],
+]
+
 
 def test_the_recorder_records_only_reads_of_attributes():
     class Config(BaseConfig):
@@ -154,8 +160,10 @@ def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
             patcher.setenv("DATED", str(dated))
             alternatives = [*OPTIONS, *(MOVIELENS_OPTIONS if is_movielens(path) else GENERATED_OPTIONS)]
             others = [
-                [*alternatives, dated, f"optimizer.single_task_learning_rate={rate}"]
-                for rate, dated in zip(RATES, itertools.cycle(DATED), strict=False)
+                [*alternatives, dated, *optimizer, f"optimizer.single_task_learning_rate={rate}"]
+                for rate, dated, optimizer in zip(
+                    RATES, itertools.cycle(DATED), itertools.cycle(OPTIMIZERS), strict=False
+                )
             ]
             for index, options in enumerate([[], evaluation_options(path), *others]):
                 overrides = [*on_small_data(path, data, directory / f"{path.stem}-{index}"), *options]

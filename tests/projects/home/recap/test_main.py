@@ -84,6 +84,22 @@ def test_rerunning_a_finished_run_changes_nothing_and_more_steps_continue_it(
     assert lines(tmp_path / "run")[: len(before)] == before
 
 
+@pytest.mark.parametrize("optimizer", ["adamw={beta_1: 0.95}", "adagrad={}"])
+def test_a_resume_continues_the_states_of_the_optimizer(train: Train, tmp_path: Path, optimizer: str) -> None:
+    options = ("optimizer.adam=null", f"optimizer.{optimizer}")
+    assert train(*options, save_dir=tmp_path / "whole") == 0
+    assert train(*options, "training.num_train_steps=6") == 0
+    assert train(*options) == 0
+    resumed, whole = (read_tensors(tmp_path / run / "checkpoints/12") for run in ("run", "whole"))
+    assert resumed.keys() == whole.keys()
+    assert any(name.startswith("optimizer.") for name in whole)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    rates = [name for name in lines(tmp_path / "run")[0]["metrics"] if name.startswith("learning_rate/")]
+    assert len(rates) == 11
+    with pytest.raises(UserError, match=r"optimizer\.ad\w+: "):
+        train("training.num_train_steps=14")
+
+
 def test_rotation_keeps_the_newest_two_checkpoints(train: Train, tmp_path: Path) -> None:
     assert train("training.checkpoint_max_to_keep=2", "training.checkpoint_every_n=3", "training.eval_every_n=0") == 0
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["12", "9"]

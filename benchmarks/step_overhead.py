@@ -119,7 +119,7 @@ def make_model(name: str) -> nn.Module:
     embeddings = dict.fromkeys(("user_embedding", "user_eng_embedding", "author_embedding"), 200)
     rates = dict.fromkeys(config.model.tasks, (1.0, 1.0))
     ranker = HeavyRanker(config.model, FeatureWidths(2117, 59, embeddings), rates)
-    return ModelAndLoss(ranker, [task.pos_weight for task in config.model.tasks.values()])
+    return ModelAndLoss(ranker, list(config.model.tasks.values()))
 
 
 def make_batches(name: str, rows: int, rank: int) -> list[Batch]:

@@ -75,6 +75,10 @@ class RecapConfig(JobConfig):
             del identity["model"][key]
         for key in ("evaluation_tasks", "prefetch_batches", "decode_threads", "cache"):
             del identity["train_data"][key]
+        backbone = identity["model"]["backbone"]
+        for part in [*identity["model"]["tasks"].values(), *([backbone] if backbone else [])]:
+            if part["loss_weight"] == 1:
+                del part["loss_weight"]  # newer than some runs, whose identities lack it
         slices = (identity["train_data"]["preprocess"] or {}).get("truncate_and_slice") or {}
         for key in ("continuous_feature_mask_path", "binary_feature_mask_path"):
             if slices.get(key) is not None:

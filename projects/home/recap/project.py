@@ -78,11 +78,9 @@ def _identify(datasets: Mapping[str, RecapDataset]) -> dict[str, Any]:
 
 def _build(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World) -> Job:
     """Build the job from the configuration and its data sets. Every rank builds the same job."""
-    tasks = config.model.tasks
     seed_initial_weights(config.runtime.seed)
     ranker = HeavyRanker(config.model, datasets[_TRAIN].widths, datasets[_TRAIN].calibration_rates)
-    pos_weights = [task.pos_weight for task in tasks.values()]
-    model = ModelAndLoss(ranker, pos_weights, config.model.stratifiers or ()).to(world.device)
+    model = ModelAndLoss(ranker, list(config.model.tasks.values()), config.model.stratifiers or ()).to(world.device)
 
     def make_optimizer() -> tuple[torch.optim.Optimizer, ParameterGroupScheduler]:
         rows = config.train_data.global_batch_size // world.size

@@ -85,6 +85,14 @@ class TaskModel(BaseConfig):
         None, description="Towers only: a learned map of the logit; null disables it."
     )
     pos_weight: PositiveFloat32 = pydantic.Field(1.0, description="Towers only: factor on the loss of positives.")
+    loss_weight: PositiveFloat32 = pydantic.Field(1.0, description="Towers only: factor on the loss of the task.")
+    label_smoothing: float = pydantic.Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Towers only: the training loss compares with (1 - s) * label + s / 2, where s is this number "
+        "(arXiv 1512.00567, section 7). Metrics use the labels themselves.",
+    )
 
 
 class SmallEmbeddingTable(BaseConfig):
@@ -198,10 +206,13 @@ class ModelConfig(BaseConfig):
     @pydantic.field_validator("backbone")
     @classmethod
     def _backbone_has_no_logit(cls, backbone: TaskModel | None) -> TaskModel | None:
-        if backbone is not None and (backbone.affine_map is not None or backbone.pos_weight != 1.0):
+        if backbone is not None and (
+            backbone.affine_map is not None
+            or (backbone.pos_weight, backbone.loss_weight, backbone.label_smoothing) != (1.0, 1.0, 0.0)
+        ):
             raise ValueError(
-                "affine_map and pos_weight apply only to towers, which have a logit and a loss. Remove them from the "
-                "backbone"
+                "affine_map, pos_weight, loss_weight and label_smoothing apply only to towers, which have a logit and "
+                "a loss. Remove them from the backbone"
             )
         return backbone
 

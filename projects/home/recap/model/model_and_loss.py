@@ -7,7 +7,7 @@ from torch import nn
 
 from core.losses import multi_task_cross_entropy
 from projects.home.recap.data.batch import RecapBatch
-from projects.home.recap.model.config import StratifierConfig
+from projects.home.recap.model.config import StratifierConfig, TaskModel
 from projects.home.recap.model.heavy_ranker import HeavyRanker
 
 
@@ -15,20 +15,27 @@ class ModelAndLoss(nn.Module):
     """Scores a batch and computes the loss against its labels, matching tasks by name."""
 
     def __init__(
-        self, ranker: HeavyRanker, pos_weights: Sequence[float], stratifiers: Sequence[StratifierConfig] = ()
+        self, ranker: HeavyRanker, towers: Sequence[TaskModel], stratifiers: Sequence[StratifierConfig] = ()
     ) -> None:
         """Wrap a ranker.
 
         Args:
           ranker: the model.
-          pos_weights: factors on the loss of positives, in the order of the ranker's tasks.
+          towers: configurations of the towers, with the settings of their losses, in the order of the ranker's tasks.
           stratifiers: strata to compute in evaluation.
         """
         super().__init__()
         self.ranker = ranker
         self._strata = [(stratifier.index, stratifier.value) for stratifier in stratifiers]
-        self.register_buffer("_pos_weights", torch.tensor(pos_weights), persistent=False)
+        for name, values in (
+            ("_pos_weights", [tower.pos_weight for tower in towers]),
+            ("_loss_weights", [tower.loss_weight for tower in towers]),
+            ("_smoothing", [tower.label_smoothing for tower in towers]),
+        ):
+            self.register_buffer(name, torch.tensor(values), persistent=False)
         self._pos_weights: torch.Tensor
+        self._loss_weights: torch.Tensor
+        self._smoothing: torch.Tensor
 
     def forward(self, batch: RecapBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss and the outputs.
@@ -57,5 +64,6 @@ class ModelAndLoss(nn.Module):
             assert batch.discrete is not None, "check_strata() requires discrete features"
             discrete = batch.discrete.long()  # uint8 would compare the value modulo 256
             outputs["strata"] = torch.stack([discrete[:, index] == value for index, value in self._strata], dim=1)
-        loss = multi_task_cross_entropy(outputs["logits"], batch.labels, batch.weights, self._pos_weights)
-        return loss, outputs
+        targets = batch.labels * (1 - self._smoothing) + self._smoothing / 2
+        weights = batch.weights * self._loss_weights
+        return multi_task_cross_entropy(outputs["logits"], targets, weights, self._pos_weights), outputs

@@ -41,6 +41,20 @@ def test_score_weights_may_change_between_a_run_and_its_resume():
     assert one == other != third
 
 
+def test_a_run_from_before_loss_weights_can_be_resumed_without_them(tmp_path):
+    one, other = (
+        load_config_from_yaml(RecapConfig, CONFIGS / "local.yaml", overrides).identity()
+        for overrides in ([], ["model.tasks[recap.engagement.is_replied].loss_weight=2.0"])
+    )
+    older = load_config_from_yaml(RecapConfig, CONFIGS / "local.yaml").identity()
+    for part in (*older["model"]["tasks"].values(), older["model"]["backbone"]):
+        part.pop("loss_weight", None)
+        del part["label_smoothing"]
+    check_same_run(tmp_path, older, one)
+    with pytest.raises(UserError, match=r"model\.tasks\[recap\.engagement\.is_replied\]\.loss_weight"):
+        check_same_run(tmp_path, older, other)
+
+
 def test_the_identity_of_a_run_depends_on_the_content_of_its_masks(tmp_path):
     mask = tmp_path / "mask.npy"
     override = f"train_data.preprocess.truncate_and_slice={{binary_feature_mask_path: {mask}}}"

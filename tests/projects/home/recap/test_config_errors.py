@@ -63,6 +63,8 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
         ("optimizer.adam.beta_1=1", "optimizer.adam.beta_1", "^1 ", "less than 1"),
         ("optimizer.adam.epsilon=0", "optimizer.adam.epsilon", "^0 ", "greater than 0"),
         (f"{TOWER}.pos_weight=0", f"{TOWER}.pos_weight", "^0 ", "greater than 0"),
+        (f"{TOWER}.loss_weight=0", f"{TOWER}.loss_weight", "^0 ", "greater than 0"),
+        (f"{TOWER}.label_smoothing=1", f"{TOWER}.label_smoothing", "^1 ", "less than 1"),
         (f"{TOWER}.mlp_config.dropout.rate=-0.1", f"{TOWER}.mlp_config.dropout.rate", r"^-0\.1 ", "greater than 0"),
         (f"{TOWER}.mlp_config.dropout.rate=1", f"{TOWER}.mlp_config.dropout.rate", "^1 ", "less than 1"),
         (
@@ -221,8 +223,10 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             "the tower recap.engagement.is_replied has final_layer_activation true",
             "no activation",
         ),
-        ("model.backbone.pos_weight=2.0", "model.backbone", "affine_map and pos_weight", "from the backbone"),
-        ("model.backbone.affine_map.bias=1.0", "model.backbone", "affine_map and pos_weight", "from the backbone"),
+        ("model.backbone.pos_weight=2.0", "model.backbone", "affine_map, pos_weight, ", "from the backbone"),
+        ("model.backbone.loss_weight=2.0", "model.backbone", "affine_map, pos_weight, ", "from the backbone"),
+        ("model.backbone.label_smoothing=0.1", "model.backbone", "affine_map, pos_weight, ", "from the backbone"),
+        ("model.backbone.affine_map.bias=1.0", "model.backbone", "affine_map, pos_weight, ", "from the backbone"),
         (
             f"{RATES}.backbone_learning_rate.linear_ramp_to_cosine.final_num_steps=7",
             f"{RATES}.backbone_learning_rate.linear_ramp_to_cosine",

@@ -58,6 +58,8 @@ MODEL = {
     "tasks": {"bought": {"mlp_config": {"layer_sizes": [1]}}},
 }
 
+TOWERS = list(ModelConfig.model_validate(MODEL).tasks.values())
+
 
 def trained(data: dict[str, Any], weighted: bool) -> tuple[HeavyRanker, RecapDataset]:
     """Return the ranker at the minimum of its (convex) loss over all stored rows, and the data set."""
@@ -66,7 +68,7 @@ def trained(data: dict[str, Any], weighted: bool) -> tuple[HeavyRanker, RecapDat
     [positioned] = dataset.reader(0, 1).train(seed=0)
     torch.manual_seed(0)
     ranker = HeavyRanker(ModelConfig.model_validate(MODEL), dataset.widths, dataset.calibration_rates)
-    model = ModelAndLoss(ranker, [1.0])
+    model = ModelAndLoss(ranker, TOWERS)
     optimizer = torch.optim.LBFGS(ranker.parameters(), max_iter=100, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
     def loss() -> float:
@@ -121,7 +123,7 @@ def test_evaluation_metrics_show_a_calibrated_model(stored: dict[str, Any], weig
     evaluated = RecapDataset.open(config, ["bought"], "validation_data.v", evaluation=True)
     [positioned] = evaluated.reader(0, 1).evaluate()
     with torch.no_grad():
-        _, outputs = ModelAndLoss(ranker, [1.0])(positioned.batch)
+        _, outputs = ModelAndLoss(ranker, TOWERS)(positioned.batch)
     weights = outputs["weights"].double()
     assert weights.sum().item() == pytest.approx(sum(ROWS.values()))
     for name in ("labels", "calibrated_probabilities"):

@@ -8,16 +8,16 @@ import torch.distributed as dist
 from core.metrics.scores import ScoreDistribution
 
 
-def exact_bytes(examples: int, tasks: int, groups: int, world_size: int) -> int:
+def exact_bytes(examples: int, tasks: int, subsets: int, world_size: int) -> int:
     """Return the bytes that exact metrics need on each rank, at the end of an evaluation.
 
     Args:
       examples: number of examples that all ranks together evaluate.
       tasks: number of tasks.
-      groups: number of groups of examples: one, and one for each stratum.
+      subsets: number of subsets of examples: one, and one for each stratum.
       world_size: number of ranks.
     """
-    values = examples * tasks * (2 + groups)
+    values = examples * tasks * (2 + subsets)
     # float32 and a float64 copy of the own examples and, with several ranks, two float64 copies of all.
     return 12 * values // world_size + (16 * values if world_size > 1 else 0)
 
@@ -25,15 +25,15 @@ def exact_bytes(examples: int, tasks: int, groups: int, world_size: int) -> int:
 class KeptScores:
     """Keeps every prediction with its label and weights.
 
-    Memory: 4 * tasks * (2 + groups) bytes per example on the rank that reads it. In
+    Memory: 4 * tasks * (2 + subsets) bytes per example on the rank that reads it. In
     addition to the reduction, over_all_ranks() gathers the examples of all ranks on each rank, which takes twice that
     number of bytes per example.
     """
 
-    def __init__(self, groups: int, tasks: int, device: torch.device) -> None:
+    def __init__(self, subsets: int, tasks: int, device: torch.device) -> None:
         self._rank, self._world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        # [batch, (logit, label, weight in each group), tasks].
-        self._batches = [torch.zeros(0, 2 + groups, tasks, device=device)]
+        # [batch, (logit, label, weight in each subset), tasks].
+        self._batches = [torch.zeros(0, 2 + subsets, tasks, device=device)]
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> None:
         self._batches.append(torch.cat([logits[:, None], labels[:, None], weights], dim=1))
@@ -50,8 +50,8 @@ class KeptScores:
             rows = _gathered(rows, [int(count) for count in sums])
         rows = rows.cpu()
 
-        def distribution(group: int, task: int) -> ScoreDistribution:
-            logits, labels, weights = rows[:, 0, task], rows[:, 1, task], rows[:, 2 + group, task]
+        def distribution(subset: int, task: int) -> ScoreDistribution:
+            logits, labels, weights = rows[:, 0, task], rows[:, 1, task], rows[:, 2 + subset, task]
             present = weights > 0
             logits, labels, weights = logits[present], labels[present], weights[present]
             values, index = torch.unique(logits, return_inverse=True)

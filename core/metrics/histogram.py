@@ -24,16 +24,17 @@ class LogitHistograms:
     """Counts scores in BINS bins and treats each score as the logit at the middle of its bin.
 
     Scores in one bin are tied; scores in different bins keep their order. The error of the AUROC is therefore at most
-    half the weighted share of positive-negative pairs that fall into one bin. The error of a sum over examples is at
-    most the sum of each term's change within its bin.
+    half the weighted share of positive-negative pairs that fall into one bin. That of the area under the
+    precision-recall curve is at most the mean, over positives, of how much the precision can vary within their bin. The
+    error of a sum over examples is at most the sum of each term's change within its bin.
 
-    Memory: 16 bytes per bin, task and group, or 0.625 MiB per task and group.
+    Memory: 16 bytes per bin, task and subset, or 0.625 MiB per task and subset.
     """
 
-    def __init__(self, groups: int, tasks: int, device: torch.device) -> None:
-        self._shape = (2, groups, tasks, BINS)  # negatives, positives
-        self._weights = torch.zeros(2 * groups * tasks * BINS, dtype=torch.float64, device=device)
-        self._offsets = torch.arange(groups * tasks, device=device).view(groups, tasks) * BINS
+    def __init__(self, subsets: int, tasks: int, device: torch.device) -> None:
+        self._shape = (2, subsets, tasks, BINS)  # negatives, positives
+        self._weights = torch.zeros(2 * subsets * tasks * BINS, dtype=torch.float64, device=device)
+        self._offsets = torch.arange(subsets * tasks, device=device).view(subsets, tasks) * BINS
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> None:
         # NaN needs a bin, too. Infinities become finite, and therefore integers.
@@ -48,8 +49,8 @@ class LogitHistograms:
         negatives, positives = sums.view(self._shape)
         middles = logits_at(torch.arange(BINS, dtype=torch.float64) + 0.5 - BINS // 2)
 
-        def distribution(group: int, task: int) -> ScoreDistribution:
-            of_negatives, of_positives = negatives[group, task], positives[group, task]
+        def distribution(subset: int, task: int) -> ScoreDistribution:
+            of_negatives, of_positives = negatives[subset, task], positives[subset, task]
             filled = of_negatives + of_positives > 0
             return ScoreDistribution(middles[filled], of_negatives[filled], of_positives[filled])
 

@@ -9,13 +9,15 @@ import torch.distributed as dist
 from core.metrics.config import check_task_names
 from core.metrics.cross_entropy import cross_entropy, entropy, relative_cross_entropy
 from core.metrics.exact import KeptScores
+from core.metrics.group_metrics import GroupMetrics
 from core.metrics.histogram import LogitHistograms
 from core.metrics.scores import ScoreDistribution, Scores
 
 # A reachable RCE below this is a rounding error: the reference probabilities are all equal.
 _NOTHING_REACHABLE = 1e-9
 
-_MEANS = ("loss", "rce", "nrce", "auroc")
+_HEADLINE = ("loss", "rce", "nrce", "auroc")
+_MEANS = (*_HEADLINE, "pr_auc")
 
 # Rows of the sums. The reference rows are expectations over labels drawn from the reference probabilities. The rows
 # after them hold, for each threshold, the weight of the predicted positives and of the true positives.
@@ -23,7 +25,7 @@ _EXAMPLES, _NAN_PREDICTIONS, _WEIGHT, _POSITIVE, _PREDICTED, _CROSS_ENTROPY = ra
 _REFERENCE_POSITIVE, _REFERENCE_CROSS_ENTROPY, _REFERENCE_ENTROPY = range(6, 9)
 _THRESHOLDS = 9
 
-_WITHOUT_PREDICTIONS = ("ctr", "reachable_rce")
+_WITHOUT_PREDICTIONS = ("ctr", "reachable_rce", "gauc_coverage", "groups_with_both_classes", "groups_with_positives")
 
 
 class MultiTaskMetrics:
@@ -37,6 +39,8 @@ class MultiTaskMetrics:
       percentage of the naive predictor's cross-entropy that the model saves.
     - nrce: RCE of p * mean(label) / mean(p) instead of the predictions p, as if the model were calibrated.
     - auroc: area under the ROC curve; ties count half.
+    - pr_auc: area under the precision-recall curve, as the average precision: the mean over positives of the precision
+      among the predictions that are at least as high.
     - calibration: sum of predictions / sum of labels.
     - ctr: weighted share of positives.
     - mean_prediction: weighted mean of the predictions.
@@ -47,12 +51,14 @@ class MultiTaskMetrics:
     - share_of_reachable_rce: the model's RCE / reachable_rce. Both are expectations over labels drawn from the
       probabilities, so that a small number of positives doesn't add noise.
 
-    nrce and auroc come from histograms (histogram.py documents their error) or, if `exact`, from all examples, which
-    stay in memory. All other metrics are sums in float64. compute() reduces the state over the ranks once.
+    nrce, auroc and pr_auc come from histograms (histogram.py documents their error) or, if `exact`, from all examples,
+    which stay in memory. All other metrics are sums in float64. compute() reduces the state over the ranks once.
+
+    If examples have groups, the metrics of GroupMetrics follow, for all examples but not for strata.
 
     An undefined metric is None, and the means over tasks skip it: rce, nrce and auroc without positives or without
-    negatives, calibration and recall without positives, precision without predicted positives. A NaN prediction makes
-    all metrics of its task that depend on predictions NaN, and also the means over tasks.
+    negatives, pr_auc, calibration and recall without positives, precision without predicted positives. A NaN prediction
+    makes all metrics of its task that depend on predictions NaN, and also the means over tasks.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class MultiTaskMetrics:
         thresholds: Sequence[float] = (),
         exact: bool = False,
         has_reference: bool = False,
+        ndcg_at: Sequence[int] | None = None,
     ) -> None:
         """Initialize with zero examples.
 
@@ -74,8 +81,9 @@ class MultiTaskMetrics:
           evaluation_tasks: subset of `tasks` to measure; empty means all.
           strata: names of subsets of the examples to measure separately; the outputs must contain "strata".
           thresholds: thresholds for precision and recall, in (0, 1).
-          exact: compute nrce and auroc without bins, in memory that grows with the number of examples.
+          exact: compute nrce, auroc and pr_auc without bins, in memory that grows with the number of examples.
           has_reference: whether the outputs contain "reference_probabilities".
+          ndcg_at: values of k for ndcg_at_<k>, if the outputs contain "groups"; None if they do not.
 
         Raises:
           ValueError: the name of a task is empty or reserved (check_task_names()).
@@ -88,27 +96,32 @@ class MultiTaskMetrics:
         self._strata = list(strata)
         self._thresholds = list(thresholds)
         self._has_reference = has_reference
-        groups = 1 + len(self._strata)  # all examples, and the strata
+        subsets = 1 + len(self._strata)  # all examples, and the strata
         rows = _THRESHOLDS + 2 * len(self._thresholds)
-        self._sums = torch.zeros(rows, groups, len(self._tasks), dtype=torch.float64, device=device)
+        self._sums = torch.zeros(rows, subsets, len(self._tasks), dtype=torch.float64, device=device)
         kind = KeptScores if exact else LogitHistograms
-        self._scores: Scores = kind(groups, len(self._tasks), device)
+        self._scores: Scores = kind(subsets, len(self._tasks), device)
+        self._groups = None if ndcg_at is None else GroupMetrics(len(self._tasks), device, ndcg_at)
 
     @property
     def headline(self) -> tuple[str, ...]:
-        """Names of the means over tasks."""
-        return tuple(f"mean/{key}" for key in _MEANS)
+        """Names of the most important means over tasks."""
+        return tuple(f"mean/{key}" for key in (*_HEADLINE, *(() if self._groups is None else ("gauc",))))
 
     def update(self, outputs: Mapping[str, torch.Tensor]) -> None:
         """Add a batch. A row with weight 0 counts as absent.
 
         Args:
           outputs: "calibrated_logits", "labels" (0 or 1), "weights" and, if has_reference, "reference_probabilities",
-            each [batch, tasks]; if there are strata, "strata", bool [batch, strata].
+            each [batch, tasks]; if there are strata, "strata", bool [batch, strata]; unless ndcg_at is None,
+            "groups", int64 [batch], with NO_GROUP for a row that is in no group.
         """
         raw_logits = self._chosen(outputs["calibrated_logits"])
         raw_labels = self._chosen(outputs["labels"])
-        raw_weights = self._chosen(outputs["weights"])[:, None]
+        raw_weights = self._chosen(outputs["weights"])
+        if self._groups is not None:
+            self._groups.update(outputs["groups"], raw_logits, raw_labels, raw_weights)
+        raw_weights = raw_weights[:, None]
         if self._strata:
             strata = outputs["strata"][:, :, None]
             raw_weights = torch.cat([raw_weights, raw_weights * strata], dim=1)
@@ -152,30 +165,39 @@ class MultiTaskMetrics:
         sums = state[: self._sums.numel()].view(self._sums.shape)
         distribution = self._scores.over_all_ranks(state[self._sums.numel() :])
         metrics: dict[str, float | int | None] = {}
-        for group, prefix in enumerate(["", *(f"stratum/{name}/" for name in self._strata)]):
+        for subset, prefix in enumerate(["", *(f"stratum/{name}/" for name in self._strata)]):
             task_metrics = {
-                name: self._task_metrics(sums[:, group, task].tolist(), distribution(group, task))
+                name: self._task_metrics(sums[:, subset, task].tolist(), distribution(subset, task))
                 for task, name in enumerate(self._tasks)
             }
-            for name, values in task_metrics.items():
+            means: tuple[str, ...] = _MEANS
+            if self._groups is not None and subset == 0:
+                means += self._groups.means
+                in_groups, metrics["groups"] = self._groups.compute(sums[_WEIGHT, 0].tolist())
+                for name, values in zip(self._tasks, in_groups, strict=True):
+                    task_metrics[name] |= values
+            for task, (name, values) in enumerate(task_metrics.items()):
+                if sums[_NAN_PREDICTIONS, subset, task] > 0:
+                    values |= dict.fromkeys((key for key in values if key not in _WITHOUT_PREDICTIONS), math.nan)
                 metrics |= {f"{prefix}{name}/{key}": value for key, value in values.items()}
-            for key in _MEANS:
+            for key in means:
                 known = [value for values in task_metrics.values() if (value := values[key]) is not None]
                 metrics[f"{prefix}mean/{key}"] = sum(known) / len(known) if known else None
-            metrics[f"{prefix}examples"] = int(sums[_EXAMPLES, group].max())
+            metrics[f"{prefix}examples"] = int(sums[_EXAMPLES, subset].max())
         return metrics
 
     def _chosen(self, output: torch.Tensor) -> torch.Tensor:
         """Return the columns of the tasks to measure."""
         return output if self._all_columns else output.index_select(1, self._columns)
 
-    def _task_metrics(self, sums: Sequence[float], scores: ScoreDistribution) -> dict[str, float | None]:
+    def _task_metrics(self, sums: Sequence[float], scores: ScoreDistribution) -> dict[str, float | int | None]:
         weight, positive, predicted = sums[_WEIGHT], sums[_POSITIVE], sums[_PREDICTED]
-        values = {
+        values: dict[str, float | int | None] = {
             "loss": _ratio(sums[_CROSS_ENTROPY], weight),
             "rce": relative_cross_entropy(sums[_CROSS_ENTROPY], weight, positive),
             "nrce": None,
             "auroc": scores.auroc(),
+            "pr_auc": scores.average_precision(),
             "calibration": _ratio(predicted, positive),
             "ctr": _ratio(positive, weight),
             "mean_prediction": _ratio(predicted, weight),
@@ -195,8 +217,6 @@ class MultiTaskMetrics:
             values["share_of_reachable_rce"] = None
             if expected is not None and reachable is not None and reachable > _NOTHING_REACHABLE:
                 values["share_of_reachable_rce"] = expected / reachable
-        if sums[_NAN_PREDICTIONS] > 0:
-            values |= dict.fromkeys((key for key in values if key not in _WITHOUT_PREDICTIONS), math.nan)
         return values
 
 

@@ -41,6 +41,19 @@ class ScoreDistribution:
         below = self.negatives.cumsum(0) - self.negatives
         return float((self.positives * (below + self.negatives / 2)).sum()) / pairs
 
+    def average_precision(self) -> float | None:
+        """Return the area under the precision-recall curve, or None if there are no positives.
+
+        This is the average precision: the weighted mean, over positives, of the precision among the predictions that
+        are at least as high. Ties are predicted together.
+        """
+        positive = float(self.positives.sum())
+        if positive == 0:
+            return None
+        positives, negatives = (part.flip(0).cumsum(0) for part in (self.positives, self.negatives))
+        precisions = positives / (positives + negatives)
+        return float((self.positives.flip(0) * precisions).sum()) / positive
+
     def cross_entropy_change(self, factor: float) -> float:
         """Return how much the weighted sum of cross-entropies changes if all probabilities are multiplied by `factor`.
 
@@ -55,7 +68,7 @@ class ScoreDistribution:
 
 
 class Scores(Protocol):
-    """Keeps the distributions of several tasks, each over several groups of the examples."""
+    """Keeps the distributions of several tasks, each over several subsets of the examples."""
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> None:
         """Add a batch.
@@ -63,14 +76,14 @@ class Scores(Protocol):
         Args:
           logits: logits of the predicted probabilities [batch, tasks].
           labels: 0 or 1, [batch, tasks].
-          weights: weight of each example in each group, [batch, groups, tasks]; 0 if the group does not contain it.
+          weights: weight of each example in each subset, [batch, subsets, tasks]; 0 if the subset does not contain it.
         """
 
     def summands(self) -> torch.Tensor:
         """Return the values to sum over the ranks, float64 [n]; n is equal on all ranks."""
 
     def over_all_ranks(self, sums: torch.Tensor) -> Callable[[int, int], ScoreDistribution]:
-        """Return a function from (group, task) to the distribution over all ranks, on the CPU. Collective.
+        """Return a function from (subset, task) to the distribution over all ranks, on the CPU. Collective.
 
         Args:
           sums: the summands of all ranks, added up, on the CPU.

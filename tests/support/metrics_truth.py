@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import log_loss, precision_score, recall_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    log_loss,
+    ndcg_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
+
+from core.metrics.grouped_rows import NO_GROUP
 
 Array = NDArray[np.float64]
 Outputs = dict[str, torch.Tensor]
@@ -33,6 +42,17 @@ def random_outputs(rows: int = 20_000, tasks: int = 2, seed: int = 0) -> Outputs
         "reference_probabilities": probabilities,
         "strata": kind == torch.tensor([[0, 1, 2]]),
     }
+
+
+def random_groups(rows: int = 4000, seed: int = 0) -> Outputs:
+    """Return outputs of two tasks with many ties, and groups of sizes from 1 to over 100; 10% of the rows have none."""
+    outputs = random_outputs(rows, seed=seed)
+    outputs["calibrated_logits"] = (2 * outputs["calibrated_logits"]).round() / 2
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(rows, generator=generator)
+    outputs["groups"] = (rows / 4 * uniform**3).long() * 0x1E3779B97F4A7C15  # positive and negative numbers
+    outputs["groups"][torch.rand(rows, generator=generator) < 0.1] = NO_GROUP
+    return outputs
 
 
 def single_task_outputs(logits: Array, labels: Array, weights: Array | None = None) -> Outputs:
@@ -100,6 +120,7 @@ def task_metrics(outputs: Outputs, task: int, thresholds: tuple[float, ...] = ()
         "rce": rce(x, y, w),
         "nrce": nrce(x, y, w),
         "auroc": roc_auc_score(y, x, sample_weight=w),
+        "pr_auc": average_precision_score(y, x, sample_weight=w),
         "calibration": np.average(p, weights=w) / np.average(y, weights=w),
         "ctr": np.average(y, weights=w),
         "mean_prediction": np.average(p, weights=w),
@@ -109,6 +130,42 @@ def task_metrics(outputs: Outputs, task: int, thresholds: tuple[float, ...] = ()
         metrics[f"precision_at_{threshold}"] = precision_score(y, predicted, sample_weight=w)
         metrics[f"recall_at_{threshold}"] = recall_score(y, predicted, sample_weight=w)
     return {name: float(value) for name, value in metrics.items()}
+
+
+def reciprocal_rank(x: Array, y: Array) -> float:
+    """Return the expectation of 1 / rank of the first positive, over all orders of equal logits."""
+    best = x[y == 1].max()
+    above, tied, positives = int((x > best).sum()), int((x == best).sum()), int(y[x == best].sum())
+    return sum(
+        math.comb(tied - 1 - place, positives - 1) / math.comb(tied, positives) / (above + place + 1)
+        for place in range(tied - positives + 1)
+    )
+
+
+def group_metrics(outputs: Outputs, task: int, ndcg_at: tuple[int, ...] = ()) -> dict[str, float]:
+    """Return the metrics within groups of a task, from a loop over the groups."""
+    x, y, w = (column(outputs, name, task) for name in ("calibrated_logits", "labels", "weights"))
+    groups = outputs["groups"].numpy()
+    aucs, auc_weights, reciprocal_ranks = [], [], []
+    ndcgs: dict[int, list[float]] = {k: [] for k in ndcg_at}
+    for group in set(groups[groups != NO_GROUP].tolist()):
+        of_group = (groups == group) & (w > 0)
+        xs, ys, ws = x[of_group], y[of_group], w[of_group]
+        if 0 < ys.sum() < len(ys):
+            aucs.append(roc_auc_score(ys, xs, sample_weight=ws))
+            auc_weights.append(ws.sum())
+        if ys.sum() > 0:
+            reciprocal_ranks.append(reciprocal_rank(xs, ys))
+            for k, values in ndcgs.items():  # scikit-learn refuses a single row, which is always ranked perfectly
+                values.append(ndcg_score(ys[None], xs[None], k=k) if len(ys) > 1 else 1.0)
+    return {
+        "gauc": float(np.average(aucs, weights=auc_weights)),
+        "gauc_coverage": float(sum(auc_weights) / w.sum()),
+        "groups_with_both_classes": len(aucs),
+        **{f"ndcg_at_{k}": float(np.mean(values)) for k, values in ndcgs.items()},
+        "mrr": float(np.mean(reciprocal_ranks)),
+        "groups_with_positives": len(reciprocal_ranks),
+    }
 
 
 def assert_same(actual: Mapping[str, float | None], expected: Mapping[str, float | None], rel: float = 1e-9) -> None:

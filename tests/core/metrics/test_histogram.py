@@ -46,6 +46,21 @@ def auroc_bound(x: Array, y: Array, w: Array) -> float:
     return float((pairs * (bins[positive, None] == bins[None, negative])).sum() / pairs.sum() / 2)
 
 
+def pr_auc_bound(x: Array, y: Array, w: Array) -> float:
+    """Return the mean, over positives, of how much the precision can vary within their bin."""
+    bins = bin_of(x)
+    bounds = np.zeros_like(x)
+    for row in np.flatnonzero(y == 1):
+        above, within = bins > bins[row], bins == bins[row]
+        positives_above, positives = w[above & (y == 1)].sum(), w[within & (y == 1)].sum()
+        negatives_above, negatives = w[above & (y == 0)].sum(), w[within & (y == 0)].sum()
+        highest = (positives_above + positives) / (positives_above + positives + negatives_above)
+        if (lowest := positives_above + negatives_above + negatives) > 0:
+            lowest = positives_above / lowest
+        bounds[row] = highest - lowest
+    return float((w * bounds).sum() / w[y == 1].sum())
+
+
 def nrce_bound(x: Array, y: Array, w: Array) -> float:
     """Return the mean, in points, of how much the change in each row's loss from scaling can vary within its bin."""
     factor = float(np.average(y, weights=w) / np.average(truth.probabilities_of(x), weights=w))
@@ -92,10 +107,11 @@ def certain(generator: np.random.Generator) -> tuple[Array, Array, Array]:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("data", [crowded, at_the_edges, far_too_low, far_too_high, certain])
-def test_auroc_and_nrce_are_within_their_bounds(data, seed):
+def test_metrics_are_within_their_bounds(data, seed):
     x, y, w = data(np.random.default_rng(seed))
     found, expected = binned(x, y, w), truth.task_metrics(truth.single_task_outputs(x, y, w), 0)
     assert abs(found["auroc"] - expected["auroc"]) <= auroc_bound(x, y, w) + 1e-12
+    assert abs(found["pr_auc"] - expected["pr_auc"]) <= pr_auc_bound(x, y, w) + 1e-12
     assert abs(found["nrce"] - expected["nrce"]) <= nrce_bound(x, y, w) + 1e-8
 
 

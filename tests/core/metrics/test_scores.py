@@ -24,6 +24,16 @@ def test_auroc_is_undefined_without_pairs(weights):
     assert distribution([0.5], *weights).auroc() is None
 
 
+def test_average_precision_is_the_mean_precision_at_the_positives():
+    scores = distribution([0.1, 0.4, 0.8], [3.0, 1.0, 2.0], [0.0, 4.0, 1.0])
+    assert scores.average_precision() == pytest.approx((1 * 1 / 3 + 4 * 5 / 8) / 5, rel=1e-15)
+
+
+def test_average_precision_needs_positives_only():
+    assert distribution([0.5], [1.0], [0.0]).average_precision() is None
+    assert distribution([0.5], [0.0], [2.0]).average_precision() == 1.0
+
+
 def test_the_cross_entropy_change_equals_the_closed_form():
     scores = distribution([0.1, 0.4], [3.0, 1.0], [2.0, 5.0])
     of_positives = -7 * math.log(2)

@@ -75,3 +75,34 @@ class MaskNetConfig(BaseConfig):
         False,
         description="Apply all blocks to the same input and concatenate their outputs; false chains the blocks.",
     )
+
+
+class DcnConfig(BaseConfig):
+    """A Deep & Cross Network, DCN-v2 (arXiv 2008.13535)."""
+
+    poly_degree: int = pydantic.Field(
+        ge=2,
+        le=100,
+        description="Degree of the polynomial in the inputs that the cross layers compute; there is one layer fewer.",
+    )
+    projection_dim: Size | None = pydantic.Field(
+        None, description="Rank of the matrices of the cross layers; null for full matrices."
+    )
+    parallel_mlp: MlpConfig | None = pydantic.Field(
+        None, description="MLP next to the cross layers, or after them; null for none."
+    )
+    use_parallel: bool = pydantic.Field(
+        True,
+        description="Apply parallel_mlp to the input, and concatenate its output to that of the cross layers; false "
+        "applies it to the output of the cross layers.",
+    )
+    output_mlp: MlpConfig | None = pydantic.Field(None, description="MLP on the output; null for none.")
+
+
+class DlrmConfig(BaseConfig):
+    """A DLRM (arXiv 1906.00091)."""
+
+    bottom_mlp: MlpConfig = pydantic.Field(
+        description="MLP on the inputs that are not embeddings. The dot products are of its output and the embeddings."
+    )
+    top_mlp: MlpConfig = pydantic.Field(description="MLP on the output of the bottom MLP and the dot products.")

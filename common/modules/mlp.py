@@ -41,3 +41,10 @@ def linear(in_features: int, out_features: int) -> nn.Linear:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def projection(in_features: int, out_features: int) -> nn.Linear:
+    """Return a Linear layer without bias, with Glorot-uniform weights."""
+    layer = nn.Linear(in_features, out_features, bias=False)
+    nn.init.xavier_uniform_(layer.weight)
+    return layer

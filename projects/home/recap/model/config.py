@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 import pydantic
 
-from common.modules.config import BatchNormConfig, LayerNormConfig, MaskNetConfig, MlpConfig
+from common.modules.config import BatchNormConfig, DcnConfig, DlrmConfig, LayerNormConfig, MaskNetConfig, MlpConfig
 from core.config.base_config import BaseConfig, NotSupportedYet
 from core.config.names import check_printable
 from core.config.numbers import Float32, Int64, NonNegativeFloat32, PositiveFloat32, Size
@@ -75,10 +75,10 @@ class TaskModel(BaseConfig):
     mask_net_config: MaskNetConfig | None = pydantic.Field(
         None, json_schema_extra={"one_of": "architecture"}, description="A MaskNet."
     )
-    dcn_config: NotSupportedYet = pydantic.Field(
-        None, json_schema_extra={"one_of": "architecture"}, description="A Deep & Cross network."
+    dcn_config: DcnConfig | None = pydantic.Field(
+        None, json_schema_extra={"one_of": "architecture"}, description="A Deep & Cross network, DCN-v2."
     )
-    dlrm_config: NotSupportedYet = pydantic.Field(
+    dlrm_config: DlrmConfig | None = pydantic.Field(
         None, json_schema_extra={"one_of": "architecture"}, description="A DLRM."
     )
     affine_map: AffineMap | None = pydantic.Field(
@@ -93,6 +93,15 @@ class TaskModel(BaseConfig):
         description="Towers only: the training loss compares with (1 - s) * label + s / 2, where s is this number "
         "(arXiv 1512.00567, section 7). Metrics use the labels themselves.",
     )
+
+    @property
+    def last_mlp(self) -> MlpConfig | None:
+        """The MLP that computes the output; None if there is none at the end."""
+        if self.mask_net_config is not None:
+            return self.mask_net_config.mlp
+        if (dcn := self.dcn_config) is not None:
+            return dcn.output_mlp or (None if dcn.use_parallel else dcn.parallel_mlp)
+        return self.dlrm_config.top_mlp if self.dlrm_config is not None else self.mlp_config
 
 
 class SmallEmbeddingTable(BaseConfig):
@@ -189,7 +198,7 @@ class ModelConfig(BaseConfig):
         check_task_names(tasks)
         problems = []
         for name, task in tasks.items():
-            mlp = task.mlp_config or (task.mask_net_config.mlp if task.mask_net_config is not None else None)
+            mlp = task.last_mlp
             if mlp is None:
                 problems.append(f"the tower {name} does not end with an MLP")
             elif mlp.layer_sizes[-1] != 1:

@@ -8,10 +8,9 @@ from torch import nn
 
 from common.errors import ConfigError
 from common.modules.keys import module_key
-from common.modules.mask_net import MaskNet
-from common.modules.mlp import Mlp
 from projects.home.recap.data.schema import FeatureWidths
-from projects.home.recap.model.config import AffineMap, ModelConfig, TaskModel
+from projects.home.recap.model.architectures import build_architecture, build_tower
+from projects.home.recap.model.config import ModelConfig
 from projects.home.recap.model.features import Featurization, finite
 from projects.home.recap.model.score import WeightedScore
 from projects.home.recap.model.small_embeddings import SmallEmbeddings
@@ -43,16 +42,24 @@ class HeavyRanker(nn.Module):
         self.featurization = Featurization(widths.continuous, widths.binary, config.featurization_config)
         self.embedding_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name, width in widths.embeddings.items()})
         self.small_embeddings = None if config.small_embeddings is None else SmallEmbeddings(config.small_embeddings)
-        in_features = self.featurization.out_features + sum(widths.embeddings.values())
+        embedding_widths = list(widths.embeddings.values())  # of the parts at the end of the features
         if self.small_embeddings is not None:
-            in_features += self.small_embeddings.out_features
-        self.backbone = None if config.backbone is None else _architecture(config.backbone, in_features)
+            embedding_widths += self.small_embeddings.widths
+        in_features = self.featurization.out_features + sum(embedding_widths)
+        self.backbone = (
+            None if config.backbone is None else build_architecture(config.backbone, in_features, embedding_widths)
+        )
         self._towers_see_features = config.multi_task_type != "share_all"
         tower_features = in_features if self._towers_see_features else 0
         if self.backbone is not None:
             tower_features += self.backbone.out_features
         self.towers = nn.ModuleDict(
-            {module_key(task): _tower(tower, tower_features) for task, tower in config.tasks.items()}
+            {
+                module_key(task): build_tower(
+                    tower, tower_features, embedding_widths if self._towers_see_features else ()
+                )
+                for task, tower in config.tasks.items()
+            }
         )
         if len(self.towers) != len(self.tasks):
             raise ConfigError("model.tasks: two task names differ only in '.' and '/'. Rename one of them")
@@ -118,27 +125,3 @@ class HeavyRanker(nn.Module):
         if self.score is not None:
             outputs["score"] = self.score(calibrated_logits)
         return outputs
-
-
-class _AffineMap(nn.Module):
-    """Computes scale * logits + bias."""
-
-    def __init__(self, config: AffineMap) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(config.scale))
-        self.bias = nn.Parameter(torch.tensor(config.bias))
-
-    def forward(self, logits: torch.Tensor) -> torch.Tensor:
-        return self.scale * logits + self.bias
-
-
-def _tower(config: TaskModel, in_features: int) -> nn.Module:
-    tower = _architecture(config, in_features)
-    return tower if config.affine_map is None else nn.Sequential(tower, _AffineMap(config.affine_map))
-
-
-def _architecture(config: TaskModel, in_features: int) -> Mlp | MaskNet:
-    if config.mlp_config is not None:
-        return Mlp(in_features, config.mlp_config)
-    assert config.mask_net_config is not None
-    return MaskNet(in_features, config.mask_net_config)

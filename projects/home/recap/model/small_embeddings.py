@@ -50,10 +50,10 @@ class SmallEmbeddings(nn.Module):
             assert isinstance(table, nn.Embedding)
             bound = table.num_embeddings**-0.5
             nn.init.uniform_(table.weight, -bound, bound)
-        self.out_features = sum(table.embedding_dim for table in config.tables)
+        self.widths = [table.embedding_dim for table in config.tables]
 
     def forward(self, discrete: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings, [batch, out_features], concatenated in the configured order of the tables.
+        """Return the embeddings, [batch, sum(widths)], concatenated in the configured order of the tables.
 
         Args:
           discrete: discrete features, int64 [batch, discrete]. Those of the tables must be ids within their tables.

@@ -209,7 +209,12 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             "exactly one of inputs, explicit_datetime_inputs, explicit_date_inputs must be set",
         ),
         (f"{BLOCK}.reduction_factor=2.0", BLOCK, "set: reduction_factor, aggregation_size", "exactly one of"),
-        (f"{TOWER}.mlp_config=null", TOWER, "set: none", "exactly one of mlp_config, mask_net_config"),
+        (
+            f"{TOWER}.mlp_config=null",
+            TOWER,
+            "set: none",
+            "exactly one of mlp_config, mask_net_config, dcn_config, dlrm_config",
+        ),
         # Values that contradict each other.
         (
             f"{TOWER}.mlp_config.layer_sizes=[64, 2]",
@@ -222,6 +227,24 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             "model.tasks",
             "the tower recap.engagement.is_replied has final_layer_activation true",
             "no activation",
+        ),
+        (
+            f"{TOWER}={{dcn_config: {{poly_degree: 2, parallel_mlp: {{layer_sizes: [1]}}}}}}",
+            "model.tasks",
+            "the tower recap.engagement.is_replied does not end with an MLP",
+            "last layer has size 1",
+        ),
+        (
+            f"{TOWER}={{dcn_config: {{poly_degree: 1}}}}",
+            f"{TOWER}.dcn_config.poly_degree",
+            "^1 ",
+            "greater than or equal to 2",
+        ),
+        (
+            f"{TOWER}={{dlrm_config: {{bottom_mlp: {{layer_sizes: [3]}}, top_mlp: {{layer_sizes: [3]}}}}}}",
+            "model.tasks",
+            r"the tower recap.engagement.is_replied has layer_sizes \[3\]",
+            "last layer has size 1",
         ),
         ("model.backbone.pos_weight=2.0", "model.backbone", "affine_map, pos_weight, ", "from the backbone"),
         ("model.backbone.loss_weight=2.0", "model.backbone", "affine_map, pos_weight, ", "from the backbone"),

@@ -72,6 +72,19 @@ OPTIMIZERS = [
     ["optimizer.adam=null", "optimizer.adagrad={}"],
 ]
 
+TOWERS = [
+    [],
+    [
+        "model.tasks[recap.engagement.is_replied]={dcn_config: {poly_degree: 2, parallel_mlp: {layer_sizes: [4]}, "
+        "output_mlp: {layer_sizes: [1]}}}"
+    ],
+    [
+        "model.tasks[recap.engagement.is_replied]={dlrm_config: {bottom_mlp: {layer_sizes: [4]}, "
+        "top_mlp: {layer_sizes: [1]}}}"
+    ],
+]
+"""Architectures of the tower in the configurations of generated data."""
+
 
 def test_the_recorder_records_only_reads_of_attributes():
     class Config(BaseConfig):
@@ -160,9 +173,13 @@ def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
             patcher.setenv("DATED", str(dated))
             alternatives = [*OPTIONS, *(MOVIELENS_OPTIONS if is_movielens(path) else GENERATED_OPTIONS)]
             others = [
-                [*alternatives, dated, *optimizer, f"optimizer.single_task_learning_rate={rate}"]
-                for rate, dated, optimizer in zip(
-                    RATES, itertools.cycle(DATED), itertools.cycle(OPTIMIZERS), strict=False
+                [*alternatives, dated, *optimizer, *tower, f"optimizer.single_task_learning_rate={rate}"]
+                for rate, dated, optimizer, tower in zip(
+                    RATES,
+                    itertools.cycle(DATED),
+                    itertools.cycle(OPTIMIZERS),
+                    itertools.cycle([[]] if is_movielens(path) else TOWERS),
+                    strict=False,
                 )
             ]
             for index, options in enumerate([[], evaluation_options(path), *others]):

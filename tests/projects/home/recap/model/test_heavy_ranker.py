@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from common.errors import ConfigError
+from common.modules.dlrm import Dlrm
 from core.config import load_config_from_yaml
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.schema import FeatureWidths
@@ -160,7 +162,22 @@ def test_works_without_embeddings() -> None:
     assert ranker(*inputs()[:2])["logits"].shape == (5, 10)
 
 
-@pytest.mark.parametrize("overrides", [(), SHARE_NONE, SHARE_PARTIAL, (SMALL_EMBEDDINGS,)], ids=str)
+DCN = "{dcn_config: {poly_degree: 3, projection_dim: 2, parallel_mlp: {layer_sizes: [4]}}}"
+DLRM = "{dlrm_config: {bottom_mlp: {layer_sizes: [4]}, top_mlp: {layer_sizes: [6], final_layer_activation: true}}}"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        SHARE_NONE,
+        SHARE_PARTIAL,
+        (SMALL_EMBEDDINGS,),
+        (f"model.backbone={DCN}",),
+        (f"model.backbone={DLRM}", SMALL_EMBEDDINGS),
+    ],
+    ids=str,
+)
 def test_can_be_exported(overrides: Sequence[str]) -> None:
     cudnn: Any = torch.backends.cudnn
     # As in a new process; docs/heavy-ranker.md explains why.
@@ -248,18 +265,65 @@ MASK_NET = "{{use_parallel: {}, mask_blocks: [{{aggregation_size: 4, output_size
         "{mlp_config: {layer_sizes: [7, 6], final_layer_activation: true}}",
         f"{{mask_net_config: {MASK_NET.format('false', '')}}}",
         f"{{mask_net_config: {MASK_NET.format('true', ', mlp: {layer_sizes: [3]}')}}}",
+        DCN,
+        DLRM,
     ],
-    ids=["mlp", "serial mask net", "parallel mask net"],
+    ids=["mlp", "serial mask net", "parallel mask net", "dcn", "dlrm"],
 )
-@pytest.mark.parametrize("tower", ["mlp_config: {layer_sizes: [4, 1]}", None], ids=["mlp", "mask net"])
-def test_backbone_and_towers_may_be_mlps_or_mask_nets(backbone: str, tower: str | None) -> None:
-    tower = tower or f"mask_net_config: {MASK_NET.format('false', ', mlp: {layer_sizes: [1]}')}"
-    task = f"model.tasks[recap.engagement.is_replied]={{{tower}}}"
-    ranker = build(overrides=(f"model.backbone={backbone}", task)).train()
+@pytest.mark.parametrize(
+    "tower",
+    [
+        "{mlp_config: {layer_sizes: [4, 1]}}",
+        f"{{mask_net_config: {MASK_NET.format('false', ', mlp: {layer_sizes: [1]}')}}}",
+        "{dcn_config: {poly_degree: 2, output_mlp: {layer_sizes: [1]}}}",
+        "{dcn_config: {poly_degree: 2, use_parallel: false, parallel_mlp: {layer_sizes: [1]}}}",
+        "{dlrm_config: {bottom_mlp: {layer_sizes: [3]}, top_mlp: {layer_sizes: [1]}}, affine_map: {}}",
+    ],
+    ids=["mlp", "mask net", "dcn", "stacked dcn", "dlrm"],
+)
+def test_backbone_and_towers_may_have_any_architecture(backbone: str, tower: str) -> None:
+    task = f"model.tasks[recap.engagement.is_replied]={tower}"
+    ranker = build(overrides=(f"model.backbone={backbone}", task, *SHARE_PARTIAL)).train()
     logits = ranker(*inputs())["logits"]
     assert logits.shape == (5, 10)
     logits.square().sum().backward()
     assert all(parameter.grad is not None for parameter in ranker.parameters())
+
+
+def test_a_dlrm_takes_dot_products_with_the_embeddings_and_small_embeddings() -> None:
+    """Compares with a loop in float64 over the vectors of each row."""
+    ranker = build(overrides=(f"model.backbone={DLRM}", *SHARE_PARTIAL, SMALL_EMBEDDINGS)).double()
+    assert isinstance(ranker.backbone, Dlrm)
+    assert ranker.small_embeddings is not None
+    parts = [ranker.featurization(*(values.double() for values in inputs()[:2]))]
+    parts += [torch.nn.functional.layer_norm(embedding.double(), (4,)) for embedding in inputs()[2:]]
+    parts += ranker.small_embeddings(discrete()).split([3, 2], dim=1)
+    vectors = [ranker.backbone.bottom_mlp(parts[0]), *parts[1:4]]
+    projections = list(ranker.backbone.projections.parameters())
+    assert [list(projection.shape) for projection in projections] == [[4, 3], [4, 2]]
+    vectors += [part @ projection.T for part, projection in zip(parts[4:], projections, strict=True)]
+    products = [(vectors[i] * vectors[j]).sum(1, keepdim=True) for i in range(6) for j in range(i)]
+    expected = ranker.backbone.top_mlp(torch.cat([vectors[0], *products], dim=1))
+    torch.testing.assert_close(ranker.backbone(torch.cat(parts, dim=1)), expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "widths"),
+    [
+        ((f"model.backbone={DLRM}",), FeatureWidths(6, 3, {})),
+        (
+            (
+                "model.tasks[recap.engagement.is_replied]={dlrm_config: "
+                "{bottom_mlp: {layer_sizes: [3]}, top_mlp: {layer_sizes: [1]}}}",
+            ),
+            WIDTHS,
+        ),
+    ],
+    ids=["no embeddings", "the towers see only the backbone's output"],
+)
+def test_a_dlrm_without_embeddings_is_an_error(overrides: Sequence[str], widths: FeatureWidths) -> None:
+    with pytest.raises(ConfigError, match=r"dlrm_config .*embeddings.* share_none or share_partial"):
+        build(overrides=overrides, widths=widths)
 
 
 @pytest.mark.parametrize("task", ["recap.engagement.is_favorited", "recap.engagement.is_video_playback_50"])

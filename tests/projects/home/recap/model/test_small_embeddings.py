@@ -24,7 +24,7 @@ def test_each_table_looks_up_its_own_feature() -> None:
     kind, country, coarse = embeddings.parameters()
     discrete = torch.tensor([[0, -7, 399], [99, 2**40, 5]])
     outputs = embeddings(discrete)
-    assert outputs.shape == (2, embeddings.out_features) == (2, 6)
+    assert outputs.shape == (2, sum(embeddings.widths)) == (2, 6)
     expected = [torch.cat([kind[399], country[0], coarse[0]]), torch.cat([kind[5], country[99], coarse[99]])]
     assert torch.equal(outputs, torch.stack(expected))
 

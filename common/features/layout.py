@@ -4,11 +4,26 @@ The encoder fills arrays of this layout, and the model reads them. The order is 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from common.features.config import (
+    FIRST_VALUE_ROW,
+    Age,
+    BooleanFeature,
+    CategoriesFeature,
+    CategoryFeature,
+    EmbeddingFeature,
+    Feature,
+    NumberFeature,
+    NumbersFeature,
+    TimestampFeature,
+    default_embedding_dim,
+)
+from common.features.vocabulary import Vocabulary
 
 NO_ROW = -1
 """Id in a place of a list that has no value."""
@@ -81,3 +96,112 @@ class FeatureLayout:
     def num_ids(self) -> int:
         """Number of ids per row."""
         return max((lookup.end for lookup in self.lookups), default=0)
+
+
+HOURS, DAYS = 24, 7
+"""Number of values of the hour of the day and of the day of the week, of which Monday is the first."""
+
+# Occurrences assumed for each value of a table without counts.
+_USUAL_COUNT = 25
+
+
+def build_layout(features: Mapping[str, Feature], vocabularies: Mapping[str, Vocabulary]) -> FeatureLayout:
+    """Return the layout of features.
+
+    Args:
+      features: features by name, whose lengths are not null.
+      vocabularies: vocabularies by their paths in the configuration.
+    """
+    builder = _Builder(vocabularies)
+    for name, feature in features.items():
+        builder.add(name, feature)
+    return builder.layout()
+
+
+@dataclass
+class _Builder:
+    vocabularies: Mapping[str, Vocabulary]
+    continuous: list[str] = field(default_factory=list)
+    edges: list[tuple[float, ...] | None] = field(default_factory=list)
+    binary: list[str] = field(default_factory=list)
+    lookups: list[Lookup] = field(default_factory=list)
+    tables: dict[str, EmbeddingTable] = field(default_factory=dict)
+    embeddings: dict[str, int] = field(default_factory=dict)
+
+    def layout(self) -> FeatureLayout:
+        return FeatureLayout(
+            tuple(self.continuous),
+            tuple(self.edges),
+            tuple(self.binary),
+            tuple(self.lookups),
+            tuple(self.tables.values()),
+            self.embeddings,
+        )
+
+    def add(self, name: str, feature: Feature) -> None:
+        if isinstance(feature, NumberFeature):
+            self._add_number(name, feature.edges, feature.indicator)
+        elif isinstance(feature, NumbersFeature):
+            for position in range(feature.length or 0):
+                edges = None if feature.edges is None else feature.edges[position]
+                self._add_number(f"{name}[{position}]", edges, feature.indicator)
+        elif isinstance(feature, BooleanFeature):
+            self._add_boolean(name, feature)
+        elif isinstance(feature, TimestampFeature):
+            self._add_timestamp(name, feature)
+        elif isinstance(feature, EmbeddingFeature):
+            self.embeddings[name] = feature.length or 0
+        else:
+            self._add_categories(name, feature)
+
+    def _add_number(self, name: str, edges: list[float] | None, indicator: bool) -> None:
+        self.continuous.append(name)
+        self.edges.append(None if edges is None else tuple(edges))
+        if indicator:
+            self.binary.append(f"{name}.missing")
+
+    def _add_boolean(self, name: str, feature: BooleanFeature) -> None:
+        self.binary.append(name)
+        if feature.indicator:
+            self.binary.append(f"{name}.missing")
+
+    def _add_timestamp(self, name: str, feature: TimestampFeature) -> None:
+        parts = {"hour_of_day": (feature.hour_of_day, HOURS), "day_of_week": (feature.day_of_week, DAYS)}
+        for part, (is_used, number) in parts.items():
+            if is_used:
+                num_rows = FIRST_VALUE_ROW + number
+                table = EmbeddingTable(
+                    f"{name}.{part}", num_rows, default_embedding_dim(num_rows), np.zeros(num_rows, np.float32)
+                )
+                self._add_lookup(Lookup(f"{name}.{part}", table.name, self._end), table)
+        if isinstance(age := feature.age, Age):
+            self._add_number(f"{name}.age", age.edges, age.indicator)
+
+    def _add_categories(self, name: str, feature: CategoryFeature | CategoriesFeature) -> None:
+        vocabulary = None if feature.vocabulary is None else self.vocabularies[feature.vocabulary]
+        number = len(vocabulary) if vocabulary is not None else feature.num_values or feature.hash_buckets or 0
+        num_rows = FIRST_VALUE_ROW + number
+        replacement = np.zeros(num_rows, np.float64)
+        if pseudo_count := feature.unknown_pseudo_count:
+            counts = None if vocabulary is None else vocabulary.counts
+            replacement[FIRST_VALUE_ROW:] = pseudo_count / (pseudo_count + (_USUAL_COUNT if counts is None else counts))
+        table = EmbeddingTable(
+            feature.table or name,
+            num_rows,
+            feature.embedding_dim or default_embedding_dim(num_rows),
+            replacement.astype(np.float32),
+        )
+        lookup = Lookup(name, table.name, self._end, num_hashes=feature.num_hashes)
+        if isinstance(feature, CategoriesFeature):
+            lookup = Lookup(
+                name, table.name, self._end, feature.max_length, feature.num_hashes, pooling=feature.pooling
+            )
+        self._add_lookup(lookup, table)
+
+    def _add_lookup(self, lookup: Lookup, table: EmbeddingTable) -> None:
+        self.lookups.append(lookup)
+        self.tables.setdefault(table.name, table)
+
+    @property
+    def _end(self) -> int:
+        return self.lookups[-1].end if self.lookups else 0

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.reader.column import Column, bad_value, checked_values, numpy_dtype, stored_dtype
+from common.reader.encoder import Encoder
 from common.reader.files import READ_ERRORS, DataError, Files
-from common.reader.parquet_file import open_parquet, read_footer
+from common.reader.parquet_file import first_leaves, open_parquet, read_footer
 
 RowGroup = dict[Any, NDArray[Any]]
 """Columns of a row group with their stored dtypes, by key (anything hashable), each [rows] or [rows, width]."""
@@ -64,6 +66,7 @@ class ParquetTable:
         check: Callable[[RowGroup], BadValue | None] | None = None,
         prepare: Callable[[RowGroup], RowGroup] | None = None,
         cache: bool = False,
+        encoder: Encoder | None = None,
     ) -> None:
         """Read and check the footer of every file.
 
@@ -77,6 +80,8 @@ class ParquetTable:
           prepare: maps the columns of a row group to those from which batches are built. It may add, replace and
             remove columns, but must not modify the arrays.
           cache: keep decoded row groups in memory.
+          encoder: encodes columns that `columns` cannot describe. What it returns becomes part of a row group, under
+            keys that `columns` doesn't have, before `prepare`.
 
         Raises:
           DataError: a file cannot be read, lacks a column, or has one of the wrong type or width; or there are no rows.
@@ -86,11 +91,14 @@ class ParquetTable:
         self._paths = files.paths
         self._check = check
         self._prepare = prepare
+        self._encoder = encoder
         self._cache: dict[int, RowGroup] | None = {} if cache else None
         self._footer = functools.lru_cache(maxsize=_FOOTERS)(read_footer)
         self._versions: list[_Version] = []
         self._first_group: list[int] = []
         self._dtypes: dict[Hashable, np.dtype[Any]] = {}
+        # Leaf columns to decode as dictionaries, by file.
+        self._dictionaries: list[list[int]] = []
         self.column_names: set[str] = set()
         """Names of all columns of the files."""
         self.files: dict[str, str] = {}
@@ -142,14 +150,20 @@ class ParquetTable:
     def bytes_per_row(self) -> int:
         """Bytes of a decoded row, before `prepare`. Columns that read parts of one vector share all of its values."""
         widths = {column.name: self._dtypes[key].itemsize * (column.width or 1) for key, column in self.columns.items()}
-        return sum(widths.values())
+        return sum(widths.values()) + self.encoded_bytes_per_row
+
+    @property
+    def encoded_bytes_per_row(self) -> int:
+        """Bytes of the columns of a row that the encoder returns."""
+        return 0 if self._encoder is None else self._encoder.bytes_per_row
 
     def decode(self, group: int) -> RowGroup:
         """Decode one row group.
 
         Returns:
           The columns that `prepare` returns. Without `prepare`, the columns of the table, each [rows] or
-          [rows, num_read], with the same dtype in all row groups. The arrays may be read-only.
+          [rows, num_read], with the same dtype in all row groups, and those of the encoder. The arrays may be
+          read-only.
 
         Raises:
           DataError: the row group cannot be read, or it has a value that its column does not allow.
@@ -172,13 +186,14 @@ class ParquetTable:
         group_in_file = group - self._first_group[file_index]
         location = f"{path}: row group {group_in_file}"
         names = list(dict.fromkeys(column.name for column in self.columns.values()))
+        names += [] if self._encoder is None else [name for name in self._encoder.columns if name not in names]
         try:
             # The footer in memory would be wrong for a changed file, and reading with it would return garbage.
             if _version(path) != self._versions[file_index]:
                 raise DataError(
                     f"{location}: the file has changed since it was opened; do not modify files while a run reads them"
                 )
-            with open_parquet(path, self._footer(path)) as file:
+            with open_parquet(path, self._footer(path), self._dictionaries[file_index]) as file:
                 table = file.read_row_group(group_in_file, columns=names, use_threads=False)
         except READ_ERRORS as error:
             raise DataError(f"{location}: cannot read this row group: {error}") from error
@@ -190,7 +205,7 @@ class ParquetTable:
             stored = {key: numbers.astype(self._dtypes[key], copy=False) for key, numbers in stored.items()}
         if self._check is not None and (bad := self._check(stored)) is not None:
             raise DataError(bad_value(location, self.columns[bad.key], bad.row, bad.problem))
-        return stored
+        return stored if self._encoder is None else {**stored, **self._encoder.encode(table, location)}
 
     def _open(self, path: Path) -> pq.FileMetaData:
         try:
@@ -213,7 +228,19 @@ class ParquetTable:
             # If files store a column with different dtypes, all are converted to its dtype in batches.
             if self._dtypes.setdefault(key, dtype) != dtype:
                 self._dtypes[key] = numpy_dtype(column.dtype)
+        self._dictionaries.append(self._check_encoder(path, schema))
         return metadata
+
+    def _check_encoder(self, path: Path, schema: pa.Schema) -> list[int]:
+        """Check the columns that the encoder reads, and return the leaf columns to decode as dictionaries."""
+        if self._encoder is None:
+            return []
+        try:
+            names = self._encoder.check(schema)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from error
+        leaves = first_leaves(schema)
+        return [leaves[name] for name in names]
 
 
 def _footer_bytes(path: Path) -> bytes:

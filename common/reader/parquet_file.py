@@ -12,18 +12,21 @@ from common.process.memory import memory_shortage
 from common.reader.files import DataError
 
 
-def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+def open_parquet(
+    path: Path, metadata: pq.FileMetaData | None = None, dictionaries: Sequence[int] = ()
+) -> pq.ParquetFile:
     """Open a file. Reading a page whose checksum does not match raises OSError; pages may lack a checksum.
 
     Args:
       path: file to open.
       metadata: its footer, if it was already read.
+      dictionaries: indices of leaf columns of strings to decode as dictionaries.
 
     Raises:
       DataError: the name of the file is not valid UTF-8.
     """
     _check_name(path)
-    return pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True)
+    return pq.ParquetFile(path, metadata=metadata, read_dictionary=list(dictionaries), page_checksum_verification=True)
 
 
 def read_footer(path: Path) -> pq.FileMetaData:
@@ -43,6 +46,19 @@ def _check_name(path: Path) -> None:
         raise DataError(
             f"{path}: the path is not valid UTF-8, so pyarrow cannot read this file. Rename the file or its directory"
         ) from None
+
+
+def first_leaves(schema: pa.Schema) -> dict[str, int]:
+    """Return the index of the first leaf column of each top-level column; Parquet stores leaf columns only."""
+    leaves, count = {}, 0
+    for stored in schema:
+        leaves[stored.name] = count
+        count += _num_leaves(stored.type)
+    return leaves
+
+
+def _num_leaves(kind: pa.DataType) -> int:
+    return sum(_num_leaves(kind.field(index).type) for index in range(kind.num_fields)) or 1
 
 
 def check_columns_fit(path: Path, file: pq.ParquetFile, columns: Sequence[str]) -> None:

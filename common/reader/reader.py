@@ -156,6 +156,7 @@ class BatchReader(Generic[B]):
         rows = len(self._own_lanes) * self._slots_per_lane
         columns = self.table.columns.values()
         bytes_per_row = sum((column.num_kept or 1) * column.batch_dtype.itemsize for column in columns)
+        bytes_per_row += self.table.encoded_bytes_per_row
         return (self.prefetch_batches + 2) * rows * bytes_per_row
 
     def check_trainable(self) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from common.reader import vectors
 from common.reader.files import READ_ERRORS, Files
 from common.reader.inspect.column_statistics import ColumnStatistics
-from common.reader.parquet_file import has_checksum, open_parquet
+from common.reader.parquet_file import first_leaves, has_checksum, open_parquet
 
 # Number of findings that are kept; any others are only counted.
 MOST_FINDINGS = 100
@@ -176,7 +176,7 @@ class _FileInspection:
     def run(self, progress: Callable[[int], object]) -> None:
         schema, metadata = self._file.schema_arrow, self._file.metadata
         shapes = dict(self._readable_columns(schema))
-        leaves = _first_leaves(schema)
+        leaves = first_leaves(schema)
         is_protected: bool | None = None
         for group in range(metadata.num_row_groups):
             sizes = metadata.row_group(group)
@@ -326,19 +326,6 @@ class _FileInspection:
         if column.others and not column.first_other:
             row = int(np.flatnonzero(is_other)[0])
             column.first_other = f"{numbers[row]} at {self._path}: row group {group}, row {first_row + row}"
-
-
-def _first_leaves(schema: pa.Schema) -> dict[str, int]:
-    """Return the index of the first leaf column of each top-level column; Parquet stores leaf columns only."""
-    leaves, count = {}, 0
-    for stored in schema:
-        leaves[stored.name] = count
-        count += _num_leaves(stored.type)
-    return leaves
-
-
-def _num_leaves(kind: pa.DataType) -> int:
-    return sum(_num_leaves(kind.field(index).type) for index in range(kind.num_fields)) or 1
 
 
 def _shape_of(stored: pa.Field) -> ValueShape | None:

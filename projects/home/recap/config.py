@@ -71,7 +71,7 @@ class RecapConfig(JobConfig):
         each mask file to its path.
         """
         identity = super().identity()
-        for key in ("score_weights", "stratifiers"):
+        for key in ("score_weights", "score_weights_path", "stratifiers"):
             del identity["model"][key]
         for key in ("evaluation_tasks", "prefetch_batches", "decode_threads", "cache"):
             del identity["train_data"][key]

@@ -22,6 +22,7 @@ from projects.home.recap.data.dataset import RecapDataset, check_batching
 from projects.home.recap.metrics import check_exact_metrics, check_strata, evaluation_set_metrics, metrics_table
 from projects.home.recap.model.heavy_ranker import HeavyRanker
 from projects.home.recap.model.model_and_loss import ModelAndLoss
+from projects.home.recap.model.score import configured_score_weights
 from projects.home.recap.model.small_embeddings import check_table_indices, smallest_table_sizes
 from projects.home.recap.optimizer.build import build_optimizer
 
@@ -80,6 +81,10 @@ def _build(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: Wor
     """Build the job from the configuration and its data sets. Every rank builds the same job."""
     seed_initial_weights(config.runtime.seed)
     ranker = HeavyRanker(config.model, datasets[_TRAIN].widths, datasets[_TRAIN].calibration_rates)
+    if config.model.score_weights_path is not None:
+        weights = configured_score_weights(config.model) or {}
+        listed = ", ".join(f"{task}: {weights.get(task, 0):g}" for task in config.model.tasks)
+        logger.info("weights of the score from %s: %s", config.model.score_weights_path, listed)
     model = ModelAndLoss(ranker, list(config.model.tasks.values()), config.model.stratifiers or ()).to(world.device)
 
     def make_optimizer() -> tuple[torch.optim.Optimizer, ParameterGroupScheduler]:

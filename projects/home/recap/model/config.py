@@ -132,6 +132,12 @@ class SmallEmbeddingsConfig(BaseConfig):
         return tables
 
 
+class ScoreWeightsFile(BaseConfig):
+    """A file of score weights."""
+
+    score_weights: dict[str, Float32] = pydantic.Field(min_length=1, description="Weights by label.")
+
+
 class StratifierConfig(BaseConfig):
     """A stratum: the examples in which a discrete feature has a given value."""
 
@@ -177,8 +183,16 @@ class ModelConfig(BaseConfig):
     score_weights: dict[str, Float32] | None = pydantic.Field(
         None,
         min_length=1,
+        json_schema_extra={"at_most_one_of": "score"},
         description="Weights of the tasks' calibrated probabilities in the score that ranks candidates; a missing task "
-        "has weight 0. null computes no score.",
+        "has weight 0. Without weights, there is no score.",
+    )
+    score_weights_path: str | None = pydantic.Field(
+        None,
+        min_length=1,
+        json_schema_extra={"at_most_one_of": "score"},
+        description="YAML file with weights of labels, such as projects/home/recap/score_weights/x-2026.yaml. Labels "
+        "that are not tasks are ignored.",
     )
     stratifiers: list[StratifierConfig] | None = pydantic.Field(
         None, description="Strata of examples with metrics of their own; null defines none. Does not affect training."

@@ -12,7 +12,7 @@ from projects.home.recap.data.schema import FeatureWidths
 from projects.home.recap.model.architectures import build_architecture, build_tower
 from projects.home.recap.model.config import ModelConfig
 from projects.home.recap.model.features import Featurization, finite
-from projects.home.recap.model.score import WeightedScore
+from projects.home.recap.model.score import WeightedScore, configured_score_weights
 from projects.home.recap.model.small_embeddings import SmallEmbeddings
 
 
@@ -34,7 +34,8 @@ class HeavyRanker(nn.Module):
             weights examples by the inverse rates.
 
         Raises:
-          ConfigError: two task names differ only in '.' and '/'.
+          ConfigError: two task names differ only in '.' and '/', a DLRM has no embeddings, or the file of score weights
+            cannot be used.
         """
         super().__init__()
         self.tasks = tuple(config.tasks)
@@ -67,7 +68,8 @@ class HeavyRanker(nn.Module):
         shifts = [math.log(sampling_rates[task][1] / sampling_rates[task][0]) for task in self.tasks]
         self.register_buffer("_calibration", torch.tensor(shifts), persistent=False)
         self._calibration: torch.Tensor
-        self.score = None if config.score_weights is None else WeightedScore(self.tasks, config.score_weights)
+        score_weights = configured_score_weights(config)
+        self.score = None if score_weights is None else WeightedScore(self.tasks, score_weights)
 
     def forward(
         self,
@@ -94,7 +96,7 @@ class HeavyRanker(nn.Module):
         Returns:
           "logits" and "probabilities" (of the data as weighted by the loss), "calibrated_logits" and
           "calibrated_probabilities" (of the data before sampling), each float32 [batch, tasks] in the order of `tasks`.
-          Also "score", float64 [batch], if the model has score_weights.
+          Also "score", float64 [batch], if the model has score weights.
         """
         embeddings = {
             "user_embedding": user_embedding,

@@ -5,6 +5,28 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from common.errors import ConfigError
+from common.process.paths import user_path
+from core.config import load_config_from_yaml
+from projects.home.recap.model.config import ModelConfig, ScoreWeightsFile
+
+
+def configured_score_weights(config: ModelConfig) -> Mapping[str, float] | None:
+    """Return the score weights by task, or None if there is no score.
+
+    Raises:
+      ConfigError: score_weights_path cannot be read, or has no weight of a task.
+    """
+    if config.score_weights_path is None:
+        return config.score_weights
+    weights = load_config_from_yaml(ScoreWeightsFile, user_path(config.score_weights_path)).score_weights
+    if not weights.keys() & config.tasks.keys():
+        raise ConfigError(
+            f"model.score_weights_path: {config.score_weights_path} has no weight of a task. It has weights of "
+            f"{', '.join(weights)}, and the tasks are {', '.join(config.tasks)}. Copy the file, and change its names"
+        )
+    return {task: weight for task, weight in weights.items() if task in config.tasks}
+
 
 class WeightedScore(nn.Module):
     """Computes the sum of weight * probability over tasks in float64: the expected value of showing a candidate."""

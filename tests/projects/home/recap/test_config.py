@@ -34,11 +34,12 @@ def test_shipped_configurations_load_and_print_themselves(path, tmp_path):
 
 
 def test_score_weights_may_change_between_a_run_and_its_resume():
-    one, other, third = (
+    none = "model.score_weights=null"
+    one, other, third, fourth = (
         load_config_from_yaml(RecapConfig, CONFIGS / "local.yaml", overrides).identity()
-        for overrides in ([], ["model.score_weights=null"], ["model.multi_task_type=share_partial"])
+        for overrides in ([], [none], [none, "model.score_weights_path=a"], ["model.multi_task_type=share_partial"])
     )
-    assert one == other != third
+    assert one == other == third != fourth
 
 
 def test_a_run_from_before_loss_weights_can_be_resumed_without_them(tmp_path):

@@ -16,6 +16,7 @@ from projects.home.recap.config import RecapConfig
 from projects.home.recap.tools.movielens import prepare
 from tests.projects.home.recap.tools.test_movielens import write_grouplens
 from tests.support.config_fields import RATES, Field, Recorder, fields_within, names
+from tests.support.root import ROOT
 
 SHIPPED = sorted((Path(main.__file__).parent / "configs").glob("*.yaml"))
 
@@ -72,18 +73,20 @@ OPTIMIZERS = [
     ["optimizer.adam=null", "optimizer.adagrad={}"],
 ]
 
-TOWERS = [
+MODELS = [
     [],
     [
         "model.tasks[recap.engagement.is_replied]={dcn_config: {poly_degree: 2, parallel_mlp: {layer_sizes: [4]}, "
         "output_mlp: {layer_sizes: [1]}}}"
     ],
     [
+        "model.score_weights=null",
+        f"model.score_weights_path={ROOT}/projects/home/recap/score_weights/x-2026.yaml",
         "model.tasks[recap.engagement.is_replied]={dlrm_config: {bottom_mlp: {layer_sizes: [4]}, "
-        "top_mlp: {layer_sizes: [1]}}}"
+        "top_mlp: {layer_sizes: [1]}}}",
     ],
 ]
-"""Architectures of the tower in the configurations of generated data."""
+"""Settings of the model in the configurations of generated data."""
 
 
 def test_the_recorder_records_only_reads_of_attributes():
@@ -173,12 +176,12 @@ def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
             patcher.setenv("DATED", str(dated))
             alternatives = [*OPTIONS, *(MOVIELENS_OPTIONS if is_movielens(path) else GENERATED_OPTIONS)]
             others = [
-                [*alternatives, dated, *optimizer, *tower, f"optimizer.single_task_learning_rate={rate}"]
-                for rate, dated, optimizer, tower in zip(
+                [*alternatives, dated, *optimizer, *model, f"optimizer.single_task_learning_rate={rate}"]
+                for rate, dated, optimizer, model in zip(
                     RATES,
                     itertools.cycle(DATED),
                     itertools.cycle(OPTIMIZERS),
-                    itertools.cycle([[]] if is_movielens(path) else TOWERS),
+                    itertools.cycle([[]] if is_movielens(path) else MODELS),
                     strict=False,
                 )
             ]

@@ -1,7 +1,7 @@
 """Configures the metrics."""
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Self
 
 import pydantic
 
@@ -9,6 +9,8 @@ from core.config.base_config import BaseConfig
 from core.config.names import check_printable
 
 _MEAN, _STRATUM = "mean", "stratum"
+
+_NDCG_AT = [10]
 
 
 def check_task_names(tasks: Iterable[str]) -> None:
@@ -36,13 +38,30 @@ class MetricsConfig(BaseConfig):
     )
     exact: bool = pydantic.Field(
         False,
-        description="Compute AUROC and NRCE exactly instead of from histograms. Every rank then holds the predictions "
-        "for the whole partition in memory.",
+        description="Compute AUROC, NRCE and PR-AUC exactly instead of from histograms. Every rank then holds the "
+        "predictions for the whole partition in memory.",
     )
 
-    @pydantic.field_validator("thresholds")
+    group_by: str | None = pydantic.Field(
+        None,
+        min_length=1,
+        description="Column of strings or integers in validation_data, such as user_id: also measure how the examples "
+        "with the same value are ranked among each other (GAUC, NDCG, MRR). Every process then keeps the predictions "
+        "for its examples in memory. null measures no groups.",
+    )
+    ndcg_at: list[Annotated[int, pydantic.Field(gt=0, lt=2**31)]] = pydantic.Field(
+        _NDCG_AT, description="group_by only: values of k for NDCG@k, the NDCG of the k best examples of each group."
+    )
+
+    @pydantic.field_validator("thresholds", "ndcg_at")
     @classmethod
-    def _differ(cls, thresholds: list[float]) -> list[float]:
-        if twice := sorted({threshold for threshold in thresholds if thresholds.count(threshold) > 1}):
-            raise ValueError(f"{', '.join(map(str, twice))} is listed more than once; list each threshold once")
-        return thresholds
+    def _differ(cls, values: list[float]) -> list[float]:
+        if twice := sorted({value for value in values if values.count(value) > 1}):
+            raise ValueError(f"{', '.join(map(str, twice))} is listed more than once; list each number once")
+        return values
+
+    @pydantic.model_validator(mode="after")
+    def _ndcg_applies(self) -> Self:
+        if self.group_by is None and self.ndcg_at != _NDCG_AT:
+            raise ValueError("ndcg_at applies only to group_by. Set group_by, or remove ndcg_at")
+        return self

@@ -18,7 +18,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from core.metrics.grouped_rows import NO_GROUP
+from common.features.group_encoder import NO_GROUP
 
 Array = NDArray[np.float64]
 Outputs = dict[str, torch.Tensor]

@@ -12,6 +12,7 @@ from common.process.environment import world_size_from_env
 from common.process.memory import memory_shortage
 from common.tracking.measurement import Measurement
 from core.metrics.exact import exact_bytes
+from core.metrics.grouped_rows import grouped_bytes
 from core.metrics.interface import Metrics
 from core.metrics.multi_task import MultiTaskMetrics
 from projects.home.recap.config import RecapConfig
@@ -24,6 +25,7 @@ _COLUMNS = {
     "rce": "RCE",
     "nrce": "NRCE",
     "auroc": "AUROC",
+    "gauc": "GAUC",
     "ctr": "CTR",
     "calibration": "p/CTR",
     "share_of_reachable_rce": "reached",
@@ -41,8 +43,10 @@ def check_strata(stratifiers: Sequence[StratifierConfig], widths: FeatureWidths)
             )
 
 
-def check_exact_metrics(config: RecapConfig, dataset: RecapDataset, key_path: str) -> None:
-    """Check that every process can hold the predictions for a data set, from which exact metrics are computed.
+def check_kept_predictions(config: RecapConfig, dataset: RecapDataset, key_path: str) -> None:
+    """Check that every process can hold what metrics keep of the predictions for a data set.
+
+    Exact metrics and metrics within groups keep all predictions, the others none.
 
     Args:
       config: configuration of the run.
@@ -56,11 +60,17 @@ def check_exact_metrics(config: RecapConfig, dataset: RecapDataset, key_path: st
     if (num_steps := config.training.num_eval_steps) > 0:
         examples = min(examples, num_steps * config.data_sets()[key_path].global_batch_size)
     tasks = len(dataset.evaluation_tasks or config.model.tasks)
-    groups = 1 + len(config.model.stratifiers or ())
-    if shortage := memory_shortage(exact_bytes(examples, tasks, groups, world_size_from_env())):
+    world_size = world_size_from_env()
+    needed: dict[str, int] = {}
+    if config.metrics.exact:
+        needed["exact"] = exact_bytes(examples, tasks, 1 + len(config.model.stratifiers or ()), world_size)
+    if config.metrics.group_by is not None:
+        needed["group_by"] = grouped_bytes(examples, tasks, world_size)
+    if shortage := memory_shortage(sum(needed.values())):
+        keys = " and ".join(f"metrics.{key}" for key in needed)
         raise ConfigError(
-            f"metrics.exact: keeping the predictions for {examples:,} examples of {key_path} {shortage}. Set exact to "
-            "false, or evaluate fewer examples"
+            f"{keys}: keeping the predictions for {examples:,} examples of {key_path} {shortage}. Remove "
+            f"{'one of these keys' if len(needed) > 1 else 'this key'}, or evaluate fewer examples"
         )
 
 
@@ -74,6 +84,7 @@ def evaluation_set_metrics(config: RecapConfig, dataset: RecapDataset) -> Callab
         thresholds=config.metrics.thresholds,
         exact=config.metrics.exact,
         has_reference=dataset.has_reference,
+        ndcg_at=None if config.metrics.group_by is None else config.metrics.ndcg_at,
     )
 
 
@@ -97,7 +108,7 @@ def metrics_table(measurement: Measurement) -> str:
     strata = [name.removesuffix("/examples") for name in metrics if re.fullmatch("stratum/[^/]*/examples", name)]
     if not strata:
         return table
-    means = [key for key in shown if f"mean/{key}" in metrics]
+    means = [key for key in shown if f"{strata[0]}/mean/{key}" in metrics]
     strata_table = _table(
         ["mean of tasks in stratum", "examples", *(_COLUMNS[key] for key in means)],
         [

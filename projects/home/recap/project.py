@@ -19,7 +19,7 @@ from core.project import Job, Project
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.dataset import RecapDataset, check_batching
-from projects.home.recap.metrics import check_exact_metrics, check_strata, evaluation_set_metrics, metrics_table
+from projects.home.recap.metrics import check_kept_predictions, check_strata, evaluation_set_metrics, metrics_table
 from projects.home.recap.model.heavy_ranker import HeavyRanker
 from projects.home.recap.model.model_and_loss import ModelAndLoss
 from projects.home.recap.model.score import configured_score_weights
@@ -56,7 +56,12 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
         if key_path != _TRAIN:
             check_batching(data_config, key_path, world_size_from_env())
         dataset = RecapDataset.open(
-            data_config, list(config.model.tasks), key_path, evaluation=key_path != _TRAIN, num_ids=num_ids
+            data_config,
+            list(config.model.tasks),
+            key_path,
+            evaluation=key_path != _TRAIN,
+            num_ids=num_ids,
+            group_by=config.metrics.group_by if key_path != _TRAIN else None,
         )
         datasets[key_path] = dataset
         if small_embeddings is not None:
@@ -64,8 +69,8 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
         dataset.check_same_features(datasets[_TRAIN], key_path)
         table = dataset.table
         logger.info("%s: %s rows in %d file(s), %s", key_path, f"{table.num_rows:,}", table.num_files, table.inputs)
-        if config.metrics.exact and key_path != _TRAIN:
-            check_exact_metrics(config, dataset, key_path)
+        if key_path != _TRAIN:
+            check_kept_predictions(config, dataset, key_path)
     check_strata(config.model.stratifiers or (), datasets[_TRAIN].widths)
     train = datasets[_TRAIN]
     check_size(lambda: HeavyRanker(config.model, train.widths, train.calibration_rates), "model")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from core.metrics.grouped_rows import NO_GROUP
+from common.features.group_encoder import NO_GROUP
 from core.metrics.multi_task import MultiTaskMetrics
 from tests.support import metrics_truth as truth
 from tests.support.metrics_truth import Outputs

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.distributed.world import World
-from core.metrics.grouped_rows import NO_GROUP
+from common.features.group_encoder import NO_GROUP
 from core.metrics.multi_task import MultiTaskMetrics
 from tests.support import metrics_truth as truth
 from tests.support.ranks import run_ranks

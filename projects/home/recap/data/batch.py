@@ -33,6 +33,8 @@ class RecapBatch(Batch):
     """float32 [batch, width]."""
     reference_probabilities: torch.Tensor | None = None
     """float32 [batch, tasks]: the probabilities that the labels were drawn from, if the data has them."""
+    groups: torch.Tensor | None = None
+    """int64 [batch]: values of metrics.group_by as hashes, NO_GROUP where null; only in evaluation."""
     extracted: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     """Values of preprocess.extract_features, keyed by name: [batch], int64 if taken from discrete, else float32."""
 

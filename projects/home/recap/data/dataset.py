@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.errors import ConfigError
+from common.features.group_encoder import GROUPS, GroupEncoder
 from common.reader.column import Column
 from common.reader.order import check_lanes
 from common.reader.parquet import ParquetTable
@@ -58,6 +59,7 @@ class RecapDataset:
         *,
         evaluation: bool,
         num_ids: Mapping[int, int] | None = None,
+        group_by: str | None = None,
     ) -> Self:
         """Open a data set: read its schema and the footers of its files.
 
@@ -69,6 +71,7 @@ class RecapDataset:
             sampling. In training, weigh_loss_by_sampling_rates decides.
           num_ids: number of valid ids by position in the discrete features. The values at these positions must be ids
             from 0 to n - 1; other positions may hold anything.
+          group_by: column whose values are groups of examples for metrics.group_by; None reads no groups.
 
         Raises:
           ConfigError: the configuration does not match the schema or the files.
@@ -89,7 +92,9 @@ class RecapDataset:
         # Either the example weights or the model correct for sampling, never both.
         weighted = evaluation or config.weigh_loss_by_sampling_rates
         weight_rates, calibration_rates = (rates, no_sampling) if weighted else (no_sampling, rates)
-        table = ParquetTable(find_files(config, key_path), columns, prepare=preparation, cache=config.cache)
+        encoder = None if group_by is None else GroupEncoder(group_by, "metrics.group_by")
+        files = find_files(config, key_path)
+        table = ParquetTable(files, columns, prepare=preparation, cache=config.cache, encoder=encoder)
         columns_by_name.check_unambiguous(table.column_names, table.inputs)
         return cls(table, features, calibration_rates, _MakeBatch(weight_rates), sampling, config)
 
@@ -194,5 +199,6 @@ class _MakeBatch:
             user_eng_embedding=columns.get("user_eng_embedding"),
             author_embedding=columns.get("author_embedding"),
             reference_probabilities=columns[REFERENCES].float() if REFERENCES in columns else None,
+            groups=columns.get(GROUPS),
             extracted={key.name: values for key, values in columns.items() if isinstance(key, Extracted)},
         )

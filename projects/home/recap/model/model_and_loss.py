@@ -42,8 +42,9 @@ class ModelAndLoss(nn.Module):
 
         Returns:
           The loss (scalar) and a mapping with the ranker's outputs, "labels", "weights" and, if the batch has them,
-          "reference_probabilities", each [batch, tasks] in the order of the ranker's tasks. In evaluation, if there are
-          stratifiers, also "strata", bool [batch, strata]: True if the example is in the stratum.
+          "reference_probabilities", each [batch, tasks] in the order of the ranker's tasks; and "groups" if the batch
+          has them. In evaluation, if there are stratifiers, also "strata", bool [batch, strata]: True if the example is
+          in the stratum.
 
         Raises:
           ValueError: the batch has no labels for a task.
@@ -60,6 +61,8 @@ class ModelAndLoss(nn.Module):
         outputs |= {"labels": batch.labels, "weights": batch.weights}
         if batch.reference_probabilities is not None:
             outputs["reference_probabilities"] = batch.reference_probabilities
+        if batch.groups is not None:
+            outputs["groups"] = batch.groups
         if self._strata and not self.training:
             assert batch.discrete is not None, "check_strata() requires discrete features"
             discrete = batch.discrete.long()  # uint8 would compare the value modulo 256

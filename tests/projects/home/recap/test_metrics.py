@@ -8,7 +8,7 @@ from core.config import load_config_from_yaml
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.dataset import RecapDataset
 from projects.home.recap.data.schema import FeatureWidths
-from projects.home.recap.metrics import check_exact_metrics, check_strata, metrics_table
+from projects.home.recap.metrics import check_kept_predictions, check_strata, metrics_table
 from projects.home.recap.model.config import StratifierConfig
 from tests.support.runs import small_run
 
@@ -79,16 +79,24 @@ def test_a_stratum_of_a_feature_that_the_data_lacks_is_an_error(index: int, widt
     check_strata(strata, FeatureWidths(48, 16, {}, index + 1))
 
 
-def test_exact_metrics_that_do_not_fit_into_memory_are_refused(recap_data: Path, tmp_path: Path) -> None:
-    _, path, *settings = small_run(recap_data, tmp_path, "metrics.exact=true", "training.num_eval_steps=-1")
+@pytest.mark.parametrize(
+    ("metrics", "keys"),
+    [
+        ("exact: true", r"metrics\.exact"),
+        ("group_by: meta__user_id", r"metrics\.group_by"),
+        ("exact: true, group_by: meta__user_id", r"metrics\.exact and metrics\.group_by"),
+    ],
+)
+def test_predictions_that_do_not_fit_into_memory_are_refused(
+    recap_data: Path, tmp_path: Path, metrics: str, keys: str
+) -> None:
+    _, path, *settings = small_run(recap_data, tmp_path, f"metrics={{{metrics}}}", "training.num_eval_steps=-1")
     config = load_config_from_yaml(RecapConfig, path, settings[1::2])
     key_path = "validation_data.validation"
     dataset = RecapDataset.open(config.data_sets()[key_path], list(config.model.tasks), key_path, evaluation=True)
-    check_exact_metrics(config, dataset, key_path)
+    check_kept_predictions(config, dataset, key_path)
     dataset.table.num_rows = 10**10  # without writing that many
-    with pytest.raises(
-        ConfigError, match=r"^metrics\.exact: keeping the predictions for 10,000,000,000 examples of .* needs"
-    ):
-        check_exact_metrics(config, dataset, key_path)
+    with pytest.raises(ConfigError, match=rf"^{keys}: keeping the predictions for 10,000,000,000 examples of .* needs"):
+        check_kept_predictions(config, dataset, key_path)
     config.training.__dict__["num_eval_steps"] = 2  # only these batches are kept
-    check_exact_metrics(config, dataset, key_path)
+    check_kept_predictions(config, dataset, key_path)

@@ -4,7 +4,7 @@ A project provides its data, model and metrics as a Project. core.command_line r
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -76,6 +76,8 @@ class Project(Generic[C, D]):
       readers: returns rank 0's readers of the opened data by key path, to check the memory that they need: the training
         data first, but only if the last argument, whether the program trains, is true.
       group_of_one: whether the model needs a process group even in a world of one.
+      complete_config: returns the configuration with what it leaves to the training data, before anything else uses it.
+        All ranks must return the same.
     """
 
     open_data: Callable[[C], D]
@@ -85,6 +87,7 @@ class Project(Generic[C, D]):
     identify_data: Callable[[D], Mapping[str, Any]] = field(default=lambda _: {}, kw_only=True)
     readers: Callable[[C, D, bool], Mapping[str, BatchReader[Any]]] = field(default=lambda *_: {}, kw_only=True)
     group_of_one: bool = field(default=False, kw_only=True)
+    complete_config: Callable[[C], C] = field(default=lambda config: config, kw_only=True)
 
 
 def run_project(project: Project[C, D], command: Command[C]) -> int:
@@ -97,11 +100,12 @@ def run_project(project: Project[C, D], command: Command[C]) -> int:
     Raises:
       UserError: the configuration, environment or data is invalid. All ranks raise it.
     """
-    config = command.config
     trains = command.mode == "train"
     if trains:
-        project.check_batching(config)
+        project.check_batching(command.config)
     # Report errors in the data before a process group or a GPU is used.
+    command = replace(command, config=project.complete_config(command.config))
+    config = command.config
     data = project.open_data(config)
     check_memory(project.readers(config, data, trains), trains=trains)
     set_precision(config.runtime.enable_tensorfloat32)

@@ -282,6 +282,14 @@ Features = Annotated[dict[str, Feature], pydantic.Field(min_length=1), pydantic.
 """Features by name."""
 
 
+def columns_of(name: str, feature: Feature) -> list[str]:
+    """Return the names of the columns that a feature of this name reads."""
+    columns = [feature.column or name]
+    if isinstance(feature, TimestampFeature) and feature.age is not None:
+        columns.append(feature.age.before)
+    return columns
+
+
 def default_embedding_dim(num_rows: int) -> int:
     """Return the default number of values per embedding of a table: 4 * ceil(num_rows ** 0.25), at most 64."""
     root = 1

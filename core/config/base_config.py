@@ -4,11 +4,13 @@ Owns strictness, groups of mutually exclusive fields, and keys that are accepted
 (config_load) or writing it (yaml_writer).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import pydantic
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from core.config.yaml_document import KeyPath
 from core.config.yaml_writer import to_yaml
 
 # --- Keys from another program's YAML that this program does not implement. ---
@@ -27,6 +29,23 @@ WithoutEffect = Annotated[_T | None, pydantic.Field(exclude=True, json_schema_ex
 """WithoutEffect[T]: type of a field that holds a T or null and that nothing reads. The loader warns if it is not null.
 
 Fields of both types are neither printed nor part of a run's identity."""
+
+
+def located_errors(problems: Mapping[KeyPath, str]) -> pydantic.ValidationError:
+    """Return an exception for a validator that checks values in several parts of a configuration.
+
+    Args:
+      problems: what is wrong with the value at each key path, which begins at the configuration of the validator.
+    """
+    details = [
+        InitErrorDetails(
+            type=PydanticCustomError("located", "{problem}", {"problem": problem}),
+            loc=key_path,
+            input=None,
+        )
+        for key_path, problem in problems.items()
+    ]
+    return pydantic.ValidationError.from_exception_data("configuration", details)
 
 
 class BaseConfig(pydantic.BaseModel):

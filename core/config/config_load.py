@@ -4,6 +4,7 @@ Owns overrides and the message that lists all errors. Does not own reading YAML 
 configuration, which its classes declare (base_config).
 """
 
+import dataclasses
 import difflib
 import json
 import logging
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import pydantic
 import yaml
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from common.errors import ConfigError
@@ -138,29 +140,52 @@ def _show(key_path: KeyPath) -> str:
 
 # --- The message. ---
 
-_Configs = dict[KeyPath, list[tuple[type[BaseConfig], dict[str, Any]]]]  # several classes at a key path: a union
+
+@dataclasses.dataclass
+class _Found:
+    """The parts of the data for which the type hints expect configurations.
+
+    Attributes:
+      configs: each mapping with its class, by key path. Several classes belong to a union.
+      discriminators: the key that selects the class of a mapping, by key path of the mapping.
+    """
+
+    configs: dict[KeyPath, list[tuple[type[BaseConfig], dict[str, Any]]]] = dataclasses.field(default_factory=dict)
+    discriminators: dict[KeyPath, str] = dataclasses.field(default_factory=dict)
 
 
-def _walk(hint: Any, data: Any, key_path: KeyPath, configs: _Configs) -> _Configs:
-    """Add to `configs` each mapping in `data` for which the type hint expects a configuration, with its class."""
-    origin = typing.get_origin(hint)
+def _find(config: type[BaseConfig], document: YamlDocument) -> _Found:
+    found = _Found()
+    _walk(config, document.data, (), found)
+    return found
+
+
+def _walk(hint: Any, data: Any, key_path: KeyPath, found: _Found) -> None:
+    """Add to `found` each mapping in `data` for which the type hint expects a configuration."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is None and isinstance(hint, type) and issubclass(hint, BaseConfig) and isinstance(data, dict):
-        configs.setdefault(key_path, []).append((hint, data))
+        found.configs.setdefault(key_path, []).append((hint, data))
         for name, field in hint.model_fields.items():
-            _walk(field.annotation, data.get(name), (*key_path, name), configs)
-    for argument in typing.get_args(hint):
+            _walk(field.annotation, data.get(name), (*key_path, name), found)
+    discriminator = next((a.discriminator for a in arguments if isinstance(a, FieldInfo)), None)
+    if isinstance(data, dict) and isinstance(discriminator, str):
+        found.discriminators[key_path] = discriminator
+        classes = typing.get_args(arguments[0])
+        tags = (typing.get_args(each.model_fields[discriminator].annotation) for each in classes)
+        tag = data.get(discriminator)
+        arguments = tuple(each for each, own in zip(classes, tags, strict=True) if tag in own)
+    for argument in arguments:
         if not (isinstance(origin, type) and issubclass(origin, Collection)):  # a union
-            _walk(argument, data, key_path, configs)
+            _walk(argument, data, key_path, found)
         elif isinstance(data, dict | list):
             for key, item in data.items() if isinstance(data, dict) else enumerate(data):
-                _walk(argument, item, (*key_path, key), configs)
-    return configs
+                _walk(argument, item, (*key_path, key), found)
 
 
 def _without_effect(config: type[BaseConfig], document: YamlDocument) -> list[str]:
     """Return the keys that are set but that nothing reads. Lists a key that an anchor repeats only once."""
     ignored: dict[tuple[str, str], str] = {}
-    for key_path, classes in _walk(config, document.data, (), {}).items():
+    for key_path, classes in _find(config, document).configs.items():
         for config_class, data in classes:
             for name in config_class.fields_without_effect():
                 if data.get(name) is not None:
@@ -171,18 +196,18 @@ def _without_effect(config: type[BaseConfig], document: YamlDocument) -> list[st
 
 def _describe(config: type[BaseConfig], document: YamlDocument, errors: Sequence[ErrorDetails]) -> list[str]:
     """Return one line per error, in the order of the file."""
-    configs = _walk(config, document.data, (), {})
+    found = _find(config, document)
     allowed = {
         key_path: [name for config_class, _ in classes for name in config_class.model_fields]
-        for key_path, classes in configs.items()
+        for key_path, classes in found.configs.items()
     }
     problems: dict[KeyPath, list[str]] = {}  # the subject, then its problems (several for the members of a union)
     for error in errors:
-        key_path = _locate(error, document.data, allowed)
+        key_path = _locate(error, document.data, allowed, found.discriminators)
         subject, problem = _explain(error, key_path, document, allowed.get(key_path[:-1], []))
         texts = problems.setdefault(key_path, [subject])
         texts.extend([] if problem in texts else [problem])
-    for key_path, [(config_class, data), *others] in configs.items():
+    for key_path, [(config_class, data), *others] in found.configs.items():
         # pydantic checks groups only if all fields are valid.
         broken = config_class.broken_groups([name for name, value in data.items() if value is not None])
         # Otherwise the data may belong to another member of a union.
@@ -202,21 +227,34 @@ def _describe(config: type[BaseConfig], document: YamlDocument, errors: Sequence
     return lines
 
 
-def _locate(error: ErrorDetails, data: Any, allowed: dict[KeyPath, list[str]]) -> KeyPath:
+def _locate(
+    error: ErrorDetails, data: Any, allowed: dict[KeyPath, list[str]], discriminators: dict[KeyPath, str]
+) -> KeyPath:
     """Return the key path of an error: its loc without the union members and the "[key]" that pydantic adds."""
     key_path: KeyPath = ()
+    is_tag = False
     for position, key in enumerate(error["loc"], start=1):
+        if is_tag:
+            is_tag = False
+            continue
         if key in data if isinstance(data, dict) else isinstance(data, list) and key in range(len(data)):
             data = data[key]
         elif position < len(error["loc"]) or (error["type"] != "missing" and key not in allowed.get(key_path, [])):
             continue
         key_path = (*key_path, key)
+        is_tag = key_path in discriminators
+    if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        key_path = (*key_path, discriminators[key_path])
     return key_path
 
 
 def _explain(error: ErrorDetails, key_path: KeyPath, document: YamlDocument, allowed: list[str]) -> tuple[str, str]:
     """Return the subject of the message ("... is invalid: ", or "" if the value is too long), and the problem."""
     kind, value = error["type"], error["input"]
+    if kind == "union_tag_not_found":
+        assert isinstance(value, dict)
+        close = difflib.get_close_matches(str(key_path[-1]), value, n=1)
+        return "", f"missing; it selects what else is allowed here{f'. Rename {close[0]!r}' if close else ''}"
     if kind == "missing":
         return "", "missing; it has no default"
     if kind == "extra_forbidden":
@@ -224,6 +262,9 @@ def _explain(error: ErrorDetails, key_path: KeyPath, document: YamlDocument, all
         close = difflib.get_close_matches(str(key_path[-1]), allowed, n=1)
         hint = f"did you mean '{close[0]}'? Allowed" if close else "allowed"
         return "", f"unknown key; {hint} here: {', '.join(allowed) or 'no keys'}"
+    if kind == "union_tag_invalid":
+        *names, last = error["ctx"]["expected_tags"].split(", ")
+        return f"{document.written.get(key_path, value)} is invalid: ", f"Input should be {', '.join(names)} or {last}"
     text = error["msg"].replace("an object", "a mapping").replace("a valid array", "a list")
     if kind in ("value_error", "assertion_error"):
         text = str(error["ctx"]["error"])

@@ -6,10 +6,12 @@ from typing import Any, ClassVar
 
 import pydantic
 
+from common.features.config import Features, columns_of
 from common.process.paths import user_path
-from core.config.base_config import NotSupportedYet
+from core.config.base_config import NotSupportedYet, located_errors
 from core.config.names import PartitionName
 from core.config.training import JobConfig
+from core.config.yaml_document import KeyPath
 from core.metrics.config import MetricsConfig
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.model.config import ModelConfig
@@ -22,6 +24,11 @@ class RecapConfig(JobConfig):
     evaluation_only_keys: ClassVar[frozenset[str]] = frozenset({"validation_data", "metrics"})
 
     model: ModelConfig = pydantic.Field(description="The model to train.")
+    features: Features | None = pydantic.Field(
+        None,
+        description="The features, which all data sets have in common (docs/features.md). null reads those of "
+        "seg_dense_schema in each data set.",
+    )
     train_data: RecapDataConfig = pydantic.Field(description="The data set to train on.")
     validation_data: dict[PartitionName, RecapDataConfig] = pydantic.Field(
         {}, description="Data sets to evaluate on, keyed by partition name."
@@ -58,6 +65,61 @@ class RecapConfig(JobConfig):
             raise ValueError("; ".join(problems))
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _features_are_known(self) -> "RecapConfig":
+        """Check that each data set has either a schema or the common features."""
+        if self.features is not None:
+            problems = self._replaced_keys() | self._leaks(self.features)
+        else:
+            data_sets = self._data_by_key_path()
+            missing = [(*key_path, "seg_dense_schema") for key_path, data in data_sets if data.seg_dense_schema is None]
+            problems = dict.fromkeys(
+                missing, "missing; name a schema, or list the features in the top-level key features"
+            )
+        if problems:
+            raise located_errors(problems)
+        return self
+
+    def _replaced_keys(self) -> dict[KeyPath, str]:
+        """Return a problem for each key that the top-level features replace."""
+        keys: list[KeyPath] = []
+        for key_path, data in self._data_by_key_path():
+            if data.seg_dense_schema is not None:
+                keys.append((*key_path, "seg_dense_schema"))
+            for name in ("truncate_and_slice", "downcast", "extract_features"):
+                if getattr(data.preprocess, name, None) is not None:
+                    keys += [(*key_path, "preprocess", name)]
+        keys += [
+            ("model", name) for name in ("small_embeddings", "stratifiers") if getattr(self.model, name) is not None
+        ]
+        problem = "does not apply, because the top-level key features says what is read. Remove this key, or features"
+        return dict.fromkeys(keys, problem)
+
+    def _leaks(self, features: Features) -> dict[KeyPath, str]:
+        """Return a problem for each feature that reads a column that only a row with a known label has."""
+        known_with: dict[str, str] = {}
+        for _, data in self._data_by_key_path():
+            for task in data.tasks:
+                known_with[task] = f"the label of {task}"
+                if data.reference_probability_prefix is not None:
+                    known_with[data.reference_probability_prefix + task] = f"the probability of {task}"
+            rectify = data.preprocess.rectify_labels if data.preprocess is not None else None
+            for task, column in (rectify.label_to_engaged_timestamp_field if rectify is not None else {}).items():
+                known_with[column] = f"the time of {task}"
+        problems: dict[KeyPath, str] = {}
+        for name, feature in features.items():
+            for column in columns_of(name, feature):
+                if column in known_with:
+                    problems["features", name] = (
+                        f"reads the column {column}, which is {known_with[column]}. It would tell the model what to "
+                        "predict. Remove the feature"
+                    )
+        return problems
+
+    def _data_by_key_path(self) -> list[tuple[KeyPath, RecapDataConfig]]:
+        validation = self.validation_data.items()
+        return [(("train_data",), self.train_data), *((("validation_data", name), data) for name, data in validation)]
+
     def data_sets(self) -> dict[str, RecapDataConfig]:
         """Return the data sets keyed by their key paths in the configuration, training data first."""
         return {"train_data": self.train_data} | {
@@ -68,7 +130,7 @@ class RecapConfig(JobConfig):
         """Return the settings that a resume must not change.
 
         Excludes settings that training does not depend on: score weights, metrics and prefetching. Adds a digest of
-        each mask file to its path.
+        each mask file to its path, and has a digest of each vocabulary in place of its path.
         """
         identity = super().identity()
         for key in ("score_weights", "score_weights_path", "stratifiers"):
@@ -83,7 +145,22 @@ class RecapConfig(JobConfig):
         for key in ("continuous_feature_mask_path", "binary_feature_mask_path"):
             if slices.get(key) is not None:
                 slices[key] += f" ({_mask_digest(slices[key])})"
+        if self.features is not None:
+            _identify_vocabularies(self.features, identity["features"])
+            # The layout follows the order of the features, which a comparison by key does not see.
+            identity["order of features"] = list(self.features)
         return identity
+
+
+def _identify_vocabularies(features: Features, identity: dict[str, Any]) -> None:
+    """Replace the path of each vocabulary in the identity of the features by what identifies its content."""
+    from common.features.vocabulary import read_vocabularies  # takes long
+
+    vocabularies = read_vocabularies(features)
+    for each in identity.values():
+        if (path := each.get("vocabulary")) is not None:
+            vocabulary = vocabularies[path]
+            each["vocabulary"] = f"{len(vocabulary):,} values, digest {vocabulary.digest}"
 
 
 def _mask_digest(mask_path: str) -> str:

@@ -9,6 +9,8 @@ import torch
 
 from common.distributed.world import World
 from common.errors import ConfigError
+from common.features.encoder import FeatureEncoder
+from common.features.statistics import complete_features
 from common.numerics import seed_initial_weights
 from common.optimizers.learning_rate import ParameterGroupScheduler
 from common.process.environment import world_size_from_env
@@ -19,6 +21,7 @@ from core.project import Job, Project
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.dataset import RecapDataset, check_batching
+from projects.home.recap.data.inputs import find_files
 from projects.home.recap.metrics import check_kept_predictions, check_strata, evaluation_set_metrics, metrics_table
 from projects.home.recap.model.heavy_ranker import HeavyRanker
 from projects.home.recap.model.model_and_loss import ModelAndLoss
@@ -29,6 +32,14 @@ from projects.home.recap.optimizer.build import build_optimizer
 logger = logging.getLogger(__name__)
 
 _TRAIN = "train_data"
+
+
+def _complete(config: RecapConfig) -> RecapConfig:
+    """Return the configuration with what its features leave to the training data."""
+    if config.features is None:
+        return config
+    features = complete_features(config.features, find_files(config.train_data, _TRAIN))
+    return config.model_copy(update={"features": features})
 
 
 def _check_training(config: RecapConfig) -> None:
@@ -51,6 +62,7 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
     """Open the data sets, keyed by their key paths in the configuration, training data first."""
     small_embeddings = config.model.small_embeddings
     num_ids = {} if small_embeddings is None else smallest_table_sizes(small_embeddings)
+    encoder = None if config.features is None else FeatureEncoder.open(config.features)
     datasets: dict[str, RecapDataset] = {}
     for key_path, data_config in config.data_sets().items():
         if key_path != _TRAIN:
@@ -62,6 +74,7 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
             evaluation=key_path != _TRAIN,
             num_ids=num_ids,
             group_by=config.metrics.group_by if key_path != _TRAIN else None,
+            encoder=encoder,
         )
         datasets[key_path] = dataset
         if small_embeddings is not None:
@@ -73,7 +86,7 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
             check_kept_predictions(config, dataset, key_path)
     check_strata(config.model.stratifiers or (), datasets[_TRAIN].widths)
     train = datasets[_TRAIN]
-    check_size(lambda: HeavyRanker(config.model, train.widths, train.calibration_rates), "model")
+    check_size(lambda: _ranker(config, train), "model")
     return datasets
 
 
@@ -82,10 +95,14 @@ def _identify(datasets: Mapping[str, RecapDataset]) -> dict[str, Any]:
     return {key_path: dataset.identity() for key_path, dataset in datasets.items()}
 
 
+def _ranker(config: RecapConfig, train: RecapDataset) -> HeavyRanker:
+    return HeavyRanker(config.model, train.widths, train.calibration_rates, train.layout)
+
+
 def _build(config: RecapConfig, datasets: Mapping[str, RecapDataset], world: World) -> Job:
     """Build the job from the configuration and its data sets. Every rank builds the same job."""
     seed_initial_weights(config.runtime.seed)
-    ranker = HeavyRanker(config.model, datasets[_TRAIN].widths, datasets[_TRAIN].calibration_rates)
+    ranker = _ranker(config, datasets[_TRAIN])
     if config.model.score_weights_path is not None:
         weights = configured_score_weights(config.model) or {}
         listed = ", ".join(f"{task}: {weights.get(task, 0):g}" for task in config.model.tasks)
@@ -129,4 +146,5 @@ PROJECT = Project(
     check_batching=_check_training,
     identify_data=_identify,
     readers=_readers,
+    complete_config=_complete,
 )

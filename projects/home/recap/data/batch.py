@@ -16,7 +16,7 @@ class RecapBatch(Batch):
     continuous: torch.Tensor
     """float32 [batch, continuous]. As for every feature, preprocess.downcast may choose a narrower type."""
     binary: torch.Tensor
-    """float32 [batch, binary]."""
+    """float32 or uint8 [batch, binary]."""
     labels: torch.Tensor
     """float32 [batch, tasks], 0 or 1."""
     weights: torch.Tensor
@@ -31,6 +31,10 @@ class RecapBatch(Batch):
     """float32 [batch, width]."""
     author_embedding: torch.Tensor | None = None
     """float32 [batch, width]."""
+    ids: torch.Tensor | None = None
+    """int32 [batch, num_ids]: rows of the configured features' embedding tables (common/features/layout.py)."""
+    embeddings: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    """Configured features of kind embedding by name, float32 [batch, length]."""
     reference_probabilities: torch.Tensor | None = None
     """float32 [batch, tasks]: the probabilities that the labels were drawn from, if the data has them."""
     groups: torch.Tensor | None = None

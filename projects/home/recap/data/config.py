@@ -240,7 +240,9 @@ class DatasetConfig(BaseConfig):
 class RecapDataConfig(DatasetConfig):
     """A data set of the Heavy Ranker: Parquet files and how batches are built from them."""
 
-    seg_dense_schema: SegDenseSchema = pydantic.Field(description="The features to read.")
+    seg_dense_schema: SegDenseSchema | None = pydantic.Field(
+        None, description="The features to read. Required without the top-level key features, and refused with it."
+    )
     tasks: dict[str, TaskData] = pydantic.Field(
         min_length=1,
         description="Labels in the data. Labels for which the model has no tower are read only if "

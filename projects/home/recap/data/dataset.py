@@ -1,6 +1,6 @@
 """A data set of the Heavy Ranker: opens its files and builds batches from them."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -8,8 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from common.errors import ConfigError
+from common.features.encoder import BINARY, CONTINUOUS, IDS, FeatureEncoder, embedding_key
 from common.features.group_encoder import GROUPS, GroupEncoder
+from common.features.layout import FeatureLayout
 from common.reader.column import Column
+from common.reader.encoder import Encoder, combined
 from common.reader.order import check_lanes
 from common.reader.parquet import ParquetTable
 from common.reader.reader import BatchReader, Columns, PrefetchOptions
@@ -25,7 +28,7 @@ from projects.home.recap.data.preparation import (
     NegativeSampling,
     Preparation,
 )
-from projects.home.recap.data.schema import Feature, feature_widths, read_features
+from projects.home.recap.data.schema import Feature, FeatureWidths, feature_widths, read_features
 
 
 class RecapDataset:
@@ -39,16 +42,21 @@ class RecapDataset:
         make_batch: "_MakeBatch",
         sampling: NegativeSampling | None,
         config: RecapDataConfig,
+        encoder: FeatureEncoder | None = None,
     ) -> None:
         self.table = table
         self.features = features
-        self.widths = feature_widths(features)
+        """Features of the schema by name; empty with configured features."""
+        self.layout = None if encoder is None else encoder.layout
+        """Layout of the configured features; None without."""
+        self.widths = feature_widths(features) if self.layout is None else _layout_widths(self.layout)
         self.calibration_rates = calibration_rates
         """Sampling rates of positives and negatives that a model trained on these batches must correct for, by task;
         (1, 1) if the example weights already correct for sampling."""
         self._make_batch = make_batch
         self._sampling = sampling
         self._config = config
+        self._encoder = encoder
 
     @classmethod
     def open(
@@ -60,8 +68,9 @@ class RecapDataset:
         evaluation: bool,
         num_ids: Mapping[int, int] | None = None,
         group_by: str | None = None,
+        encoder: FeatureEncoder | None = None,
     ) -> Self:
-        """Open a data set: read its schema and the footers of its files.
+        """Open a data set: read its schema, if it has one, and the footers of its files.
 
         Args:
           config: configuration of the data set.
@@ -72,12 +81,13 @@ class RecapDataset:
           num_ids: number of valid ids by position in the discrete features. The values at these positions must be ids
             from 0 to n - 1; other positions may hold anything.
           group_by: column whose values are groups of examples for metrics.group_by; None reads no groups.
+          encoder: encodes the configured features, which replace those of the schema.
 
         Raises:
           ConfigError: the configuration does not match the schema or the files.
           DataError: the files are missing, unreadable, or lack a column.
         """
-        features = read_features(config, key_path)
+        features = read_features(config, key_path) if encoder is None else {}
         columns_by_name = ColumnsByName(config, features, key_path)
         preparation = Preparation(config, tasks, columns_by_name, reference=evaluation)
         columns: dict[Hashable, Column] = {
@@ -92,11 +102,15 @@ class RecapDataset:
         # Either the example weights or the model correct for sampling, never both.
         weighted = evaluation or config.weigh_loss_by_sampling_rates
         weight_rates, calibration_rates = (rates, no_sampling) if weighted else (no_sampling, rates)
-        encoder = None if group_by is None else GroupEncoder(group_by, "metrics.group_by")
-        files = find_files(config, key_path)
-        table = ParquetTable(files, columns, prepare=preparation, cache=config.cache, encoder=encoder)
+        encoders: list[Encoder] = [] if encoder is None else [encoder]
+        if group_by is not None:
+            encoders.append(GroupEncoder(group_by, "metrics.group_by"))
+        table = ParquetTable(
+            find_files(config, key_path), columns, prepare=preparation, cache=config.cache, encoder=combined(encoders)
+        )
         columns_by_name.check_unambiguous(table.column_names, table.inputs)
-        return cls(table, features, calibration_rates, _MakeBatch(weight_rates), sampling, config)
+        make_batch = _MakeBatch(weight_rates, () if encoder is None else encoder.layout.embeddings)
+        return cls(table, features, calibration_rates, make_batch, sampling, config, encoder)
 
     def reader(self, rank: int, world_size: int) -> BatchReader[RecapBatch]:
         """Return a reader of this rank's share of the batches."""
@@ -112,9 +126,13 @@ class RecapDataset:
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return JSON values that identify the rows and the features that are read, by name."""
+        """Return JSON values that identify the rows, the features that are read, by name, and the vocabularies."""
         features = {name: feature.description() for name, feature in self.features.items()}
-        return {"rows": self.table.fingerprint, "files": dict(self.table.files), "features": features}
+        identity = {"rows": self.table.fingerprint, "files": dict(self.table.files), "features": features}
+        if self._encoder is not None:
+            vocabularies = self._encoder.vocabularies.items()
+            identity["vocabularies"] = {path: vocabulary.digest for path, vocabulary in vocabularies}
+        return identity
 
     def check_same_features(self, train: "RecapDataset", key_path: str) -> None:
         """Raise ConfigError if this data set's features differ from those of the training data.
@@ -155,6 +173,10 @@ def check_batching(config: RecapDataConfig, key_path: str, world_size: int) -> N
         raise ConfigError(f"{key_path}: {error}") from None
 
 
+def _layout_widths(layout: FeatureLayout) -> FeatureWidths:
+    return FeatureWidths(len(layout.continuous), len(layout.binary), layout.embeddings)
+
+
 def _format_widths(features: Mapping[str, Feature]) -> str:
     return ", ".join(f"{name}[{feature.keep}]" for name, feature in features.items())
 
@@ -169,13 +191,15 @@ def _column(feature: Feature, num_ids: Mapping[int, int] | None) -> Column:
 class _MakeBatch:
     """Builds a RecapBatch from the columns that RecapDataset.open() requests."""
 
-    def __init__(self, sampling_rates: Mapping[str, tuple[float, float]]) -> None:
+    def __init__(self, sampling_rates: Mapping[str, tuple[float, float]], embeddings: Iterable[str]) -> None:
         """Prepare the weights.
 
         Args:
           sampling_rates: sampling rates of positives and negatives that the example weights correct for, keyed by
             task in the order of labels and weights.
+          embeddings: names of the configured features of kind embedding.
         """
+        self._embeddings = {name: embedding_key(name) for name in embeddings}
         self._tasks = tuple(sampling_rates)
         positive, negative = torch.tensor(list(sampling_rates.values())).T
         self._sampled = bool((positive != 1).any() or (negative != 1).any())
@@ -189,8 +213,8 @@ class _MakeBatch:
         if self._sampled:
             weights *= torch.where(labels == 1, self._positive_factor, self._negative_factor)
         return RecapBatch(
-            continuous=columns["continuous"],
-            binary=columns["binary"],
+            continuous=columns[CONTINUOUS] if CONTINUOUS in columns else columns["continuous"],
+            binary=columns[BINARY] if BINARY in columns else columns["binary"],
             labels=labels,
             weights=weights,
             tasks=self._tasks,
@@ -198,6 +222,8 @@ class _MakeBatch:
             user_embedding=columns.get("user_embedding"),
             user_eng_embedding=columns.get("user_eng_embedding"),
             author_embedding=columns.get("author_embedding"),
+            ids=columns.get(IDS),
+            embeddings={name: columns[key] for name, key in self._embeddings.items()},
             reference_probabilities=columns[REFERENCES].float() if REFERENCES in columns else None,
             groups=columns.get(GROUPS),
             extracted={key.name: values for key, values in columns.items() if isinstance(key, Extracted)},

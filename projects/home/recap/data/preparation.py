@@ -126,7 +126,7 @@ class Preparation:
         self._engagements = [] if downsample is None else downsample.engagements_list or list(config.tasks)
         labels = dict.fromkeys([*tasks, *self._engagements])
         self.columns: dict[Hashable, Column] = {
-            Label(label): columns_by_name.column(label, torch.int8, "label") for label in labels
+            Label(label): columns_by_name.column(label, values="label") for label in labels
         }
         """The columns to read."""
         if config.weight_column is not None:
@@ -150,7 +150,8 @@ class Preparation:
         if self._rectify is not None:
             stored = stored | self._rectified(self._rectify, stored)
         prepared = {key: values for key, values in stored.items() if not isinstance(key, Label | Reference | Timestamp)}
-        prepared[LABELS] = np.stack([stored[Label(task)] for task in self._tasks], axis=1)
+        labels = [stored[Label(task)].astype(np.int8, copy=False) for task in self._tasks]
+        prepared[LABELS] = np.stack(labels, axis=1)
         if self._has_reference:
             prepared[REFERENCES] = np.stack([stored[Reference(task)] for task in self._tasks], axis=1)
         if self._engagements:

@@ -87,6 +87,8 @@ def read_features(config: RecapDataConfig, key_path: str) -> dict[str, Feature]:
     """
     schema = config.seg_dense_schema
     schema_key = f"{key_path}.seg_dense_schema"
+    if schema is None:
+        raise ConfigError(f"{schema_key}: missing. Name the schema of the records")
     entries = read_schema(schema.schema_path, f"{schema_key}.schema_path")
     lengths = {name: entry.length for name, entry in entries.items()}
     for name in [*schema.features, *schema.renamed_features]:
@@ -128,6 +130,7 @@ def _used_values(
 ) -> tuple[int, tuple[int, ...] | None]:
     """Return the number of values of a feature that are used, and their positions (None for the first)."""
     slices = config.preprocess.truncate_and_slice if config.preprocess is not None else None
+    assert config.seg_dense_schema is not None
     if slices is None or name not in ("continuous", "binary"):
         return width, None
     truncation, mask_path = (

@@ -43,10 +43,12 @@ class Featurization(nn.Module):
         layer_norm = double_norm.layer_norm_config if double_norm is not None else None
         self.batch_norm = (
             nn.BatchNorm1d(continuous, affine=batch_norm.affine, momentum=batch_norm.momentum)
-            if batch_norm is not None
+            if batch_norm is not None and continuous  # torch refuses a batch norm of nothing
             else None
         )
-        self.layer_norm = LayerNorm(self.out_features, layer_norm) if layer_norm is not None else None
+        self.layer_norm = (
+            LayerNorm(self.out_features, layer_norm) if layer_norm is not None and self.out_features else None
+        )
 
     def forward(self, continuous: torch.Tensor, binary: torch.Tensor) -> torch.Tensor:
         """Return the input of the backbone, [batch, out_features], given [batch, continuous] and [batch, binary]."""

@@ -7,10 +7,13 @@ import torch
 from torch import nn
 
 from common.errors import ConfigError
+from common.features.layout import FeatureLayout
 from common.modules.keys import module_key
 from projects.home.recap.data.schema import FeatureWidths
 from projects.home.recap.model.architectures import build_architecture, build_tower
+from projects.home.recap.model.bucketed_numbers import BucketedNumbers
 from projects.home.recap.model.config import ModelConfig
+from projects.home.recap.model.feature_tables import FeatureTables
 from projects.home.recap.model.features import Featurization, finite
 from projects.home.recap.model.score import WeightedScore, configured_score_weights
 from projects.home.recap.model.small_embeddings import SmallEmbeddings
@@ -23,7 +26,11 @@ class HeavyRanker(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, widths: FeatureWidths, sampling_rates: Mapping[str, tuple[float, float]]
+        self,
+        config: ModelConfig,
+        widths: FeatureWidths,
+        sampling_rates: Mapping[str, tuple[float, float]],
+        layout: FeatureLayout | None = None,
     ) -> None:
         """Build the model.
 
@@ -32,21 +39,33 @@ class HeavyRanker(nn.Module):
           widths: widths of the features in batches.
           sampling_rates: shares of positives and negatives that the training data kept, by task; (1, 1) if the loss
             weights examples by the inverse rates.
+          layout: layout of the configured features; None without.
 
         Raises:
-          ConfigError: two task names differ only in '.' and '/', a DLRM has no embeddings, or the file of score weights
-            cannot be used.
+          ConfigError: two names of tasks, tables or embeddings differ only in '.' and '/', a DLRM has no embeddings, or
+            the file of score weights cannot be used.
         """
         super().__init__()
         self.tasks = tuple(config.tasks)
         self._embeddings = tuple(widths.embeddings)
-        self.featurization = Featurization(widths.continuous, widths.binary, config.featurization_config)
-        self.embedding_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name, width in widths.embeddings.items()})
+        self.buckets = BucketedNumbers(layout.edges) if layout is not None and any(layout.edges) else None
+        continuous = widths.continuous if self.buckets is None else self.buckets.num_plain
+        self.featurization = Featurization(continuous, widths.binary, config.featurization_config)
+        self.embedding_norms = nn.ModuleDict(
+            {module_key(name): nn.LayerNorm(width) for name, width in widths.embeddings.items()}
+        )
+        if len(self.embedding_norms) != len(widths.embeddings):
+            raise ConfigError("features: the names of two embeddings differ only in '.' and '/'. Rename one of them")
         self.small_embeddings = None if config.small_embeddings is None else SmallEmbeddings(config.small_embeddings)
         embedding_widths = list(widths.embeddings.values())  # of the parts at the end of the features
         if self.small_embeddings is not None:
             embedding_widths += self.small_embeddings.widths
+        self.feature_tables = FeatureTables(layout) if layout is not None and layout.tables else None
+        if self.feature_tables is not None:
+            embedding_widths += self.feature_tables.widths
         in_features = self.featurization.out_features + sum(embedding_widths)
+        if self.buckets is not None:
+            in_features += self.buckets.out_features
         self.backbone = (
             None if config.backbone is None else build_architecture(config.backbone, in_features, embedding_widths)
         )
@@ -79,6 +98,8 @@ class HeavyRanker(nn.Module):
         user_eng_embedding: torch.Tensor | None = None,
         author_embedding: torch.Tensor | None = None,
         discrete: torch.Tensor | None = None,
+        ids: torch.Tensor | None = None,
+        embeddings: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Score candidates.
 
@@ -92,25 +113,35 @@ class HeavyRanker(nn.Module):
           author_embedding: [batch, width].
           discrete: integer discrete features, [batch, discrete]. Required if the model has small embeddings, whose
             features must be ids within their tables.
+          ids: rows of the configured features' tables, [batch, num_ids]. Required if the model has such tables.
+          embeddings: the configured features of kind embedding by name, [batch, length].
 
         Returns:
           "logits" and "probabilities" (of the data as weighted by the loss), "calibrated_logits" and
           "calibrated_probabilities" (of the data before sampling), each float32 [batch, tasks] in the order of `tasks`.
           Also "score", float64 [batch], if the model has score weights.
         """
-        embeddings = {
+        vectors = {
             "user_embedding": user_embedding,
             "user_eng_embedding": user_eng_embedding,
             "author_embedding": author_embedding,
-        }
-        parts = [self.featurization(continuous.float(), binary.float())]
+        } | dict(embeddings or {})
+        parts = []
+        continuous = continuous.float()
+        if self.buckets is not None:
+            continuous, encoded = self.buckets(continuous)
+            parts.append(encoded)
+        parts.insert(0, self.featurization(continuous, binary.float()))
         for name in self._embeddings:
-            embedding = embeddings[name]
-            assert embedding is not None, f"{name} is required: the model was built with it"
-            parts.append(self.embedding_norms[name](finite(embedding.float())))
+            vector = vectors[name]
+            assert vector is not None, f"{name} is required: the model was built with it"
+            parts.append(self.embedding_norms[module_key(name)](finite(vector.float())))
         if self.small_embeddings is not None:
             assert discrete is not None, "discrete is required: the model was built with small embeddings"
             parts.append(self.small_embeddings(discrete.long()))
+        if self.feature_tables is not None:
+            assert ids is not None, "ids is required: the model was built with tables of features"
+            parts.append(self.feature_tables(ids))
         features = hidden = torch.cat(parts, dim=1)
         if self.backbone is not None:
             hidden = self.backbone(features)

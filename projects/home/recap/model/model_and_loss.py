@@ -57,6 +57,8 @@ class ModelAndLoss(nn.Module):
             batch.user_eng_embedding,
             batch.author_embedding,
             batch.discrete,
+            batch.ids,
+            batch.embeddings,
         )
         outputs |= {"labels": batch.labels, "weights": batch.weights}
         if batch.reference_probabilities is not None:

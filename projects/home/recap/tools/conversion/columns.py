@@ -36,10 +36,11 @@ def features_of_config(config: RecapDataConfig, path: str, float16: bool = False
       ConfigError: the schema cannot be read, lacks a feature or a task, or gives one an invalid type or length; or
         truncate_and_slice cuts off or moves a value that extract_features reads.
     """
+    selected = read_features(config, path)
     schema = config.seg_dense_schema
+    assert schema is not None
     schema_key = f"{path}.seg_dense_schema"
     entries = read_schema(schema.schema_path, f"{schema_key}.schema_path")
-    selected = read_features(config, path)
     extracted = _extracted(config, path, selected)
     if missing := [task for task in config.tasks if task not in entries and task not in extracted]:
         raise ConfigError(f"{path}.tasks: {', '.join(missing)} not in {schema.schema_path}")

@@ -283,9 +283,10 @@ def test_a_task_without_a_column_is_an_error(folder):
         opened(data, ["engagement.love"])
 
 
-def test_labels_must_be_integers(folder):
-    with pytest.raises(DataError, match=r"column 'weight': (?=.*double).*integers"):
-        opened(config(folder, tasks={"weight": {}}), ["weight"])
+def test_labels_must_be_0_or_1(folder):
+    dataset = opened(config(folder, tasks={"weight": {}}), ["weight"])
+    with pytest.raises(DataError, match=r"column 'weight': found [\d.]+, but a label must be 0 or 1"):
+        list(dataset.reader(0, 1).evaluate())
 
 
 def test_a_schema_with_another_width_than_the_files_is_an_error(folder):

@@ -29,6 +29,7 @@ from core.run.agreement import check_components
 from core.run.components import Components, TrainingComponents, TrainReader
 from core.run.directory import FollowerDirectory, RunDirectory
 from core.run.footprint import check_memory
+from core.run.metric_choices import check_metric_choices
 from core.run.session import Session
 from core.run.start import find_overwrite, find_start
 from core.run.state import TrainingState, check_run_length
@@ -107,7 +108,8 @@ def train(
         train_reader.check_trainable()
         check_run_length(config.training, train_reader)
         world.consensus.on_all_ranks(functools.partial(check_memory, components))
-        retention = configured_retention(components, directory)
+        check_metric_choices(components)
+        retention = configured_retention(config.training, directory)
         session.lock_save_dir()
         overwrite = find_overwrite(components, directory)
         with find_start(components, directory, retention, overwrites=overwrite.is_due) as start:

@@ -30,6 +30,7 @@ from core.models.interface import DistributedModel
 from core.run.agreement import check_agreement, library_versions
 from core.run.components import TrainReader
 from core.run.directory import RunDirectory
+from core.run.early_stopping import BestEvaluation
 from core.run.lost_rank import report_lost_rank
 
 C = TypeVar("C", bound=JobConfig)
@@ -172,7 +173,7 @@ def _train(project: Project[C, D], command: Command[C], job: Job, world: World) 
     )
     if world.is_rank_zero:
         directory = outcome.directory
-        print_report(_closing_report(project, directory.checkpoints, directory.metrics, directory.config))
+        print_report(_closing_report(project, directory.checkpoints, directory.metrics, directory.config, outcome.best))
     return outcome.exit_status
 
 
@@ -186,9 +187,13 @@ def _evaluate(project: Project[C, D], config: C, job: Job, world: World) -> int:
 
 
 def _closing_report(
-    project: Project[C, D], checkpoints: Path, metrics: Path, resolved_config: Path | None = None
+    project: Project[C, D],
+    checkpoints: Path,
+    metrics: Path,
+    resolved_config: Path | None = None,
+    best: BestEvaluation | None = None,
 ) -> str:
-    """Return the newest metrics of each partition, and the paths of all results."""
+    """Return the newest metrics of each partition, the best step, and the paths of all results."""
     measured = sorted(read_metrics(metrics), key=lambda measurement: measurement.step)
     newest: dict[str | None, Measurement] = {m.partition: m for m in measured if m.mode == "evaluate"}
     lines = [""]
@@ -198,6 +203,8 @@ def _closing_report(
         title = f"{measurement.partition} after step {measurement.step}: {examples}"
         has_examples = bool(measurement.metrics["examples"])
         lines += [title, project.metrics_table(measurement), ""] if has_examples else [title, ""]
+    if best is not None:
+        lines.append(f"best           {best}")
     lines += [f"checkpoints    {checkpoints}", f"metrics        {metrics}"]
     if resolved_config is not None:
         lines.append(f"configuration  {resolved_config}")

@@ -43,6 +43,11 @@ class CheckpointRetention:
         self._best = best
         self.may_write = may_write
         self._damaged: set[int] = set()
+        self._find_protected: Callable[[], Collection[int]] = tuple
+
+    def protect(self, steps: Callable[[], Collection[int]]) -> None:
+        """Never delete the checkpoints of the steps that `steps` returns at the time of a rotation."""
+        self._find_protected = steps
 
     def is_due(self, step: int) -> bool:
         """Return whether a save is scheduled after `step`."""
@@ -102,7 +107,7 @@ class CheckpointRetention:
             sync_directory(self.root)  # the last rename by an earlier process may not be durable yet
             steps = [step for step in complete_steps(self.root) if step <= saved]
             intact = [step for step in steps if step not in self._damaged]
-            kept = set(intact[-self._max_to_keep :])
+            kept = {*intact[-self._max_to_keep :], *self._find_protected()}
             if self._best is not None:
                 kept |= self._best(intact)
         except (OSError, UserError) as error:

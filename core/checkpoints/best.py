@@ -1,14 +1,11 @@
 """Ranks the checkpoints of a run by a metric, as configured by training.checkpoint_keep_best."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
-from common.errors import ConfigError
 from common.tracking.metrics_file import MetricsTail
-from core.config.training import CheckpointKeepBestConfig
-from core.run.directory import FollowerDirectory, RunDirectory
 
 
 class BestSteps:
@@ -38,7 +35,8 @@ class BestSteps:
     def __call__(self, steps: Collection[int]) -> set[int]:
         """Return the best of the given steps.
 
-        The later of two equal steps ranks higher. A step without a finite value is never returned.
+        The later of two equal steps ranks higher. A step without a finite value is never returned. An evaluation that
+        the time limit has cut short does not count.
 
         Raises:
           UserError: a file cannot be read, or is not a metrics file.
@@ -50,42 +48,11 @@ class BestSteps:
                 values.clear()
             for measurement in measurements:
                 if measurement.mode == "evaluate" and measurement.partition == self._partition:
+                    if measurement.timing.get("timed_out"):
+                        continue
                     value = measurement.metrics.get(self._metric)
                     values[measurement.step] = math.nan if value is None else value
             joined |= values
         measured_steps = [step for step in steps if math.isfinite(joined.get(step, math.nan))]
         ranked = sorted(measured_steps, key=lambda step: (self._sign * joined[step], step))
         return set(ranked[-self._top_k :])
-
-
-def best_checkpoints(
-    config: CheckpointKeepBestConfig | None,
-    save_dir: str,
-    partitions: Collection[str],
-    metric_names: Callable[[str], Collection[str]],
-) -> BestSteps | None:
-    """Return the ranking of a run's checkpoints by the measurements of the run and its follower.
-
-    Args:
-      config: configuration of the ranking; None disables it, and the result is None.
-      save_dir: directory of the run.
-      partitions: names of the evaluation sets.
-      metric_names: returns the names of a partition's metrics.
-
-    Raises:
-      ConfigError: the partition does not exist, or it has no such metric.
-    """
-    if config is None:
-        return None
-    key_path = "training.checkpoint_keep_best"
-    if config.partition not in partitions:
-        raise ConfigError(
-            f"{key_path}.partition is {config.partition!r}, but the evaluated partitions are: "
-            f"{', '.join(partitions) or 'none'}"
-        )
-    if config.metric not in (names := metric_names(config.partition)):
-        raise ConfigError(
-            f"{key_path}.metric is {config.metric!r}, but the metrics of {config.partition} are: {', '.join(names)}"
-        )
-    files = [RunDirectory(save_dir).metrics, FollowerDirectory(save_dir).metrics]
-    return BestSteps(files, config.partition, config.metric, config.mode, config.top_k)

@@ -1,24 +1,17 @@
 """Configures which checkpoints of a run are kept."""
 
 from common.checkpointing.retention import CheckpointRetention
-from core.checkpoints.best import best_checkpoints
-from core.run.components import Components
-from core.run.directory import RunDirectory
+from core.checkpoints.best import BestSteps
+from core.config.training import TrainingConfig
+from core.run.directory import FollowerDirectory, RunDirectory
 
 
-def configured_retention(components: Components, directory: RunDirectory) -> CheckpointRetention:
-    """Return the checkpoint retention that training.checkpoint_* configures. Collective.
-
-    Raises:
-      ConfigError: training.checkpoint_keep_best names a partition or a metric that the run does not evaluate.
-    """
-    training, sets = components.config.training, components.evaluation_sets
-    best = best_checkpoints(
-        training.checkpoint_keep_best,
-        training.save_dir,
-        sets.keys(),
-        lambda partition: sets[partition].metric_names(components.world.device),
-    )
+def configured_retention(training: TrainingConfig, directory: RunDirectory) -> CheckpointRetention:
+    """Return the checkpoint retention that training.checkpoint_* configures."""
+    best = None
+    if (choice := training.checkpoint_keep_best) is not None:
+        files = [directory.metrics, FollowerDirectory(training.save_dir).metrics]
+        best = BestSteps(files, choice.partition, choice.metric, choice.mode, choice.top_k)
     return CheckpointRetention(
         directory.checkpoints,
         training.checkpoint_every_n,

@@ -58,8 +58,8 @@ class RuntimeConfig(BaseConfig):
     )
 
 
-class CheckpointKeepBestConfig(BaseConfig):
-    """Selects the best checkpoints, which rotation keeps."""
+class MetricChoice(BaseConfig):
+    """Selects a metric by which the steps of a run are compared."""
 
     partition: str = pydantic.Field(
         min_length=1, description="Partition whose metrics are compared, such as validation."
@@ -68,7 +68,23 @@ class CheckpointKeepBestConfig(BaseConfig):
     mode: Literal["max", "min"] = pydantic.Field(
         description="max if higher values of the metric are better, min if lower values are."
     )
+
+
+class CheckpointKeepBestConfig(MetricChoice):
+    """Selects the best checkpoints, which rotation keeps."""
+
     top_k: pydantic.PositiveInt = pydantic.Field(1, description="Number of best checkpoints to keep.")
+
+
+class EarlyStoppingConfig(MetricChoice):
+    """Ends a run whose evaluations no longer improve."""
+
+    patience: pydantic.PositiveInt = pydantic.Field(
+        description="Number of consecutive evaluations without an improvement after which the run ends."
+    )
+    min_delta: pydantic.NonNegativeFloat = pydantic.Field(
+        0.0, description="An improvement is better than the best value so far by more than this."
+    )
 
 
 class TrainingConfig(BaseConfig):
@@ -127,6 +143,11 @@ class TrainingConfig(BaseConfig):
         "batches evaluated so far, and training continues. It also limits how long --mode evaluate waits for the next "
         "checkpoint.",
     )
+    early_stopping: EarlyStoppingConfig | None = pydantic.Field(
+        None,
+        description="End the run when a metric stops improving. Evaluations must fall on checkpoints. Rotation keeps "
+        "the best checkpoint; null disables it.",
+    )
     gradient_accumulation: pydantic.PositiveInt | None = pydantic.Field(
         None,
         description="Number of micro-batches per step; null means 1. A step trains on global_batch_size x "
@@ -179,6 +200,24 @@ class TrainingConfig(BaseConfig):
             raise ValueError(
                 f"checkpoint_keep_every_n is {keep}, but must be a multiple of checkpoint_every_n ({every_n}), or many "
                 "of its steps have no checkpoint to keep"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _can_stop_early(self) -> "TrainingConfig":
+        if self.early_stopping is None:
+            return self
+        eval_every_n, every_n = self.eval_every_n, self.checkpoint_every_n
+        if eval_every_n == 0:
+            raise ValueError(
+                "early_stopping needs evaluations in the training process, but eval_every_n is 0. Set eval_every_n to "
+                "null or remove early_stopping"
+            )
+        if eval_every_n is not None and eval_every_n % every_n != 0:
+            raise ValueError(
+                f"early_stopping needs a checkpoint of every step that is evaluated, but eval_every_n is "
+                f"{eval_every_n}, which is not a multiple of checkpoint_every_n ({every_n}). Change one of them, or "
+                "set eval_every_n to null to evaluate each checkpoint"
             )
         return self
 

@@ -22,8 +22,9 @@ from core.evaluation.checkpoint_search import CheckpointSearch, FoundCheckpoint
 from core.evaluation.completed import CompletedEvaluations
 from core.evaluation.evaluator import Evaluator, StoppedError
 from core.evaluation.poller import Poller
+from core.evaluation.stopped_run import StoppedRun
 from core.run.components import Components
-from core.run.directory import FollowerDirectory
+from core.run.directory import FollowerDirectory, RunDirectory
 from core.run.identity import ADVICE_TO_FOLLOWER, check_same_run, run_identity
 from core.run.session import Session
 from core.run.state import TrainingState, find_last_step
@@ -60,6 +61,8 @@ class Follower:
         self._directory = directory
         self._completed = CompletedEvaluations(directory.metrics)
         self._search = CheckpointSearch(directory.checkpoints)
+        training = components.config.training
+        self._stopped_run = StoppedRun(training.early_stopping, RunDirectory(training.save_dir).metrics)
         self._evaluator = Evaluator.configured(
             components.config,
             components.evaluation_sets,
@@ -71,6 +74,8 @@ class Follower:
         """The highest step found so far."""
         self._last_step: int | None = None
         """The run's last step; None before the first checkpoint."""
+        self._early_stopping: Mapping[str, Any] = {}
+        """The state of early stopping in the newest checkpoint."""
         self._has_found = False
         self._is_tracking = False
         self._restart_wait()
@@ -107,6 +112,9 @@ class Follower:
                 continue
             if self._last_step is not None and self._step >= self._last_step:
                 logger.info("finished: step %d was the last step of the run", self._step)
+                return FollowerOutcome(None, False, self._directory)
+            if self._run_has_stopped_early():
+                logger.info("finished: the run was stopped early after step %d", self._step)
                 return FollowerOutcome(None, False, self._directory)
             outcome = self._pause("" if self._has_found else "none yet")
             if outcome is not None:
@@ -150,6 +158,8 @@ class Follower:
         as_trained = components.config.as_trained_on(world_size)
         self._begin_tracking(state, lambda: run_identity(as_trained, reader))
         self._last_step = find_last_step(components.config.training, reader, state)
+        if found.step >= self._step:
+            self._early_stopping = state.early_stopping
         if partitions:
             # Keep it open until the end, so that a checkpoint that turns out to be the best is not deleted.
             with open_on_all_ranks(found.path, components.world) as checkpoint:
@@ -157,6 +167,12 @@ class Follower:
                 self._evaluator.evaluate(
                     components.model, state.step, partitions, lambda: self._session.is_stop_requested, self._record
                 )
+
+    def _run_has_stopped_early(self) -> bool:
+        """Return whether the trainer has ended the run at the newest checkpoint. Collective."""
+        return self._consensus.broadcast_from_rank_zero(
+            lambda: self._stopped_run.stops_by(self._step, self._early_stopping)
+        )
 
     def _read_state(self, found: FoundCheckpoint) -> tuple[TrainingState, int]:
         """Return the state of the run, and the number of processes that it was trained on."""

@@ -17,9 +17,8 @@ from common.reader.reader import PositionedBatch
 from common.tracking.measurement import Measurement
 from core.autocast import configured_autocast
 from core.checkpoints.saver import Saver
-from core.evaluation.completed import completed_partitions
-from core.evaluation.evaluator import Evaluator, StoppedError
 from core.loop.divergence import DivergenceReporter
+from core.loop.evaluations import TrainerEvaluations
 from core.loop.feed import StepFeed
 from core.loop.progress import ProgressReport
 from core.loop.skipped_steps import SkippedStepCounter
@@ -28,6 +27,7 @@ from core.loop.window import Stopwatch, TrainWindow
 from core.models.modes import start_training
 from core.run.components import TrainingComponents
 from core.run.directory import RunDirectory
+from core.run.early_stopping import BestEvaluation, EarlyStopping
 from core.run.nonfinite import NonfiniteStateError
 from core.run.session import Session
 from core.run.state import TrainingState, find_last_step
@@ -47,6 +47,8 @@ class Outcome:
     checkpoint: Path | None
     """The newest checkpoint."""
     directory: RunDirectory
+    best: BestEvaluation | None = None
+    """The best evaluation by training.early_stopping; None without it."""
 
     @property
     def exit_status(self) -> int:
@@ -94,11 +96,13 @@ class Trainer:
         )
         if state.scaler:  # empty without float16
             self._train_step.scaler.load_state_dict(state.scaler)
-        self._evaluator = Evaluator.configured(
-            config, components.evaluation_sets, world, autocast, session.watchdog.beat
+        self._early_stopping = EarlyStopping(config.training.early_stopping, state.early_stopping)
+        self._evaluations = TrainerEvaluations(
+            components, session, directory, self._early_stopping, autocast, self._last_step
         )
         self._saver = Saver(retention, components.model, components.optimizer, world, state.step, session.trackers.sync)
         session.at_end(self._saver.close)
+        retention.protect(self._early_stopping.best_steps)
         list_checkpoints = functools.partial(_list_checkpoints, self._saver, retention, world)
         self._divergence = DivergenceReporter(
             components.model, components.optimizer, self._train_step, world.consensus, list_checkpoints
@@ -113,7 +117,7 @@ class Trainer:
         self._copies = DeviceCopies(world.device)
 
     def fit(self) -> Outcome:
-        """Train to the last step or until a stop signal. Collective.
+        """Train to the last step, or until early stopping or a stop signal ends the run. Collective.
 
         Returns:
           How training ended.
@@ -121,18 +125,21 @@ class Trainer:
         Raises:
           UserError: the data is invalid, or training has diverged.
         """
-        if not self._evaluate_if_missed():
+        if not self._evaluations.catch_up(self._state.step):
             return self._finish(is_stopped=True)
-        if self._state.step == self._last_step:
-            logger.info(
-                "finished: all %d steps are done; raise training.%s to continue", self._last_step, self._limit_name
-            )
-            return Outcome(self._last_step, None, True, self._retention.latest(), self._directory)
+        if self._is_finished:
+            logger.info("finished: %s to continue", self._why_finished())
+            return self._outcome(None, is_saved=True)
         is_stopped = False
         with self._open_feed() as feed:
-            while self._state.step < self._last_step and not is_stopped:
+            while not self._is_finished and not is_stopped:
                 is_stopped = not self._advance(feed)
         return self._finish(is_stopped=is_stopped)
+
+    @property
+    def _is_finished(self) -> bool:
+        """True if the run has no further step."""
+        return self._state.step == self._last_step or self._early_stopping.is_over
 
     def _advance(self, feed: StepFeed) -> bool:
         """Train one step, then do everything that is due after it. Return False if a rank was asked to stop."""
@@ -149,9 +156,9 @@ class Trainer:
         if self._retention.is_due(step) or is_last:
             with self._stopwatch.pause():
                 self._save()
-        if self._evaluation_is_due(step):
+        if self._evaluations.is_due(step):
             with self._stopwatch.pause():
-                return self._evaluate(list(self._components.evaluation_sets))
+                return self._evaluations.evaluate(step)
         return True
 
     def _step(self, micro_batches: Sequence[PositionedBatch[Any]]) -> None:
@@ -204,38 +211,9 @@ class Trainer:
         self._state.window = self._window.snapshot()
         self._state.skipped_in_a_row = self._skipped.settle()
         self._state.scaler = self._train_step.scaler.state_dict()
+        self._state.early_stopping = self._early_stopping.state()
         with self._divergence.report():
             self._saver.save(self._state, described)
-
-    def _evaluate(self, partitions: Sequence[str]) -> bool:
-        """Evaluate the model on partitions. Return False if a rank was asked to stop."""
-        try:
-            self._evaluator.evaluate(
-                self._components.model,
-                self._state.step,
-                partitions,
-                lambda: self._session.is_stop_requested,
-                self._session.trackers.log,
-            )
-        except StoppedError:
-            return False
-        return True
-
-    def _evaluate_if_missed(self) -> bool:
-        """Catch up on an evaluation that was due when the earlier run was killed. Return False if asked to stop."""
-        step = self._state.step
-        if step == 0 or not self._evaluation_is_due(step):
-            return True
-        done = self._components.world.consensus.broadcast_from_rank_zero(
-            lambda: completed_partitions(self._directory.metrics).get(step, [])
-        )
-        return self._evaluate([name for name in self._components.evaluation_sets if name not in done])
-
-    def _evaluation_is_due(self, step: int) -> bool:
-        every_n = self._training.eval_every_n
-        if every_n == 0:
-            return False
-        return step % (every_n or self._training.checkpoint_every_n) == 0 or step == self._last_step
 
     @contextlib.contextmanager
     def _open_feed(self) -> Iterator[StepFeed]:
@@ -292,7 +270,24 @@ class Trainer:
             self._components.world.consensus.on_rank_zero(lambda: self._retention.rotate(step))
         if stopped_by is not None:
             logger.info("stopped by %s after step %d; %s", stopped_by.name, step, self._session.how_to_continue)
-        return Outcome(step, stopped_by, is_saved, self._retention.latest(), self._directory)
+        elif self._early_stopping.is_over:
+            logger.info("%s to continue", self._why_finished())
+        return self._outcome(stopped_by, is_saved=is_saved)
+
+    def _outcome(self, stopped_by: signal.Signals | None, *, is_saved: bool) -> Outcome:
+        """Describe how training ended, and log the best evaluation."""
+        checkpoints = self._retention.complete()
+        best = self._early_stopping.best(checkpoints)
+        if best is not None:
+            logger.info("the best evaluation is that of %s", best)
+        latest = checkpoints[-1] if checkpoints else None
+        return Outcome(self._state.step, stopped_by, is_saved, latest, self._directory, best)
+
+    def _why_finished(self) -> str:
+        """Return a clause that says why the run ended, and what the user can raise."""
+        if self._early_stopping.is_over:
+            return f"stopped early after step {self._state.step}: {self._early_stopping.reason}"
+        return f"all {self._last_step} steps are done; raise training.{self._limit_name}"
 
     @property
     def _limit_name(self) -> str:

@@ -28,6 +28,8 @@ class TrainingState:
     """Number of consecutive steps, up to `step`, whose update was skipped."""
     scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
     """State of the GradScaler; empty without float16."""
+    early_stopping: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """State of early stopping before an evaluation of `step` (core/run/early_stopping.py); empty without it."""
     tracker_run_id: str | None = None
     """Id that a tracking service knows the run by."""
 
@@ -41,6 +43,7 @@ class TrainingState:
                 "nonfinite_steps": self.skipped_in_a_row,
             },
             "scaler": dict(self.scaler),
+            "early_stopping": dict(self.early_stopping),
             "identity": self.identity,
             "tracker_run_id": self.tracker_run_id,
         }
@@ -62,6 +65,7 @@ class TrainingState:
                 window=progress["window"],
                 skipped_in_a_row=progress.get("nonfinite_steps", 0),
                 scaler=dict(values["scaler"]),
+                early_stopping=dict(values.get("early_stopping", {})),
                 tracker_run_id=values["tracker_run_id"],
             )
         except (KeyError, TypeError, ValueError) as error:

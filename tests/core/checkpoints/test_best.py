@@ -8,9 +8,17 @@ from common.tracking.metrics_file import MetricsFile
 from core.checkpoints.best import BestSteps
 
 
-def log(path: Path, step: int, value: float | None, partition: str | None = "v", mode: str = "evaluate") -> None:
+def log(
+    path: Path,
+    step: int,
+    value: float | None,
+    partition: str | None = "v",
+    mode: str = "evaluate",
+    timed_out: bool = False,
+) -> None:
     file = MetricsFile(path)
-    file.append(Measurement(step, "train" if mode == "train" else "evaluate", partition, {"loss": value}, {}))
+    timing = {"timed_out": timed_out}
+    file.append(Measurement(step, "train" if mode == "train" else "evaluate", partition, {"loss": value}, timing))
     file.close()
 
 
@@ -44,6 +52,16 @@ def test_new_lines_of_either_file_are_read(tmp_path: Path) -> None:
     log(run, 3, 0.0)
     assert best([1, 2, 3]) == {1}, "the run's own measurements take precedence"
     assert best([2, 3]) == {2}
+
+
+def test_an_evaluation_that_the_time_limit_has_cut_short_does_not_count(tmp_path: Path) -> None:
+    run, follower = tmp_path / "metrics.jsonl", tmp_path / "metrics-evaluator.jsonl"
+    best = BestSteps([run, follower], "v", "loss", "max", 1)
+    log(run, 1, 0.9, timed_out=True)
+    log(run, 2, 0.1)
+    assert best([1, 2]) == {2}
+    log(follower, 1, 0.5)
+    assert best([1, 2]) == {1}, "the complete evaluation of the follower counts"
 
 
 def test_a_file_that_was_truncated_or_replaced_is_read_again(tmp_path: Path) -> None:

@@ -114,6 +114,38 @@ def test_an_exception_from_rotation_without_effect_is_an_error(tmp_path, setting
         job(tmp_path, *(f"training.{setting}" for setting in settings))
 
 
+EARLY_STOPPING = "early_stopping={partition: v, metric: mean/auroc, mode: max, patience: 3}"
+
+
+@pytest.mark.parametrize("settings", [[], ["eval_every_n=50"], ["eval_every_n=150"]])
+def test_early_stopping_needs_a_checkpoint_of_each_evaluation(tmp_path, settings):
+    settings = [*settings, "checkpoint_every_n=50", EARLY_STOPPING]
+    found = job(tmp_path, *(f"training.{setting}" for setting in settings)).training.early_stopping
+    assert found is not None
+    assert (found.patience, found.min_delta) == (3, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (["eval_every_n=0"], "eval_every_n is 0"),
+        (["eval_every_n=75", "checkpoint_every_n=50"], r"is 75, .* multiple of checkpoint_every_n \(50\)"),
+        (["eval_every_n=25", "checkpoint_every_n=50"], r"is 25, .* multiple of checkpoint_every_n \(50\)"),
+    ],
+)
+def test_early_stopping_without_such_checkpoints_is_an_error(tmp_path, settings, problem):
+    with pytest.raises(ConfigError, match=f"early_stopping needs .*{problem}"):
+        job(tmp_path, *(f"training.{setting}" for setting in [*settings, EARLY_STOPPING]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("patience", "0"), ("min_delta", "-1"), ("min_delta", ".nan"), ("mode", "up"), ("metric", "")]
+)
+def test_an_invalid_key_of_early_stopping_is_an_error(tmp_path, key, value):
+    with pytest.raises(ConfigError, match=rf"training\.early_stopping\.{key}"):
+        job(tmp_path, f"training.{EARLY_STOPPING}", f"training.early_stopping.{key}={value or chr(39) * 2}")
+
+
 def test_the_error_for_evaluating_no_batches_says_what_to_write_instead(tmp_path):
     with pytest.raises(ConfigError, match=r"training\.num_eval_steps.*negative number.*eval_every_n: 0"):
         job(tmp_path, "training.num_eval_steps=0")
@@ -138,6 +170,7 @@ MAY_CHANGE = [
     "training.num_epochs=7",
     "training.checkpoint_every_n=3",
     "training.checkpoint_max_to_keep=5",
+    f"training.{EARLY_STOPPING}",
     "training.train_log_every_n=1",
     "training.num_eval_steps=2",
     "training.eval_every_n=0",

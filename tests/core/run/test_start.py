@@ -28,7 +28,7 @@ from tests.support.toy import ToyModel, toy_components
 
 def find(components: TrainingComponents) -> Start:
     directory = RunDirectory(components.config.training.save_dir)
-    retention = configured_retention(components, directory)
+    retention = configured_retention(components.config.training, directory)
     return find_start(components, directory, retention, overwrites=components.overwrite_save_dir)
 
 

@@ -145,16 +145,16 @@ def evaluation_options(path: Path) -> list[str]:
     partitions = list(load_config_from_yaml(RecapConfig, path).validation_data)
     key_paths = ["train_data", *(f"validation_data[{name}]" for name in partitions)]
     discrete = [f"{key_path}.seg_dense_schema.features=[discrete]" for key_path in key_paths]
-    best = f"training.checkpoint_keep_best={{partition: {partitions[0]}, metric: mean/loss, mode: min}}"
     column = "rating_is_5" if is_movielens(path) else "meta__user_id"  # any column of integers
     grouped = f"metrics={{group_by: {column}, ndcg_at: [1]}}"
-    return [
-        *discrete,
-        grouped,
+    choice = f"partition: {partitions[0]}, metric: mean/loss, mode: min"
+    compared = [
+        f"training.checkpoint_keep_best={{{choice}}}",
+        f"training.early_stopping={{{choice}, patience: 1, min_delta: 0.1}}",
+        "training.eval_every_n=null",
         "training.checkpoint_max_to_keep=2",
-        best,
-        "model.stratifiers=[{name: s, index: 0, value: 1}]",
     ]
+    return [*discrete, grouped, *compared, "model.stratifiers=[{name: s, index: 0, value: 1}]"]
 
 
 @pytest.fixture(scope="module")

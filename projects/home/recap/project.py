@@ -25,6 +25,7 @@ from projects.home.recap.data.inputs import find_files
 from projects.home.recap.metrics import check_kept_predictions, check_strata, evaluation_set_metrics, metrics_table
 from projects.home.recap.model.heavy_ranker import HeavyRanker
 from projects.home.recap.model.model_and_loss import ModelAndLoss
+from projects.home.recap.model.position_debias import check_position_index
 from projects.home.recap.model.score import configured_score_weights
 from projects.home.recap.model.small_embeddings import check_table_indices, smallest_table_sizes
 from projects.home.recap.optimizer.build import build_optimizer
@@ -84,6 +85,8 @@ def _open_datasets(config: RecapConfig) -> dict[str, RecapDataset]:
         logger.info("%s: %s rows in %d file(s), %s", key_path, f"{table.num_rows:,}", table.num_files, table.inputs)
         if key_path != _TRAIN:
             check_kept_predictions(config, dataset, key_path)
+    if config.model.position_debias_config is not None:
+        check_position_index(config.model.position_debias_config, datasets[_TRAIN].widths, _TRAIN)
     check_strata(config.model.stratifiers or (), datasets[_TRAIN].widths)
     train = datasets[_TRAIN]
     check_size(lambda: _ranker(config, train), "model")

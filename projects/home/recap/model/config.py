@@ -132,6 +132,21 @@ class SmallEmbeddingsConfig(BaseConfig):
         return tables
 
 
+class PositionDebiasConfig(BaseConfig):
+    """An embedding of the position at which a tweet was shown. Only training uses it (docs/heavy-ranker.md)."""
+
+    max_position: int = pydantic.Field(
+        256, gt=0, lt=2**24, description="Largest position with an embedding of its own. Later positions share it."
+    )
+    num_dims: Size = pydantic.Field(64, description="Number of values per embedding.")
+    drop_probability: float = pydantic.Field(
+        0.5, ge=0, lt=1, description="Probability of training on an example without its position."
+    )
+    position_feature_index: pydantic.NonNegativeInt = pydantic.Field(
+        description="Position of the feature among the discrete ones."
+    )
+
+
 class ScoreWeightsFile(BaseConfig):
     """A file of score weights."""
 
@@ -165,8 +180,8 @@ class ModelConfig(BaseConfig):
         description="Transformation of the continuous and binary features."
     )
     large_embeddings: NotSupportedYet = pydantic.Field(None, description="Embedding tables sharded over processes.")
-    position_debias_config: NotSupportedYet = pydantic.Field(
-        None, description="An embedding of the position at which a tweet was shown."
+    position_debias_config: PositionDebiasConfig | None = pydantic.Field(
+        None, description="An embedding of the position at which a tweet was shown; null for none."
     )
     small_embeddings: SmallEmbeddingsConfig | None = pydantic.Field(
         None, description="Embeddings of discrete features; null ignores discrete features."

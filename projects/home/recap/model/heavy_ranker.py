@@ -15,6 +15,7 @@ from projects.home.recap.model.bucketed_numbers import BucketedNumbers
 from projects.home.recap.model.config import ModelConfig
 from projects.home.recap.model.feature_tables import FeatureTables
 from projects.home.recap.model.features import Featurization, finite
+from projects.home.recap.model.position_debias import PositionDebias
 from projects.home.recap.model.score import WeightedScore, configured_score_weights
 from projects.home.recap.model.small_embeddings import SmallEmbeddings
 
@@ -63,6 +64,11 @@ class HeavyRanker(nn.Module):
         self.feature_tables = FeatureTables(layout) if layout is not None and layout.tables else None
         if self.feature_tables is not None:
             embedding_widths += self.feature_tables.widths
+        self.position_debias = (
+            None if config.position_debias_config is None else PositionDebias(config.position_debias_config)
+        )
+        if self.position_debias is not None:
+            embedding_widths.append(self.position_debias.out_features)
         in_features = self.featurization.out_features + sum(embedding_widths)
         if self.buckets is not None:
             in_features += self.buckets.out_features
@@ -112,7 +118,8 @@ class HeavyRanker(nn.Module):
           user_eng_embedding: [batch, width].
           author_embedding: [batch, width].
           discrete: integer discrete features, [batch, discrete]. Required if the model has small embeddings, whose
-            features must be ids within their tables.
+            features must be ids within their tables. Also required in training, not in evaluation, if the model has
+            position_debias_config.
           ids: rows of the configured features' tables, [batch, num_ids]. Required if the model has such tables.
           embeddings: the configured features of kind embedding by name, [batch, length].
 
@@ -142,6 +149,8 @@ class HeavyRanker(nn.Module):
         if self.feature_tables is not None:
             assert ids is not None, "ids is required: the model was built with tables of features"
             parts.append(self.feature_tables(ids))
+        if self.position_debias is not None:
+            parts.append(self.position_debias(discrete, continuous.shape[0]))
         features = hidden = torch.cat(parts, dim=1)
         if self.backbone is not None:
             hidden = self.backbone(features)

@@ -80,6 +80,7 @@ MODELS = [
         "output_mlp: {layer_sizes: [1]}}}"
     ],
     [
+        "model.position_debias_config={position_feature_index: 0}",
         "model.score_weights=null",
         f"model.score_weights_path={ROOT}/projects/home/recap/score_weights/x-2026.yaml",
         "model.tasks[recap.engagement.is_replied]={dlrm_config: {bottom_mlp: {layer_sizes: [4]}, "

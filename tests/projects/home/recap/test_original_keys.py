@@ -300,7 +300,6 @@ def test_it_prints_only_keys_that_have_an_effect(home: Path) -> None:
 UNSUPPORTED = {
     "which_metrics": "all",
     "large_embeddings": "{tables: []}",
-    "position_debias_config": "{position_feature_index: 3}",
     "z_score_log_config": "{analysis_path: a.json}",
     "ignore_data_errors": "true",
     "mask_mantissa_features": "{continuous: 4}",

@@ -175,6 +175,7 @@ DLRM = "{dlrm_config: {bottom_mlp: {layer_sizes: [4]}, top_mlp: {layer_sizes: [6
         (SMALL_EMBEDDINGS,),
         (f"model.backbone={DCN}",),
         (f"model.backbone={DLRM}", SMALL_EMBEDDINGS),
+        ("model.position_debias_config={position_feature_index: 1}",),
     ],
     ids=str,
 )

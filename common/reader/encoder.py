@@ -66,29 +66,3 @@ class CombinedEncoder:
         for encoder in self._encoders:
             encoded |= encoder.encode(table, location)
         return encoded
-
-
-def combined(encoders: Sequence[Encoder]) -> Encoder | None:
-    """Return an encoder that does what all of these do, which return different keys; None if there are none."""
-    if len(encoders) < 2:
-        return encoders[0] if encoders else None
-    return _CombinedEncoder(encoders)
-
-
-class _CombinedEncoder:
-    def __init__(self, encoders: Sequence[Encoder]) -> None:
-        self._encoders = encoders
-
-    @property
-    def columns(self) -> list[str]:
-        return list(dict.fromkeys(column for encoder in self._encoders for column in encoder.columns))
-
-    @property
-    def bytes_per_row(self) -> int:
-        return sum(encoder.bytes_per_row for encoder in self._encoders)
-
-    def check(self, schema: pa.Schema) -> list[str]:
-        return list(dict.fromkeys(column for encoder in self._encoders for column in encoder.check(schema)))
-
-    def encode(self, table: pa.Table, location: str) -> dict[str, NDArray[Any]]:
-        return {key: values for encoder in self._encoders for key, values in encoder.encode(table, location).items()}

@@ -12,7 +12,7 @@ from common.features.encoder import BINARY, CONTINUOUS, IDS, FeatureEncoder, emb
 from common.features.group_encoder import GROUPS, GroupEncoder
 from common.features.layout import FeatureLayout
 from common.reader.column import Column
-from common.reader.encoder import Encoder, combined
+from common.reader.encoder import CombinedEncoder, Encoder
 from common.reader.order import check_lanes
 from common.reader.parquet import ParquetTable
 from common.reader.reader import BatchReader, Columns, PrefetchOptions
@@ -106,7 +106,11 @@ class RecapDataset:
         if group_by is not None:
             encoders.append(GroupEncoder(group_by, "metrics.group_by"))
         table = ParquetTable(
-            find_files(config, key_path), columns, prepare=preparation, cache=config.cache, encoder=combined(encoders)
+            find_files(config, key_path),
+            columns,
+            prepare=preparation,
+            cache=config.cache,
+            encoder=CombinedEncoder(encoders),
         )
         columns_by_name.check_unambiguous(table.column_names, table.inputs)
         make_batch = _MakeBatch(weight_rates, () if encoder is None else encoder.layout.embeddings)

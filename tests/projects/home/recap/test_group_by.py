@@ -16,6 +16,7 @@ from common.errors import ConfigError
 from common.reader.files import DataError
 from common.reader.vectors import with_lists
 from projects.home.recap.main import main
+from tests.support import feature_table
 from tests.support.runs import small_run
 
 KINDS = {0: "zero", 1: "eins, eine Zeichenkette von mehr als 32 Bytes"}
@@ -39,6 +40,10 @@ def run(data: Path, save_dir: Path, monkeypatch: pytest.MonkeyPatch, *overrides:
     """Run the program, and return the metrics of its evaluations."""
     monkeypatch.setattr(sys, "argv", ["main", *small_run(data, save_dir, *overrides)])
     assert main() == 0
+    return evaluations(save_dir)
+
+
+def evaluations(save_dir: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (save_dir / "metrics.jsonl").read_text().splitlines()]
     return [line["metrics"] for line in lines if line["mode"] == "evaluate"]
 
@@ -48,8 +53,8 @@ def test_each_string_is_a_group(
 ) -> None:
     best = "training.checkpoint_keep_best={partition: validation, metric: mean/gauc, mode: max}"
     options = (EXACT, STRATA, best, "training.checkpoint_max_to_keep=2")
-    evaluations = run(data, tmp_path / "run", monkeypatch, *options)
-    metrics = evaluations[-1]
+    measured = run(data, tmp_path / "run", monkeypatch, *options)
+    metrics = measured[-1]
     examples = {name: metrics[f"stratum/{name}/examples"] for name in ("zero", "one")}
     assert 0 < sum(examples.values()) < metrics["examples"] == 500
     assert metrics["groups"] == 2
@@ -70,7 +75,7 @@ def test_each_string_is_a_group(
     printed = capsys.readouterr()
     assert re.search(r"\ntask +loss +RCE +NRCE +AUROC +GAUC ", printed.out)
     assert ", mean/gauc 0." in printed.err
-    values = [evaluation["mean/gauc"] for evaluation in evaluations]
+    values = [evaluation["mean/gauc"] for evaluation in measured]
     best_step = 4 * (max(range(3), key=lambda index: (values[index], index)) + 1)
     assert best_step in complete_steps(tmp_path / "run/checkpoints")
 
@@ -98,3 +103,30 @@ def test_a_metric_of_groups_needs_groups(data: Path, tmp_path: Path, monkeypatch
     best = "training.checkpoint_keep_best={partition: validation, metric: mean/gauc, mode: max}"
     with pytest.raises(ConfigError, match=r"checkpoint_keep_best\.metric is 'mean/gauc', but the metrics of"):
         run(data, tmp_path / "run", monkeypatch, best, "training.checkpoint_max_to_keep=2")
+
+
+@pytest.mark.parametrize("column", ["device", "items"])
+def test_a_column_may_be_a_feature_and_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str) -> None:
+    """`device` has strings that are decoded as a dictionary, and `items` has integers; both have nulls."""
+    directory = feature_table.write_data(tmp_path / "data")
+    found = {}
+    for name in ("plain", "grouped"):
+        path = tmp_path / f"{name}.yaml"
+        feature_table.write_config(path, feature_table.config(directory, tmp_path / name))
+        grouped = ["--set", f"metrics.group_by={column}"] if name == "grouped" else []
+        monkeypatch.setattr(sys, "argv", ["main", "--config", str(path), *grouped])
+        assert main() == 0
+        found[name] = evaluations(tmp_path / name)[-1]
+    assert {key: found["grouped"][key] for key in found["plain"]} == found["plain"]
+    labels: dict[Any, list[float]] = {}
+    for row in pq.read_table(directory / "validation.parquet").to_pylist():
+        labels.setdefault(row[column], []).append(row[feature_table.LABEL])
+    assert len(labels.pop(None)) > 5
+    both = [group for group in labels.values() if 0 < sum(group) < len(group)]
+    expected = {
+        "groups": len(labels),
+        "clicked/groups_with_both_classes": len(both),
+        "clicked/gauc_coverage": sum(map(len, both)) / 100,
+        "clicked/groups_with_positives": sum(sum(group) > 0 for group in labels.values()),
+    }
+    assert {key: found["grouped"][key] for key in expected} == pytest.approx(expected, rel=1e-12)

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import duckdb
 
 MEMORY_LIMIT_IN_MIB = 1200
-"""What DuckDB holds in memory before it writes to temporary files. Python and pyarrow come on top of it."""
+"""Memory that DuckDB uses before it writes temporary files. Python and pyarrow come on top of it."""
 
 
 @contextlib.contextmanager
@@ -43,6 +43,12 @@ def open_database(temporary: Path, threads: int) -> Iterator["duckdb.DuckDBPyCon
             raise UserError(f"cannot read or write files in {temporary.parent}: {_first_line(error)}") from error
 
 
+def only_row(connection: "duckdb.DuckDBPyConnection", query: str) -> tuple[Any, ...]:
+    """Return the row of a query that has one."""
+    (row,) = connection.execute(query).fetchall()  # a result that is not read to its end keeps the connection busy
+    return tuple(row)
+
+
 def identifier(name: str) -> str:
     """Return the name as SQL."""
     return '"' + name.replace('"', '""') + '"'
@@ -64,6 +70,11 @@ def scan(files: Sequence[Path], columns: Sequence[str] | None = None) -> str:
     listed = ", ".join(literal(_without_pattern(file)) for file in files)
     names = "" if columns is None else f" AS rows({', '.join(identifier(name) for name in columns)})"
     return f"read_parquet([{listed}]){names}"
+
+
+def without_nan(value: str, sql_type: str) -> str:
+    """Return SQL of a value of a type, null for NaN."""
+    return f"CASE WHEN isnan({value}) THEN NULL ELSE {value} END" if sql_type in ("FLOAT", "DOUBLE") else value
 
 
 def _without_pattern(file: Path) -> str:

@@ -1,0 +1,53 @@
+"""Shows how far a stage of the program is: a bar on a terminal, log lines otherwise."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import Never, Self
+
+import tqdm
+
+logger = logging.getLogger(__name__)
+
+_LOG_EVERY_S = 10.0
+
+
+class Progress:
+    """Shows the rows that a stage has processed."""
+
+    def __init__(self, stage: str, num_rows: int) -> None:
+        """Declare the stage, such as "splitting", and the number of rows of which it consists."""
+        self._stage = stage
+        self._num_rows = num_rows
+        self._done = 0
+        self._start = self._logged = time.monotonic()
+        self._bar: tqdm.tqdm[Never] | None = None
+
+    def __enter__(self) -> Self:
+        logger.info("%s %s rows", self._stage, f"{self._num_rows:,}")
+        if sys.stderr.isatty():
+            self._bar = tqdm.tqdm(total=self._num_rows, unit=" rows", unit_scale=True, ncols=80, nrows=20, leave=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def add(self, rows: int) -> None:
+        """Count rows as done."""
+        self._done += rows
+        if self._bar is not None:
+            self._bar.update(rows)
+        elif (now := time.monotonic()) - self._logged >= _LOG_EVERY_S:
+            self._logged = now
+            speed = self._done / (now - self._start)
+            logger.info(
+                "%s: %.0f%% of %s rows, %s rows/s",
+                self._stage,
+                100 * self._done / self._num_rows,
+                f"{self._num_rows:,}",
+                f"{speed:,.0f}",
+            )

@@ -1,0 +1,384 @@
+"""Divides the staged rows into training, validation and test data, and writes them as Parquet. Reads them once."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from common.errors import UserError
+from common.features.hashing import Hashes
+from common.reader.parquet_file import create_parquet
+from projects.home.recap.tools.prepare.columns import ROW, Ingested, IngestedColumn
+from projects.home.recap.tools.prepare.database import only_row, scan, without_nan
+from projects.home.recap.tools.prepare.labels import Label, any_is_null, is_number
+from projects.home.recap.tools.prepare.progress import Progress
+from projects.home.recap.tools.prepare.row_hash import row_hashes, split_numbers
+
+if TYPE_CHECKING:
+    import duckdb
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+
+PART = "part-00000.parquet"
+"""Name of the file of a split."""
+
+HASH = "hash"
+"""Column of the file of hashes, int64: the hash of a row."""
+
+SAMPLE_ROWS = 200_000
+"""Maximum number of rows of the sample."""
+
+MAX_ROW_GROUP_ROWS = 65_536
+
+_MIN_ROW_GROUP_ROWS = 4_096
+_BATCH_ROWS = 65_536
+_SPLIT = "split"
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """A rule that divides the rows.
+
+    Attributes:
+      by: "time" (the oldest rows train), "group" (a hash of the column) or "row" (a hash of the row).
+      column: the column of the time or the group; None for "row".
+      shares: shares of the rows in train, validation and test, which sum to 1.
+    """
+
+    by: str
+    column: IngestedColumn | None
+    shares: tuple[float, float, float]
+
+
+class OutputColumn(NamedTuple):
+    """A column of the output."""
+
+    name: str
+    sql: str
+    """Its value, from the staged columns."""
+    field: pa.Field
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split that was written.
+
+    Attributes:
+      name: its name, one of SPLITS.
+      file: its Parquet file.
+      num_rows: number of rows.
+      positives: number of rows whose label is 1, by label.
+      nulls: number of rows without a value, or with NaN, by column.
+    """
+
+    name: str
+    file: Path
+    num_rows: int
+    positives: Mapping[str, int]
+    nulls: Mapping[str, int]
+
+
+class Scratch(NamedTuple):
+    """Files that the split writes for the checks of the table."""
+
+    hashes: Path
+    """The hash of each written row."""
+    sample: Path
+    """Rows of the training data at regular distances, at most SAMPLE_ROWS."""
+
+
+def output_columns(ingested: Ingested, labels: Sequence[Label]) -> list[OutputColumn]:
+    """Return the columns of the output: those of the input, with labels as int8, then the labels with new names."""
+    schema = pq.read_schema(ingested.files[0])
+    by_name = {
+        column.name: OutputColumn(column.name, column.staged, schema.field(column.staged).with_name(column.name))
+        for column in ingested.columns
+        if column.staged is not None
+    }
+    for label in labels:
+        by_name[label.name] = OutputColumn(label.name, label.sql, pa.field(label.name, pa.int8(), nullable=False))
+    return list(by_name.values())
+
+
+def write_splits(
+    connection: "duckdb.DuckDBPyConnection",
+    ingested: Ingested,
+    labels: Sequence[Label],
+    rule: SplitRule,
+    out: Path,
+    scratch: Scratch,
+) -> dict[str, Split]:
+    """Write the rows that have all labels (and a time, if the rule needs one) to train/, validation/ and test/.
+
+    The rows are in the order of time, rows with equal times and all others in the order of the input.
+
+    Args:
+      connection: the database.
+      ingested: the staged rows.
+      labels: labels to write.
+      rule: how to divide the rows.
+      out: directory in which the directories of the splits are created.
+      scratch: files to create for the checks.
+
+    Returns:
+      The splits by name.
+
+    Raises:
+      UserError: a split would be empty.
+    """
+    columns = output_columns(ingested, labels)
+    condition = f"NOT ({any_is_null(labels)})"
+    key, order = "0", ROW
+    if rule.by == "time":
+        assert rule.column is not None
+        time = time_key(rule.column)
+        condition += f" AND {time} IS NOT NULL"
+        first, second = _time_bounds(connection, ingested, time, condition, rule)
+        key, order = f"CASE WHEN {time} < {first} THEN 0 WHEN {time} < {second} THEN 1 ELSE 2 END", f"{time}, {ROW}"
+    values = ", ".join(f"{column.sql} AS v{index}" for index, column in enumerate(columns))
+    # The staged files are in the order of ROW, and DuckDB preserves it without sorting; _checked() makes sure.
+    ordered = f"ORDER BY {order}" if rule.by == "time" else ""
+    query = (
+        f"SELECT {ROW}, CAST({key} AS TINYINT) AS {_SPLIT}, {values} FROM {scan(ingested.files)} "
+        f"WHERE {condition} {ordered}"
+    )
+    schema = pa.schema([column.field for column in columns])
+    group = next((i for i, column in enumerate(columns) if rule.by == "group" and _is_of(column, rule)), None)
+    names = [label.name for label in labels]
+    with (
+        _SplitWriters(out, schema, names, rule.shares, ingested.num_rows, scratch) as writers,
+        Progress("splitting", ingested.num_rows) as progress,
+    ):
+        batches = connection.sql(query).to_arrow_reader(_BATCH_ROWS)
+        for batch in batches if rule.by == "time" else _checked(batches):
+            rows = pa.RecordBatch.from_arrays(
+                [_plain(batch.column(2 + index), field.type) for index, field in enumerate(schema)], schema=schema
+            )
+            hashes = row_hashes(rows.columns)
+            if rule.by == "time":
+                numbers = batch.column(1).to_numpy()
+            else:
+                own = hashes if group is None else _group_hashes(rows.column(group), hashes)
+                numbers = split_numbers(own, rule.shares)
+            writers.write(rows, hashes, numbers)
+            progress.add(len(rows))
+    splits = {name: writer.split(name) for name, writer in zip(SPLITS, writers.writers, strict=True)}
+    _check_not_empty(splits, rule)
+    return splits
+
+
+def time_key(column: IngestedColumn) -> str:
+    """Return SQL of a number that orders the rows by a column of times, null where it has none.
+
+    Raises:
+      UserError: the column has another type.
+    """
+    assert column.staged is not None
+    if column.type == "TIMESTAMP_NS":
+        return f"epoch_ns({column.staged})"
+    if column.type == "DATE" or column.type.startswith("TIMESTAMP"):
+        return f"epoch_us(CAST({column.staged} AS {'DATE' if column.type == 'DATE' else column.type}))"
+    if is_number(column.type):
+        return without_nan(column.staged, column.type)
+    raise UserError(
+        f"--time {column.name}: the column has the type {column.found}, but a time is a timestamp or a number"
+    )
+
+
+def rows_per_group(num_rows: int) -> int:
+    """Return the rows per row group of a table, which the reader shuffles as a whole.
+
+    A small table has enough row groups for every lane; a large one has few enough for a short footer.
+    """
+    return max(_MIN_ROW_GROUP_ROWS, min(MAX_ROW_GROUP_ROWS, num_rows // 24))
+
+
+def _is_of(column: OutputColumn, rule: SplitRule) -> bool:
+    return rule.column is not None and column.name == rule.column.name
+
+
+def _group_hashes(group: pa.Array, own: Any) -> Any:
+    """Return the hashes of the groups, and those of the rows where the group is null."""
+    return np.where(group.is_null().to_numpy(zero_copy_only=False), own, row_hashes([group]))
+
+
+def _time_bounds(
+    connection: "duckdb.DuckDBPyConnection", ingested: Ingested, time: str, condition: str, rule: SplitRule
+) -> tuple[str, str]:
+    """Return SQL of the first time of validation and that of test, so that rows with equal times are on one side."""
+    source = f"FROM {scan(ingested.files)} WHERE {condition}"
+
+    def one(query: str) -> Any:
+        return only_row(connection, query)[0]
+
+    num_rows = one(f"SELECT count(*) {source}")
+    bounds: list[str] = []
+    used = 0
+    for share in (rule.shares[0], rule.shares[0] + rule.shares[1]):
+        wanted = min(round(share * num_rows), num_rows - 1)
+        middle = one(f"SELECT {time} AS t {source} ORDER BY t LIMIT 1 OFFSET {wanted}")
+        before = one(f"SELECT count(*) {source} AND {time} < {_number(middle)}")
+        after = one(f"SELECT count(*) {source} AND {time} <= {_number(middle)}")
+        later = None if after == num_rows else one(f"SELECT min({time}) {source} AND {time} > {_number(middle)}")
+        if later is None or (before > used and wanted - before <= after - wanted):
+            used, bound = before, middle
+        else:
+            used, bound = after, later
+        bounds.append(_number(bound))
+    return bounds[0], bounds[1]
+
+
+def _number(value: Any) -> str:
+    return f"CAST('{value!r}' AS DOUBLE)" if isinstance(value, float) else str(value)
+
+
+def _checked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield the batches, whose rows must be in the order of the input."""
+    last = -1
+    for batch in batches:
+        numbers = batch.column(0).to_numpy()
+        if len(numbers) == 0:
+            continue
+        assert np.all(np.diff(numbers, prepend=last) > 0), "the rows are not in the order of the input"
+        last = int(numbers[-1])
+        yield batch
+
+
+def _plain(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return the array with the type that the output has."""
+    return array if array.type == kind else array.cast(kind)
+
+
+def _check_not_empty(splits: Mapping[str, Split], rule: SplitRule) -> None:
+    empty = [name for name, split in splits.items() if split.num_rows == 0]
+    if not empty:
+        return
+    counts = ", ".join(f"{split.num_rows:,} {name}" for name, split in splits.items())
+    if rule.by == "row":
+        raise UserError(f"the split {empty[0]} would be empty ({counts} rows). Prepare more rows, or change --split")
+    assert rule.column is not None
+    reason = {
+        "time": "rows with equal times are in one split",
+        "group": "rows of one group are in one split",
+    }[rule.by]
+    raise UserError(
+        f"--{rule.by} {rule.column.name}: the split {empty[0]} would be empty ({counts} rows), because {reason} and "
+        f"the column has {rule.column.num_distinct:,} values. Change --split, or omit --{rule.by}"
+    )
+
+
+class _SplitWriters:
+    """Writes the splits, the hashes and the sample."""
+
+    def __init__(
+        self,
+        out: Path,
+        schema: pa.Schema,
+        labels: Sequence[str],
+        shares: Sequence[float],
+        num_rows: int,
+        scratch: Scratch,
+    ) -> None:
+        self.writers = [
+            _SplitWriter(out / name / PART, schema, labels, rows_per_group(int(share * num_rows)))
+            for name, share in zip(SPLITS, shares, strict=True)
+        ]
+        self._hashes = create_parquet(scratch.hashes, pa.schema([(HASH, pa.int64())]), use_dictionary=False)
+        self._sample = create_parquet(scratch.sample, schema)
+        self._sample_every = max(1, math.ceil(shares[0] * num_rows / SAMPLE_ROWS))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for writer in self.writers:
+            writer.close(complete=kind is None)
+        self._hashes.close()
+        self._sample.close()
+
+    def write(self, rows: pa.RecordBatch, hashes: Hashes, numbers: NDArray[np.int8]) -> None:
+        """Write rows to the splits of these numbers."""
+        self._hashes.write_batch(pa.record_batch([pa.array(hashes.view(np.int64))], [HASH]))
+        for number, writer in enumerate(self.writers):
+            part = rows.filter(pa.array(numbers == number))
+            if number == 0 and len(part):
+                self._sample.write_batch(
+                    part.take(pa.array(np.arange(-writer.num_rows % self._sample_every, len(part), self._sample_every)))
+                )
+            writer.write(part)
+
+
+class _SplitWriter:
+    """Writes rows to a Parquet file in row groups of a fixed size, however they arrive."""
+
+    def __init__(self, path: Path, schema: pa.Schema, labels: Sequence[str], rows_per_group: int) -> None:
+        path.parent.mkdir()
+        self.num_rows = 0
+        self._path = path
+        self._schema = schema
+        self._rows_per_group = rows_per_group
+        self._positives = dict.fromkeys(labels, 0)
+        self._nulls = dict.fromkeys(schema.names, 0)
+        self._pending: list[pa.RecordBatch] = []
+        self._num_pending = 0
+        # pyarrow's statistics ignore NaN, and DuckDB concludes from them that a column has none.
+        discrete = _discrete_columns(schema)
+        self._writer = create_parquet(
+            path, schema, compression="zstd", use_dictionary=discrete, write_statistics=discrete
+        )
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        for name, column in zip(self._schema.names, rows.columns, strict=True):
+            self._nulls[name] += column.null_count
+            if pa.types.is_floating(column.type):
+                self._nulls[name] += pc.sum(pc.is_nan(column)).as_py() or 0
+        for label in self._positives:
+            self._positives[label] += pc.sum(rows.column(label)).as_py() or 0
+        self._pending.append(rows)
+        self._num_pending += len(rows)
+        self.num_rows += len(rows)
+        if self._num_pending >= self._rows_per_group:
+            self._flush(at_least=self._rows_per_group)
+
+    def split(self, name: str) -> Split:
+        """Return what was written."""
+        return Split(name, self._path, self.num_rows, self._positives, self._nulls)
+
+    def close(self, complete: bool) -> None:
+        if complete:
+            self._flush(at_least=1)
+        self._writer.close()
+
+    def _flush(self, at_least: int) -> None:
+        table = pa.Table.from_batches(self._pending, self._schema)
+        size = self._rows_per_group
+        begin = 0
+        while table.num_rows - begin >= at_least:
+            # One chunk per column, so that the bytes do not depend on how the rows arrived.
+            self._writer.write_table(table.slice(begin, size).combine_chunks(), row_group_size=size)
+            begin += size
+        rest = table.slice(begin)
+        self._pending, self._num_pending = rest.to_batches(), rest.num_rows
+
+
+def _discrete_columns(schema: pa.Schema) -> list[str]:
+    """Return the paths of the columns that are not floating-point numbers, whose values often repeat."""
+    names = []
+    for field in schema:
+        is_list = pa.types.is_nested(field.type)
+        if not pa.types.is_floating(field.type.value_type if is_list else field.type):
+            names.append(f"{field.name}.list.element" if is_list else field.name)
+    return names

@@ -28,6 +28,7 @@ class IngestOptions:
     Attributes:
       roles: columns that are not ordinary features, by name.
       features: features that the user configured, by name; they overrule the inferred kinds of their columns.
+      kinds: kinds that the user chose, by column; they overrule the inferred ones.
       null_values: texts that mean a missing value, besides an empty field.
       delimiter: character between the fields of CSV; None detects tab, comma or semicolon.
       names: names of the columns of CSV files without a header; None reads them from the first line.
@@ -38,6 +39,7 @@ class IngestOptions:
 
     roles: Mapping[str, Role] = field(default_factory=dict)
     features: Mapping[str, Feature] = field(default_factory=dict)
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
     null_values: tuple[str, ...] = ()
     delimiter: str | None = None
     names: tuple[str, ...] | None = None

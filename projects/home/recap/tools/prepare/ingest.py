@@ -1,0 +1,167 @@
+"""Turns the user's files into staged Parquet files with one type per column, and says what is known of each column.
+
+    files -> rows (Parquet as found, CSV as text) -> types decided over all values -> staged rows -> kinds
+
+Everything larger than a batch of rows is on disk: in files, or in DuckDB's temporary files.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Never
+
+import tqdm
+
+from common.errors import UserError
+from projects.home.recap.tools.prepare.column_types import Use, decide_type, type_group, uses_of_columns
+from projects.home.recap.tools.prepare.columns import ROW, Ingested, IngestedColumn, IngestOptions
+from projects.home.recap.tools.prepare.database import literal, scan
+from projects.home.recap.tools.prepare.input_files import find_files
+from projects.home.recap.tools.prepare.kinds import Inferred, infer
+from projects.home.recap.tools.prepare.rows import RawColumn, Rows, read_rows
+from projects.home.recap.tools.prepare.statistics import Statistics, column_statistics
+from projects.home.recap.tools.prepare.text_types import TypedText
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+def ingest(
+    connection: "duckdb.DuckDBPyConnection", inputs: Sequence[Path], staging: Path, options: IngestOptions
+) -> Ingested:
+    """Read the user's files, and write their rows to staged Parquet files.
+
+    Args:
+      connection: an open database.
+      inputs: files, directories and glob patterns.
+      staging: directory to create.
+      options: options of the command line.
+
+    Raises:
+      DataError: a file cannot be read, a value cannot be what an option or a feature needs, or a value is ambiguous.
+      UserError: an option or a feature names a column that does not exist, or has another type.
+    """
+    connection.execute("SET TimeZone = 'UTC'")
+    files = find_files(inputs)
+    size = sum(file.path.stat().st_size for file in files.files)
+    with _bar("reading", size, "B") as bar:
+        rows = read_rows(files, staging / "rows", options, bar.update)
+    uses = uses_of_columns([column.name for column in rows.columns], options)
+    types: list[TypedText | None] = []
+    with _bar("types", len(rows.columns), " columns") as bar:
+        for index, column in enumerate(rows.columns):
+            is_staged = column.type is not None
+            types.append(decide_type(connection, rows, index, uses[column.name], options) if is_staged else None)
+            bar.update()
+    staged = _write_typed(connection, rows, types, staging / "typed")
+    described = connection.execute(f"SELECT column_name, column_type FROM (DESCRIBE FROM {scan(staged)})").fetchall()
+    sql_types = dict(described)
+    columns = []
+    with _bar("values", len(rows.columns), " columns") as bar:
+        for index, column in enumerate(rows.columns):
+            found = _Found(column, f"c{index}", sql_types.get(f"c{index}"), types[index], uses[column.name])
+            values = None
+            if found.sql_type is not None:
+                values = column_statistics(connection, staged, found.staged, found.sql_type)
+            columns.append(_describe(found, values, options))
+            bar.update()
+    notes = [*rows.notes, *(each.note for each in types if each is not None and each.note is not None)]
+    return Ingested(staged, rows.num_rows, tuple(columns), tuple(notes))
+
+
+def _write_typed(
+    connection: "duckdb.DuckDBPyConnection", rows: Rows, types: Sequence[TypedText | None], folder: Path
+) -> tuple[Path, ...]:
+    """Write the rows with the values that `types` state, remove the rows as read, and return the new files."""
+    if all(typed is None or typed.value == f"c{index}" for index, typed in enumerate(types)):
+        return rows.files
+    folder.mkdir()
+    values = ", ".join(f"{typed.value} AS c{index}" for index, typed in enumerate(types) if typed is not None)
+    written = []
+    with _bar("writing", rows.num_rows, " rows") as bar:
+        for file in rows.files:
+            written.append(folder / file.name)
+            count = connection.execute(
+                f"COPY (SELECT {ROW}, {values} FROM {scan([file])} ORDER BY {ROW}) TO {literal(str(written[-1]))} "
+                "(FORMAT parquet, COMPRESSION lz4_raw)"
+            ).fetchone()
+            assert count is not None
+            bar.update(count[0])
+            file.unlink()
+    return tuple(written)
+
+
+class _Found(NamedTuple):
+    """A column, and what was found out about it.
+
+    Attributes:
+      raw: the column of the input.
+      staged: its name in the staged files.
+      sql_type: its type there; None if it is not staged.
+      typed: how its type was decided; None if it is not staged.
+      uses: what reads it.
+    """
+
+    raw: RawColumn
+    staged: str
+    sql_type: str | None
+    typed: TypedText | None
+    uses: Sequence[Use]
+
+
+def _describe(found: _Found, values: Statistics | None, options: IngestOptions) -> IngestedColumn:
+    """Return what is known of a column. `values` is None for a column that is not staged."""
+    raw = found.raw
+    _check_uses(found, values)
+    role = options.roles.get(raw.name, "feature")
+    features = [name for name, feature in options.features.items() if (feature.column or name) == raw.name]
+    if values is None or found.sql_type is None or found.typed is None:
+        reason = f"{raw.found}, which no kind reads; it is not copied"
+        return IngestedColumn(raw.name, None, role, raw.found, "", "unused", reason, 0, 0)
+    inferred = infer(raw.name, found.sql_type, values)
+    if features:
+        inferred = Inferred(options.features[features[0]].kind, "configured")
+    elif found.typed.reason:
+        inferred = replace(inferred, reason=f"{inferred.reason}; {found.typed.reason}")
+    return IngestedColumn(
+        raw.name,
+        found.staged,
+        role,
+        raw.found,
+        found.sql_type,
+        inferred.kind,
+        inferred.reason,
+        values.num_nulls,
+        values.num_distinct,
+        None if values.low is None else str(values.low),
+        None if values.high is None else str(values.high),
+        None if values.lengths is None else values.lengths[1],
+        values.examples,
+        inferred.settings,
+        tuple(features),
+    )
+
+
+def _check_uses(found: _Found, values: Statistics | None) -> None:
+    """Raise UserError if a feature or an option cannot read the type of a column."""
+    group = "other" if found.sql_type is None else type_group(found.sql_type)
+    for use in found.uses:
+        is_whole = values is not None and values.is_whole and "text" in use.types  # a category
+        if group not in use.types and not (group == "number" and is_whole):
+            raise UserError(
+                f"{use.reader}: the column {found.raw.name!r} is {found.raw.found}, but it must be "
+                f"{' or '.join(sorted(use.types))}"
+            )
+
+
+def _bar(description: str, total: int, unit: str) -> "tqdm.tqdm[Never]":
+    return tqdm.tqdm(
+        desc=description,
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        ncols=80,
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    )

@@ -1,0 +1,27 @@
+"""Makes the names of columns usable: not empty, unique, printable, without blanks around them."""
+
+import itertools
+from collections.abc import Sequence
+
+
+def clean_names(found: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names to use, and a sentence about each name that was changed.
+
+    Args:
+      found: the names in the input, in order.
+    """
+    names: list[str] = []
+    notes: list[str] = []
+    printable = [_printable(name) or f"column_{position}" for position, name in enumerate(found, start=1)]
+    for position, (name, clean) in enumerate(zip(found, printable, strict=True), start=1):
+        if clean in names:
+            numbered = (f"{clean}_{number}" for number in itertools.count(2))
+            clean = next(each for each in numbered if each not in names and each not in printable)
+        names.append(clean)
+        if clean != name:
+            notes.append(f"Column {position}, {name!r} in the input, is named {clean!r}.")
+    return names, notes
+
+
+def _printable(name: str) -> str:
+    return "".join(character if character.isprintable() else "_" for character in " ".join(name.split()))

@@ -1,0 +1,132 @@
+"""Reads the user's files into staged rows: Parquet with the types as found, CSV as text."""
+
+import bisect
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from common.reader.files import DataError
+from projects.home.recap.tools.prepare import csv_file, parquet_files
+from projects.home.recap.tools.prepare.columns import IngestOptions
+from projects.home.recap.tools.prepare.input_files import InputFiles
+from projects.home.recap.tools.prepare.names import clean_names
+from projects.home.recap.tools.prepare.row_writer import RowWriter
+
+
+@dataclass(frozen=True)
+class RawColumn:
+    """A column as found.
+
+    Attributes:
+      name: name, made unique.
+      found: type for messages.
+      type: type of the staged column; None if the column is not staged.
+      is_typed: False for text whose type is to be decided: that of CSV files and of names of folders.
+    """
+
+    name: str
+    found: str
+    type: pa.DataType | None
+    is_typed: bool
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of all files, with the columns c0, c1, ... by position in `columns`, and ROW.
+
+    Attributes:
+      files: staged files.
+      num_rows: number of rows.
+      columns: the columns.
+      notes: sentences about what was changed.
+      place_of: returns the file of a row and the line in it, for messages.
+    """
+
+    files: tuple[Path, ...]
+    num_rows: int
+    columns: tuple[RawColumn, ...]
+    notes: tuple[str, ...]
+    place_of: Callable[[int], str]
+
+
+def read_rows(inputs: InputFiles, folder: Path, options: IngestOptions, progress: Callable[[int], object]) -> Rows:
+    """Write the rows of all files to a new directory.
+
+    Args:
+      inputs: the files.
+      folder: directory to create.
+      options: options of the command line.
+      progress: receives the number of bytes of the files that were read since the last call.
+
+    Raises:
+      DataError: a file cannot be read, the files do not have the same columns, or there are no rows.
+    """
+    table = _csv_table(inputs, options) if inputs.format == "csv" else _parquet_table(inputs)
+    partition = [name for name in inputs.files[0].partition if name not in {column.name for column in table.columns}]
+    columns = [*table.columns, *(RawColumn(name, "name of a folder", pa.string(), False) for name in partition)]
+    schema = pa.schema([(f"c{i}", column.type) for i, column in enumerate(columns) if column.type is not None])
+    starts = []
+    with RowWriter(folder, schema) as writer:
+        for index, file in enumerate(inputs.files):
+            starts.append(writer.num_rows)
+            for batch in table.read(index, progress):
+                constants = [
+                    pa.repeat(pa.scalar(file.partition[name], pa.string()), batch.num_rows) for name in partition
+                ]
+                writer.write([*batch.columns, *constants], batch.num_rows)
+    if writer.num_rows == 0:
+        raise DataError(f"{inputs.files[0].path}: there is no row in {len(inputs.files)} file(s)")
+
+    def place_of(row: int) -> str:
+        index = bisect.bisect_right(starts, row) - 1
+        return f"{inputs.files[index].path}, {table.place_of(index, row - starts[index])}"
+
+    return Rows(tuple(writer.files), writer.num_rows, tuple(columns), table.notes, place_of)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The columns of files, and how to read them by number of the file."""
+
+    columns: tuple[RawColumn, ...]
+    notes: tuple[str, ...]
+    read: Callable[[int, Callable[[int], object]], Iterator[pa.RecordBatch]]
+    place_of: Callable[[int, int], str]
+
+
+def _csv_table(inputs: InputFiles, options: IngestOptions) -> _Table:
+    paths = [file.path for file in inputs.files]
+    formats = [csv_file.sniff(path, options) for path in paths]
+    for path, csv_format in zip(paths, formats, strict=True):
+        if options.names is None and csv_format.fields != formats[0].fields:
+            pairs = itertools.zip_longest(formats[0].fields, csv_format.fields)
+            one, two = next(pair for pair in pairs if pair[0] != pair[1])
+            raise DataError(
+                f"{path}, line 1: the columns differ from those of {paths[0]}: {two!r} stands in place of {one!r}"
+            )
+        if csv_format.delimiter != formats[0].delimiter:
+            raise DataError(
+                f"{path}: the delimiter is {csv_format.delimiter!r}, but that of {paths[0]} is "
+                f"{formats[0].delimiter!r}. Give --delimiter, or files of one format"
+            )
+    names, notes = clean_names(formats[0].fields if options.names is None else options.names)
+    return _Table(
+        tuple(RawColumn(name, "text", pa.string(), False) for name in names),
+        tuple(notes),
+        lambda index, progress: csv_file.read_batches(paths[index], formats[index], progress),
+        lambda index, row: f"line {csv_file.line_of(paths[index], formats[index], row)}",
+    )
+
+
+def _parquet_table(inputs: InputFiles) -> _Table:
+    paths = [file.path for file in inputs.files]
+    table = parquet_files.read_schemas(paths)
+    return _Table(
+        tuple(RawColumn(column.name, column.found, column.type, True) for column in table.columns),
+        table.notes,
+        lambda index, progress: parquet_files.read_batches(paths[index], table.columns, progress),
+        lambda _, row: f"row {row + 1}",
+    )

@@ -77,7 +77,7 @@ class FeatureEncoder:
         """Check the columns of a file.
 
         Returns:
-          Names of the columns of strings and lists of strings, to decode as dictionaries.
+          Names of the columns of strings and of lists of strings.
 
         Raises:
           ValueError: a column is missing, occurs more than once, or has a type that cannot be encoded.

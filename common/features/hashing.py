@@ -24,6 +24,8 @@ _P4 = np.uint64(0x85EBCA77C2B2AE63)
 _P5 = np.uint64(0x27D4EB2F165667C5)
 # From this length in bytes on, XXH64 reads stripes, and the C library hashes one string at a time.
 _STRIPE = 32
+# Number of values whose arrays stay in a core's cache during all steps, which makes them four times as fast.
+_BLOCK = 16_384
 
 
 def hash_integers(values: NDArray[np.int64], seeds: Hashes | None = None) -> Hashes:
@@ -33,8 +35,15 @@ def hash_integers(values: NDArray[np.int64], seeds: Hashes | None = None) -> Has
       values: [values].
       seeds: seed of each value; None for SEED. Spark's xxhash64(c, c) uses the hashes of c as seeds.
     """
-    values = np.ascontiguousarray(values, np.int64)
-    return _finish(_add_word(_start(values.shape, 8, seeds), values.view(np.uint64)))
+    hashes = np.empty(len(values), np.uint64)
+    for begin in range(0, len(values), _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        words = values[block].astype(np.int64).view(np.uint64)
+        part = _start(np.full(len(words), 8, np.uint64), None if seeds is None else seeds[block])
+        _add_word(part, words)
+        _finish(part)
+        hashes[block] = part
+    return hashes
 
 
 def hash_strings(values: pa.Array, seeds: Hashes | None = None) -> Hashes:
@@ -44,25 +53,46 @@ def hash_strings(values: pa.Array, seeds: Hashes | None = None) -> Hashes:
       values: a string or large_string array, [values].
       seeds: seed of each value; None for SEED. Spark's xxhash64(c, c) uses the hashes of c as seeds.
     """
-    data, begins, lengths = _text(values)
-    hashes = _start(lengths.shape, lengths.astype(np.uint64), seeds)
-    words = _view(data, "<u8")
-    for word in range(_STRIPE // 8 - 1):
-        has = np.flatnonzero(lengths >= 8 * (word + 1))
-        if has.size == 0:
-            break
-        hashes[has] = _add_word(hashes[has], words[begins[has] + 8 * word])
+    hashes = np.empty(len(values), np.uint64)
+    data, ends = _text(values)
+    for begin in range(0, len(values), _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        bounds = ends[begin : begin + _BLOCK + 1].astype(np.int64)
+        hashes[block] = _hash_strings(data, bounds[:-1], np.diff(bounds), None if seeds is None else seeds[block])
+    return hashes
+
+
+def _hash_strings(
+    data: NDArray[np.uint8], begins: NDArray[np.int64], lengths: NDArray[np.int64], seeds: Hashes | None
+) -> Hashes:
+    hashes = _start(lengths.astype(np.uint64), seeds)
+    words, halves = _view(data, "<u8"), _view(data, "<u4")
+    for word in range(min(int(lengths.max()), _STRIPE - 1) // 8):
+        where = _where(lengths >= 8 * (word + 1))
+        part = hashes[where]
+        _add_word(part, words[begins[where] + 8 * word])
+        hashes[where] = part
     rest = begins + (lengths & ~7)
-    has = np.flatnonzero(lengths & 4)
-    if has.size:
-        half = _view(data, "<u4")[rest[has]].astype(np.uint64)
-        hashes[has] = _rotate(hashes[has] ^ (half * _P1), 23) * _P2 + _P3
-        rest[has] += 4
-    for byte in range(3):
-        has = np.flatnonzero((lengths & 3) > byte)
-        if has.size:
-            hashes[has] = _rotate(hashes[has] ^ (data[rest[has] + byte].astype(np.uint64) * _P5), 11) * _P1
-    hashes = _finish(hashes)
+    if (has_half := lengths & 4).any():
+        where = _where(has_half > 0)
+        part, numbers = hashes[where], halves[rest[where]].astype(np.uint64)
+        numbers *= _P1
+        part ^= numbers
+        _rotate(part, 23)
+        part *= _P2
+        part += _P3
+        hashes[where] = part
+        rest += has_half
+    lengths_of_rest = lengths & 3
+    for byte in range(int(lengths_of_rest.max())):
+        where = _where(lengths_of_rest > byte)
+        part, numbers = hashes[where], data[rest[where] + byte].astype(np.uint64)
+        numbers *= _P5
+        part ^= numbers
+        _rotate(part, 11)
+        part *= _P1
+        hashes[where] = part
+    _finish(hashes)
     for index in np.flatnonzero(lengths >= _STRIPE).tolist():
         begin = int(begins[index])
         seed = SEED if seeds is None else int(seeds[index])
@@ -72,18 +102,23 @@ def hash_strings(values: pa.Array, seeds: Hashes | None = None) -> Hashes:
 
 def buckets(hashes: Hashes, number: int) -> NDArray[np.int64]:
     """Return Spark's pmod(hash, number) of the signed hashes, which are at least 0 and less than `number`."""
-    # The remainder of numpy has the sign of the divisor.
-    return hashes.view(np.int64) % number
+    # numpy rounds quotients down, so that remainders are at least 0. It divides by a constant without a division, but
+    # has no such remainder.
+    signed = hashes.view(np.int64)
+    quotients = signed // number
+    quotients *= number
+    remainders: NDArray[np.int64] = np.subtract(signed, quotients, out=quotients)
+    return remainders
 
 
-def _text(values: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the bytes of all strings, and the first byte and the length of each."""
+def _text(values: pa.Array) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Return the bytes of all strings, and where they begin, followed by the end of the last one."""
     _, offsets, data = values.buffers()
     if len(values) == 0:
-        return np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0, np.int64)
+        return np.empty(0, np.uint8), np.zeros(1, np.int32)
     dtype = np.dtype(np.int64 if pa.types.is_large_string(values.type) else np.int32)
-    ends = np.frombuffer(offsets, dtype, len(values) + 1, values.offset * dtype.itemsize).astype(np.int64)
-    return np.frombuffer(data or b"", np.uint8), ends[:-1], np.diff(ends)
+    bounds = np.frombuffer(offsets, dtype, len(values) + 1, values.offset * dtype.itemsize)
+    return np.frombuffer(data or b"", np.uint8), bounds
 
 
 def _view(data: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
@@ -92,20 +127,39 @@ def _view(data: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
     return np.ndarray((max(0, len(data) - size + 1),), dtype, data.data, strides=(1,))
 
 
-def _start(shape: tuple[int, ...], lengths: Hashes | int, seeds: Hashes | None) -> Hashes:
-    first = np.full(shape, SEED, np.uint64) if seeds is None else seeds
-    return first + _P5 + np.asarray(lengths, np.uint64)
+def _where(mask: NDArray[np.bool_]) -> slice | NDArray[np.intp]:
+    """Return an index of the places that are true: a slice, which copies nothing, if that is all of them."""
+    return slice(None) if mask.all() else np.flatnonzero(mask)
 
 
-def _add_word(hashes: Hashes, words: Hashes) -> Hashes:
-    return _rotate(hashes ^ (_rotate(words * _P2, 31) * _P1), 27) * _P1 + _P4
+# The functions below are steps of XXH64 that change hashes in place.
 
 
-def _rotate(hashes: Hashes, bits: int) -> Hashes:
-    return (hashes << np.uint64(bits)) | (hashes >> np.uint64(64 - bits))
+def _start(lengths: Hashes, seeds: Hashes | None) -> Hashes:
+    lengths += _P5
+    lengths += np.uint64(SEED) if seeds is None else seeds
+    return lengths
 
 
-def _finish(hashes: Hashes) -> Hashes:
-    hashes = (hashes ^ (hashes >> np.uint64(33))) * _P2
-    hashes = (hashes ^ (hashes >> np.uint64(29))) * _P3
-    return hashes ^ (hashes >> np.uint64(32))
+def _add_word(hashes: Hashes, words: Hashes) -> None:
+    words *= _P2
+    _rotate(words, 31)
+    words *= _P1
+    hashes ^= words
+    _rotate(hashes, 27)
+    hashes *= _P1
+    hashes += _P4
+
+
+def _rotate(numbers: Hashes, bits: int) -> None:
+    left = numbers << np.uint64(bits)
+    numbers >>= np.uint64(64 - bits)
+    numbers |= left
+
+
+def _finish(hashes: Hashes) -> None:
+    hashes ^= hashes >> np.uint64(33)
+    hashes *= _P2
+    hashes ^= hashes >> np.uint64(29)
+    hashes *= _P3
+    hashes ^= hashes >> np.uint64(32)

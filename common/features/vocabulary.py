@@ -56,7 +56,7 @@ class Vocabulary:
             first, second = (values[int(order[equal[0] + offset])].as_py() for offset in (0, 1))
             raise DataError(f"{path}: the values {first!r} and {second!r} have the same XXH64. Remove one of them")
         # Hashes are uniform: their first bits tell where to start, at most some places before the right one.
-        bits = max(1, (4 * len(order)).bit_length())
+        bits = max(1, (2 * len(order)).bit_length())
         self._shift = np.uint64(64 - bits)
         starts = np.arange(2**bits, dtype=np.uint64) << self._shift
         self._starts = np.searchsorted(self._hashes, starts).astype(np.int32)

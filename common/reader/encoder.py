@@ -22,7 +22,8 @@ class Encoder(Protocol):
         """Check the columns of a file.
 
         Returns:
-          Names of the columns to decode as dictionaries, whose distinct values are then encoded once.
+          Names of the columns of strings that may be decoded as dictionaries, whose distinct values are then encoded
+          once.
 
         Raises:
           ValueError: a column is missing or has a type that cannot be encoded; the message names it.

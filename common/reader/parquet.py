@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from common.reader.column import Column, bad_value, checked_values, numpy_dtype, stored_dtype
 from common.reader.encoder import Encoder
 from common.reader.files import READ_ERRORS, DataError, Files
-from common.reader.parquet_file import first_leaves, open_parquet, read_footer
+from common.reader.parquet_file import first_leaves, has_repeats, open_parquet, read_footer
 
 RowGroup = dict[Any, NDArray[Any]]
 """Columns of a row group with their stored dtypes, by key (anything hashable), each [rows] or [rows, width]."""
@@ -97,7 +97,7 @@ class ParquetTable:
         self._versions: list[_Version] = []
         self._first_group: list[int] = []
         self._dtypes: dict[Hashable, np.dtype[Any]] = {}
-        # Leaf columns to decode as dictionaries, by file.
+        # Leaf columns of strings, to decode as dictionaries where values repeat, by file.
         self._dictionaries: list[list[int]] = []
         self.column_names: set[str] = set()
         """Names of all columns of the files."""
@@ -193,7 +193,10 @@ class ParquetTable:
                 raise DataError(
                     f"{location}: the file has changed since it was opened; do not modify files while a run reads them"
                 )
-            with open_parquet(path, self._footer(path), self._dictionaries[file_index]) as file:
+            footer = self._footer(path)
+            chunks = footer.row_group(group_in_file)
+            dictionaries = [leaf for leaf in self._dictionaries[file_index] if has_repeats(chunks.column(leaf))]
+            with open_parquet(path, footer, dictionaries) as file:
                 table = file.read_row_group(group_in_file, columns=names, use_threads=False)
         except READ_ERRORS as error:
             raise DataError(f"{location}: cannot read this row group: {error}") from error
@@ -232,7 +235,7 @@ class ParquetTable:
         return metadata
 
     def _check_encoder(self, path: Path, schema: pa.Schema) -> list[int]:
-        """Check the columns that the encoder reads, and return the leaf columns to decode as dictionaries."""
+        """Check the columns that the encoder reads, and return the leaf columns that dictionaries suit."""
         if self._encoder is None:
             return []
         try:

@@ -61,6 +61,18 @@ def _num_leaves(kind: pa.DataType) -> int:
     return sum(_num_leaves(kind.field(index).type) for index in range(kind.num_fields)) or 1
 
 
+def has_repeats(column: pq.ColumnChunkMetaData) -> bool:
+    """Return whether the values of a column of strings repeat so often that decoding them as a dictionary pays off.
+
+    A file stores repeated strings as a dictionary and an index per value. If most strings differ, or the dictionary
+    exceeds the writer's limit, it stores strings, and decoding these as a dictionary takes twice as long as decoding.
+    """
+    return bool(column.total_uncompressed_size <= _BYTES_OF_REPEATED * column.num_values)
+
+
+_BYTES_OF_REPEATED = 8
+
+
 def check_columns_fit(path: Path, file: pq.ParquetFile, columns: Sequence[str]) -> None:
     """Raise DataError if memory does not suffice to hold whole columns and a copy of them.
 

@@ -1,6 +1,7 @@
 """Configures features: the columns of a table that a model reads, and how it reads them."""
 
 import itertools
+import struct
 import zoneinfo
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
@@ -16,6 +17,9 @@ MISSING_ROW, UNKNOWN_ROW, FIRST_VALUE_ROW = 0, 1, 2
 
 MAX_VALUES = 100_000
 """Maximum number of values or hash buckets of a table, which every process holds as a whole."""
+
+# The width of a bucket must be finite in float32.
+_LARGEST_WIDTH = 3.4e38
 
 Unit = Literal["days", "hours", "minutes", "seconds", "ms", "us", "ns"]
 """Unit of time."""
@@ -312,5 +316,8 @@ def _check_edges(edges: list[float], buckets: int | None) -> None:
         raise ValueError("edges are set, but buckets is null. Set buckets, or remove edges")
     if len(edges) > buckets + 1:
         raise ValueError(f"{len(edges)} edges make more than {buckets} buckets. Raise buckets, or remove edges")
-    if any(low >= high for low, high in itertools.pairwise(edges)):
-        raise ValueError("edges must be in ascending order, and differ")
+    rounded = [struct.unpack("f", struct.pack("f", edge))[0] for edge in edges]
+    if any(low >= high for low, high in itertools.pairwise(rounded)):
+        raise ValueError("edges must be in ascending order, and differ in float32")
+    if edges[-1] - edges[0] > _LARGEST_WIDTH:
+        raise ValueError(f"the last edge minus the first one must be at most {_LARGEST_WIDTH:g}")

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import ConfigError
 from common.features.config import (
     FIRST_VALUE_ROW,
     Age,
@@ -111,6 +112,9 @@ def build_layout(features: Mapping[str, Feature], vocabularies: Mapping[str, Voc
     Args:
       features: features by name, whose lengths are not null.
       vocabularies: vocabularies by their paths in the configuration.
+
+    Raises:
+      ConfigError: a feature has the name of a part of another one.
     """
     builder = _Builder(vocabularies)
     for name, feature in features.items():
@@ -129,6 +133,9 @@ class _Builder:
     embeddings: dict[str, int] = field(default_factory=dict)
 
     def layout(self) -> FeatureLayout:
+        for names in (self.continuous, self.binary, [lookup.feature for lookup in self.lookups]):
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise ConfigError(f"features: {twice} is both a feature and a part of another one. Rename the feature")
         return FeatureLayout(
             tuple(self.continuous),
             tuple(self.edges),
@@ -200,7 +207,9 @@ class _Builder:
 
     def _add_lookup(self, lookup: Lookup, table: EmbeddingTable) -> None:
         self.lookups.append(lookup)
-        self.tables.setdefault(table.name, table)
+        shared = self.tables.setdefault(table.name, table)
+        if (shared.num_rows, shared.dim) != (table.num_rows, table.dim):  # only with that of a timestamp
+            raise ConfigError(f"features: {table.name} is both a table and a part of a timestamp. Rename the table")
 
     @property
     def _end(self) -> int:

@@ -1,48 +1,44 @@
-"""CombinedEncoder: several encoders read the columns of one table."""
+"""Two encoders act as one; test_parquet.py covers how a table uses an encoder."""
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from numpy.typing import NDArray
 
-from common.reader.encoder import CombinedEncoder
-from common.reader.files import DataError, Files
+from common.features.encoder import BINARY, IDS, FeatureEncoder
+from common.features.group_encoder import GROUPS, GroupEncoder
+from common.reader.encoder import CombinedEncoder, Encoder
+from common.reader.files import DataError, matching_files
 from common.reader.parquet import ParquetTable
+from tests.support.encoded_rows import parse_features
 
 
-class Lengths:
-    """Encodes columns of strings as the lengths of their values."""
-
-    def __init__(self, *columns: str) -> None:
-        self.columns = columns
-        self.bytes_per_row = 8 * len(columns)
-
-    def check(self, schema: pa.Schema) -> list[str]:
-        if missing := [name for name in self.columns if name not in schema.names]:
-            raise ValueError(f"no column {missing}")
-        return list(self.columns)
-
-    def encode(self, table: pa.Table, _location: str) -> dict[str, NDArray[np.int64]]:
-        return {
-            f"{self.columns} {name}": np.array([len(value) for value in table[name].to_pylist()])
-            for name in self.columns
-        }
-
-
-def test_encoders_may_read_the_same_column(tmp_path: Path) -> None:
-    path = tmp_path / "rows.parquet"
-    pq.write_table(pa.table({"a": ["x", "yyy"], "b": ["", "z"], "c": ["", ""]}), path)
-    encoder = CombinedEncoder([Lengths("a"), Lengths("b", "a")])
-    assert encoder.columns == ["a", "b"]
-    assert encoder.bytes_per_row == 24
-    table = ParquetTable(Files((path,), "rows"), {}, encoder=encoder)
-    assert {key: values.tolist() for key, values in table.decode(0).items()} == {
-        "('a',) a": [1, 3],
-        "('b', 'a') b": [0, 1],
-        "('b', 'a') a": [1, 3],
+def test_encoders_that_share_a_column_act_as_one(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"user": ["a", "b", "a"], "vip": [True, False, True]}), tmp_path / "data.parquet")
+    features: dict[str, dict[str, Any]] = {
+        "vip": {"kind": "boolean"},
+        "user": {"kind": "category", "hash_buckets": 9},
     }
-    with pytest.raises(DataError, match=r"no column \['d'\]"):
-        ParquetTable(Files((path,), "rows"), {}, encoder=CombinedEncoder([Lengths("a"), Lengths("d")]))
+    encoders: list[Encoder] = [FeatureEncoder.open(parse_features(features)), GroupEncoder("user", "metrics.group_by")]
+    both = CombinedEncoder(encoders)
+    assert both.bytes_per_row == sum(encoder.bytes_per_row for encoder in encoders)
+    assert sorted(both.columns) == ["user", "vip"]
+    files = matching_files(str(tmp_path / "data.parquet"))
+    decoded = ParquetTable(files, {}, encoder=both).decode(0)
+    apart = [ParquetTable(files, {}, encoder=encoder).decode(0) for encoder in encoders]
+    for key, encoder in ((BINARY, apart[0]), (IDS, apart[0]), (GROUPS, apart[1])):
+        assert decoded[key].tolist() == encoder[key].tolist()
+        assert len(decoded[key]) == 3
+
+
+def test_an_error_of_any_encoder_is_an_error_of_both(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"vip": [True]}), tmp_path / "data.parquet")
+    encoder = FeatureEncoder.open(parse_features({"vip": {"kind": "boolean"}}))
+    with pytest.raises(DataError, match=r"no column 'user'.*metrics\.group_by"):
+        ParquetTable(
+            matching_files(str(tmp_path / "data.parquet")),
+            {},
+            encoder=CombinedEncoder([encoder, GroupEncoder("user", "metrics.group_by")]),
+        )

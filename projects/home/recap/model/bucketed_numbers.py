@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from common.modules.piecewise_linear import PiecewiseLinear
+from projects.home.recap.model.features import finite
 
 
 class BucketedNumbers(nn.Module):
@@ -32,7 +33,7 @@ class BucketedNumbers(nn.Module):
         """Return the features without buckets, [batch, num_plain], and the encoding of the others.
 
         Args:
-          continuous: float32 [batch, continuous]. An infinity is the largest finite number, NaN is 0.
+          continuous: float32 [batch, continuous]. NaN and infinities become 0.
         """
-        numbers = torch.nan_to_num(continuous.index_select(1, self._bucketed))
+        numbers = finite(continuous.index_select(1, self._bucketed))
         return continuous.index_select(1, self._plain), self.encoding(numbers)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pydantic
 
-from common.features.config import Features, columns_of
+from common.features.config import CategoryFeature, Features, columns_of
 from common.process.paths import user_path
 from core.config.base_config import NotSupportedYet, located_errors
 from core.config.names import PartitionName
@@ -78,6 +78,32 @@ class RecapConfig(JobConfig):
             )
         if problems:
             raise located_errors(problems)
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _position_is_known(self) -> "RecapConfig":
+        """Check that the position for position_debias_config is a feature of the kind that it needs."""
+        config = self.model.position_debias_config
+        if config is None:
+            return self
+        key, name = "position_feature", config.position_feature
+        problem = None
+        if self.features is None:
+            if name is not None:
+                problem = "names a feature of the top-level key features, which is missing. Set position_feature_index"
+        elif name is None:
+            key = "position_feature_index"
+            problem = "does not apply with the top-level key features. Set position_feature to the name of a feature"
+        else:
+            feature = self.features.get(name)
+            if not isinstance(feature, CategoryFeature) or feature.num_values is None:
+                known = [key for key, each in self.features.items() if getattr(each, "num_values", None) is not None]
+                problem = (
+                    f"{name} is not a feature of kind category with num_values, which the position must be. Such "
+                    f"features: {', '.join(known) or 'none'}"
+                )
+        if problem is not None:
+            raise located_errors({("model", "position_debias_config", key): problem})
         return self
 
     def _replaced_keys(self) -> dict[KeyPath, str]:

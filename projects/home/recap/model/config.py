@@ -142,8 +142,16 @@ class PositionDebiasConfig(BaseConfig):
     drop_probability: float = pydantic.Field(
         0.5, ge=0, lt=1, description="Probability of training on an example without its position."
     )
-    position_feature_index: pydantic.NonNegativeInt = pydantic.Field(
-        description="Position of the feature among the discrete ones."
+    position_feature_index: pydantic.NonNegativeInt | None = pydantic.Field(
+        None,
+        json_schema_extra={"one_of": "feature"},
+        description="Position of the feature among the discrete ones.",
+    )
+    position_feature: str | None = pydantic.Field(
+        None,
+        min_length=1,
+        json_schema_extra={"one_of": "feature"},
+        description="Name of the feature, a category with num_values, in the top-level features.",
     )
 
 

@@ -1,5 +1,7 @@
 """Looks up the categories of configured features in embedding tables, of which every process holds a full copy."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,8 +18,12 @@ class FeatureTables(nn.Module):
     In training, replaces values at random by the unknown row, so that it is trained (arXiv 1603.04351, section 3).
     """
 
-    def __init__(self, layout: FeatureLayout) -> None:
+    def __init__(self, layout: FeatureLayout, columns: Sequence[int] | None = None) -> None:
         """Initialize weights uniformly in +-sqrt(1 / num_rows), as DLRM's reference does (arXiv 1906.00091).
+
+        Args:
+          layout: the lookups and the tables.
+          columns: the columns of the ids that the lookups of the layout count; None for all.
 
         Raises:
           ConfigError: two names of tables differ only in '.' and '/'.
@@ -33,6 +39,8 @@ class FeatureTables(nn.Module):
             bound = table.num_embeddings**-0.5
             nn.init.uniform_(table.weight, -bound, bound)
         self._lookups = layout.lookups
+        self.register_buffer("_columns", None if columns is None else torch.tensor(columns), persistent=False)
+        self._columns: torch.Tensor | None
         dims = {table.name: table.dim for table in layout.tables}
         self.widths = [dims[lookup.table] for lookup in layout.lookups]
         self.replacement = _Replacement(layout) if any(table.replacement.any() for table in layout.tables) else None
@@ -43,7 +51,7 @@ class FeatureTables(nn.Module):
         Args:
           ids: rows of tables, or NO_ROW, integers [batch, num_ids].
         """
-        rows = ids.long()
+        rows = (ids if self._columns is None else ids.index_select(1, self._columns)).long()
         if self.training and self.replacement is not None:
             rows = self.replacement(rows)
         return torch.cat([self._look_up(lookup, rows) for lookup in self._lookups], dim=1)

@@ -15,7 +15,7 @@ from projects.home.recap.model.bucketed_numbers import BucketedNumbers
 from projects.home.recap.model.config import ModelConfig
 from projects.home.recap.model.feature_tables import FeatureTables
 from projects.home.recap.model.features import Featurization, finite
-from projects.home.recap.model.position_debias import PositionDebias
+from projects.home.recap.model.position_debias import PositionDebias, without_position
 from projects.home.recap.model.score import WeightedScore, configured_score_weights
 from projects.home.recap.model.small_embeddings import SmallEmbeddings
 
@@ -61,12 +61,13 @@ class HeavyRanker(nn.Module):
         embedding_widths = list(widths.embeddings.values())  # of the parts at the end of the features
         if self.small_embeddings is not None:
             embedding_widths += self.small_embeddings.widths
-        self.feature_tables = FeatureTables(layout) if layout is not None and layout.tables else None
+        position, columns = config.position_debias_config, None
+        self.position_debias = None if position is None else PositionDebias(position, layout)
+        if layout is not None and position is not None:
+            layout, columns = without_position(layout, position)
+        self.feature_tables = FeatureTables(layout, columns) if layout is not None and layout.tables else None
         if self.feature_tables is not None:
             embedding_widths += self.feature_tables.widths
-        self.position_debias = (
-            None if config.position_debias_config is None else PositionDebias(config.position_debias_config)
-        )
         if self.position_debias is not None:
             embedding_widths.append(self.position_debias.out_features)
         in_features = self.featurization.out_features + sum(embedding_widths)
@@ -118,8 +119,8 @@ class HeavyRanker(nn.Module):
           user_eng_embedding: [batch, width].
           author_embedding: [batch, width].
           discrete: integer discrete features, [batch, discrete]. Required if the model has small embeddings, whose
-            features must be ids within their tables. Also required in training, not in evaluation, if the model has
-            position_debias_config.
+            features must be ids within their tables. Also required in training, not in evaluation, if it holds the
+            position of position_debias_config.
           ids: rows of the configured features' tables, [batch, num_ids]. Required if the model has such tables.
           embeddings: the configured features of kind embedding by name, [batch, length].
 
@@ -150,7 +151,7 @@ class HeavyRanker(nn.Module):
             assert ids is not None, "ids is required: the model was built with tables of features"
             parts.append(self.feature_tables(ids))
         if self.position_debias is not None:
-            parts.append(self.position_debias(discrete, continuous.shape[0]))
+            parts.append(self.position_debias(discrete, ids, continuous.shape[0]))
         features = hidden = torch.cat(parts, dim=1)
         if self.backbone is not None:
             hidden = self.backbone(features)

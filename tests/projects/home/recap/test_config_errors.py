@@ -246,6 +246,12 @@ RECTIFY = "served_timestamp_field: s, impressed_timestamp_field: i, label_to_eng
             r"the tower recap.engagement.is_replied has layer_sizes \[3\]",
             "last layer has size 1",
         ),
+        (
+            "model.position_debias_config={position_feature: shown_at}",
+            "model.position_debias_config.position_feature",
+            "names a feature of the top-level key features, which is missing",
+            "Set position_feature_index",
+        ),
         ("model.backbone.pos_weight=2.0", "model.backbone", "affine_map, pos_weight, ", "from the backbone"),
         ("model.backbone.loss_weight=2.0", "model.backbone", "affine_map, pos_weight, ", "from the backbone"),
         ("model.backbone.label_smoothing=0.1", "model.backbone", "affine_map, pos_weight, ", "from the backbone"),

@@ -116,6 +116,38 @@ def test_a_resumed_run_equals_an_uninterrupted_one_with_rare_values_replaced(tra
     assert all((one[name] == value).all() for name, value in other.items())
 
 
+def test_a_feature_may_be_the_position_and_a_resume_drops_the_same_positions(train: Train, tmp_path: Path) -> None:
+    options = (
+        "model.position_debias_config={position_feature: shown_at, num_dims: 3, drop_probability: 0.3}",
+        "features.shown_at={kind: category, column: items, num_values: 30}",
+        "optimizer={adamw: {weight_decay: 0.1}, single_task_learning_rate: {constant: 0.01}}",
+    )
+    assert train(*options, save_dir=tmp_path / "whole") == 0
+    assert train(*options, "training.num_train_steps=6") == 0
+    assert train(*options) == 0
+    one, other = (read_tensors(tmp_path / name / "checkpoints/12") for name in ("run", "whole"))
+    assert all((one[name] == value).all() for name, value in other.items())
+    assert one["model.ranker.position_debias.positions.weight"].shape == (257, 3)
+    assert "model.ranker.feature_tables.tables.shown_at.weight" not in one
+
+
+@pytest.mark.parametrize(
+    ("position", "features", "message"),
+    [
+        ("position_feature: age", FEATURES, r"position_feature .*: age is not .* with num_values.* items"),
+        ("position_feature: country", FEATURES, r"position_feature .*: country is not a feature of kind category"),
+        ("position_feature: absent", {"age": FEATURES["age"]}, r"position_feature .*: absent is not .*features: none"),
+        ("position_feature_index: 0", FEATURES, r"position_feature_index .*: does not apply .*Set position_feature"),
+        ("max_position: 3", FEATURES, "exactly one of position_feature_index, position_feature must be set"),
+    ],
+)
+def test_a_position_that_is_no_suitable_feature_is_an_error(
+    train: Train, position: str, features: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(f"model.position_debias_config={{{position}}}", features=features)
+
+
 # --- Resumes ---
 
 

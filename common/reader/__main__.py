@@ -1,6 +1,6 @@
 """Inspects Parquet files.
 
-python -m common.reader inspect data/recap/train
+python -m common.reader inspect data/recap/train [--config config.yaml]
 """
 
 if __name__ == "__main__" and not __package__:  # started by its path
@@ -14,11 +14,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Never, Self
 
 import tqdm
 
+from common.features.config import Feature
+from common.features.features_file import read_features
 from common.process.logging import setup_logging
 from common.process.paths import user_path
 from common.process.program import ArgumentParser, run
@@ -44,7 +46,9 @@ def main() -> int:
         "inspect",
         help="print sizes, schema, statistics, label rates, and errors that would stop a run",
         description="Read all numeric columns and print sizes, schema, statistics, label rates, and errors that "
-        "would stop a run. Exit with status 1 if there are errors, and with 2 if no file matches.",
+        "would stop a run. With a configuration, read the columns of its features instead, and print missing and "
+        "unknown values and collisions of hashes. Exit with status 1 if there are errors, and with 2 if no file "
+        "matches.",
     )
     command.add_argument(
         "files",
@@ -52,21 +56,39 @@ def main() -> int:
         metavar="FILES",
         help="a glob pattern, a directory, or a file; all files given by name are reported as one set",
     )
-    sets = _sets(parser.parse_args().files)
+    command.add_argument(
+        "--config", type=user_path, metavar="YAML", help="configuration with the key features, to report on these"
+    )
+    arguments = parser.parse_args()
+    features = None if arguments.config is None else read_features(arguments.config)
+    sets = _sets(arguments.files)
     num_errors = 0
     with _Progress() as progress:
         for index, files in enumerate(sets):
-            inspection = inspect(files, progress.update)
-            num_errors += inspection.errors.count
+            text, errors = _report(files, features, progress.update)
+            num_errors += errors
             try:
                 with tqdm.tqdm.external_write_mode():
-                    sys.stdout.write(("\n" if index else "") + report(inspection))
+                    sys.stdout.write(("\n" if index else "") + text)
                     sys.stdout.flush()
             except BrokenPipeError:
                 # The interpreter flushes the rest of the buffer at exit, which would fail again.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 128 + signal.SIGPIPE
     return 1 if num_errors else 0
+
+
+def _report(files: Files, features: Mapping[str, Feature] | None, progress: Callable[[int], object]) -> tuple[str, int]:
+    """Return the report on a set of files, or on its features, and the number of errors."""
+    if features is None:
+        inspection = inspect(files, progress)
+        return report(inspection), inspection.errors.count
+    # These modules import torch, which takes seconds.
+    from common.reader.inspect.feature_inspection import inspect_features
+    from common.reader.inspect.feature_report import feature_report
+
+    of_features = inspect_features(files, features, progress)
+    return feature_report(of_features), of_features.errors.count
 
 
 class _Progress:

@@ -23,17 +23,17 @@ def report(inspection: Inspection) -> str:
     parts = [_sizes(inspection)]
     if groups:
         schema = [[name, columns[0].type, _width(columns)] for name, columns in groups]
-        parts.append(_table(["column", "type", "width"], schema, num_words=2))
+        parts.append(format_table(["column", "type", "width"], schema, "llr"))
     if numbers:
         headers = ["values", "numbers", "min", "mean", "max", "std", "zero", "NaN, infinite"]
-        parts.append(_table(headers, [[name, *_statistics(columns)] for name, columns in numbers]))
+        parts.append(format_table(headers, [[name, *_statistics(columns)] for name, columns in numbers], "lrrrrrrr"))
     if flags:
         headers = ["0 or 1 (labels)", "rows", "positives", "rate"]
-        parts.append(_table(headers, [[column.name, *_rate(column)] for column in flags]))
+        parts.append(format_table(headers, [[column.name, *_rate(column)] for column in flags], "lrrr"))
     if inspection.warnings.count:
-        parts.append(_findings("Warnings:", inspection.warnings))
+        parts.append(format_findings("Warnings:", inspection.warnings))
     if inspection.errors.count:
-        parts.append(_findings("Errors for a run that reads these files and columns:", inspection.errors))
+        parts.append(format_findings("Errors for a run that reads these files and columns:", inspection.errors))
     else:
         parts.append("No errors found.")
     return "\n\n".join(parts) + "\n"
@@ -60,7 +60,9 @@ def _sizes(inspection: Inspection) -> str:
         [name, shown(min(values)), shown(statistics.median(values)), shown(max(values)), shown(sum(values))]
         for name, (values, shown) in measures.items()
     ]
-    return f"{head}\n\n" + _table([f"row groups: {len(groups):,}", "smallest", "median", "largest", "all"], rows)
+    return f"{head}\n\n" + format_table(
+        [f"row groups: {len(groups):,}", "smallest", "median", "largest", "all"], rows, "lrrrr"
+    )
 
 
 def _grouped(columns: Iterable[InspectedColumn]) -> list[tuple[str, list[InspectedColumn]]]:
@@ -99,7 +101,7 @@ def _statistics(columns: Sequence[InspectedColumn]) -> list[str]:
     for column in columns:
         merged.merge(column.statistics)
     spread = [merged.minimum, merged.mean, merged.maximum, merged.standard_deviation]
-    shares = [_percent(merged.zeros / merged.count), _percent(merged.not_finite / merged.count)]
+    shares = [format_share(merged.zeros / merged.count), format_share(merged.not_finite / merged.count)]
     return [f"{merged.count:,}", *map(_number, spread), *shares]
 
 
@@ -114,20 +116,21 @@ def _number(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) and abs(value) < 10**9 else f"{value:.5g}"
 
 
-def _percent(share: float) -> str:
+def format_share(share: float) -> str:
     """Format a share; 0% means none and 100% means all."""
     if share in (0.0, 1.0):
         return f"{share:.0%}"
     return "<0.1%" if share < 0.001 else ">99.9%" if share > 0.999 else f"{share:.1%}"
 
 
-def _table(headers: list[str], rows: list[list[str]], num_words: int = 1) -> str:
-    """Format a table. The first `num_words` columns are left-aligned; the others, which hold numbers, right-aligned."""
-    alignment = ["left" if index < num_words else "right" for index in range(len(headers))]
-    return tabulate.tabulate(rows, headers=headers, disable_numparse=True, colalign=alignment)
+def format_table(headers: list[str], rows: list[list[str]], alignment: str) -> str:
+    """Format a table. `alignment` has l (left) or r (right, for numbers) for each column."""
+    sides = ["left" if letter == "l" else "right" for letter in alignment]
+    return tabulate.tabulate(rows, headers=headers, disable_numparse=True, colalign=sides)
 
 
-def _findings(title: str, findings: Findings) -> str:
+def format_findings(title: str, findings: Findings) -> str:
+    """Format a title and, below it, the findings that are kept and the number of the others."""
     lines = [title, *(f"  {message}" for message in findings.kept)]
     if findings.count > len(findings.kept):
         lines.append(f"  and {findings.count - len(findings.kept):,} more")

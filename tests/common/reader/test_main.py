@@ -133,3 +133,17 @@ def test_invalid_command_line(folder, monkeypatch, capsys, arguments, message):
     with pytest.raises(UserError):
         run(monkeypatch, "inspect", "train", "nowhere")
     assert capsys.readouterr().out == ""
+
+
+def test_a_report_on_the_features_of_a_configuration(folder, monkeypatch, capsys):
+    config = folder / "config.yaml"
+    config.write_text("training: {save_dir: runs}\nfeatures: {x: {kind: number}, c: {kind: number, column: x}}\n")
+    assert run(monkeypatch, "inspect", f"{folder}/train", f"{folder}/validation", "--config", str(config)) == 0
+    heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(folder))]
+    assert heads == [f"{folder}/train: 2 files, 7 rows, 2 features", f"{folder}/validation: 1 file, 5 rows, 2 features"]
+    config.write_text("features: {y: {kind: number}}\n")
+    assert run(monkeypatch, "inspect", f"{folder}/train", "--config", str(config)) == 1
+    assert "no column 'y'" in capsys.readouterr().out
+    config.write_text("training: {}\n")
+    with pytest.raises(UserError, match="features: missing"):
+        run(monkeypatch, "inspect", f"{folder}/train", "--config", str(config))

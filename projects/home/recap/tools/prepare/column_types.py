@@ -150,7 +150,7 @@ def _typed(connection: "duckdb.DuckDBPyConnection", rows: Rows, raw: RawColumn, 
     is_list = pt.is_list(raw.type)
     element = raw.type.value_type if is_list else raw.type
     if not pt.is_uint64(element) and not (pt.is_decimal(element) and element.scale == 0):
-        return TypedText(source, "", "", "")
+        return TypedText(source)
     extremes = (
         (f"max(list_max({source}))", f"min(list_min({source}))") if is_list else (f"max({source})", f"min({source})")
     )
@@ -159,9 +159,9 @@ def _typed(connection: "duckdb.DuckDBPyConnection", rows: Rows, raw: RawColumn, 
     high, low = (0 if value is None else int(value) for value in found)
     suffix = "[]" if is_list else ""
     if low >= -(2**63) and high < 2**63:
-        return TypedText(source if pt.is_uint64(element) else f"CAST({source} AS BIGINT{suffix})", "")
+        return TypedText(source if pt.is_uint64(element) else f"CAST({source} AS BIGINT{suffix})")
     note = f"{raw.name}: the integers, up to {high}, need more than 64 bits with a sign, so that the column is text."
-    return TypedText(f"CAST({source} AS VARCHAR{suffix})", "", "integers of more than 64 bits", note)
+    return TypedText(f"CAST({source} AS VARCHAR{suffix})", "integers of more than 64 bits", note)
 
 
 def _of_unit(unit: str | None) -> frozenset[str]:

@@ -55,13 +55,11 @@ class TypedText:
 
     Attributes:
       value: SQL of the typed value.
-      type: its type in DuckDB.
       reason: why, as a clause, or empty.
       note: what the user should know, as a sentence, or None.
     """
 
     value: str
-    type: str
     reason: str = ""
     note: str | None = None
 
@@ -121,6 +119,8 @@ class TextTyper:
         return f"(SELECT {ROW}, {text} AS text, trim({text}) AS t FROM {scan(self._files)} WHERE {text} IS NOT NULL)"
 
     def _decide(self, column: TextColumn, rows: str) -> TypedText:
+        if not column.formats:
+            return TypedText(without_null_values(column))
         sample = f"(SELECT * FROM {rows} WHERE {ROW} < {_SAMPLE_ROWS})"
         sampled = dict(zip(column.formats, self._check(column.formats, sample), strict=True))
         possible = [each for each, check in sampled.items() if check.others == 0]
@@ -133,7 +133,7 @@ class TextTyper:
             self._refuse(column, rows)
         if NUMBER in sampled and sampled[NUMBER].fitting >= sampled[NUMBER].others:
             return self._almost_numbers(column, rows)
-        return TypedText(without_null_values(column), "VARCHAR")
+        return TypedText(without_null_values(column))
 
     def _typed(self, column: TextColumn, rows: str, chosen: TextFormat, check: _Check) -> TypedText:
         t = f"trim({without_null_values(column)})"
@@ -153,7 +153,7 @@ class TextTyper:
                 f"{column.name}: {check.words:,} values are taken as missing ({shown}), because all others are "
                 f"{chosen.name}."
             )
-        return TypedText(value, chosen.type, reason, note)
+        return TypedText(value, reason, note)
 
     def _list(self, rows: str, value: str) -> TypedText:
         """Return the type of a column of lists, whose elements are text, integers or numbers."""
@@ -163,15 +163,15 @@ class TextTyper:
             (check,) = self._check([each], elements)
             if check.holds:
                 cast = f"list_transform({value}, lambda e: {each.value.replace('{t}', 'e')})"
-                return TypedText(cast, f"{each.type}[]")
-        return TypedText(value, "VARCHAR[]")
+                return TypedText(cast)
+        return TypedText(value)
 
     def _almost_numbers(self, column: TextColumn, rows: str) -> TypedText:
         """Return that a column remains text, and which value is the reason if most values are numbers."""
         text = without_null_values(column)
         (check,) = self._check([NUMBER], rows)
         if check.first is None or check.first_row is None or check.fitting < check.others:
-            return TypedText(text, "VARCHAR")
+            return TypedText(text)
         why = why_no_number(check.first.strip())
         note = None
         if check.others <= _FEW * check.values and "not a number" in why:
@@ -180,7 +180,7 @@ class TextTyper:
                 f"({self._place_of(check.first_row)}), so that the column is text. If such texts mean missing "
                 f"values, add --null_values {check.first.strip()!r}."
             )
-        return TypedText(text, "VARCHAR", f"text because {why}", note)
+        return TypedText(text, f"text because {why}", note)
 
     def _refuse(self, column: TextColumn, rows: str) -> None:
         """Raise DataError for a column without the required format, unless it has no values."""

@@ -1,5 +1,6 @@
 """Reads a small table through ingestion, for tests of its parts."""
 
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,6 +19,8 @@ class Table(NamedTuple):
 
     ingested: Ingested
     rows: pa.Table
+    digests: list[str]
+    """Digests of the staged files."""
 
     def column(self, name: str) -> IngestedColumn:
         """Return what is known of a column."""
@@ -34,15 +37,15 @@ class Table(NamedTuple):
         return {column.name: column.kind for column in self.ingested.columns}
 
 
-def ingested(*inputs: Path, **options: Any) -> Table:
+def ingested(*inputs: Path, threads: int = 2, **options: Any) -> Table:
     """Return the table in files. `options` are those of IngestOptions."""
     staging = Path(tempfile.mkdtemp())
     try:
-        with open_database(staging / "duckdb", threads=2) as connection:
+        with open_database(staging / "duckdb", threads=threads) as connection:
             result = ingest(connection, inputs, staging, IngestOptions(**options))
         rows = pa.concat_tables([pq.read_table(file) for file in result.files])
         assert rows.column(ROW).to_pylist() == list(range(result.num_rows))
-        return Table(result, rows)
+        return Table(result, rows, [hashlib.sha256(file.read_bytes()).hexdigest() for file in result.files])
     finally:
         shutil.rmtree(staging)
 

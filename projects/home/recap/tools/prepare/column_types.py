@@ -27,7 +27,6 @@ _TYPES: Mapping[Kind, frozenset[str]] = {
     "numbers": frozenset({"list"}),
     "embedding": frozenset({"list"}),
     "categories": frozenset({"list"}),
-    "unused": ANY,
 }
 """Groups of types that a feature can read, by its kind."""
 
@@ -85,7 +84,7 @@ def uses_of_columns(names: Sequence[str], options: IngestOptions) -> dict[str, l
     for column, role in options.roles.items():
         add(column, _ROLE_OPTIONS.get(role, role), _ROLE_TYPES.get(role, ANY))
     for column, kind in options.kinds.items():
-        add(column, f"--kind {column} {kind}", _TYPES[kind])
+        add(column, f"--kind {column} {kind}", _TYPES.get(kind, ANY))
     for name, feature in options.features.items():
         reader = f"the feature {name} (kind: {feature.kind})"
         types, column = _TYPES[feature.kind], feature.column or name
@@ -133,7 +132,9 @@ def _text_column(raw: RawColumn, source: str, uses: Sequence[Use], options: Inge
     ]
     if "" in options.date_formats:
         formats = [strptime_format(options.date_formats[""]), *formats]
-    if raw.is_typed:  # text in Parquet remains text, unless --time needs times
+    if options.kinds.get(raw.name) == "unused":
+        formats = ()
+    elif raw.is_typed:  # text in Parquet remains text, unless --time needs times
         formats = [
             each for each in formats if type_group(each.type) == "time" and any(use.reader == "--time" for use in uses)
         ]

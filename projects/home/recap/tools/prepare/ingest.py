@@ -18,7 +18,7 @@ from projects.home.recap.tools.prepare.column_types import Use, decide_type, typ
 from projects.home.recap.tools.prepare.columns import ROW, Ingested, IngestedColumn, IngestOptions
 from projects.home.recap.tools.prepare.database import literal, scan
 from projects.home.recap.tools.prepare.input_files import find_files
-from projects.home.recap.tools.prepare.kinds import Inferred, infer
+from projects.home.recap.tools.prepare.kinds import Inferred, infer, settings_of
 from projects.home.recap.tools.prepare.rows import RawColumn, Rows, read_rows
 from projects.home.recap.tools.prepare.statistics import Statistics, column_statistics
 from projects.home.recap.tools.prepare.text_types import TypedText
@@ -120,7 +120,12 @@ def _describe(found: _Found, values: Statistics | None, options: IngestOptions) 
         reason = f"{raw.found}, which no kind reads; it is not copied"
         return IngestedColumn(raw.name, None, role, raw.found, "", "unused", reason, 0, 0)
     inferred = infer(raw.name, found.sql_type, values)
-    if features:
+    if (chosen := options.kinds.get(raw.name)) is not None:
+        if (settings := settings_of(chosen, found.sql_type, values)) is None:
+            needs = "a unit" if chosen == "timestamp" else "vectors of one length"
+            raise UserError(f"--kind {raw.name} {chosen}: the kind needs {needs}. Configure the column in --features")
+        inferred = Inferred(chosen, "as --kind says", settings)
+    elif features:
         inferred = Inferred(options.features[features[0]].kind, "configured")
     elif found.typed.reason:
         inferred = replace(inferred, reason=f"{inferred.reason}; {found.typed.reason}")

@@ -76,6 +76,20 @@ def infer(name: str, sql_type: str, values: Statistics) -> Inferred:
     return Inferred("number", "numbers")
 
 
+def settings_of(kind: Kind, sql_type: str, values: Statistics) -> Mapping[str, str | int] | None:
+    """Return the further keys that a kind needs which the user chose, or None if the values do not allow any.
+
+    These are the unit of a column of integers that are times, and the length of vectors.
+    """
+    if kind == "timestamp" and "INT" in sql_type:
+        unit = _unit_by_range(values)
+        return None if unit is None else {"unit": unit}
+    if kind in ("numbers", "embedding") and values.lengths is not None:
+        shortest, longest = values.lengths
+        return {"length": longest} if shortest == longest else None
+    return {"hour_of_day": False} if kind == "timestamp" and sql_type == "DATE" else {}
+
+
 def _text(values: Statistics) -> Inferred:
     if (own := _own_values(values)) is not None:
         return own
@@ -134,6 +148,10 @@ def _own_values(values: Statistics) -> Inferred | None:
 def _epoch_unit(words: list[str], values: Statistics) -> str | None:
     if words[-1] not in _TIME_WORDS and words[0] not in _TIME_WORDS:
         return None
+    return _unit_by_range(values)
+
+
+def _unit_by_range(values: Statistics) -> str | None:
     for unit, per_second in _EPOCH_UNITS.items():
         if _EPOCH_LOW * per_second <= values.low and values.high < _EPOCH_HIGH * per_second:
             return unit

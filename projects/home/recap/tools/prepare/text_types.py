@@ -130,7 +130,7 @@ class TextTyper:
                 self._refuse_ambiguity(column, rows, each, possible)
                 return self._typed(column, rows, each, check)
         if column.required is not None:
-            self._refuse(column, rows)
+            return self._empty(column, rows)
         if NUMBER in sampled and sampled[NUMBER].fitting >= sampled[NUMBER].others:
             return self._almost_numbers(column, rows)
         return TypedText(without_null_values(column))
@@ -182,12 +182,12 @@ class TextTyper:
             )
         return TypedText(text, f"text because {why}", note)
 
-    def _refuse(self, column: TextColumn, rows: str) -> None:
-        """Raise DataError for a column without the required format, unless it has no values."""
+    def _empty(self, column: TextColumn, rows: str) -> TypedText:
+        """Return a required type for a column that has no values, and raise DataError for one that has others."""
         checks = self._check(column.formats, rows)
         chosen, check = max(zip(column.formats, checks, strict=True), key=lambda pair: pair[1].fitting)
         if check.values == 0:
-            return
+            return TypedText(column.formats[0].value.replace("{t}", without_null_values(column)))
         if check.first is None or check.first_row is None:
             raise DataError(f"{column.name}: the values are not {chosen.name}, which {column.required} requires")
         raise DataError(

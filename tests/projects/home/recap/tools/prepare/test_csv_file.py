@@ -2,6 +2,8 @@ import csv
 import gzip
 import io
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,13 +12,13 @@ from projects.home.recap.tools.prepare import csv_file
 from projects.home.recap.tools.prepare.columns import IngestOptions
 
 
-def read(path, **options):
+def read(path: Path, **options: Any) -> list[tuple[str | None, ...]]:
     """Return the rows of a file. `options` are those of IngestOptions."""
     csv_format = csv_file.sniff(path, IngestOptions(**options))
     return [tuple(row.values()) for batch in csv_file.read_batches(path, csv_format, int) for row in batch.to_pylist()]
 
 
-def written(folder, content):
+def written(folder: Path, content: str | bytes) -> Path:
     path = folder / "table.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
@@ -118,8 +120,12 @@ def test_rows_are_those_of_pythons_csv_module(tmp_path, seed):
         for _ in range(random_source.randint(1, 30))
     ]
     text = io.StringIO(newline="")
-    quoting = random_source.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
-    writer = csv.writer(text, delimiter=delimiter, lineterminator="\r\n", quoting=quoting)
+    writer = csv.writer(
+        text,
+        delimiter=delimiter,
+        lineterminator="\r\n",
+        quoting=csv.QUOTE_ALL if random_source.random() < 0.5 else csv.QUOTE_MINIMAL,
+    )
     writer.writerow([f"name{index}" for index in range(width)])
     writer.writerows(rows)
     path = tmp_path / "table.csv"

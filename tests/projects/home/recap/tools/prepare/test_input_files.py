@@ -1,4 +1,5 @@
 import zipfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ from projects.home.recap.tools.prepare.input_files import find_files
 from tests.support.ingestion import ingested
 
 
-def names(*inputs):
+def names(*inputs: Path) -> list[str]:
     return [file.path.name for file in find_files(inputs).files]
 
 

@@ -1,25 +1,28 @@
 import datetime
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from projects.home.recap.tools.prepare.columns import IngestedColumn
 from tests.support.ingestion import ingested
 
 ROWS = 3000
 
 
-def column_of(folder, name, values):
+def column_of(folder: Path, name: str, values: list[Any]) -> IngestedColumn:
     """Return what is known of a column of a Parquet file."""
     pq.write_table(pa.table({name: values}), folder / "part.parquet")
     return ingested(folder / "part.parquet").column(name)
 
 
-def cycle(values, rows=ROWS):
+def cycle(values: list[Any], rows: int = ROWS) -> list[Any]:
     return [values[row % len(values)] for row in range(rows)]
 
 
-def distinct(low, step=7, number=ROWS // 2):
+def distinct(low: int, step: int = 7, number: int = ROWS // 2) -> list[int]:
     """Return ROWS integers, each of which occurs twice."""
     return cycle([low + step * index for index in range(number)])
 

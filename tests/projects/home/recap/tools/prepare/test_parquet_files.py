@@ -1,5 +1,7 @@
 import datetime
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,13 +9,13 @@ import pytest
 
 from common.errors import UserError
 from common.reader.files import DataError
-from tests.support.ingestion import ingested
+from tests.support.ingestion import Table, ingested
 
 D = datetime.date(2026, 1, 31)
 T = datetime.datetime(2026, 1, 31, 10, 20, 30)
 
 
-def table_of(folder, *columns, **options):
+def table_of(folder: Path, *columns: pa.Array, **options: Any) -> Table:
     """Return the ingested table of the files part-0, part-1, ..., each with the column x."""
     files = [folder / f"part-{index}.parquet" for index in range(len(columns))]
     for file, column in zip(files, columns, strict=True):

@@ -10,6 +10,7 @@ from common.checkpointing.__main__ import main as checkpointing
 from common.errors import UserError
 from common.reader.__main__ import main as reader
 from projects.home.recap.main import main as recap
+from projects.home.recap.tools.click_log import main as click_log
 from projects.home.recap.tools.convert import main as convert
 from projects.home.recap.tools.generate import main as generate_recap
 from projects.home.recap.tools.join_embeddings.__main__ import main as join_embeddings
@@ -27,6 +28,7 @@ COMMANDS: dict[str, tuple[Callable[[], int], list[str]]] = {
     "recap --config": (recap, ["--config", "~/file/x"]),
     "twhin --config_path": (twhin, ["--config_path=~/file/x"]),
     "generate": (generate_recap, ["--out=~/file/x", "--num_train_examples=1", "--num_validation_examples=1"]),
+    "click_log": (click_log, ["--out=~/file/x.csv", "--num_examples=1"]),
     "generate graph": (generate_graph, ["--out=~/file/x", "--users=300", "--tweets=200", "--edges=500"]),
     "prepare --out": (prepare, ["triples", "--train", "~/triples", "--out=~/file/x"]),
     "prepare --train": (prepare, ["triples", "--train", "~/file/x", "--out=~/out"]),

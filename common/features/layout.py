@@ -94,6 +94,11 @@ class FeatureLayout:
     embeddings: Mapping[str, int]
 
     @property
+    def plain(self) -> tuple[str, ...]:
+        """Names of the values of continuous without buckets."""
+        return tuple(name for name, edges in zip(self.continuous, self.edges, strict=True) if edges is None)
+
+    @property
     def num_ids(self) -> int:
         """Number of ids per row."""
         return max((lookup.end for lookup in self.lookups), default=0)

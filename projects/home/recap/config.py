@@ -156,7 +156,8 @@ class RecapConfig(JobConfig):
         """Return the settings that a resume must not change.
 
         Excludes settings that training does not depend on: score weights, metrics and prefetching. Adds a digest of
-        each mask file to its path, and has a digest of each vocabulary in place of its path.
+        each mask file and of a file with statistics to its path, and has a digest of each vocabulary in place of its
+        path.
         """
         identity = super().identity()
         for key in ("score_weights", "score_weights_path", "stratifiers"):
@@ -167,10 +168,13 @@ class RecapConfig(JobConfig):
         for part in [*identity["model"]["tasks"].values(), *([backbone] if backbone else [])]:
             if part["loss_weight"] == 1:
                 del part["loss_weight"]  # newer than some runs, whose identities lack it
+        z_score = identity["model"]["featurization_config"]["z_score_log_config"]
+        if z_score is not None:
+            z_score["analysis_path"] += f" ({_file_digest(z_score['analysis_path'])})"
         slices = (identity["train_data"]["preprocess"] or {}).get("truncate_and_slice") or {}
         for key in ("continuous_feature_mask_path", "binary_feature_mask_path"):
             if slices.get(key) is not None:
-                slices[key] += f" ({_mask_digest(slices[key])})"
+                slices[key] += f" ({_file_digest(slices[key])})"
         if self.features is not None:
             _identify_vocabularies(self.features, identity["features"])
             # The layout follows the order of the features, which a comparison by key does not see.
@@ -189,9 +193,9 @@ def _identify_vocabularies(features: Features, identity: dict[str, Any]) -> None
             each["vocabulary"] = f"{len(vocabulary):,} values, digest {vocabulary.digest}"
 
 
-def _mask_digest(mask_path: str) -> str:
-    """Return a digest of the mask file's bytes."""
-    return hashlib.blake2b(user_path(mask_path).read_bytes(), digest_size=16).hexdigest()
+def _file_digest(path: str) -> str:
+    """Return a digest of the bytes of a file."""
+    return hashlib.blake2b(user_path(path).read_bytes(), digest_size=16).hexdigest()
 
 
 def _missing_tasks(key_path: str, tasks: Iterable[str], given: Collection[str]) -> list[str]:

@@ -37,6 +37,24 @@ class ClipLog1pAbsConfig(BaseConfig):
     )
 
 
+class ZScoreLogConfig(BaseConfig):
+    """Applies sign(x) * log1p(|x|), subtracts a mean and divides by a standard deviation from a file, then clamps."""
+
+    analysis_path: str = pydantic.Field(
+        min_length=1,
+        description="JSON file with the statistics, which projects.home.recap.tools.log_statistics writes.",
+    )
+    clip_magnitude: PositiveFloat32 = pydantic.Field(
+        5.0, description="Magnitude to which continuous features are clamped, at the end."
+    )
+    use_batch_norm: bool = pydantic.Field(False, description="Apply batch norm before the clamp.")
+    schema_path: NotSupportedYet = pydantic.Field(
+        None, description="Schema of the statistics. The file has the names of its features instead."
+    )
+    use_renorm: NotSupportedYet = pydantic.Field(None, description="Batch renormalization.")
+    use_bq_stats: NotSupportedYet = pydantic.Field(None, description="Statistics in files of BigQuery.")
+
+
 class FeaturizationConfig(BaseConfig):
     """Transforms the continuous and binary features into the model's input."""
 
@@ -46,7 +64,7 @@ class FeaturizationConfig(BaseConfig):
     clip_log1p_abs_config: ClipLog1pAbsConfig | None = pydantic.Field(
         None, json_schema_extra={"one_of": "featurization"}, description="Logarithm of clamped values."
     )
-    z_score_log_config: NotSupportedYet = pydantic.Field(
+    z_score_log_config: ZScoreLogConfig | None = pydantic.Field(
         None, json_schema_extra={"one_of": "featurization"}, description="Normalization by statistics from a file."
     )
     double_norm_log_config: DoubleNormLogConfig | None = pydantic.Field(

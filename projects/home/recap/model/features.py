@@ -1,10 +1,14 @@
 """Transforms stored features into the backbone's input."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
+from common.modules.config import BatchNormConfig, LayerNormConfig
 from common.modules.layer_norm import LayerNorm
 from projects.home.recap.model.config import FeaturizationConfig
+from projects.home.recap.model.log_statistics import LogStatistics, read_log_statistics
 
 
 def finite(features: torch.Tensor) -> torch.Tensor:
@@ -17,30 +21,68 @@ def log1p_abs(features: torch.Tensor) -> torch.Tensor:
     return features.sign() * features.abs().log1p()
 
 
+class _ZScore(nn.Module):
+    """Subtracts the mean and divides by the standard deviation, or by 1 if a feature is constant, as scikit-learn does.
+
+    A feature whose deviation is below the resolution of float32 at its mean counts as constant.
+    """
+
+    def __init__(self, statistics: LogStatistics) -> None:
+        super().__init__()
+        mean, std = torch.tensor(statistics.mean), torch.tensor(statistics.std)
+        is_constant = std <= mean.abs() * torch.finfo(torch.float32).eps
+        self.register_buffer("_mean", mean, persistent=False)
+        self.register_buffer("_std", torch.where(is_constant, 1.0, std), persistent=False)
+        self._mean: torch.Tensor
+        self._std: torch.Tensor
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return (features - self._mean) / self._std
+
+
 class Featurization(nn.Module):
     """Takes logarithms of the continuous features and concatenates the binary features.
 
     Non-finite values become 0. The configuration chooses between the logarithm only, the logarithm of clamped features,
-    and the logarithm followed by batch norm, clamp and a layer norm over all features.
+    the logarithm normalized by statistics from a file and clamped, and the logarithm followed by batch norm, clamp and
+    a layer norm over all features.
     """
 
-    def __init__(self, continuous: int, binary: int, config: FeaturizationConfig) -> None:
+    def __init__(
+        self, continuous: int, binary: int, config: FeaturizationConfig, names: Sequence[str] | None = None
+    ) -> None:
         """Build the layers.
 
         Args:
           continuous: number of continuous features.
           binary: number of binary features.
           config: the transformation.
+          names: names of the continuous features, if they have any.
+
+        Raises:
+          ConfigError: the file with the statistics cannot be read, or has statistics of other features.
         """
         super().__init__()
         self._concat_binary = "binary" in config.feature_names_to_concat
         self.out_features = continuous + (binary if self._concat_binary else 0)
-        clip, double_norm = config.clip_log1p_abs_config, config.double_norm_log_config
-        assert config.log1p_abs_config is not None or clip is not None or double_norm is not None
+        clip, double_norm, z_score = (
+            config.clip_log1p_abs_config,
+            config.double_norm_log_config,
+            config.z_score_log_config,
+        )
+        assert config.log1p_abs_config is not None or clip or double_norm or z_score
         self._clip_before = clip.clip_magnitude if clip is not None else None
-        self._clip_after = double_norm.clip_magnitude if double_norm is not None else None
-        batch_norm = double_norm.batch_norm_config if double_norm is not None else None
-        layer_norm = double_norm.layer_norm_config if double_norm is not None else None
+        self._clip_after: float | None = None
+        self.z_score: _ZScore | None = None
+        batch_norm: BatchNormConfig | None = None
+        layer_norm: LayerNormConfig | None = None
+        if double_norm is not None:
+            self._clip_after = double_norm.clip_magnitude
+            batch_norm, layer_norm = double_norm.batch_norm_config, double_norm.layer_norm_config
+        if z_score is not None:
+            self._clip_after = z_score.clip_magnitude
+            self.z_score = _ZScore(read_log_statistics(z_score.analysis_path, continuous, names))
+            batch_norm = BatchNormConfig() if z_score.use_batch_norm else None
         self.batch_norm = (
             nn.BatchNorm1d(continuous, affine=batch_norm.affine, momentum=batch_norm.momentum)
             if batch_norm is not None and continuous  # torch refuses a batch norm of nothing
@@ -56,6 +98,8 @@ class Featurization(nn.Module):
         if self._clip_before is not None:
             features = features.clamp(-self._clip_before, self._clip_before)
         features = log1p_abs(features)
+        if self.z_score is not None:
+            features = self.z_score(features)
         if self.batch_norm is not None:
             features = self.batch_norm(features)
         if self._clip_after is not None:

@@ -51,7 +51,8 @@ class HeavyRanker(nn.Module):
         self._embeddings = tuple(widths.embeddings)
         self.buckets = BucketedNumbers(layout.edges) if layout is not None and any(layout.edges) else None
         continuous = widths.continuous if self.buckets is None else self.buckets.num_plain
-        self.featurization = Featurization(continuous, widths.binary, config.featurization_config)
+        names = None if layout is None else layout.plain
+        self.featurization = Featurization(continuous, widths.binary, config.featurization_config, names)
         self.embedding_norms = nn.ModuleDict(
             {module_key(name): nn.LayerNorm(width) for name, width in widths.embeddings.items()}
         )

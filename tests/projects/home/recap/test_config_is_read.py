@@ -1,6 +1,7 @@
 """Tests that training and evaluation read every field of the configuration."""
 
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -80,6 +81,7 @@ MODELS = [
         "output_mlp: {layer_sizes: [1]}}}"
     ],
     [
+        "model.featurization_config={z_score_log_config: {analysis_path: $STATISTICS, use_batch_norm: true}}",
         "model.position_debias_config={position_feature_index: 0}",
         "model.score_weights=null",
         f"model.score_weights_path={ROOT}/projects/home/recap/score_weights/x-2026.yaml",
@@ -167,12 +169,15 @@ def runs(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
     key_path = directory / "key"
     key_path.write_text("0" * 40)
     key_path.chmod(0o600)
+    statistics = directory / "statistics.json"
+    statistics.write_text(json.dumps({"features": ["f"] * 20, "mean": [0.5] * 20, "std": [2.0] * 20}))
     for width in (10, 40):
         np.save(directory / f"{width}.npy", np.arange(width) % 2 == 0)
     found = {}
     with pytest.MonkeyPatch.context() as patcher:
         patcher.setenv("KEY_PATH", str(key_path))
         patcher.setenv("MASKS", str(directory))
+        patcher.setenv("STATISTICS", str(statistics))
         patcher.setenv("WANDB_MODE", "disabled")
         patcher.setattr(command_line, "setup_logging", lambda _: None)
         for path in SHIPPED:

@@ -1,6 +1,11 @@
+import json
 import math
+from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from numpy.typing import NDArray
 
 from common.modules.config import BatchNormConfig, LayerNormConfig
 from projects.home.recap.model.config import (
@@ -8,6 +13,7 @@ from projects.home.recap.model.config import (
     DoubleNormLogConfig,
     FeaturizationConfig,
     Log1pAbsConfig,
+    ZScoreLogConfig,
 )
 from projects.home.recap.model.features import Featurization
 
@@ -73,3 +79,61 @@ def test_a_row_of_zeros_gives_no_nan_with_epsilon_0() -> None:
 
 def test_binary_features_can_be_excluded() -> None:
     assert featurization(DoubleNormLogConfig(), concat=[]).out_features == 3
+
+
+# --- z_score_log_config ---
+
+
+def z_score(
+    path: Path, names: list[str] | None = None, use_batch_norm: bool = False, clip_magnitude: float = 2.0
+) -> Featurization:
+    """Return a featurization of three continuous features and two binary ones, whose statistics are in a file."""
+    statistics = {"features": ["a", "b", "c"], "mean": [0.5, -1.0, 3.0], "std": [2.0, 0.0, 1e-9]}
+    path.write_text(json.dumps(statistics))
+    config = ZScoreLogConfig(analysis_path=str(path), use_batch_norm=use_batch_norm, clip_magnitude=clip_magnitude)
+    return Featurization(3, 2, FeaturizationConfig(z_score_log_config=config), names)
+
+
+ROWS = torch.tensor([[0.0, -2.0, 19.0], [1e9, math.nan, -1.0], [-5.0, 1.0, math.inf], [1.0, 2.0, 3.0]])
+
+
+def z_scores(rows: torch.Tensor) -> NDArray[np.float64]:
+    """Compute the z-scores in float64; the deviations of the second and the third feature count as 0."""
+    numbers = np.nan_to_num(rows.double().numpy(), nan=0, posinf=0)
+    logs = np.sign(numbers) * np.log1p(np.abs(numbers))
+    scores: NDArray[np.float64] = (logs - [0.5, -1.0, 3.0]) / [2.0, 1.0, 1.0]
+    return scores
+
+
+def test_z_score_log_normalizes_by_the_statistics_and_then_clamps(tmp_path: Path) -> None:
+    binary = torch.eye(4)[:, :2]
+    outputs = z_score(tmp_path / "s.json")(ROWS, binary)
+    expected = np.concatenate([z_scores(ROWS).clip(-2, 2), binary.numpy()], axis=1)
+    np.testing.assert_allclose(outputs.numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(expected[:, :3]).max() == 2
+
+
+def test_z_score_log_applies_batch_norm_before_the_clamp(tmp_path: Path) -> None:
+    features = z_score(tmp_path / "s.json", use_batch_norm=True, clip_magnitude=1.0)
+    scores = z_scores(ROWS)
+    normed = (scores - scores.mean(0)) / np.sqrt(scores.var(0) + 1e-5)
+    outputs = features(ROWS, torch.zeros(4, 2))
+    np.testing.assert_allclose(outputs[:, :3].detach().numpy(), normed.clip(-1, 1), rtol=1e-4, atol=1e-5)
+    outputs.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in features.parameters())
+
+
+def test_z_score_log_looks_up_named_features(tmp_path: Path) -> None:
+    outputs = z_score(tmp_path / "s.json", ["c", "a", "b"])(ROWS[:, [2, 0, 1]], torch.zeros(4, 2))
+    np.testing.assert_allclose(outputs[:, :3].numpy(), z_scores(ROWS).clip(-2, 2)[:, [2, 0, 1]], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("use_batch_norm", [False, True])
+def test_z_score_log_can_be_exported_and_runs_under_autocast(tmp_path: Path, use_batch_norm: bool) -> None:
+    features = z_score(tmp_path / "s.json", use_batch_norm=use_batch_norm).eval()
+    batch = torch.export.Dim("batch", min=2)
+    exported = torch.export.export(features, (ROWS, torch.ones(4, 2)), dynamic_shapes=({0: batch}, {0: batch}))
+    rows = (ROWS[:3], torch.ones(3, 2))
+    torch.testing.assert_close(exported.module()(*rows), features(*rows))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(features(*rows), features.float()(*rows))

@@ -22,6 +22,7 @@ _HEAD = """\
 _COMMENTS = {
     "training.num_train_steps": "the steps of all epochs",
     "training.checkpoint_every_n": "one epoch",
+    "training.early_stopping": "patience: epochs without an improvement after which the run ends",
     "training.num_eval_steps": "the whole partition",
     "features": "docs/features.md; values that training data does not have are unknown to the model",
     "train_data.lanes": "works with 1, 2, 3, 4, 6 and 12 processes, which see the same batches",
@@ -31,7 +32,9 @@ _COMMENTS = {
 """Comments by key path."""
 
 
-def config_text(out: Path, train: Split, features: Mapping[str, Mapping[str, Any]], group: str | None) -> str:
+def config_text(
+    out: Path, train: Split, features: Mapping[str, Mapping[str, Any]], group: str | None, weight: str | None
+) -> str:
     """Return the text of config.yaml.
 
     Args:
@@ -39,13 +42,14 @@ def config_text(out: Path, train: Split, features: Mapping[str, Mapping[str, Any
       train: the training data.
       features: settings of the features, by name.
       group: column within whose values metrics are computed; None if there is none.
+      weight: column with the weights of the rows; None if there is none.
     """
     size = _table_size(train, len(features))
     batch = defaults.batch_size(size)
     steps_per_epoch = train.num_rows // LANES // (batch // LANES)
     num_steps = steps_per_epoch * defaults.num_epochs(size)
     sections: dict[str, Any] = {"training": _training(out, size, steps_per_epoch), "features": features}
-    sections |= _data(out, list(train.positives), batch)
+    sections |= _data(out, list(train.positives), batch, weight)
     if group is not None:
         sections["metrics"] = {"group_by": group}
     sections |= {"model": _model(train, size), "optimizer": _optimizer(size, num_steps)}
@@ -89,19 +93,25 @@ def _training(out: Path, size: TableSize, steps_per_epoch: int) -> dict[str, Any
         "num_epochs": epochs,
         "checkpoint_every_n": steps_per_epoch,
         "checkpoint_max_to_keep": 2,
-        "checkpoint_keep_best": {"partition": "validation", "metric": "mean/auroc", "mode": "max"},
+        "early_stopping": {
+            "partition": "validation",
+            "metric": "mean/auroc",
+            "mode": "max",
+            "patience": defaults.patience(size),
+        },
         "train_log_every_n": max(1, steps_per_epoch // 5),
         "num_eval_steps": -1,
     }
 
 
-def _data(out: Path, labels: Sequence[str], batch: int) -> dict[str, Any]:
+def _data(out: Path, labels: Sequence[str], batch: int, weight: str | None) -> dict[str, Any]:
     def data(split: str, rows: int) -> dict[str, Any]:
         return {
             "inputs": f"{glob.escape(str(out))}/{split}",
             "global_batch_size": rows,
             "lanes": LANES,
             "tasks": {label: {} for label in labels},
+            **({} if weight is None else {"weight_column": weight}),
         }
 
     return {

@@ -10,9 +10,6 @@ from common.features.config import MAX_VALUES
 LANES = 12
 """Works with 1, 2, 3, 4, 6 and 12 processes, which see the same batches."""
 
-BUCKETS = 32
-"""Maximum number of buckets of a number."""
-
 HASH_COVERAGE = 0.9
 """Values are hashed if the MAX_VALUES most frequent ones cover less than this share of the occurrences."""
 
@@ -38,6 +35,12 @@ class TableSize:
     num_features: int
     num_labels: int
     min_positives: int
+
+
+def buckets(num_numbers: int) -> int | None:
+    """Return the maximum number of buckets of a number, or None if config.yaml could not hold all edges."""
+    most = 15_000 // max(1, num_numbers) - 2
+    return None if most < 2 else min(32, most)
 
 
 def min_count(train_rows: int) -> int:
@@ -96,8 +99,3 @@ def dropout(size: TableSize) -> float:
 def patience(size: TableSize) -> int:
     """Return the number of evaluations without an improvement after which training stops."""
     return 3 if num_epochs(size) > 3 else 1
-
-
-def evaluations_per_epoch(steps_per_epoch: int) -> int:
-    """Return the number of evaluations, and of checkpoints, per epoch."""
-    return max(1, min(4, steps_per_epoch // 5000))

@@ -38,7 +38,13 @@ def report(
 
 def _table_of_columns(choices: Sequence[Choice]) -> str:
     rows = [
-        [choice.column.name, choice.column.found, _kinds(choice), choice.encoding or "-", choice.reason]
+        [
+            choice.column.name,
+            choice.column.type.lower() or choice.column.found,
+            _kinds(choice),
+            choice.encoding or "-",
+            choice.reason,
+        ]
         for choice in choices
     ]
     return tabulate(

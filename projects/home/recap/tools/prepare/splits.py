@@ -54,11 +54,13 @@ class SplitRule:
       by: "time" (the oldest rows train), "group" (a hash of the column) or "row" (a hash of the row).
       column: the column of the time or the group; None for "row".
       shares: shares of the rows in train, validation and test, which sum to 1.
+      required: columns of numbers or times without which a row is dropped.
     """
 
     by: str
     column: IngestedColumn | None
     shares: tuple[float, float, float]
+    required: tuple[IngestedColumn, ...] = ()
 
 
 class OutputColumn(NamedTuple):
@@ -102,7 +104,7 @@ def output_columns(ingested: Ingested, labels: Sequence[Label]) -> list[OutputCo
     """Return the columns of the output: those of the input, with labels as int8, then the labels with new names."""
     schema = pq.read_schema(ingested.files[0])
     by_name = {
-        column.name: OutputColumn(column.name, column.staged, schema.field(column.staged).with_name(column.name))
+        column.name: OutputColumn(column.name, column.staged, pa.field(column.name, schema.field(column.staged).type))
         for column in ingested.columns
         if column.staged is not None
     }
@@ -119,7 +121,7 @@ def write_splits(
     out: Path,
     scratch: Scratch,
 ) -> dict[str, Split]:
-    """Write the rows that have all labels (and a time, if the rule needs one) to train/, validation/ and test/.
+    """Write the rows that have all labels and required columns to train/, validation/ and test/.
 
     The rows are in the order of time, rows with equal times and all others in the order of the input.
 
@@ -139,11 +141,12 @@ def write_splits(
     """
     columns = output_columns(ingested, labels)
     condition = f"NOT ({any_is_null(labels)})"
+    for column in rule.required:
+        condition += f" AND {number_of(column)} IS NOT NULL"
     key, order = "0", ROW
     if rule.by == "time":
         assert rule.column is not None
-        time = time_key(rule.column)
-        condition += f" AND {time} IS NOT NULL"
+        time = number_of(rule.column)
         first, second = _time_bounds(connection, ingested, time, condition, rule)
         key, order = f"CASE WHEN {time} < {first} THEN 0 WHEN {time} < {second} THEN 1 ELSE 2 END", f"{time}, {ROW}"
     values = ", ".join(f"{column.sql} AS v{index}" for index, column in enumerate(columns))
@@ -178,13 +181,14 @@ def write_splits(
     return splits
 
 
-def time_key(column: IngestedColumn) -> str:
-    """Return SQL of a number that orders the rows by a column of times, null where it has none.
+def number_of(column: IngestedColumn) -> str:
+    """Return SQL of a column of numbers or times as a number, null where it has none.
 
     Raises:
       UserError: the column has another type.
     """
-    assert column.staged is not None
+    if column.staged is None:
+        raise UserError(f"--{column.role} {column.name}: the column has the type {column.found}, which is not read")
     if column.type == "TIMESTAMP_NS":
         return f"epoch_ns({column.staged})"
     if column.type == "DATE" or column.type.startswith("TIMESTAMP"):
@@ -192,7 +196,8 @@ def time_key(column: IngestedColumn) -> str:
     if is_number(column.type):
         return without_nan(column.staged, column.type)
     raise UserError(
-        f"--time {column.name}: the column has the type {column.found}, but a time is a timestamp or a number"
+        f"--{column.role} {column.name}: the column has the type {column.found}, but it must have numbers"
+        f"{' or times' if column.role == 'time' else ''}"
     )
 
 

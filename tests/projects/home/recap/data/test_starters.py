@@ -8,7 +8,7 @@ import pytest
 from tests.support.root import ROOT
 
 
-@pytest.mark.parametrize("name", ["convert", "generate", "join_embeddings", "movielens"])
+@pytest.mark.parametrize("name", ["convert", "generate", "join_embeddings", "movielens", "prepare"])
 def test_a_starter_starts_the_program_in_tools(name: str) -> None:
     command = [sys.executable, "-m", f"projects.home.recap.data.{name}", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)

@@ -19,8 +19,8 @@ from projects.home.recap.tools.prepare.splits import (
     Scratch,
     Split,
     SplitRule,
+    number_of,
     rows_per_group,
-    time_key,
     write_splits,
 )
 from tests.support.staged import staged
@@ -59,7 +59,8 @@ def split(
     ingested = staged(folder, table, files=files)
     columns = {each.name: each for each in ingested.columns}
     labels = define_labels(ingested, ["clicked", "bought"], [])
-    rule = SplitRule(by, None if column is None else columns[column], shares)
+    required = (columns["time"],) if by == "time" else ()
+    rule = SplitRule(by, None if column is None else columns[column], shares, required)
     with open_database(folder / "temporary", threads) as connection:
         scratch = Scratch(folder / "hashes.parquet", folder / "sample.parquet")
         return write_splits(connection, ingested, labels, rule, folder, scratch)
@@ -226,6 +227,6 @@ def test_an_empty_split_is_an_error(tmp_path, by, column, problem):
 
 
 def test_text_is_no_time(tmp_path):
-    (column,) = staged(tmp_path, {"when": ["yesterday"]}).columns
-    with pytest.raises(UserError, match="--time when: the column has the type string"):
-        time_key(column)
+    (column,) = staged(tmp_path, {"when": ["yesterday"]}, roles={"when": "time"}).columns
+    with pytest.raises(UserError, match="--time when: the column has the type string, but it must have"):
+        number_of(column)

@@ -43,6 +43,7 @@ def ingest(
       UserError: an option or a feature names a column that does not exist, or has another type.
     """
     connection.execute("SET TimeZone = 'UTC'")
+    _check_date_formats(connection, options)
     files = find_files(inputs)
     size = sum(file.path.stat().st_size for file in files.files)
     with _bar("reading", size, "B") as bar:
@@ -68,6 +69,17 @@ def ingest(
             bar.update()
     notes = [*rows.notes, *(each.note for each in types if each is not None and each.note is not None)]
     return Ingested(staged, rows.num_rows, tuple(columns), tuple(notes))
+
+
+def _check_date_formats(connection: "duckdb.DuckDBPyConnection", options: IngestOptions) -> None:
+    import duckdb
+
+    for pattern in options.date_formats.values():
+        try:
+            connection.execute(f"SELECT try_strptime('', {literal(pattern)})")
+        except duckdb.Error as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--date_format {pattern}: this is not a format of strptime: {reason}") from error
 
 
 def _write_typed(

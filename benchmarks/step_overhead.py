@@ -236,7 +236,9 @@ class _Reader:
             yield PositionedBatch(batch, Position(0, (step,)))
 
 
-def ours(case: Case, batches: Sequence[Batch], world: World, amp: bool = False) -> float:
+def ours(
+    case: Case, batches: Sequence[Batch], world: World, amp: bool = False, ema_decay: float | None = None
+) -> float:
     """Return the seconds per step of this project's loop."""
     model = make_model(case.model)
     groups = [{"params": list(model.parameters()), "name": "all"}]
@@ -249,7 +251,9 @@ def ours(case: Case, batches: Sequence[Batch], world: World, amp: bool = False) 
             torch.distributed.broadcast_object_list(save_dir)
         config = JobConfig(
             runtime=RuntimeConfig(enable_amp=amp),
-            training=TrainingConfig(save_dir=save_dir[0], num_train_steps=10**6, checkpoint_every_n=10**6),
+            training=TrainingConfig(
+                save_dir=save_dir[0], num_train_steps=10**6, checkpoint_every_n=10**6, ema_decay=ema_decay
+            ),
         )
         rates = _TickingScheduler(optimizer, case, clock)
         with contextlib.suppress(_AllStepsTimedError):
@@ -263,6 +267,7 @@ LOOPS: dict[str, Callable[[Case, Sequence[Batch], World], float]] = {
     "bare": bare,
     "bare, fused Adam": functools.partial(bare, fused=True),
     "ours": ours,
+    "ours, ema_decay": functools.partial(ours, ema_decay=0.999),
     "ours, enable_amp": functools.partial(ours, amp=True),
 }
 

@@ -161,6 +161,13 @@ class TrainingConfig(BaseConfig):
     max_grad_norm: PositiveFloat32 | None = pydantic.Field(
         None, description="Maximum global L2 norm of the gradients, enforced by clipping; null disables clipping."
     )
+    ema_decay: float | None = pydantic.Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of an exponential moving average of the weights, such as 0.999. The average is what is "
+        "evaluated; null disables it.",
+    )
     max_nonfinite_steps: pydantic.NonNegativeInt = pydantic.Field(
         100,
         description="Maximum number of consecutive updates that are skipped because losses or gradients are not "
@@ -256,6 +263,7 @@ class JobConfig(BaseConfig):
         identity["training"] = {
             "gradient_accumulation": self.training.num_micro_batches,
             "max_grad_norm": self.training.max_grad_norm,
+            "ema_decay": self.training.ema_decay,
         }
         return identity
 

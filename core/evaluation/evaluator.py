@@ -95,8 +95,10 @@ class Evaluator:
     ) -> None:
         """Evaluate a model on partitions, and record the measurement of each as soon as it is complete. Collective.
 
+        The moving average of the weights is evaluated, if the model has one.
+
         Args:
-          model: the model. The mode (training or evaluation) of each submodule is restored afterwards.
+          model: the model. Its weights and the mode (training or evaluation) of each submodule are restored afterwards.
           step: number of steps that the model was trained for.
           partitions: names of the evaluation sets.
           is_stop_requested: returns whether this rank was asked to stop.
@@ -109,7 +111,7 @@ class Evaluator:
         """
         deadline = time.monotonic() + self._timeout_in_s
         model.share_buffers()
-        with evaluation_mode(model.module):
+        with evaluation_mode(model.module), model.averaged_weights():
             for partition in partitions:
                 with model.without_gradients():
                     measurement = self._evaluate_one(model.module, step, partition, deadline, is_stop_requested)

@@ -28,7 +28,7 @@ from core.run.directory import FollowerDirectory, RunDirectory
 from core.run.identity import ADVICE_TO_FOLLOWER, check_same_run, run_identity
 from core.run.session import Session
 from core.run.state import TrainingState, find_last_step
-from core.run.tensors import load_model
+from core.run.tensors import load_averaged_model
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Follower:
         if partitions:
             # Keep it open until the end, so that a checkpoint that turns out to be the best is not deleted.
             with open_on_all_ranks(found.path, components.world) as checkpoint:
-                self._consensus.on_all_ranks(lambda: load_model(components.model, checkpoint))
+                self._consensus.on_all_ranks(lambda: load_averaged_model(components.model, checkpoint))
                 self._evaluator.evaluate(
                     components.model, state.step, partitions, lambda: self._session.is_stop_requested, self._record
                 )

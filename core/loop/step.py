@@ -2,7 +2,7 @@
 
 Owns autocast, loss scaling, gradient averaging, clipping and the check for non-finite gradients. With fused Adam on
 CUDA, a step never waits for the device: its counts stay there until they are read. A skipped update leaves the
-model as it was.
+model as it was. An applied one is averaged into the moving average of the weights, if the model has one.
 """
 
 import contextlib
@@ -124,6 +124,8 @@ class TrainStep:
         assert total is not None
         skipped = self._update(total)
         self._restore_buffers(skipped)
+        if self._model.average is not None:
+            self._model.average.update(skipped)
         return total / count if count > 1 else total, skipped
 
     def _backward(self, loss: torch.Tensor) -> None:

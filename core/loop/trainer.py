@@ -211,6 +211,8 @@ class Trainer:
         self._state.window = self._window.snapshot()
         self._state.skipped_in_a_row = self._skipped.settle()
         self._state.scaler = self._train_step.scaler.state_dict()
+        average = self._components.model.average
+        self._state.averaged_updates = average.num_updates if average is not None else 0
         self._state.early_stopping = self._early_stopping.state()
         with self._divergence.report():
             self._saver.save(self._state, described)

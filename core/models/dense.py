@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.distributed.world import World
+from core.models.averaging import WeightAverage
 from core.models.interface import DistributedModel
 
 # Batch norm is local to a rank during training; share_buffers() gives all ranks rank 0's statistics where they matter.
@@ -37,6 +38,7 @@ class DenseModel:
             first step, so that on three or more ranks a resumed run would add gradients in a different order.
         """
         self.module = module
+        self.average: WeightAverage | None = None
         self._world = world
         self._deterministic = deterministic
         self.replica: nn.Module = module
@@ -76,9 +78,15 @@ class DenseModel:
         """Return a context in torch's inference mode."""
         return torch.inference_mode()
 
+    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has the moving average of its weights, if there is one."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_place_of_weights()
+
     def share_buffers(self) -> None:
-        """Give every rank the buffers of rank 0. Collective."""
-        broadcast_buffers(self.module, self._world)
+        """Give every rank the buffers of rank 0, and their averages. Collective."""
+        broadcast_buffers(self.module.buffers(), self._world)
+        if self.average is not None:
+            broadcast_buffers(self.average.buffers(), self._world)
 
     def fused_optimizer_states(self) -> Mapping[str, torch.Tensor]:
         """Return an empty mapping, because there are no sharded tables."""
@@ -97,8 +105,8 @@ def as_distributed(
     return DenseModel(model, world, deterministic=deterministic) if isinstance(model, nn.Module) else model
 
 
-def broadcast_buffers(module: nn.Module, world: World) -> None:
-    """Give every rank the module's buffers of rank 0. Collective."""
+def broadcast_buffers(buffers: Iterable[torch.Tensor], world: World) -> None:
+    """Give every rank the buffers of rank 0. Collective."""
     if world.size > 1:
-        for buffer in module.buffers():
+        for buffer in buffers:
             dist.broadcast(buffer, src=0)

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from core.models.averaging import WeightAverage
+
 
 class TrainableModel(Protocol):
     """A model that can be trained: `loss, outputs = model(batch)`.
@@ -28,6 +30,8 @@ class DistributedModel(Protocol):
 
     has_sharded_tables: bool
     """True if the model has tables with optimizers of their own, whose gradients differ between ranks."""
+    average: WeightAverage | None
+    """The moving average of the weights; None without training.ema_decay, and always with sharded tables."""
 
     @property
     def module(self) -> nn.Module:
@@ -51,8 +55,11 @@ class DistributedModel(Protocol):
     def without_gradients(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context for forward passes of an evaluation."""
 
+    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has the moving average of its weights, if there is one."""
+
     def share_buffers(self) -> None:
-        """Give every rank the buffers of rank 0. Collective."""
+        """Give every rank the buffers of rank 0, and their averages. Collective."""
 
     def fused_optimizer_states(self) -> Mapping[str, torch.Tensor]:
         """Return the states of the optimizers of sharded tables, as `<parameter>.<state>`. Nothing is copied."""

@@ -21,6 +21,7 @@ from common.modules.embedding.config import EmbeddingBagConfig
 from common.modules.embedding.tables import quiet
 from common.optimizers.config import LearningRate
 from common.optimizers.learning_rate import learning_rate_at
+from core.models.averaging import WeightAverage
 from core.models.dense import broadcast_buffers
 from core.models.looked_up_rows import LookedUpRows
 from core.models.plan import check_tables, log_plan, plan_sharding
@@ -51,6 +52,7 @@ class ShardedModel:
         self._parallel = parallel
         self._world = world
         self._rows = LookedUpRows(parallel)
+        self.average: WeightAverage | None = None
 
     def __call__(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         """Compute the loss and outputs of a batch."""
@@ -92,9 +94,13 @@ class ShardedModel:
         """Return torch.no_grad(), because TorchRec's lookups do not support inference mode."""
         return torch.no_grad()
 
+    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context that changes nothing, because tables have no moving average."""
+        return contextlib.nullcontext()
+
     def share_buffers(self) -> None:
         """Give every rank the buffers of rank 0. Collective."""
-        broadcast_buffers(self.module, self._world)
+        broadcast_buffers(self.module.buffers(), self._world)
 
     def tables(self) -> dict[str, ShardedTensor]:
         """Return the weights of the tables, by table. Nothing is copied."""

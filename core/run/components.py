@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from common.distributed.world import World
+from common.errors import ConfigError
 from common.optimizers.learning_rate import LearningRateSchedule
 from common.reader.reader import BatchReader
 from common.tracking.measurement import Tracker
@@ -66,6 +67,14 @@ class TrainingComponents(Components):
     on_fresh_run: Callable[[], None] | None = None
     extra_metrics: Callable[[], Mapping[str, float]] | None = None
     overwrite_save_dir: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError if the configuration asks for something that the model cannot do."""
+        if self.config.training.ema_decay is not None and self.model.has_sharded_tables:
+            raise ConfigError(
+                "training.ema_decay: the rows of sharded tables have optimizers of their own, and no moving average. "
+                "Remove this key"
+            )
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:

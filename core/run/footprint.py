@@ -20,11 +20,13 @@ def check_memory(components: TrainingComponents) -> None:
     dense = sum(parameter.nbytes for parameter in parameters)
     # Adam creates two states like each parameter at its first update.
     new_states = 2 * dense if "betas" in optimizer.defaults and not optimizer.state else 0
-    copies += new_states
-    updates = dense + new_states if world.device.type == "cpu" else 0
+    averages = dense if components.config.training.ema_decay is not None else 0
+    copies += new_states + averages
+    updates = dense + new_states + averages if world.device.type == "cpu" else 0
+    held = "gradients, averages and optimizer states" if averages else "gradients and optimizer states"
     if shortage := memory_shortage(copies + updates):
         raise ConfigError(
-            f"training the model {shortage}. Of this, {format_bytes(updates)} is for gradients and optimizer states, "
+            f"training the model {shortage}. Of this, {format_bytes(updates)} is for {held}, "
             f"and {format_bytes(copies)} for the copy from which checkpoints are written. Configure smaller tables or "
             "layers, or use more processes or machines"
         )

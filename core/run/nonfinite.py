@@ -8,7 +8,7 @@ import torch
 
 from core.models.interface import DistributedModel
 from core.models.shards import is_sharded, local_parts, table_of
-from core.run.tensors import MODEL
+from core.run.tensors import AVERAGE, MODEL
 
 
 class NonfiniteStateError(Exception):
@@ -95,16 +95,18 @@ def buffer_names(model: DistributedModel) -> set[str]:
 
 
 def state_parts(tensors: Mapping[str, torch.Tensor], buffers: Collection[str]) -> Iterator[NamedPart]:
-    """Yield this rank's parts of what a checkpoint holds: parameters and tables, buffers, then optimizer states.
+    """Yield this rank's parts of what a checkpoint holds: parameters and tables, buffers, optimizer states, averages.
 
     Args:
       tensors: what training_tensors() returns, or a copy.
       buffers: names of the model's buffers.
     """
-    by_kind: dict[str, list[NamedPart]] = {"parameter": [], "buffer": [], "optimizer state": []}
+    by_kind: dict[str, list[NamedPart]] = {"parameter": [], "buffer": [], "optimizer state": [], "average": []}
     for name, tensor in tensors.items():
         owner, _, own_name = name.partition(".")
-        if owner != MODEL.rstrip("."):
+        if owner == AVERAGE.rstrip("."):
+            kind, label = "average", f"average of {own_name}"
+        elif owner != MODEL.rstrip("."):
             kind, label = "optimizer state", f"optimizer state {own_name}"
         elif is_sharded(tensor):
             kind, label = "parameter", f"table {table_of(own_name)}"

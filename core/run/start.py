@@ -13,13 +13,14 @@ from common.process.identity import torchrun_identity
 from common.process.paths import user_path
 from common.process.rerun import OVERWRITE
 from common.reader.order import Position
+from core.models.averaging import WeightAverage
 from core.run.agreement import check_agreement
 from core.run.components import TrainingComponents
 from core.run.directory import RunDirectory
 from core.run.identity import check_same_run, run_environment
 from core.run.launch import Launch, Overwrite
 from core.run.state import TrainingState
-from core.run.tensors import load_model, load_optimizer
+from core.run.tensors import load_average, load_averaged_model, load_model, load_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,8 @@ class WarmStart(_StartFromCheckpoint):
     """Begins with the weights of another run's checkpoint, at step 0 with fresh optimizers."""
 
     def restore(self, components: TrainingComponents) -> TrainingState:
-        """Load the checkpoint's weights."""
-        load_model(components.model, self._checkpoint)
+        """Load the checkpoint's weights: those that were evaluated."""
+        load_averaged_model(components.model, self._checkpoint)
         self.summary = f"warm start: weights from {self._checkpoint.path}"
         return _first_state(components)
 
@@ -124,6 +125,8 @@ class Resume(_StartFromCheckpoint):
                 logger.info("%s: %s before, %s now; the last bits of results may differ", name, before, current[name])
         load_model(components.model, checkpoint)
         load_optimizer(components.model, components.optimizer, checkpoint)
+        if (average := _begin_average(components, state.averaged_updates)) is not None:
+            load_average(average, checkpoint)
         self.summary = f"continuing after step {state.step} from {checkpoint.path}"
         return state
 
@@ -184,4 +187,14 @@ def find_start(
 
 
 def _first_state(components: TrainingComponents) -> TrainingState:
+    _begin_average(components)
     return TrainingState(components.identity, Position.start(components.train_reader.lanes))
+
+
+def _begin_average(components: TrainingComponents, num_updates: int = 0) -> WeightAverage | None:
+    """Begin the moving average of the weights with the current ones, if it is configured."""
+    decay = components.config.training.ema_decay
+    if decay is None:
+        return None
+    components.model.average = WeightAverage(components.model.module, decay, num_updates)
+    return components.model.average

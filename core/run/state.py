@@ -28,6 +28,8 @@ class TrainingState:
     """Number of consecutive steps, up to `step`, whose update was skipped."""
     scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
     """State of the GradScaler; empty without float16."""
+    averaged_updates: int = 0
+    """Number of updates in the moving average of the weights; 0 without one."""
     early_stopping: dict[str, Any] = dataclasses.field(default_factory=dict)
     """State of early stopping before an evaluation of `step` (core/run/early_stopping.py); empty without it."""
     tracker_run_id: str | None = None
@@ -41,6 +43,7 @@ class TrainingState:
                 "position": dataclasses.asdict(self.position),
                 "window": dict(self.window),
                 "nonfinite_steps": self.skipped_in_a_row,
+                "averaged_updates": self.averaged_updates,
             },
             "scaler": dict(self.scaler),
             "early_stopping": dict(self.early_stopping),
@@ -65,6 +68,7 @@ class TrainingState:
                 window=progress["window"],
                 skipped_in_a_row=progress.get("nonfinite_steps", 0),
                 scaler=dict(values["scaler"]),
+                averaged_updates=progress.get("averaged_updates", 0),
                 early_stopping=dict(values.get("early_stopping", {})),
                 tracker_run_id=values["tracker_run_id"],
             )

@@ -1,23 +1,30 @@
 """Names the tensors of a training run for a checkpoint, and loads them into a model and its optimizers."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
 from common.checkpointing.manifest import CheckpointError
 from common.checkpointing.reader import CheckpointReader
+from core.models.averaging import WeightAverage
 from core.models.interface import DistributedModel
 from core.run.identity import capped_list
 
 MODEL = "model."
+AVERAGE = "average."
 OPTIMIZER = "optimizer."
 TABLE_OPTIMIZER = "table_optimizer."
 
 
 def training_tensors(model: DistributedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return the parameters and buffers of the model and the states of the optimizers, by name. Nothing is copied."""
+    """Return the parameters and buffers of the model, their averages, and the states of the optimizers, by name.
+
+    Nothing is copied.
+    """
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.module.named_parameters()}
     tensors = {MODEL + name: tensor for name, tensor in model.module.state_dict().items()}
+    if model.average is not None:
+        tensors |= {AVERAGE + name: tensor for name, tensor in model.average.tensors().items()}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             tensors[f"{OPTIMIZER}{key}.{names[parameter]}"] = value
@@ -25,17 +32,27 @@ def training_tensors(model: DistributedModel, optimizer: torch.optim.Optimizer) 
 
 
 def load_model(model: DistributedModel, checkpoint: CheckpointReader) -> None:
-    """Load a checkpoint's weights into a model. For sharded tables, load the shards of this rank.
+    """Load the weights that training continues from into a model. For sharded tables, load the shards of this rank.
 
     After an error about damage, the weights may be anything.
 
     Raises:
       CheckpointError: the checkpoint is damaged, or holds a different model. The message names each difference.
     """
-    state = model.module.state_dict()  # shares memory with the model
-    _check_sizes(checkpoint, state)
-    checkpoint.load(state, MODEL)
-    model.module.load_state_dict(state)
+    _load(model, checkpoint, averaged=set())
+
+
+def load_averaged_model(model: DistributedModel, checkpoint: CheckpointReader) -> None:
+    """Load the weights to evaluate and to predict with: their moving averages if the checkpoint has them.
+
+    Raises CheckpointError like load_model().
+    """
+    _load(model, checkpoint, averaged=checkpoint.types(AVERAGE).keys())
+
+
+def load_average(average: WeightAverage, checkpoint: CheckpointReader) -> None:
+    """Load the moving average of the weights. Raises CheckpointError like load_model()."""
+    checkpoint.load(average.tensors(), AVERAGE)
 
 
 def load_optimizer(model: DistributedModel, optimizer: torch.optim.Optimizer, checkpoint: CheckpointReader) -> None:
@@ -50,6 +67,17 @@ def load_optimizer(model: DistributedModel, optimizer: torch.optim.Optimizer, ch
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if states := model.fused_optimizer_states():
         checkpoint.load(states, TABLE_OPTIMIZER)
+
+
+def _load(model: DistributedModel, checkpoint: CheckpointReader, averaged: Collection[str]) -> None:
+    """Load the averages of the named weights, and the other weights themselves."""
+    state = model.module.state_dict()  # shares memory with the model
+    _check_sizes(checkpoint, state)
+    for prefix in (MODEL, AVERAGE):
+        part = {name: tensor for name, tensor in state.items() if (name in averaged) == (prefix == AVERAGE)}
+        if part:
+            checkpoint.load(part, prefix)
+    model.module.load_state_dict(state)
 
 
 def _check_sizes(checkpoint: CheckpointReader, expected: Mapping[str, torch.Tensor]) -> None:

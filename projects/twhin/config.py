@@ -66,6 +66,8 @@ class TwhinConfig(JobConfig):
                 "training.max_grad_norm: tables are updated in the backward pass of their lookups, before the norm of "
                 "all gradients is known. Remove this key or lower the learning rates"
             )
+        if self.training.ema_decay is not None:
+            problems.append("training.ema_decay: tables have no moving average. Remove this key")
         if problems:
             raise ValueError("; ".join(problems))
         return self

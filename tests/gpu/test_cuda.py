@@ -27,10 +27,12 @@ from core.loop.skipped_steps import SkippedStepCounter
 from core.loop.step import TrainStep
 from core.metrics.evaluation_set import EvaluationSet
 from core.metrics.multi_task import MultiTaskMetrics
+from core.models.averaging import WeightAverage
 from tests.support.ranks import run_ranks
 from tests.support.toy import (
     ToyBatch,
     ToyModel,
+    dense,
     gradients,
     largest_difference,
     replicated,
@@ -112,6 +114,31 @@ def restored_sync_debug_mode() -> Iterator[None]:
     """Restore the mode after a test in which waiting for the device is an error."""
     yield
     torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.usefixtures("restored_sync_debug_mode")
+def test_averaging_never_waits_for_the_device_and_equals_the_definition():
+    model = ToyModel(batch_norm=True).to(CUDA)
+    distributed = dense(model, ALONE)
+    average = distributed.average = WeightAverage(model, 0.3)
+    step = toy_step(distributed, optimizer=fused_adam(model), learning_rate=LearningRate(constant=0.01), world=ALONE)
+    good, bad = toy_batch(8).to(CUDA), toy_batch(8).to(CUDA)
+    bad.weights[0, 0] = float("nan")
+    step([good], 1)  # the first step checks the gradients
+    expected = {name: tensor.double() for name, tensor in average.tensors().items()}
+    n = 1
+    for number, batch in enumerate([good, bad, bad, good, good], start=2):
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        step([batch], number)
+        torch.cuda.set_sync_debug_mode("default")
+        if batch is good:
+            n += 1
+            decay = min(0.3, (1 + n) / (10 + n))
+            weights = model.state_dict()
+            expected = {key: decay * value + (1 - decay) * weights[key].double() for key, value in expected.items()}
+        assert largest_difference(average.tensors(), expected) < 1e-6
+    assert average.num_updates == n == 4
 
 
 @pytest.mark.usefixtures("restored_sync_debug_mode")

@@ -49,6 +49,9 @@ INVALID = [
     ("training.num_epochs", "0"),
     ("training.max_grad_norm", "0.0"),
     ("training.max_grad_norm", ".inf"),
+    ("training.ema_decay", "0"),
+    ("training.ema_decay", "1"),
+    ("training.ema_decay", "null_"),
     ("training.save_dir", "''"),
     ("training.save_dir", "null"),
     ("runtime.amp_dtype", "float64"),
@@ -198,6 +201,7 @@ MUST_NOT_CHANGE = [
     "runtime.seed=1",
     "training.gradient_accumulation=2",
     "training.max_grad_norm=1.0",
+    "training.ema_decay=0.99",
     "train_data.inputs=other.parquet",
     "train_data.sizes=[1]",
 ]
@@ -212,7 +216,7 @@ def test_the_identity_consists_of_json_values_by_configuration_key():
     assert ExampleConfig().identity() == {
         "train_data": {"inputs": "train.parquet", "sizes": [1, 2]},
         "runtime": {"seed": 0},
-        "training": {"gradient_accumulation": 1, "max_grad_norm": None},
+        "training": {"gradient_accumulation": 1, "max_grad_norm": None, "ema_decay": None},
     }
 
 

@@ -21,15 +21,18 @@ class LargeModel(ToyModel):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "updates", "copies"),
+    ("optimizer", "ema_decay", "updates", "copies"),
     [
-        (lambda parameters: torch.optim.SGD(parameters), 16, 16),  # gradients; weights
-        (lambda parameters: torch.optim.Adam(parameters), 48, 48),  # gradients and two states; weights and two states
+        (lambda parameters: torch.optim.SGD(parameters), None, 16, 16),  # gradients; weights
+        (lambda parameters: torch.optim.SGD(parameters), 0.9, 32, 32),  # the same and averages
+        (lambda parameters: torch.optim.Adam(parameters), None, 48, 48),  # gradients or weights, and two states
     ],
 )
-def test_gradients_states_and_copies_for_checkpoints_must_fit(tmp_path: Path, optimizer, updates, copies) -> None:
+def test_gradients_states_and_copies_for_checkpoints_must_fit(
+    tmp_path: Path, optimizer, ema_decay, updates, copies
+) -> None:
     module = LargeModel()
-    components = toy_components(tmp_path, module, optimizer=optimizer(list(module.parameters())))
+    components = toy_components(tmp_path, module, optimizer=optimizer(list(module.parameters())), ema_decay=ema_decay)
     with room_for((updates + copies + 8) * MIB):
         check_memory(components)
     with room_for((updates + copies - 8) * MIB), pytest.raises(ConfigError) as caught:
@@ -38,4 +41,5 @@ def test_gradients_states_and_copies_for_checkpoints_must_fit(tmp_path: Path, op
     assert message.startswith(
         f"training the model needs {updates + copies}.0 MiB, but the address space of this process"
     )
-    assert f"{updates}.0 MiB is for gradients and optimizer states, and {copies}.0 MiB for the copy from" in message
+    held = "gradients, averages and optimizer states" if ema_decay else "gradients and optimizer states"
+    assert f"{updates}.0 MiB is for {held}, and {copies}.0 MiB for the copy from" in message

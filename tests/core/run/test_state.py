@@ -23,6 +23,7 @@ STATE = TrainingState(
     window={"loss_sum": 0.1 + 0.2, "skipped": 1.0, "steps": 2.0},
     skipped_in_a_row=5,
     scaler={"scale": 8.0},
+    averaged_updates=6,
     early_stopping={"best": 0.1, "misses": 2},
     tracker_run_id="run-1",
 )
@@ -47,6 +48,7 @@ def test_the_names_in_a_checkpoint_stay_the_same() -> None:
             "position": {"epoch": 2, "cursors": [3, 4]},
             "window": {"loss_sum": 0.1 + 0.2, "skipped": 1.0, "steps": 2.0},
             "nonfinite_steps": 5,
+            "averaged_updates": 6,
         },
         "scaler": {"scale": 8.0},
         "early_stopping": {"best": 0.1, "misses": 2},
@@ -69,13 +71,14 @@ def test_a_fresh_run_has_done_nothing() -> None:
 
 
 def test_a_checkpoint_of_an_older_version_is_readable(tmp_path: Path) -> None:
-    """Older versions of the program did not count skipped steps, and had no early stopping."""
+    """Older versions of the program did not count skipped steps, and had no averages and no early stopping."""
     values = STATE.to_json()
+    del values["progress"]["averaged_updates"]
     del values["progress"]["nonfinite_steps"]
     del values["early_stopping"]
     with saved(tmp_path, 1, values) as checkpoint:
         state = TrainingState.from_checkpoint(checkpoint)
-    assert (state.skipped_in_a_row, state.early_stopping) == (0, {})
+    assert (state.skipped_in_a_row, state.averaged_updates, state.early_stopping) == (0, 0, {})
 
 
 @pytest.mark.parametrize("change", [{"progress": {}}, {"progress": 3}, {"scaler": None}, {"identity": 1}])

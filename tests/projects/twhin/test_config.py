@@ -230,6 +230,12 @@ TABLES = [f"{{name: {name}, num_embeddings: 9, embedding_dim: 4, {OPTIMIZER}}}" 
             "training.gradient_accumulation is 2",
             "raise the batch size instead",
         ),
+        (
+            "training.ema_decay=0.9",
+            "(top level)",
+            "training.ema_decay: tables have no moving average",
+            "Remove this key",
+        ),
         ("training.max_grad_norm=1.0", "(top level)", "training.max_grad_norm: tables are", "lower the learning rates"),
         (
             "train_data={data_root: x, global_batch_size: 24}",

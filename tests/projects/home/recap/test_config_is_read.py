@@ -33,6 +33,7 @@ OPTIONS = [
     "runtime.enable_amp=true",
     "runtime.wandb={key_path: $KEY_PATH, host: 'http://localhost:9', name: n, tags: [t], metadata: {a: 1}}",
     "training.max_grad_norm=1.0",
+    "training.ema_decay=0.9",
     "training.gradient_accumulation=2",
     "train_data.inputs=null",
     "train_data.num_files_to_keep=1",

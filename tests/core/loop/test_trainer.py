@@ -385,13 +385,18 @@ def test_rotation_runs_once_more_after_the_last_evaluation(run: Run, monkeypatch
 
 
 @pytest.mark.parametrize("at_log", [2, 3])
-def test_a_run_whose_directory_was_claimed_by_another_run_ends_and_writes_nothing_more(run: Run, at_log: int) -> None:
+def test_a_run_whose_directory_was_claimed_by_another_run_ends_and_writes_nothing_more(
+    run: Run, monkeypatch: pytest.MonkeyPatch, at_log: int
+) -> None:
     """A log follows each second step, and a save follows step 4."""
     logs: list[int] = []
+    step_4_is_saved = threading.Event()
+    monkeypatch.setattr(CheckpointRetention, "rotate", lambda *_: step_4_is_saved.set())
 
     def claim_at_log() -> dict[str, float]:
         logs.append(2 * len(logs) + 2)
         if len(logs) == at_log:
+            assert at_log == 2 or step_4_is_saved.wait(60)
             (run.directory / "run/.lock.holder").write_text("process 7 on another-host, 0123 another-host:7:1:2:3\n")
         return {}
 

@@ -61,6 +61,11 @@ class Vocabulary:
         starts = np.arange(2**bits, dtype=np.uint64) << self._shift
         self._starts = np.searchsorted(self._hashes, starts).astype(np.int32)
 
+    @property
+    def description(self) -> str:
+        """Number of values and digest, which a run compares with those of a resume and of its other ranks."""
+        return f"{len(self):,} values, digest {self.digest}"
+
     def __len__(self) -> int:
         return len(self.values)
 

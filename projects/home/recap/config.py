@@ -189,8 +189,7 @@ def _identify_vocabularies(features: Features, identity: dict[str, Any]) -> None
     vocabularies = read_vocabularies(features)
     for each in identity.values():
         if (path := each.get("vocabulary")) is not None:
-            vocabulary = vocabularies[path]
-            each["vocabulary"] = f"{len(vocabulary):,} values, digest {vocabulary.digest}"
+            each["vocabulary"] = vocabularies[path].description
 
 
 def _file_digest(path: str) -> str:

@@ -134,8 +134,10 @@ class RecapDataset:
         features = {name: feature.description() for name, feature in self.features.items()}
         identity = {"rows": self.table.fingerprint, "files": dict(self.table.files), "features": features}
         if self._encoder is not None:
-            vocabularies = self._encoder.vocabularies.items()
-            identity["vocabularies"] = {path: vocabulary.digest for path, vocabulary in vocabularies}
+            paths = {name: getattr(feature, "vocabulary", None) for name, feature in self._encoder.features.items()}
+            identity["vocabularies"] = {
+                name: self._encoder.vocabularies[path].description for name, path in paths.items() if path is not None
+            }
         return identity
 
     def check_same_features(self, train: "RecapDataset", key_path: str) -> None:

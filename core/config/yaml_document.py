@@ -31,7 +31,7 @@ def shorten(text: str, limit: int = 60) -> str:
 
 _STR = "tag:yaml.org,2002:str"
 _PLAIN = "plain"  # tag of a scalar without quotes and without a tag; its type is known after substitution
-_MAX_NODES = 20_000
+_MAX_NODES = 200_000
 _MAX_DEPTH = 100  # pydantic's parser allows 200
 _UNREADABLE = "?"  # placeholder for a value with an error that is already recorded
 

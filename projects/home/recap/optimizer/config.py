@@ -44,8 +44,8 @@ class MultiTaskLearningRates(BaseConfig):
     )
     backbone_learning_rate: LearningRate | None = pydantic.Field(
         None,
-        description="Learning rate of all parameters outside the towers: feature and embedding norms, small "
-        "embeddings and the backbone. Must be null if there are none.",
+        description="Learning rate of all parameters outside the towers: feature and embedding norms, embedding "
+        "tables and the backbone. Must be null if there are none.",
     )
 
 

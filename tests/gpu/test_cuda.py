@@ -109,6 +109,22 @@ def test_float16_skips_an_update_that_overflows_and_halves_its_scale():
 # --- Steps ---
 
 
+@pytest.mark.parametrize("algorithm", [torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
+def test_fused_optimizers_update_as_on_a_cpu_and_skip_non_finite_gradients(algorithm):
+    models = {}
+    for world in (World(0, 0, 1, torch.device("cpu")), ALONE):
+        model = models[world.device.type] = ToyModel().to(world.device)
+        optimizer = algorithm(model.parameters(), lr=0.01, weight_decay=0.1, fused=True)
+        step = toy_step(model, optimizer=optimizer, learning_rate=LearningRate(constant=0.01), world=world)
+        for number in range(1, 6):
+            batch = toy_batch(16, seed=number)
+            if number == 3:
+                batch.weights[0, 0] = float("nan")
+            _, skipped = step([batch.to(world.device)], number)
+            assert skipped.item() == (number == 3)
+    assert largest_difference(models["cuda"].cpu().state_dict(), models["cpu"].state_dict()) < 1e-5
+
+
 @pytest.fixture
 def restored_sync_debug_mode() -> Iterator[None]:
     """Restore the mode after a test in which waiting for the device is an error."""

@@ -45,7 +45,7 @@ class PositionDebias(nn.Module):
     """Looks up an embedding of the position in training, and returns zeros in evaluation.
 
     In training, the position of some examples is dropped, so that the model learns to predict without it (Zhao et al.
-    2019, "Recommending What Video to Watch Next", RecSys, section 4.3).
+    2019, "Recommending What Video to Watch Next", RecSys, doi 10.1145/3298689.3346997).
     """
 
     def __init__(self, config: PositionDebiasConfig, layout: FeatureLayout | None = None) -> None:

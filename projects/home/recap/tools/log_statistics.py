@@ -9,6 +9,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
     sys.path[0] = str(Path(__file__).resolve().parents[4])
 
+import shlex
 from pathlib import Path
 
 from common.errors import ConfigError, UserError
@@ -60,9 +61,10 @@ def main() -> int:
     )
     args = parser.parse_args()
     path = write_log_statistics(load_config_from_yaml(RecapConfig, args.config, args.set))
+    options = ["--config", str(args.config), *(word for override in args.set for word in ("--set", override))]
     print_report(
         f"statistics  {path}\n\nTrain with\n"
-        f"  torchrun --standalone --nproc-per-node 2 -m projects.home.recap.main --config {args.config}\n"
+        f"  torchrun --standalone --nproc-per-node 2 -m projects.home.recap.main {shlex.join(options)}\n"
     )
     return 0
 

@@ -1,6 +1,7 @@
 """Computes statistics of generated and of ordinary tables, compares them with numpy, and trains with them."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ def test_statistics_of_vectors_equal_those_of_numpy_and_a_run_uses_them(
     also = "validation_data.validation.preprocess.truncate_and_slice={continuous_feature_truncation: 7}"
     arguments = small_run(recap_data, tmp_path / "run", z_score(path), slices, also)
     assert call(log_statistics, monkeypatch, arguments) == 0
-    assert str(path) in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"statistics  {path}\n" in printed
+    assert shlex.split(printed.splitlines()[-1])[-len(arguments) :] == arguments, "the next command"
     found = json.loads(path.read_text())
     rows = with_lists(pq.read_table(recap_data / "train", columns=["continuous"]))
     expected = logs([row[:7] for row in rows["continuous"].to_pylist()])

@@ -16,6 +16,7 @@ from projects.home.recap.model.config import (
     ZScoreLogConfig,
 )
 from projects.home.recap.model.features import Featurization
+from tests.support.export import forget_precision
 
 
 def test_log1p_abs_takes_the_logarithm_only() -> None:
@@ -130,6 +131,7 @@ def test_z_score_log_looks_up_named_features(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("use_batch_norm", [False, True])
 def test_z_score_log_can_be_exported_and_runs_under_autocast(tmp_path: Path, use_batch_norm: bool) -> None:
+    forget_precision()
     features = z_score(tmp_path / "s.json", use_batch_norm=use_batch_norm).eval()
     batch = torch.export.Dim("batch", min=2)
     exported = torch.export.export(features, (ROWS, torch.ones(4, 2)), dynamic_shapes=({0: batch}, {0: batch}))

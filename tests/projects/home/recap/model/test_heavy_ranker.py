@@ -12,6 +12,7 @@ from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.schema import FeatureWidths
 from projects.home.recap.model.config import ModelConfig
 from projects.home.recap.model.heavy_ranker import HeavyRanker
+from tests.support.export import forget_precision
 from tests.support.runs import LOCAL_YAML
 
 WIDTHS = FeatureWidths(6, 3, {"user_embedding": 4, "user_eng_embedding": 4, "author_embedding": 4})
@@ -180,9 +181,7 @@ DLRM = "{dlrm_config: {bottom_mlp: {layer_sizes: [4]}, top_mlp: {layer_sizes: [6
     ids=str,
 )
 def test_can_be_exported(overrides: Sequence[str]) -> None:
-    cudnn: Any = torch.backends.cudnn
-    # As in a new process; docs/heavy-ranker.md explains why.
-    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32"
+    forget_precision()
     ranker = build(overrides=overrides)
     batch = torch.export.Dim("batch", min=2)
     exported = torch.export.export(ranker, (*inputs(), discrete()), dynamic_shapes=tuple({0: batch} for _ in range(6)))

@@ -132,6 +132,25 @@ def test_a_feature_may_be_the_position_and_a_resume_drops_the_same_positions(tra
 
 
 @pytest.mark.parametrize(
+    "architecture",
+    [
+        "dlrm_config: {bottom_mlp: {layer_sizes: [4]}, top_mlp: {layer_sizes: [8, 1]}}",
+        "dcn_config: {poly_degree: 3, projection_dim: 4, parallel_mlp: {layer_sizes: [8]}, "
+        "output_mlp: {layer_sizes: [1]}}",
+    ],
+    ids=["dlrm", "dcn"],
+)
+@pytest.mark.parametrize("amp", ["false", "true"])
+def test_every_architecture_trains_on_features_of_all_kinds(
+    train: Train, tmp_path: Path, architecture: str, amp: str
+) -> None:
+    tower = f"model.tasks={{{LABEL}: {{{architecture}}}}}"
+    assert train(tower, "training.num_train_steps=24", f"runtime.enable_amp={amp}") == 0
+    assert np.isfinite(losses(tmp_path / "run")).all()
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+
+
+@pytest.mark.parametrize(
     ("position", "features", "message"),
     [
         ("position_feature: age", FEATURES, r"position_feature .*: age is not .* with num_values.* items"),

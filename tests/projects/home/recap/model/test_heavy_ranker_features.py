@@ -11,6 +11,7 @@ from projects.home.recap.data.schema import FeatureWidths
 from projects.home.recap.model.config import ModelConfig
 from projects.home.recap.model.features import log1p_abs
 from projects.home.recap.model.heavy_ranker import HeavyRanker
+from tests.support.export import forget_precision
 
 TABLE = EmbeddingTable("item", 9, 4, np.zeros(9, np.float32))
 LAYOUT = FeatureLayout(
@@ -107,9 +108,7 @@ def test_runs_under_autocast_to_bfloat16() -> None:
 
 
 def test_can_be_exported() -> None:
-    cudnn: Any = torch.backends.cudnn
-    # As in a new process; docs/heavy-ranker.md explains why.
-    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32"
+    forget_precision()
     ranker = build()
     batch = torch.export.Dim("batch", min=2)
     shapes: dict[str, Any] = {name: {0: batch} for name in ("continuous", "binary", "ids")}

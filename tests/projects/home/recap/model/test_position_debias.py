@@ -14,6 +14,7 @@ from projects.home.recap.model.heavy_ranker import HeavyRanker
 from projects.home.recap.model.position_debias import PositionDebias, check_position_index, without_position
 from tests.projects.home.recap.model.test_feature_tables import IDS, layout, table
 from tests.projects.home.recap.model.test_heavy_ranker import build, discrete, inputs, model_config
+from tests.support.export import forget_precision
 
 DEBIASED = "model.position_debias_config={position_feature_index: 1, max_position: 5, num_dims: 3}"
 
@@ -165,5 +166,11 @@ def test_the_ranker_uses_a_position_of_the_features_in_training_only() -> None:
             logits[mode, position] = ranker.train(mode)(*rows, ids=ids_with([position] * 4))["logits"]
     assert not torch.equal(logits[True, 3], logits[True, 4])
     assert torch.equal(logits[False, 3], logits[False, 4])
+    forget_precision()
+    batch = torch.export.Dim("batch", min=2)
+    exported = torch.export.export(
+        ranker, tuple(rows), {"ids": ids_with([3] * 4)}, dynamic_shapes=[{0: batch}, {0: batch}, {0: batch}]
+    )
+    torch.testing.assert_close(exported.module()(*rows, ids=ids_with([9] * 4))["logits"], logits[False, 3])
     logits[True, 3].sum().backward()
     assert all(parameter.grad is not None for parameter in ranker.parameters())

@@ -111,7 +111,8 @@ def _read(
     end = "\n" + csv_format.delimiter.join([_END, *itertools.repeat("", len(names) - 1)]) + "\n"
     reader = pa.csv.open_csv(
         _Concatenated(content, end.encode()),
-        read_options=pa.csv.ReadOptions(column_names=names, block_size=MAX_ROW_BYTES),
+        # With threads, memory would grow with the number of cores, and it is not faster.
+        read_options=pa.csv.ReadOptions(column_names=names, block_size=MAX_ROW_BYTES, use_threads=False),
         parse_options=pa.csv.ParseOptions(delimiter=csv_format.delimiter, newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Never
 import tqdm
 
 from common.errors import UserError
+from common.reader.parquet_file import read_footer
 from projects.home.recap.tools.prepare.column_types import Use, decide_type, type_group, uses_of_columns
 from projects.home.recap.tools.prepare.columns import ROW, Ingested, IngestedColumn, IngestOptions
 from projects.home.recap.tools.prepare.database import literal, scan
@@ -25,6 +26,8 @@ from projects.home.recap.tools.prepare.text_types import TypedText
 
 if TYPE_CHECKING:
     import duckdb
+
+_GROUPS_PER_FILE, _MIN_GROUP = 8, 2048
 
 
 def ingest(
@@ -94,12 +97,14 @@ def _write_typed(
     with _bar("writing", rows.num_rows, " rows") as bar:
         for file in rows.files:
             written.append(folder / file.name)
-            count = connection.execute(
+            num_rows = read_footer(file).num_rows
+            # A file has a limited size, so that this many rows fit into memory however wide they are.
+            group = max(_MIN_GROUP, -(-num_rows // _GROUPS_PER_FILE))
+            connection.execute(
                 f"COPY (SELECT {ROW}, {values} FROM {scan([file])} ORDER BY {ROW}) TO {literal(str(written[-1]))} "
-                "(FORMAT parquet, COMPRESSION lz4_raw)"
-            ).fetchone()
-            assert count is not None
-            bar.update(count[0])
+                f"(FORMAT parquet, COMPRESSION lz4_raw, ROW_GROUP_SIZE {group})"
+            )
+            bar.update(num_rows)
             file.unlink()
     return tuple(written)
 

@@ -76,12 +76,22 @@ def unwind_on_signals() -> None:
     """
 
     def unwind(number: int, _: types.FrameType | None) -> NoReturn:
+        global _unwinding
         _write(f"received {signal.Signals(number).name}; exiting.")
-        raise SystemExit(128 + number)
+        _unwinding = SystemExit(128 + number)
+        raise _unwinding
 
     for number in stop_signals():
         if number != signal.SIGINT:
             signal.signal(number, unwind)
+
+
+_unwinding: SystemExit | None = None
+
+
+def interruption() -> SystemExit | KeyboardInterrupt:
+    """Return the exception of the stop signal that interrupted native code which replaced it by one of its own."""
+    return _unwinding or KeyboardInterrupt()
 
 
 def leave_signals_to_python() -> None:

@@ -9,6 +9,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 import argparse
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from common.process.arguments import at_least_1
@@ -16,6 +17,7 @@ from common.process.logging import setup_logging
 from common.process.paths import user_path
 from common.process.program import ArgumentParser, run
 from common.process.standard_streams import print_report
+from projects.home.recap.tools.prepare.input_arguments import add_input_arguments, input_options
 
 if TYPE_CHECKING:
     from projects.home.recap.tools.prepare.prepare import PrepareOptions
@@ -94,7 +96,7 @@ def _parse_args() -> argparse.Namespace:
         metavar=("COLUMN", "KIND"),
         help="kind of a column instead of the inferred one, such as category, number or unused; can be repeated",
     )
-    _add_format_options(parser)
+    add_input_arguments(parser)
     add(
         "--threads",
         type=at_least_1,
@@ -109,43 +111,15 @@ def _parse_args() -> argparse.Namespace:
     return args
 
 
-def _add_format_options(parser: ArgumentParser) -> None:
-    add = parser.add_argument_group("format of CSV files").add_argument
-    add(
-        "--null_values",
-        type=_names,
-        default=[],
-        metavar="A,B",
-        help="texts that mean a missing value, in addition to an empty field",
-    )
-    add("--delimiter", metavar="CHARACTER", help="character between fields (default: tab, comma or semicolon)")
-    add("--columns", type=_names, metavar="A,B", help="names of the columns, if the first line has none")
-    add("--header", action="store_true", help="the first line has names, although it looks like data")
-    add("--decimal", choices=[".", ","], help="decimal separator of numbers")
-    add(
-        "--date_format",
-        action="append",
-        default=[],
-        metavar="[COLUMN=]FORMAT",
-        help="format of dates, such as %%d/%%m/%%Y, of a column or of all others; can be repeated",
-    )
-
-
 def _options(args: argparse.Namespace) -> "PrepareOptions":
     from common.features.features_file import read_features
-    from projects.home.recap.tools.prepare.columns import IngestOptions
     from projects.home.recap.tools.prepare.labels import LabelRule
     from projects.home.recap.tools.prepare.prepare import PrepareOptions
 
-    reading = IngestOptions(
+    reading = replace(
+        input_options(args),
         features={} if args.features is None else read_features(args.features),
         kinds=dict(args.kind),
-        null_values=tuple(args.null_values),
-        delimiter=args.delimiter,
-        names=None if args.columns is None else tuple(args.columns),
-        header=args.header,
-        decimal=args.decimal,
-        date_formats=dict(_date_format(text) for text in args.date_format),
     )
     return PrepareOptions(
         inputs=args.input,
@@ -161,12 +135,6 @@ def _options(args: argparse.Namespace) -> "PrepareOptions":
         reading=reading,
         threads=args.threads,
     )
-
-
-def _date_format(text: str) -> tuple[str, str]:
-    """Return the column and the format of its dates; the column is empty if the format is that of all others."""
-    column, equals, date_format = text.rpartition("=")
-    return (column, date_format) if equals else ("", text)
 
 
 def _names(text: str) -> list[str]:

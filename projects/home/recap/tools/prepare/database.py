@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
+from common.process.stop_signals import interruption
 
 if TYPE_CHECKING:
     import duckdb
@@ -20,6 +21,7 @@ def open_database(temporary: Path, threads: int) -> Iterator["duckdb.DuckDBPyCon
 
     Raises:
       UserError: memory or disk space runs out within the `with` block.
+      SystemExit, KeyboardInterrupt: a stop signal interrupts a query (see unwind_on_signals).
     """
     import duckdb
 
@@ -34,6 +36,10 @@ def open_database(temporary: Path, threads: int) -> Iterator["duckdb.DuckDBPyCon
     with duckdb.connect(":memory:", config=settings) as connection:
         try:
             yield connection
+        except RuntimeError as error:
+            if str(error) == "Query interrupted":
+                raise interruption() from None
+            raise
         except duckdb.OutOfMemoryException as error:
             raise UserError(
                 f"memory or disk space ran out ({_first_line(error)}). Free space in {temporary.parent}, or use "

@@ -8,7 +8,7 @@ from projects.home.recap.tools.prepare.columns import IngestOptions
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to a parser."""
-    add = parser.add_argument
+    add = parser.add_argument_group("format of the input").add_argument
     add(
         "--null_values",
         type=_texts,

@@ -1,8 +1,14 @@
+import os
+import signal
+import threading
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UserError
+from common.process.stop_signals import unwind_on_signals
 from projects.home.recap.tools.prepare.database import identifier, literal, open_database, scan
 
 
@@ -36,3 +42,27 @@ def test_a_missing_file_is_the_users_error(tmp_path):
         open_database(tmp_path / "temporary", threads=1) as connection,
     ):
         connection.execute(f"SELECT * FROM {scan([tmp_path / 'missing.parquet'])}")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, None), (signal.SIGTERM, 143)])
+def test_a_signal_interrupts_a_query(tmp_path, number, status):
+    """The signal may arrive before the query begins, which has the same outcome."""
+    before = {each: signal.getsignal(each) for each in signal.valid_signals()}
+    unwind_on_signals()
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), number))
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)) as raised:
+            interrupted_query(tmp_path / "temporary", timer)
+        assert getattr(raised.value, "code", None) == status
+    finally:
+        timer.join()
+        for each, handler in before.items():
+            if handler is not signal.getsignal(each):
+                signal.signal(each, handler)
+
+
+def interrupted_query(folder: Path, timer: threading.Timer) -> None:
+    """Start the timer and a query that takes minutes."""
+    with open_database(folder, threads=1) as connection:
+        timer.start()
+        connection.execute("SELECT count(*) FROM range(100000000) a, range(3000) b WHERE a.range % 7 = b.range")

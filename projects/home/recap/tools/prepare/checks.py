@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.errors import UserError
 from projects.home.recap.tools.prepare.database import only_row, scan
+from projects.home.recap.tools.prepare.defaults import MIN_TRAIN_ROWS
 from projects.home.recap.tools.prepare.splits import HASH, Split
 
 if TYPE_CHECKING:
@@ -85,6 +87,12 @@ def time_warnings(
 
 
 def size_warnings(splits: Mapping[str, Split]) -> list[str]:
-    """Return a warning if there are few rows to train on."""
+    """Return a warning if there are few rows to train on.
+
+    Raises:
+      UserError: there are less than a batch needs.
+    """
     rows = splits["train"].num_rows
+    if rows < MIN_TRAIN_ROWS:
+        raise UserError(f"only {rows:,} rows to train on, but at least {MIN_TRAIN_ROWS} are needed. Prepare more rows")
     return [f"only {rows:,} rows to train on: the metrics will vary much"] if rows < _FEW_ROWS else []

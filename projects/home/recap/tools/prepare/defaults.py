@@ -10,6 +10,9 @@ from common.features.config import MAX_VALUES
 LANES = 12
 """Works with 1, 2, 3, 4, 6 and 12 processes, which see the same batches."""
 
+MIN_TRAIN_ROWS = 2 * LANES
+"""Rows of the smallest batch."""
+
 HASH_COVERAGE = 0.9
 """Values are hashed if the MAX_VALUES most frequent ones cover less than this share of the occurrences."""
 
@@ -39,7 +42,7 @@ class TableSize:
 
 def buckets(num_numbers: int) -> int | None:
     """Return the maximum number of buckets of a number, or None if config.yaml could not hold all edges."""
-    most = 15_000 // max(1, num_numbers) - 2
+    most = 150_000 // max(1, num_numbers) - 2
     return None if most < 2 else min(32, most)
 
 
@@ -49,8 +52,8 @@ def min_count(train_rows: int) -> int:
 
 
 def batch_size(size: TableSize) -> int:
-    """Return the global batch size: a multiple of LANES, about 1/200 of the rows."""
-    per_lane = 4
+    """Return the global batch size: a multiple of LANES, about 1/200 of the rows if there are many."""
+    per_lane = 2 if size.train_rows < 40 * LANES else 4
     while per_lane < 128 and 200 * LANES * 2 * per_lane <= size.train_rows:
         per_lane *= 2
     return LANES * per_lane

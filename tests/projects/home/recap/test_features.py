@@ -18,6 +18,7 @@ from core.config import load_config_from_yaml
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.main import main
 from tests.support.comparison import assert_equal_runs, logged
+from tests.support.config_fields import Recorder, fields_within, names
 from tests.support.feature_table import (
     COUNTRIES,
     FEATURES,
@@ -165,6 +166,30 @@ def test_a_position_that_is_no_suitable_feature_is_an_error(
 ) -> None:
     with pytest.raises(UserError, match=message):
         train(f"model.position_debias_config={{{position}}}", features=features)
+
+
+def test_every_field_of_a_feature_is_read(train: Train, data: Path, tmp_path: Path) -> None:
+    """Checks do not count, nor do printing and the identity of a run."""
+    recorder = Recorder()
+    ages = {"before": "served_at", "before_unit": "ms", "unit": "days", "buckets": 2, "indicator": True}
+    others = {
+        "stated": {"kind": "number", "column": "age", "missing": 1.0, "buckets": 2, "edges": [0.0, 50.0]},
+        "integer": {"kind": "timestamp", "column": "number", "unit": "ms", "age": ages | {"before": "number"}},
+    }
+    rows = pq.read_table(data / "train.parquet")
+    pq.write_table(rows.append_column("number", rows["seen_at"].cast(pa.int64())), tmp_path / "train.parquet")
+    inputs = [f"{key}.inputs={tmp_path}/train.parquet" for key in ("train_data", "validation_data.validation")]
+    with pytest.MonkeyPatch.context() as patcher:
+        recorder.patch(patcher)
+        assert train(*inputs, "training.num_train_steps=1", features=FEATURES | others) == 0
+    loaded = load_config_from_yaml(RecapConfig, tmp_path / "run/config.yaml")
+    has = {field for each in (loaded.features or {}).values() for field in fields_within(each)}
+    assert {kind.__name__ for kind, _ in has} == {
+        *(f"{kind}Feature" for kind in ("Number", "Numbers", "Boolean", "Category", "Categories", "Timestamp")),
+        *("EmbeddingFeature", "Age"),
+    }
+    # The class of a feature has its kind.
+    assert names({field for field in has - recorder.fields if field[1] != "kind"}) == []
 
 
 # --- Resumes ---

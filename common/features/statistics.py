@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tqdm
 from numpy.typing import NDArray
 
 from common.features.config import Age, EmbeddingFeature, Feature, NumberFeature, NumbersFeature, TimestampFeature
 from common.features.encoder import CONTINUOUS, FeatureEncoder
 from common.features.numeric import vector_type
+from common.process.progress import Progress
 from common.reader.files import READ_ERRORS, DataError, Files
 from common.reader.parquet import ParquetTable
 from common.reader.parquet_file import open_parquet
@@ -25,6 +25,11 @@ _MAX_SAMPLED_NUMBERS, _MAX_SAMPLED_ROWS = 2**26, 2**20
 
 
 _LARGEST_EDGE = 1e38
+
+
+def is_complete(features: Mapping[str, Feature]) -> bool:
+    """Return whether the configuration of features leaves nothing to the training data."""
+    return all(_probe(feature) is None and getattr(feature, "length", 0) is not None for feature in features.values())
 
 
 def complete_features(features: Mapping[str, Feature], files: Files) -> dict[str, Feature]:
@@ -104,26 +109,26 @@ class _Statistics:
         sums, counts = np.zeros(num_values), np.zeros(num_values, np.int64)
         sample: list[NDArray[np.float32]] = []
         logger.info(
-            "%s: computing means and edges of %d number(s) from %s rows%s",
+            "%s: computing means and edges of %d number(s)%s",
             files.description,
             num_values,
-            f"{table.num_rows:,}",
-            "" if table.num_rows <= limit else f", edges from a sample of {limit / table.num_rows:.1%} of them",
+            "" if table.num_rows <= limit else f", edges from a sample of {limit / table.num_rows:.1%} of the rows",
         )
-        groups = tqdm.tqdm(range(len(table.rows_per_group)), "statistics", unit="row group", disable=None, leave=False)
         done = 0
-        for group in groups:
-            numbers = table.decode(group)[CONTINUOUS]
-            present = ~np.isnan(numbers)
-            sums += np.where(present, numbers, 0).sum(axis=0, dtype=np.float64)
-            counts += present.sum(axis=0)
-            if table.num_rows > limit:
-                # The rows of the sample are spread evenly over the row groups.
-                begin, done = done, done + len(numbers)
-                size = done * limit // table.num_rows - begin * limit // table.num_rows
-                rows = np.random.default_rng((0, group)).choice(len(numbers), size, replace=False)
-                numbers = numbers[np.sort(rows)]
-            sample.append(numbers)
+        with Progress("reading", table.num_rows) as progress:
+            for group in range(len(table.rows_per_group)):
+                numbers = table.decode(group)[CONTINUOUS]
+                present = ~np.isnan(numbers)
+                sums += np.where(present, numbers, 0).sum(axis=0, dtype=np.float64)
+                counts += present.sum(axis=0)
+                progress.add(len(numbers))
+                if table.num_rows > limit:
+                    # The rows of the sample are spread evenly over the row groups.
+                    begin, done = done, done + len(numbers)
+                    size = done * limit // table.num_rows - begin * limit // table.num_rows
+                    rows = np.random.default_rng((0, group)).choice(len(numbers), size, replace=False)
+                    numbers = numbers[np.sort(rows)]
+                sample.append(numbers)
         self._sums, self._counts, self._sample = sums, counts, sample
 
     def complete(self, name: str, feature: Feature) -> Feature:

@@ -10,7 +10,7 @@ import torch
 from common.distributed.world import World
 from common.errors import ConfigError
 from common.features.encoder import FeatureEncoder
-from common.features.statistics import complete_features
+from common.features.statistics import complete_features, is_complete
 from common.numerics import seed_initial_weights
 from common.optimizers.learning_rate import ParameterGroupScheduler
 from common.process.environment import world_size_from_env
@@ -37,7 +37,7 @@ _TRAIN = "train_data"
 
 def _complete(config: RecapConfig) -> RecapConfig:
     """Return the configuration with what its features leave to the training data."""
-    if config.features is None:
+    if config.features is None or is_complete(config.features):
         return config
     features = complete_features(config.features, find_files(config.train_data, _TRAIN))
     return config.model_copy(update={"features": features})

@@ -12,7 +12,7 @@ import pydantic
 import pytest
 
 from common.features.config import Features
-from common.features.statistics import bucket_edges, complete_features
+from common.features.statistics import bucket_edges, complete_features, is_complete
 from common.reader.files import DataError, Files, matching_files
 from tests.support.encoded_rows import parse_features
 
@@ -24,6 +24,8 @@ def completed(folder: Path, columns: dict[str, Any], features: dict[str, Any], r
     values = {name: feature.model_dump(mode="json") for name, feature in found.items()}
     # A configuration with these values loads, and is complete.
     again = pydantic.TypeAdapter(Features).validate_json(json.dumps(values))
+    assert is_complete(again)
+    assert is_complete(parse_features(features)) == (again == parse_features(features))
     assert complete_features(again, Files((), "nothing is read")) == again == found
     return values
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from common.errors import UserError
 from common.features.hashing import Hashes
+from common.process.progress import Progress
 from common.reader.parquet_file import create_parquet
 from projects.home.recap.tools.prepare.columns import ROW, Ingested, IngestedColumn
 from projects.home.recap.tools.prepare.database import only_row, scan, without_nan
 from projects.home.recap.tools.prepare.labels import Label, any_is_null, is_number
-from projects.home.recap.tools.prepare.progress import Progress
 from projects.home.recap.tools.prepare.row_hash import row_hashes, split_numbers
 
 if TYPE_CHECKING:

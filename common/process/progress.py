@@ -1,4 +1,4 @@
-"""Shows how far a stage of the program is: a bar on a terminal, log lines otherwise."""
+"""Shows on rank 0 how far a stage of the program is: a bar on a terminal, log lines otherwise."""
 
 import logging
 import sys
@@ -7,6 +7,8 @@ from types import TracebackType
 from typing import Never, Self
 
 import tqdm
+
+from common.process.environment import rank_from_env
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         logger.info("%s %s rows", self._stage, f"{self._num_rows:,}")
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and rank_from_env() == 0:
             self._bar = tqdm.tqdm(total=self._num_rows, unit=" rows", unit_scale=True, ncols=80, nrows=20, leave=False)
         return self
 

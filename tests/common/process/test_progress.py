@@ -1,0 +1,22 @@
+"""Progress without a terminal: one line at the start, and later ones no more often than every ten seconds."""
+
+import logging
+
+import pytest
+
+from common.process import progress
+from common.process.progress import Progress
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0.0, ["25% of 4,000", "100% of 4,000"]), (3600.0, [])])
+def test_the_share_of_the_rows_and_their_rate_are_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, every: float, expected: list[str]
+) -> None:
+    monkeypatch.setattr(progress, "_LOG_EVERY_S", every)
+    with caplog.at_level(logging.INFO), Progress("splitting", 4_000) as shown:
+        shown.add(1_000)
+        shown.add(3_000)
+    first, *lines = (record.getMessage() for record in caplog.records)
+    assert first == "splitting 4,000 rows"
+    assert [line.split(" rows, ")[0] for line in lines] == [f"splitting: {share}" for share in expected]
+    assert all(line.endswith(" rows/s") for line in lines)

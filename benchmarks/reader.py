@@ -1,7 +1,8 @@
 """Measures reading: speed on one core compared with tf.data, the cost of checksums, cost and memory by number of rows,
-and waiting for data.
+waiting for data, and the encoding of features (reader_features.py).
 
-    python benchmarks/reader.py [--only speed,checksums,scale,wait] [--tensorflow PYTHON] [--rounds 3] [--rows 8192]
+    python benchmarks/reader.py [--only speed,checksums,scale,wait,features] [--tensorflow PYTHON] [--rounds 3]
+        [--rows 8192]
 
 --tensorflow is the interpreter of an environment with TensorFlow (`pip install tensorflow`). Without it, tf.data is not
 measured. The readers take turns, each in a process bound to one core. A figure is the median over the rounds, with the
@@ -32,6 +33,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
+
+from benchmarks.reader_features import features  # noqa: E402
 
 BATCH, LANES, SHUFFLE = 128, 8, 1024
 FILES = 4
@@ -345,7 +348,9 @@ def wait(scratch: Path, processes: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", default="speed,checksums,scale,wait", help="comma-separated list of speed, checksums, scale, wait"
+        "--only",
+        default="speed,checksums,scale,wait,features",
+        help="comma-separated list of speed, checksums, scale, wait, features",
     )
     parser.add_argument("--tensorflow", metavar="PYTHON", help="interpreter of an environment with TensorFlow")
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
@@ -369,6 +374,8 @@ def main() -> None:
         if "wait" in selected:
             for processes in (1, 2):
                 print(wait(Path(scratch), processes), flush=True)  # noqa: T201
+        if "features" in selected:
+            print(features(Path(scratch), args.rounds), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

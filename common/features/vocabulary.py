@@ -71,12 +71,19 @@ class Vocabulary:
 
     def rows(self, hashes: Hashes) -> NDArray[np.int32]:
         """Return the row of each value, given by its hash; UNKNOWN_ROW for a value that is not in the vocabulary."""
-        places = self._starts[hashes >> self._shift]
-        later = np.flatnonzero(self._hashes[places] < hashes)
+        # take() needs half the time of an index in brackets.
+        places = self._starts.take((hashes >> self._shift).view(np.int64))
+        found = self._hashes.take(places)
+        later = np.flatnonzero(found < hashes)
         while later.size:
-            places[later] += 1
-            later = later[self._hashes[places[later]] < hashes[later]]
-        return np.where(self._hashes[places] == hashes, self._rows[places], np.int32(UNKNOWN_ROW))
+            next_places = places[later] + 1
+            places[later] = next_places
+            next_found = self._hashes.take(next_places)
+            found[later] = next_found
+            later = later[next_found < hashes[later]]
+        rows: NDArray[np.int32] = self._rows.take(places)
+        rows[found != hashes] = UNKNOWN_ROW
+        return rows
 
 
 def write_vocabulary(path: Path, values: pa.Array, counts: NDArray[np.int64] | None = None) -> None:

@@ -3,7 +3,7 @@
 import itertools
 import struct
 import zoneinfo
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, Self
 
 import pydantic
@@ -279,7 +279,44 @@ def _check_features(features: Mapping[str, Feature]) -> Mapping[str, Feature]:
                         f"{other_name} and {name} use the table {feature.table or name}, but {other_name}.{key} is "
                         f"{others} and {name}.{key} is {own}. Make them equal, or use two tables"
                     )
+    makers = {("an embedding table", table): name for table, (name, _) in first.items()}
+    for name, feature in features.items():
+        for made in _made_by(name, feature):
+            if (maker := makers.setdefault(made, name)) != name:
+                what, called = made
+                raise ValueError(f"{maker} and {name} both make {what} named {called}. Rename a feature or a table")
     return features
+
+
+def _made_by(name: str, feature: Feature) -> Iterator[tuple[str, str]]:
+    """Yield what a feature makes that no other feature may make: what it is, and its name."""
+    match feature:
+        case TimestampFeature():
+            for part in ("hour_of_day", "day_of_week"):
+                yield "categories", f"{name}.{part}"
+                yield "an embedding table", f"{name}.{part}"
+        case BooleanFeature():
+            yield "a binary value", name
+            if feature.indicator:
+                yield "a binary value", f"{name}.missing"
+        case CategoryFeature() | CategoriesFeature():
+            yield "categories", name
+    for number, indicator in _numbers_of(name, feature).items():
+        yield "a number", number
+        if indicator:
+            yield "a binary value", f"{number}.missing"
+
+
+def _numbers_of(name: str, feature: Feature) -> dict[str, bool]:
+    """Return the names of the numbers of a feature, with whether each has an indicator."""
+    match feature:
+        case NumberFeature():
+            return {name: feature.indicator}
+        case NumbersFeature():
+            return {f"{name}[{index}]": feature.indicator for index in range(feature.length or 0)}
+        case TimestampFeature(age=Age() as age):
+            return {f"{name}.age": age.indicator}
+    return {}
 
 
 Features = Annotated[dict[str, Feature], pydantic.Field(min_length=1), pydantic.AfterValidator(_check_features)]

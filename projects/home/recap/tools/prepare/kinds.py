@@ -67,7 +67,7 @@ def infer(name: str, sql_type: str, values: Statistics) -> Inferred:
         return _text(values)
     if sql_type == "BOOLEAN":
         return Inferred("boolean", "true or false")
-    if sql_type == "DATE":
+    if sql_type == "DATE" or (sql_type.startswith("TIMESTAMP") and values.is_whole):
         return Inferred("timestamp", "dates", {"hour_of_day": False})
     if sql_type.startswith("TIMESTAMP"):
         return Inferred("timestamp", "times")
@@ -87,7 +87,7 @@ def settings_of(kind: Kind, sql_type: str, values: Statistics) -> Mapping[str, s
     if kind in ("numbers", "embedding") and values.lengths is not None:
         shortest, longest = values.lengths
         return {"length": longest} if shortest == longest else None
-    return {"hour_of_day": False} if kind == "timestamp" and sql_type == "DATE" else {}
+    return {"hour_of_day": False} if kind == "timestamp" and (sql_type == "DATE" or values.is_whole) else {}
 
 
 def _text(values: Statistics) -> Inferred:

@@ -29,7 +29,7 @@ class Statistics:
       num_distinct: number of distinct values.
       low: lowest value; None without values.
       high: highest value; None without values.
-      is_whole: whether all values are whole numbers; False for columns that are not numeric.
+      is_whole: whether all values are whole numbers, or times at midnight; False for columns of other types.
       mean_length: mean number of characters of text; 0 for other columns.
       examples: some values as text.
     """
@@ -67,14 +67,17 @@ def column_statistics(
         unnested = f"(SELECT {ROW}, unnest({staged}) AS element FROM {rows})"
         values = f"(SELECT {ROW}, {_value('element', element)} AS value FROM {unnested})"
     is_text, is_float = element == "VARCHAR", element in ("FLOAT", "DOUBLE")
-    is_whole = "coalesce(bool_and(value = floor(value)), false)" if is_float else str("INT" in element).lower()
+    whole = str("INT" in element).lower()
+    if is_float or element.startswith("TIMESTAMP"):
+        round_down = "floor(value)" if is_float else "date_trunc('day', value)"
+        whole = f"coalesce(bool_and(value = {round_down}), false)"
     mean_length = "coalesce(avg(length(value)), 0)" if is_text else "0"
     low, high = (
         f"{each}(value)" if is_float or "INT" in element else f"CAST({each}(value) AS VARCHAR)"
         for each in ("min", "max")
     )
-    num_values, lowest, highest, whole, mean = _row(
-        connection, f"count(value), {low}, {high}, {is_whole}, {mean_length} FROM {values}"
+    num_values, lowest, highest, is_whole, mean = _row(
+        connection, f"count(value), {low}, {high}, {whole}, {mean_length} FROM {values}"
     )
     (num_distinct,) = _row(connection, f"count(*) FROM (SELECT DISTINCT value FROM {values} WHERE value IS NOT NULL)")
     examples = connection.execute(
@@ -83,7 +86,7 @@ def column_statistics(
     ).fetchall()
     shown = tuple(example for (example,) in examples)
     return Statistics(
-        num_rows, num_nulls, lengths, num_values, num_distinct, lowest, highest, whole, float(mean), shown
+        num_rows, num_nulls, lengths, num_values, num_distinct, lowest, highest, is_whole, float(mean), shown
     )
 
 

@@ -88,6 +88,9 @@ def test_values_demand_further_keys(tmp_path):
     assert column_of(tmp_path, "day", [datetime.date(2026, 1, day) for day in (1, 2)]).settings == {
         "hour_of_day": False
     }
+    midnight = [datetime.datetime(2026, 1, day) for day in (1, 2)]
+    assert column_of(tmp_path, "day", midnight).settings == {"hour_of_day": False}
+    assert column_of(tmp_path, "day", [*midnight, datetime.datetime(2026, 1, 1, 1)]).settings == {}
     assert column_of(tmp_path, "vector", [[0.5] * 3, [1.5] * 3]).settings == {"length": 3}
 
 

@@ -168,10 +168,24 @@ def rows_of(array: pa.Array, encoding: Encoding) -> Rows:
         # A null is the value after the last one.
         distinct = np.concatenate([rows_of(array.dictionary, encoding), _missing(1, encoding)])
         places = array.indices.fill_null(len(array.dictionary)) if array.indices.null_count else array.indices
-        rows: Rows = distinct.take(places.to_numpy(), axis=0)
-        return rows
+        rows_of_values: Rows = distinct.take(places.to_numpy(), axis=0)
+        return rows_of_values
     if pa.types.is_null(array.type):
         return _missing(len(array), encoding)
+    rows = np.empty((len(array), encoding.num_hashes), np.int32)
+    for begin in range(0, len(array), _BLOCK):
+        try:
+            rows[begin : begin + _BLOCK] = _rows_of_block(array.slice(begin, _BLOCK), encoding)
+        except BadRowError as error:
+            raise BadRowError(begin + error.row, error.problem) from None
+    return rows
+
+
+# Number of values whose hashes stay in a core's cache until their rows are found, which saves a third of the time.
+_BLOCK = 16_384
+
+
+def _rows_of_block(array: pa.Array, encoding: Encoding) -> Rows:
     if is_text(array.type):
         if pa.types.is_string_view(array.type):
             array = array.cast(pa.large_string())

@@ -319,6 +319,22 @@ def test_lists_of_nulls_alone(tmp_path):
     check(tmp_path, pa.table({"c": values}), {"c": {"kind": "categories", "num_values": 3, "max_length": 4}})
 
 
+def test_more_values_than_are_encoded_at_once(tmp_path):
+    path, indices = vocabulary(tmp_path, [*map(str, range(0, 40_000, 2))])
+    values = [None if value % 100 == 7 else str(value) for value in range(40_000)]
+    features = parse_features(
+        {"c": {"kind": "category", "vocabulary": path}, "l": {"kind": "categories", "vocabulary": path}}
+    )
+    table = pa.table({"c": values, "l": pa.ListArray.from_arrays(np.arange(40_001, dtype=np.int32), pa.array(values))})
+    ids = FeatureEncoder.open(features).encode(table, "location")[IDS]
+    expected = [0 if value is None else indices.get(value, -1) + 2 for value in values]
+    assert ids[:, 0].tolist() == ids[:, 1].tolist() == expected
+    bad = pa.table({"c": [*range(39_999), 0.5]})
+    encoder = FeatureEncoder.open(parse_features({"c": {"kind": "category", "hash_buckets": 10}}))
+    with pytest.raises(DataError, match=r"location, row 39999 .*found 0\.5"):
+        encoder.encode(bad, "location")
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_sliced_and_chunked_arrays_and_dictionaries_with_nulls(seed):
     """Arrow data that files do not yield, but that the format allows."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pyarrow.types as pt
 
@@ -84,7 +84,7 @@ def uses_of_columns(names: Sequence[str], options: IngestOptions) -> dict[str, l
     for column, role in options.roles.items():
         add(column, _ROLE_OPTIONS.get(role, role), _ROLE_TYPES.get(role, ANY))
     for column, kind in options.kinds.items():
-        add(column, f"--kind {column} {kind}", _TYPES.get(kind, ANY))
+        add(column, f"--kind {column} {kind}", _of_kind(column, kind))
     for name, feature in options.features.items():
         reader = f"the feature {name} (kind: {feature.kind})"
         types, column = _TYPES[feature.kind], feature.column or name
@@ -163,6 +163,12 @@ def _typed(connection: "duckdb.DuckDBPyConnection", rows: Rows, raw: RawColumn, 
         return TypedText(source if pt.is_uint64(element) else f"CAST({source} AS BIGINT{suffix})")
     note = f"{raw.name}: the integers, up to {high}, need more than 64 bits with a sign, so that the column is text."
     return TypedText(f"CAST({source} AS VARCHAR{suffix})", "integers of more than 64 bits", note)
+
+
+def _of_kind(column: str, kind: Kind) -> frozenset[str]:
+    if kind not in get_args(Kind):
+        raise UserError(f"--kind {column} {kind}: the kinds are {', '.join(get_args(Kind))}")
+    return _TYPES.get(kind, ANY)
 
 
 def _of_unit(unit: str | None) -> frozenset[str]:

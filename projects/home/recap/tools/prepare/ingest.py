@@ -20,7 +20,7 @@ from projects.home.recap.tools.prepare.columns import ROW, Ingested, IngestedCol
 from projects.home.recap.tools.prepare.database import literal, scan
 from projects.home.recap.tools.prepare.input_files import find_files
 from projects.home.recap.tools.prepare.kinds import Inferred, infer, settings_of
-from projects.home.recap.tools.prepare.rows import RawColumn, Rows, read_rows
+from projects.home.recap.tools.prepare.rows import RawColumn, Rows, open_table, read_rows
 from projects.home.recap.tools.prepare.statistics import Statistics, column_statistics
 from projects.home.recap.tools.prepare.text_types import TypedText
 
@@ -49,9 +49,10 @@ def ingest(
     _check_date_formats(connection, options)
     files = find_files(inputs)
     size = sum(file.path.stat().st_size for file in files.files)
+    table = open_table(files, options)
+    uses = uses_of_columns([column.name for column in table.columns], options)
     with _bar("reading", size, "B") as bar:
-        rows = read_rows(files, staging / "rows", options, bar.update)
-    uses = uses_of_columns([column.name for column in rows.columns], options)
+        rows = read_rows(table, staging / "rows", bar.update)
     types: list[TypedText | None] = []
     with _bar("types", len(rows.columns), " columns") as bar:
         for index, column in enumerate(rows.columns):

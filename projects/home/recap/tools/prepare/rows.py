@@ -3,7 +3,7 @@
 import bisect
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -52,29 +52,60 @@ class Rows:
     place_of: Callable[[int], str]
 
 
-def read_rows(inputs: InputFiles, folder: Path, options: IngestOptions, progress: Callable[[int], object]) -> Rows:
-    """Write the rows of all files to a new directory.
+@dataclass(frozen=True)
+class InputTable:
+    """The table in the user's files, whose rows are not yet read.
+
+    Attributes:
+      inputs: the files.
+      columns: the columns, those of names of folders last.
+      partition: names of the latter.
+      notes: sentences about what was changed.
+      read: yields the rows of a file, by number, with the columns that it has and that can be staged.
+      place_of: returns the place of a row of a file in it, for messages.
+    """
+
+    inputs: InputFiles
+    columns: tuple[RawColumn, ...]
+    partition: tuple[str, ...]
+    notes: tuple[str, ...]
+    read: Callable[[int, Callable[[int], object]], Iterator[pa.RecordBatch]]
+    place_of: Callable[[int, int], str]
+
+
+def open_table(inputs: InputFiles, options: IngestOptions) -> InputTable:
+    """Return the table in files, of which only the beginning or the footer is read.
+
+    Raises:
+      DataError: a file cannot be read, or the files do not have the same columns.
+    """
+    table = _csv_table(inputs, options) if inputs.format == "csv" else _parquet_table(inputs)
+    names = {column.name for column in table.columns}
+    partition = tuple(name for name in inputs.files[0].partition if name not in names)
+    columns = (*table.columns, *(RawColumn(name, "name of a folder", pa.string(), False) for name in partition))
+    return replace(table, columns=columns, partition=partition)
+
+
+def read_rows(table: InputTable, folder: Path, progress: Callable[[int], object]) -> Rows:
+    """Write the rows of a table to a new directory.
 
     Args:
-      inputs: the files.
+      table: the table.
       folder: directory to create.
-      options: options of the command line.
       progress: receives the number of bytes of the files that were read since the last call.
 
     Raises:
-      DataError: a file cannot be read, the files do not have the same columns, or there are no rows.
+      DataError: a file cannot be read, or there are no rows.
     """
-    table = _csv_table(inputs, options) if inputs.format == "csv" else _parquet_table(inputs)
-    partition = [name for name in inputs.files[0].partition if name not in {column.name for column in table.columns}]
-    columns = [*table.columns, *(RawColumn(name, "name of a folder", pa.string(), False) for name in partition)]
-    schema = pa.schema([(f"c{i}", column.type) for i, column in enumerate(columns) if column.type is not None])
+    inputs = table.inputs
+    schema = pa.schema([(f"c{i}", column.type) for i, column in enumerate(table.columns) if column.type is not None])
     starts = []
     with RowWriter(folder, schema) as writer:
         for index, file in enumerate(inputs.files):
             starts.append(writer.num_rows)
             for batch in table.read(index, progress):
                 constants = [
-                    pa.repeat(pa.scalar(file.partition[name], pa.string()), batch.num_rows) for name in partition
+                    pa.repeat(pa.scalar(file.partition[name], pa.string()), batch.num_rows) for name in table.partition
                 ]
                 writer.write([*batch.columns, *constants], batch.num_rows)
     if writer.num_rows == 0:
@@ -84,20 +115,10 @@ def read_rows(inputs: InputFiles, folder: Path, options: IngestOptions, progress
         index = bisect.bisect_right(starts, row) - 1
         return f"{inputs.files[index].path}, {table.place_of(index, row - starts[index])}"
 
-    return Rows(tuple(writer.files), writer.num_rows, tuple(columns), table.notes, place_of)
+    return Rows(tuple(writer.files), writer.num_rows, table.columns, table.notes, place_of)
 
 
-@dataclass(frozen=True)
-class _Table:
-    """The columns of files, and how to read them by number of the file."""
-
-    columns: tuple[RawColumn, ...]
-    notes: tuple[str, ...]
-    read: Callable[[int, Callable[[int], object]], Iterator[pa.RecordBatch]]
-    place_of: Callable[[int, int], str]
-
-
-def _csv_table(inputs: InputFiles, options: IngestOptions) -> _Table:
+def _csv_table(inputs: InputFiles, options: IngestOptions) -> InputTable:
     paths = [file.path for file in inputs.files]
     formats = [csv_file.sniff(path, options) for path in paths]
     for path, csv_format in zip(paths, formats, strict=True):
@@ -113,19 +134,23 @@ def _csv_table(inputs: InputFiles, options: IngestOptions) -> _Table:
                 f"{formats[0].delimiter!r}. Give --delimiter, or files of one format"
             )
     names, notes = clean_names(formats[0].fields if options.names is None else options.names)
-    return _Table(
+    return InputTable(
+        inputs,
         tuple(RawColumn(name, "text", pa.string(), False) for name in names),
+        (),
         tuple(notes),
         lambda index, progress: csv_file.read_batches(paths[index], formats[index], progress),
         lambda index, row: f"line {csv_file.line_of(paths[index], formats[index], row)}",
     )
 
 
-def _parquet_table(inputs: InputFiles) -> _Table:
+def _parquet_table(inputs: InputFiles) -> InputTable:
     paths = [file.path for file in inputs.files]
     table = parquet_files.read_schemas(paths)
-    return _Table(
+    return InputTable(
+        inputs,
         tuple(RawColumn(column.name, column.found, column.type, True) for column in table.columns),
+        (),
         table.notes,
         lambda index, progress: parquet_files.read_batches(paths[index], table.columns, progress),
         lambda _, row: f"row {row + 1}",

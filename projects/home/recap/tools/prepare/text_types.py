@@ -190,10 +190,10 @@ class TextTyper:
             return TypedText(column.formats[0].value.replace("{t}", without_null_values(column)))
         if check.first is None or check.first_row is None:
             raise DataError(f"{column.name}: the values are not {chosen.name}, which {column.required} requires")
+        others = f"; {check.fitting:,} of {check.values:,} values are {chosen.name}" if check.fitting else ""
         raise DataError(
             f"{self._place_of(check.first_row)}: {column.name} is {check.first[:60]!r}, but {column.required} requires "
-            f"{_alternatives(column.formats)}; {check.fitting:,} of {check.values:,} values are {chosen.name}. If this "
-            "text means a missing value, add it to --null_values"
+            f"{_alternatives(column.formats)}{others}. If this text means a missing value, add it to --null_values"
         )
 
     def _refuse_ambiguity(
@@ -251,4 +251,7 @@ def _choice(column: TextColumn, chosen: TextFormat) -> str:
 
 
 def _alternatives(formats: Sequence[TextFormat]) -> str:
-    return " or ".join(dict.fromkeys(each.name for each in formats[:3]))
+    if len(formats) == 1:
+        return formats[0].name
+    names = {"BIGINT": "integers", "DOUBLE": "numbers", "BOOLEAN": "booleans", "VARCHAR[]": "lists"}
+    return " or ".join(dict.fromkeys(names.get(each.type, "times") for each in formats))

@@ -42,7 +42,9 @@ def test_rows_of_several_files_are_numbered_in_order(tmp_path, monkeypatch):
 def test_a_place_is_that_in_its_own_file(tmp_path):
     (tmp_path / "1.csv").write_text("x,y\n1,2\n3,4\n")
     (tmp_path / "2.csv").write_text('y,x\n1,"2\n"\n'.replace("y,x", "x,y") + "13/13/2026,1\n")
-    with pytest.raises(DataError, match=r"2\.csv, line 4: x is '13/13/2026', but --time requires"):
+    with pytest.raises(
+        DataError, match=r"2\.csv, line 4: x is '13/13/2026', but --time requires integers or numbers or times; 3 of"
+    ):
         ingested(tmp_path, roles={"x": "time"})
 
 
@@ -116,6 +118,8 @@ def test_a_chosen_kind_overrules_inference(tmp_path):
     assert ingested_column(tmp_path, ["01/02/2026"], kinds={"x": "unused"}).values("x") == ["01/02/2026"]
     with pytest.raises(UserError, match="line 3: x is 'a', but --kind x number requires"):
         ingested_column(tmp_path, ["1", "a"], kinds={"x": "number"})
+    with pytest.raises(UserError, match="--kind x text: the kinds are number, numbers, boolean, "):
+        ingested_column(tmp_path, ["1"], kinds={"x": "text"})
     with pytest.raises(UserError, match="--kind z number: there is no column 'z'"):
         ingested_column(tmp_path, ["1"], kinds={"z": "number"})
 

@@ -3,6 +3,7 @@
 The encoder fills arrays of this layout, and the model reads them. The order is that of the configuration.
 """
 
+import collections
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -119,7 +120,7 @@ def build_layout(features: Mapping[str, Feature], vocabularies: Mapping[str, Voc
       vocabularies: vocabularies by their paths in the configuration.
 
     Raises:
-      ConfigError: a feature has the name of a part of another one.
+      ConfigError: a feature has the name of a position of another one.
     """
     builder = _Builder(vocabularies)
     for name, feature in features.items():
@@ -138,9 +139,10 @@ class _Builder:
     embeddings: dict[str, int] = field(default_factory=dict)
 
     def layout(self) -> FeatureLayout:
-        for names in (self.continuous, self.binary, [lookup.feature for lookup in self.lookups]):
-            if twice := next((name for name in names if names.count(name) > 1), None):
-                raise ConfigError(f"features: {twice} is both a feature and a part of another one. Rename the feature")
+        # The configuration is checked before lengths are known that the data decides.
+        for names in (self.continuous, self.binary):
+            if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
+                raise ConfigError(f"features: {twice[0]} is both a feature and a part of another one. Rename it")
         return FeatureLayout(
             tuple(self.continuous),
             tuple(self.edges),
@@ -212,9 +214,7 @@ class _Builder:
 
     def _add_lookup(self, lookup: Lookup, table: EmbeddingTable) -> None:
         self.lookups.append(lookup)
-        shared = self.tables.setdefault(table.name, table)
-        if (shared.num_rows, shared.dim) != (table.num_rows, table.dim):  # only with that of a timestamp
-            raise ConfigError(f"features: {table.name} is both a table and a part of a timestamp. Rename the table")
+        self.tables.setdefault(table.name, table)
 
     @property
     def _end(self) -> int:

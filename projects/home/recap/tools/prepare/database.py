@@ -78,9 +78,9 @@ def scan(files: Sequence[Path], columns: Sequence[str] | None = None) -> str:
     return f"read_parquet([{listed}]){names}"
 
 
-def without_nan(value: str, sql_type: str) -> str:
-    """Return SQL of a value of a type, null for NaN."""
-    return f"CASE WHEN isnan({value}) THEN NULL ELSE {value} END" if sql_type in ("FLOAT", "DOUBLE") else value
+def finite(value: str, sql_type: str) -> str:
+    """Return SQL of a value of a type, null for NaN and infinities."""
+    return f"CASE WHEN isfinite({value}) THEN {value} END" if sql_type in ("FLOAT", "DOUBLE") else value
 
 
 def _without_pattern(file: Path) -> str:

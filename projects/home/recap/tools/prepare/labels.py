@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from common.errors import UserError
 from core.metrics.config import check_task_names
 from projects.home.recap.tools.prepare.columns import Ingested, IngestedColumn
-from projects.home.recap.tools.prepare.database import literal, only_row, scan, without_nan
+from projects.home.recap.tools.prepare.database import finite, literal, only_row, scan
 
 if TYPE_CHECKING:
     import duckdb
@@ -39,7 +39,7 @@ class Label:
     Attributes:
       name: name of the label, which is the task and the column in the output.
       column: name of the column from which it is computed.
-      source: SQL of that column, null where it has NaN.
+      source: SQL of that column, null where it has NaN or an infinity.
       sql: SQL of the label, TINYINT: null where the column is null, or is neither 0 nor 1.
     """
 
@@ -158,7 +158,7 @@ def is_number(sql_type: str) -> bool:
 
 def _source(column: IngestedColumn) -> str:
     assert column.staged is not None
-    return without_nan(column.staged, column.type)
+    return finite(column.staged, column.type)
 
 
 def _number(rule: LabelRule) -> str:

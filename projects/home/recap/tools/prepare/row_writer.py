@@ -39,7 +39,10 @@ class RowWriter:
             return
         if self._file is None:
             self.files.append(self._folder / f"part-{len(self.files):05d}.parquet")
-            self._file = create_parquet(self.files[-1], self._schema, compression="lz4", use_dictionary=False)
+            # pyarrow's statistics ignore NaN, and DuckDB concludes from them that a column has none.
+            self._file = create_parquet(
+                self.files[-1], self._schema, compression="lz4", use_dictionary=False, write_statistics=False
+            )
             self._rows = self._bytes = 0
         numbers = pa.array(np.arange(self.num_rows, self.num_rows + num_rows))
         batch = pa.RecordBatch.from_arrays([numbers, *columns], schema=self._schema)

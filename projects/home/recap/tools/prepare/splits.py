@@ -19,7 +19,7 @@ from common.features.hashing import Hashes
 from common.process.progress import Progress
 from common.reader.parquet_file import create_parquet
 from projects.home.recap.tools.prepare.columns import ROW, Ingested, IngestedColumn
-from projects.home.recap.tools.prepare.database import only_row, scan, without_nan
+from projects.home.recap.tools.prepare.database import finite, only_row, scan
 from projects.home.recap.tools.prepare.labels import Label, any_is_null, is_number
 from projects.home.recap.tools.prepare.row_hash import row_hashes, split_numbers
 
@@ -194,7 +194,7 @@ def number_of(column: IngestedColumn) -> str:
     if column.type == "DATE" or column.type.startswith("TIMESTAMP"):
         return f"epoch_us(CAST({column.staged} AS {'DATE' if column.type == 'DATE' else column.type}))"
     if is_number(column.type):
-        return without_nan(column.staged, column.type)
+        return finite(column.staged, column.type)
     raise UserError(
         f"--{column.role} {column.name}: the column has the type {column.found}, but it must have numbers"
         f"{' or times' if column.role == 'time' else ''}"

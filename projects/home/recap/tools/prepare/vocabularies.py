@@ -9,7 +9,7 @@ import numpy as np
 
 from common.features.config import MAX_VALUES
 from common.features.vocabulary import write_vocabulary
-from projects.home.recap.tools.prepare.database import only_row, scan
+from projects.home.recap.tools.prepare.database import finite, only_row, scan
 from projects.home.recap.tools.prepare.splits import Split
 
 if TYPE_CHECKING:
@@ -58,15 +58,13 @@ class ValueCounter:
           sql_type: its type. The elements of lists are counted. Whole floats and booleans are counted as integers.
           min_count: occurrences from which on a value is frequent.
         """
-        value = self._sql_names[column]
-        element_type = sql_type
+        source, element_type = self._sql_names[column], sql_type
         if sql_type.endswith("]"):
-            value, element_type = f"unnest({value})", sql_type[: sql_type.rindex("[")]
-        if element_type != "VARCHAR":
-            value = f"CAST({value} AS BIGINT)"
+            source, element_type = f"unnest({source})", sql_type[: sql_type.rindex("[")]
+        value = "value" if element_type == "VARCHAR" else f"CAST({finite('value', element_type)} AS BIGINT)"
         self._connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE {_COUNTS} AS SELECT value, count(*) AS count FROM "
-            f"(SELECT {value} AS value FROM {self._rows}) WHERE value IS NOT NULL GROUP BY value"
+            f"CREATE OR REPLACE TEMP TABLE {_COUNTS} AS SELECT {value} AS value, count(*) AS count FROM "
+            f"(SELECT {source} AS value FROM {self._rows}) WHERE {value} IS NOT NULL GROUP BY ALL"
         )
         frequent = f"count >= {min_count}"
         row = only_row(

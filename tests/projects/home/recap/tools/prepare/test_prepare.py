@@ -3,10 +3,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UserError
+from common.features.config import NumberFeature
 from core.config import load_config_from_yaml
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.main import main as train
@@ -172,6 +174,7 @@ def test_groups_of_metrics_are_in_the_configuration(prepare: Prepare, table: Pat
         (("--labels", "clicked", "--split", "0.5,0.5"), "is not three positive numbers that sum to 1"),
         (("--labels", "clicked", "--features_only"), "--features_only needs --features"),
         (("--labels", "clicked,"), "has an empty name"),
+        (("--labels", "clicked", "--kind", "color", "hue"), "--kind color hue: the kinds are number, numbers,"),
         (("--labels", "clicked", "--weight", "price"), "the weight price is missing in"),
     ],
 )
@@ -191,6 +194,27 @@ def test_rows_without_a_label_are_refused_unless_they_are_to_be_dropped(prepare:
     report = prepare("--input", table, "--labels", "clicked", "--drop_incomplete", "--out", tmp_path / "out")
     assert "Rows were dropped: the label clicked is missing in 2 of 600 rows." in report
     assert sum(pq.read_table(tmp_path / "out" / name).num_rows for name in ("train", "validation", "test")) == 598
+
+
+def test_nan_in_parquet_is_missing(prepare: Prepare, tmp_path: Path) -> None:
+    nan = float("nan")
+    columns = {
+        "number": [0.5, nan, 1.5, 2.5],
+        "item_id": [1.0, nan, 3.0, 3.0],
+        "clicked": [0.0, 1.0, 1.0, nan],
+    }
+    table = {name: values * 50 for name, values in columns.items()} | {"row": list(range(200))}
+    pq.write_table(pa.table(table), tmp_path / "nan.parquet")
+    options = ("--input", tmp_path / "nan.parquet", "--labels", "clicked", "--out", tmp_path / "out")
+    with pytest.raises(UserError, match="the label clicked is missing in 50 of 200 rows"):
+        prepare(*options)
+    prepare(*options, "--drop_incomplete")
+    features = load_config_from_yaml(RecapConfig, tmp_path / "out/config.yaml").features
+    assert features is not None
+    assert isinstance(features["number"], NumberFeature)
+    assert features["number"].indicator
+    written = pq.read_table(tmp_path / "out/vocabularies/item_id.parquet").column("value").to_pylist()
+    assert sorted(written) == [1, 3]
 
 
 def test_an_existing_directory_is_never_overwritten(prepare: Prepare, table: Path, tmp_path: Path) -> None:

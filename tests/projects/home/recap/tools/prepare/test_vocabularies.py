@@ -41,6 +41,7 @@ def some(values: list[Any], rows: int = 5000) -> list[Any]:
         (some(["", "ü", "z", "Z", "a b", *map(str, range(100))]), "VARCHAR"),
         (some([2**62, -5, *range(100)]), "BIGINT"),
         (some([float(value) for value in range(100)]), "DOUBLE"),
+        ([some([1.0, 2.0, 3.0], RANDOM.randrange(3)) or None for _ in range(200)], "DOUBLE[]"),
         (some([True, False]), "BOOLEAN"),
         ([some(["a", "b", *map(str, range(50))], RANDOM.randrange(4)) or None for _ in range(2000)], "VARCHAR[]"),
     ],
@@ -49,7 +50,7 @@ def some(values: list[Any], rows: int = 5000) -> list[Any]:
 def test_a_vocabulary_has_the_frequent_values_in_order(connection, tmp_path, values, sql_type):
     counter = counter_of(connection, tmp_path, {"A": [0] * len(values), "a": values})
     counts = counter.count("a", sql_type, 3)
-    flat = [value for row in values for value in row or ()] if sql_type == "VARCHAR[]" else values
+    flat = [value for row in values for value in row or ()] if sql_type.endswith("[]") else values
     truth = collections.Counter(value for value in flat if value is not None)
     frequent = {value: count for value, count in truth.items() if count >= 3}
     assert (counts.num_values, counts.num_frequent) == (len(truth), len(frequent))

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from projects.home.recap.tools.prepare.choices import Choice
+from projects.home.recap.tools.prepare.columns import IngestedColumn
+from projects.home.recap.tools.prepare.report import report
+from projects.home.recap.tools.prepare.splits import Split
+
+
+def column(name: str, staged: str | None, found: str, sql_type: str) -> IngestedColumn:
+    return IngestedColumn(name, staged, "feature", found, sql_type, "number", "why", 0, 5)
+
+
+CHOICES = [
+    Choice(column("12", "c0", "text", "VARCHAR"), {"12": {"kind": "category"}}, "vocabulary of 5", "text"),
+    Choice(column("map", None, "map<string, int>", ""), {}, "", "a map, which no kind reads"),
+]
+SPLITS = {
+    name: Split(name, Path("unused"), rows, {"clicked": rows // 4}, {})
+    for name, rows in (("train", 8000), ("validation", 1000), ("test", 1000))
+}
+
+
+@pytest.mark.parametrize("warnings", [[], ["leak: alone predicts clicked"]])
+def test_the_report_has_all_that_was_decided(warnings: list[str]) -> None:
+    text = report(Path("data/my clicks"), CHOICES, SPLITS, ["The rows were divided."], warnings)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    for line in (
+        "12 varchar category vocabulary of 5 text",
+        "map map<string, int> - - a map, which no kind reads",
+        "train 8,000 0.25000",
+        "The rows were divided.",
+        *warnings,
+    ):
+        assert line in lines
+    assert ("Warnings:" in lines) == bool(warnings)
+    assert lines[-1].endswith("-m projects.home.recap.main --config 'data/my clicks/config.yaml'")

@@ -1,19 +1,51 @@
 """Warns of what spoils a model: duplicates, rare labels, times out of order, and too few rows."""
 
+import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UserError
+from common.process.memory import format_bytes
 from projects.home.recap.tools.prepare.database import only_row, scan
 from projects.home.recap.tools.prepare.defaults import MIN_TRAIN_ROWS
+from projects.home.recap.tools.prepare.input_files import find_files
 from projects.home.recap.tools.prepare.splits import HASH, Split
 
 if TYPE_CHECKING:
     import duckdb
 
+logger = logging.getLogger(__name__)
+
+_SPACE_PER_BYTE = 2
+"""Disk space that a byte of CSV needs: at first as rows of text and of their types, then as sorted rows and output."""
+
 _RARE = 0.001
 _FEW_ROWS = 1000
+
+
+def warn_of_little_space(inputs: Sequence[Path], folder: Path) -> None:
+    """Log a warning if a directory may have too little disk space for the temporary files and the output.
+
+    Args:
+      inputs: files, directories and glob patterns of the input.
+      folder: directory of the temporary files.
+
+    Raises:
+      DataError: no file matches, or a path cannot be read.
+    """
+    size = sum(file.path.stat().st_size for file in find_files(inputs).files)
+    free = shutil.disk_usage(folder).free
+    if free < _SPACE_PER_BYTE * size:
+        logger.warning(
+            "%s has %s of free disk space, which may not suffice: the input has %s, and up to %d times its size is "
+            "needed, more if it is compressed",
+            folder,
+            format_bytes(free),
+            format_bytes(size),
+            _SPACE_PER_BYTE,
+        )
 
 
 def label_warnings(splits: Mapping[str, Split]) -> list[str]:

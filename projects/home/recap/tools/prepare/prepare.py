@@ -22,6 +22,7 @@ from projects.home.recap.tools.prepare.checks import (
     label_warnings,
     size_warnings,
     time_warnings,
+    warn_of_little_space,
 )
 from projects.home.recap.tools.prepare.choices import VOCABULARIES, Choice, ChoiceOptions, FeatureChooser
 from projects.home.recap.tools.prepare.columns import Ingested, IngestOptions, Role
@@ -92,6 +93,7 @@ def prepare(options: PrepareOptions) -> str:
         staging = partial.parent / "staging"
         staging.mkdir()
         (partial / VOCABULARIES).mkdir()
+        warn_of_little_space(options.inputs, partial)
         with open_database(staging / "duckdb", options.threads) as connection:
             ingested = ingest(connection, options.inputs, staging, _reading(options))
             labels = define_labels(ingested, options.labels, options.rules)

@@ -14,6 +14,7 @@ from projects.home.recap.tools.prepare.checks import (
     label_warnings,
     size_warnings,
     time_warnings,
+    warn_of_little_space,
 )
 from projects.home.recap.tools.prepare.database import open_database
 from projects.home.recap.tools.prepare.splits import SPLITS, Split
@@ -80,6 +81,17 @@ def test_training_rows_that_are_later_than_validation_are_reported(tmp_path: Pat
         (warning,) = time_warnings(connection, splits, list(table), ["A", "a", "born"])
     assert "later than rows of validation, by a." in warning
     assert warning.endswith("--time a")
+
+
+@pytest.mark.parametrize(("size", "expected"), [(2**43, 1), (100, 0)])
+def test_an_input_that_is_larger_than_the_disk_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int, expected: int
+) -> None:
+    with (tmp_path / "table.csv").open("w") as file:
+        file.write("a,b\n1,2\n")
+        file.truncate(size)  # takes no space
+    warn_of_little_space([tmp_path], tmp_path)
+    assert len(caplog.records) == expected
 
 
 def test_few_rows_are_reported_and_too_few_refused() -> None:

@@ -110,11 +110,12 @@ def test_float16_skips_an_update_that_overflows_and_halves_its_scale():
 
 
 @pytest.mark.parametrize("algorithm", [torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
-def test_fused_optimizers_update_as_on_a_cpu_and_skip_non_finite_gradients(algorithm):
+def test_optimizers_update_as_on_a_cpu_and_skip_non_finite_gradients(algorithm):
     models = {}
+    is_fused = algorithm is not torch.optim.Adagrad  # torch before 2.13 has no fused one on CUDA
     for world in (World(0, 0, 1, torch.device("cpu")), ALONE):
         model = models[world.device.type] = ToyModel().to(world.device)
-        optimizer = algorithm(model.parameters(), lr=0.01, weight_decay=0.1, fused=True)
+        optimizer = algorithm(model.parameters(), lr=0.01, weight_decay=0.1, fused=is_fused)
         step = toy_step(model, optimizer=optimizer, learning_rate=LearningRate(constant=0.01), world=world)
         for number in range(1, 6):
             batch = toy_batch(16, seed=number)

@@ -1,6 +1,6 @@
 """Builds the Heavy Ranker's optimizer, with one learning rate for the backbone and one for each tower."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +48,16 @@ def build_optimizer(
         optimizer = torch.optim.AdamW(groups, betas=(adamw.beta_1, adamw.beta_2), eps=adamw.epsilon, fused=True)
     else:
         assert config.adagrad is not None
-        optimizer = torch.optim.Adagrad(groups, eps=config.adagrad.epsilon, fused=True)
+        optimizer = _adagrad(groups, config.adagrad.epsilon)
     return optimizer, ParameterGroupScheduler(optimizer, rates)
+
+
+def _adagrad(groups: Sequence[dict[str, object]], epsilon: float) -> torch.optim.Adagrad:
+    """Build Adagrad, fused where torch can: not on CUDA before torch 2.13."""
+    try:
+        return torch.optim.Adagrad([dict(group) for group in groups], eps=epsilon, fused=True)
+    except RuntimeError:
+        return torch.optim.Adagrad(groups, eps=epsilon)
 
 
 def _parts(ranker: HeavyRanker, config: RecapOptimizerConfig) -> list[_Part]:

@@ -21,15 +21,15 @@ from common.process.stop_signals import leave_signals_to_python
 from common.reader.footprint import check_memory
 from common.reader.reader import BatchReader
 from common.tracking.measurement import Measurement, Tracker
-from common.tracking.metrics_file import read_metrics
 from core import custom_training_loop, debug_training_loop
+from core.closing_report import closing_report, find_best
 from core.command_line import Command
 from core.config.training import JobConfig
 from core.metrics.evaluation_set import EvaluationSet
 from core.models.interface import DistributedModel
 from core.run.agreement import check_agreement, library_versions
 from core.run.components import TrainReader
-from core.run.directory import RunDirectory
+from core.run.directory import FollowerDirectory, RunDirectory
 from core.run.early_stopping import BestEvaluation
 from core.run.lost_rank import report_lost_rank
 
@@ -172,8 +172,7 @@ def _train(project: Project[C, D], command: Command[C], job: Job, world: World) 
         overwrite_save_dir=command.overwrite_save_dir,
     )
     if world.is_rank_zero:
-        directory = outcome.directory
-        print_report(_closing_report(project, directory.checkpoints, directory.metrics, directory.config, outcome.best))
+        _report(project, command.config, outcome.directory, outcome.directory.config, outcome.best)
     return outcome.exit_status
 
 
@@ -182,30 +181,17 @@ def _evaluate(project: Project[C, D], config: C, job: Job, world: World) -> int:
         config, job.model, job.train_reader, job.evaluation_sets, world, trackers=job.trackers
     )
     if world.is_rank_zero:
-        print_report(_closing_report(project, outcome.directory.checkpoints, outcome.directory.metrics))
+        _report(project, config, outcome.directory, None, None)
     return 1 if outcome.timed_out else 0  # 1, so that a supervisor starts it again
 
 
-def _closing_report(
+def _report(
     project: Project[C, D],
-    checkpoints: Path,
-    metrics: Path,
-    resolved_config: Path | None = None,
-    best: BestEvaluation | None = None,
-) -> str:
-    """Return the newest metrics of each partition, the best step, and the paths of all results."""
-    measured = sorted(read_metrics(metrics), key=lambda measurement: measurement.step)
-    newest: dict[str | None, Measurement] = {m.partition: m for m in measured if m.mode == "evaluate"}
-    lines = [""]
-    for measurement in newest.values():
-        partial = ", stopped by eval_timeout_in_s" if measurement.timing.get("timed_out") else ""
-        examples = f"{measurement.metrics['examples']:,} examples{partial}"
-        title = f"{measurement.partition} after step {measurement.step}: {examples}"
-        has_examples = bool(measurement.metrics["examples"])
-        lines += [title, project.metrics_table(measurement), ""] if has_examples else [title, ""]
-    if best is not None:
-        lines.append(f"best           {best}")
-    lines += [f"checkpoints    {checkpoints}", f"metrics        {metrics}"]
-    if resolved_config is not None:
-        lines.append(f"configuration  {resolved_config}")
-    return "\n".join(lines) + "\n"
+    config: C,
+    directory: RunDirectory | FollowerDirectory,
+    resolved_config: Path | None,
+    best: BestEvaluation | None,
+) -> None:
+    """Print the closing report. A best evaluation that the program does not know is found in the metrics file."""
+    best = best or find_best(config.training, directory.metrics, directory.checkpoints)
+    print_report(closing_report(project.metrics_table, directory.checkpoints, directory.metrics, resolved_config, best))

@@ -48,6 +48,7 @@ ORDER = (
     "core.loop",
     "core.debug_training_loop",
     "core.custom_training_loop",
+    "core.closing_report",
     "core.project",
     # Floor 4: the projects. No project imports another.
     "projects",

@@ -189,3 +189,20 @@ def test_the_memory_of_readers_is_checked_before_the_model_is_built(
     with pytest.raises(ConfigError, match=r"_data.*: reading needs [\d,.]+ GiB, but this .*Lower global_batch_size"):
         program(*arguments)
     assert program.events == ["open_data"]
+
+
+def test_the_report_shows_the_best_step_and_a_run_that_is_finished_repeats_it(
+    program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Nothing improves by more than 100, so the first evaluation stays the best.
+    choice = "{partition: rows, metric: mean/loss, mode: min, patience: 5, min_delta: 100}"
+    arguments = ("--set", f"training.early_stopping={choice}")
+    reports = []
+    for mode in ("train", "train", "evaluate"):
+        assert program(*arguments, "--mode", mode) == 0
+        reports.append(capsys.readouterr().out)
+    assert reports[0] == reports[1]
+    for report in reports:
+        assert "rows after step 3, the best: 200 examples\ntable of step 3\n" in report
+        assert "table of step 6" not in report
+        assert report.count(f"({program.save_dir}/checkpoints/3)\nlast           step 6, mean/loss on rows ") == 1

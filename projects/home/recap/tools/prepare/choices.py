@@ -151,7 +151,7 @@ class FeatureChooser:
             if size < counts.num_frequent:
                 encoding += f", the most frequent of {counts.num_frequent:,}"
             if rare:
-                encoding += f"; {rare:,} that occur less than {min_count} times are unknown"
+                encoding += f"; {rare:,} that occur fewer than {min_count} times are unknown"
         else:
             settings |= {"hash_buckets": defaults.HASH_BUCKETS, "num_hashes": defaults.NUM_HASHES}
             covered = counts.num_covered / counts.num_occurrences

@@ -5,6 +5,7 @@
 Everything larger than a batch of rows is on disk: in files, or in DuckDB's temporary files.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -72,7 +73,24 @@ def ingest(
             columns.append(_describe(found, values, options))
             bar.update()
     notes = [*rows.notes, *(each.note for each in types if each is not None and each.note is not None)]
+    notes += _null_word_notes(rows.columns, types, options)
     return Ingested(staged, rows.num_rows, tuple(columns), tuple(notes))
+
+
+def _null_word_notes(
+    columns: Sequence[RawColumn], types: Sequence[TypedText | None], options: IngestOptions
+) -> list[str]:
+    """Return a note about each text that may mean a missing value but is a value of columns of text."""
+    found: dict[str, list[str]] = {}
+    for column, typed in zip(columns, types, strict=True):
+        if typed is not None and options.kinds.get(column.name) != "unused":
+            for word in dict.fromkeys(word.strip() for word in typed.null_words):
+                found.setdefault(word, []).append(column.name)
+    return [
+        f"{word!r} is a value like others in {', '.join(names)}. If it means a missing value, add --null_values "
+        f"{shlex.quote(word)}."
+        for word, names in found.items()
+    ]
 
 
 def _check_date_formats(connection: "duckdb.DuckDBPyConnection", options: IngestOptions) -> None:

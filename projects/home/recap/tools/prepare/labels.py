@@ -1,9 +1,10 @@
 """Defines labels: columns of 0 and 1, or comparisons of a column with a value. Knows nothing about features."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import UserError
 from core.metrics.config import check_task_names
@@ -29,7 +30,7 @@ class LabelRule(NamedTuple):
     value: str
 
     def __str__(self) -> str:
-        return f"--label {self.name} {self.column} {self.operator} {self.value}"
+        return f"--label {shlex.join(self)}"
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,23 @@ def check_labels(connection: "duckdb.DuckDBPyConnection", ingested: Ingested, la
     """Check that the values of the labels are 0 and 1, and return how many are missing.
 
     Raises:
-      UserError: a column has other values. The message says how to make a label of it.
+      UserError: a column has other values, and the message says how to make a label of it; or a label is the same in
+        all rows.
     """
     counts = [f"count(*) FILTER ({label.source} IS NOT NULL AND ({label.sql}) IS NULL)" for label in labels]
     counts += [f"count(*) FILTER (({label.sql}) IS NULL)" for label in labels]
     counts.append(f"count(*) FILTER ({any_is_null(labels)})")
+    counts += [f"{extreme}({label.sql})" for label in labels for extreme in ("min", "max")]
     row = only_row(connection, f"SELECT {', '.join(counts)} FROM {scan(ingested.files)}")
     for label, others in zip(labels, row, strict=False):
         if others:
             raise UserError(_how_to_make(connection, ingested, label, others))
-    nulls = dict(zip((label.name for label in labels), row[len(labels) : -1], strict=True))
-    return LabelNulls(row[-1], {name: count for name, count in nulls.items() if count})
+    for index, label in enumerate(labels):
+        low, high = row[2 * len(labels) + 1 + 2 * index :][:2]
+        if low == high and low is not None:
+            raise UserError(_why_constant(connection, ingested, label, low))
+    nulls = dict(zip((label.name for label in labels), row[len(labels) : 2 * len(labels)], strict=True))
+    return LabelNulls(row[2 * len(labels)], {name: count for name, count in nulls.items() if count})
 
 
 def any_is_null(labels: Sequence[Label]) -> str:
@@ -122,7 +129,7 @@ def _zero_or_one(column: IngestedColumn) -> Label:
     else:
         raise UserError(
             f"--labels {column.name}: the column has the type {column.found}, but a label is 0 or 1. Make a label of "
-            f"it, such as --label {column.name}_is_known {column.name} != {NULL}"
+            f"it, such as {LabelRule(f'{_word(column.name)}_is_known', column.name, '!=', NULL)}"
         )
     return Label(column.name, column.name, source, f"CAST({sql} AS TINYINT)")
 
@@ -141,7 +148,7 @@ def _compared(column: IngestedColumn, rule: LabelRule) -> Label:
     elif column.type == "BOOLEAN" and equality and rule.value.lower() in ("0", "1", "false", "true"):
         sql = f"({source} {OPERATORS[rule.operator]} {rule.value.lower() in ('1', 'true')})"
     elif column.type == "VARCHAR" and equality:
-        sql = f"({source} {OPERATORS[rule.operator]} {literal(rule.value)})"
+        sql = f"(trim({source}) {OPERATORS[rule.operator]} {literal(rule.value.strip())})"
     else:
         allowed = {"VARCHAR": "== or != and a text", "BOOLEAN": "== or != and true or false"}
         raise UserError(
@@ -176,19 +183,36 @@ def _number(rule: LabelRule) -> str:
 def _how_to_make(connection: "duckdb.DuckDBPyConnection", ingested: Ingested, label: Label, others: int) -> str:
     """Return the message about a column with other values than 0 and 1, with a rule that fits its values."""
     column = next(column for column in ingested.columns if column.name == label.column)
+    values = _frequent_values(connection, ingested, label)
+    word = _word(column.name)
+    if is_number(column.type) and min(values) == 0:
+        rule = LabelRule(f"{word}_is_positive", column.name, ">", "0")
+    elif is_number(column.type):
+        rule = LabelRule(f"{word}_is_high", column.name, ">=", str(max(values)))
+    else:
+        rule = LabelRule(f"{word}_is_{_word(values[-1])}", column.name, "==", str(values[-1]).strip())
+    return (
+        f"--labels {column.name}: {others:,} of {ingested.num_rows:,} values are neither 0 nor 1; the most frequent "
+        f"values are {', '.join(map(repr, values))}. Make a label of them, such as {rule}"
+    )
+
+
+def _why_constant(connection: "duckdb.DuckDBPyConnection", ingested: Ingested, label: Label, value: int) -> str:
+    """Return the message about a label that is the same in all rows that have it."""
+    shown = ", ".join(map(repr, _frequent_values(connection, ingested, label))) or "missing"
+    return (
+        f"the label {label.name} is {value} in all rows, so that there is nothing to learn. The most frequent "
+        f"values of {label.column!r} are {shown}"
+    )
+
+
+def _frequent_values(connection: "duckdb.DuckDBPyConnection", ingested: Ingested, label: Label) -> list[Any]:
+    """Return the five most frequent values of the column of a label, the most frequent first."""
     rows = connection.execute(
         f"SELECT {label.source} AS value, count(*) FROM {scan(ingested.files)} WHERE {label.source} IS NOT NULL "
         "GROUP BY value ORDER BY count(*) DESC, value LIMIT 5"
     ).fetchall()
-    values = [value for value, _ in rows]
-    if is_number(column.type):
-        rule = LabelRule(f"{column.name}_is_high", column.name, "'>='", str(sorted(values)[-1]))
-    else:
-        rule = LabelRule(f"{column.name}_is_{_word(values[-1])}", column.name, "==", f"'{values[-1]}'")
-    return (
-        f"--labels {column.name}: {others:,} of {ingested.num_rows:,} values are neither 0 nor 1; the most frequent "
-        f"values are {', '.join(repr(value) for value in values)}. Make a label of them, such as {rule}"
-    )
+    return [value for value, _ in rows]
 
 
 def _word(value: object) -> str:

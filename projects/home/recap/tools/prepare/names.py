@@ -12,14 +12,19 @@ def clean_names(found: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     names: list[str] = []
     notes: list[str] = []
+    stripped: list[str] = []
     printable = [_printable(name) or f"column_{position}" for position, name in enumerate(found, start=1)]
     for position, (name, clean) in enumerate(zip(found, printable, strict=True), start=1):
         if clean in names:
             numbered = (f"{clean}_{number}" for number in itertools.count(2))
             clean = next(each for each in numbered if each not in names and each not in printable)
         names.append(clean)
-        if clean != name:
+        if clean == name.strip() != name:
+            stripped.append(clean)
+        elif clean != name:
             notes.append(f"Column {position}, {name!r} in the input, is named {clean!r}.")
+    if stripped:
+        notes.append(f"Blanks around the names of {len(stripped)} column(s) were removed, such as {stripped[0]!r}.")
     return names, notes
 
 

@@ -31,7 +31,7 @@ from projects.home.recap.tools.prepare.database import open_database
 from projects.home.recap.tools.prepare.defaults import buckets
 from projects.home.recap.tools.prepare.ingest import ingest
 from projects.home.recap.tools.prepare.labels import Label, LabelRule, check_labels, define_labels
-from projects.home.recap.tools.prepare.leaks import find_leaks
+from projects.home.recap.tools.prepare.leaks import find_implications, find_leaks
 from projects.home.recap.tools.prepare.report import report
 from projects.home.recap.tools.prepare.splits import (
     Scratch,
@@ -230,10 +230,26 @@ def _leak_warnings(sample: Path, choices: Sequence[Choice], labels: Sequence[Lab
         for choice in choices
         if choice.features
     ]
+    names = [label.name for label in labels]
+    leaks = find_leaks(sample, columns, names)
+    known = {(leak.column, leak.label) for leak in leaks}
+    implications = find_implications(sample, [name for name, _ in columns], names)
+    warnings = [
+        (leak.column, f"{leak.column}: alone predicts {leak.label} with an AUC of {leak.auc:.3f}") for leak in leaks
+    ]
+    warnings += [
+        (
+            each.column,
+            f"{each.column}: of {each.num_rows:,} sampled rows in which it {each.condition}, "
+            f"{'all' if each.num_positives == each.num_rows else f'{each.num_positives:,}'} have {each.label} = 1, "
+            f"but of all rows only {each.base_rate:.1%}",
+        )
+        for each in implications
+        if (each.column, each.label) not in known
+    ]
     return [
-        f"{leak.column}: alone predicts {leak.label} with an AUC of {leak.auc:.3f}. If it is not known when the model "
-        f"predicts, leave it out: --kind {shlex.quote(leak.column)} unused"
-        for leak in find_leaks(sample, columns, [label.name for label in labels])
+        f"{text}: a leak? If it is not known when the model predicts, leave it out: --kind {shlex.quote(column)} unused"
+        for column, text in warnings
     ]
 
 

@@ -4,7 +4,7 @@ A value of a sample that has not the format rules the format out, so that few fo
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -57,11 +57,13 @@ class TypedText:
       value: SQL of the typed value.
       reason: why, as a clause, or empty.
       note: what the user should know, as a sentence, or None.
+      null_words: the values of a column of text that often mean a missing value, such as '?'.
     """
 
     value: str
     reason: str = ""
     note: str | None = None
+    null_words: tuple[str, ...] = ()
 
 
 class _Check(NamedTuple):
@@ -111,7 +113,18 @@ class TextTyper:
           DataError: a value does not have the required format, or the column has two formats that mean different
             values.
         """
-        return self._decide(column, self._rows(column))
+        rows = self._rows(column)
+        typed = self._decide(column, rows)
+        is_text = typed.value == without_null_values(column)
+        return replace(typed, null_words=self._null_words(rows)) if is_text else typed
+
+    def _null_words(self, rows: str) -> tuple[str, ...]:
+        """Return the most frequent values that often mean a missing value, at most three."""
+        words = self._connection.execute(
+            f"SELECT text, count(*) FROM {rows} WHERE {_IS_WORD} AND t <> '' GROUP BY text "
+            "ORDER BY count(*) DESC, text LIMIT 3"
+        ).fetchall()
+        return tuple(text for text, _ in words)
 
     def _rows(self, column: TextColumn) -> str:
         """Return SQL for the rows with a value: the number, the text, and t, the text without blanks around it."""

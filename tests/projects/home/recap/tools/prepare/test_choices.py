@@ -66,7 +66,7 @@ def test_each_kind_has_its_settings(tmp_path: Path) -> None:
 
 def test_rare_values_are_unknown_and_the_table_says_so(tmp_path: Path) -> None:
     choice = choose(tmp_path, {"color": ["red", "red", "blue", "green"]})["color"]
-    assert choice.encoding == "vocabulary of 1; 2 that occur less than 2 times are unknown"
+    assert choice.encoding == "vocabulary of 1; 2 that occur fewer than 2 times are unknown"
 
 
 def test_a_category_without_frequent_values_is_not_used(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ def test_a_table_is_staged_in_order_with_all_columns(tmp_path):
     assert table.values("column_4") == [None, None]
     assert table.column("column_4").reason == "empty in each row"
     assert table.ingested.notes == (
-        "Column 3, ' a.b ' in the input, is named 'a.b'.",
         "Column 4, '' in the input, is named 'column_4'.",
+        "Blanks around the names of 1 column(s) were removed, such as 'a.b'.",
     )
 
 
@@ -149,3 +149,14 @@ def test_the_same_input_gives_the_same_files_on_any_number_of_threads(tmp_path):
     one, two = (ingested_text(tmp_path, f"x,y,z\n{rows}", threads=threads) for threads in (1, 4))
     assert one.ingested.columns == two.ingested.columns
     assert one.digests == two.digests
+
+
+def test_texts_that_may_mean_a_missing_value_are_noted_once(tmp_path):
+    text = "job,land,age\n ?,de,?\nnurse,?,4\n?,fr,5\n"
+    assert ingested_text(tmp_path, text).ingested.notes == (
+        "age: 1 values are taken as missing ('?'), because all others are integers.",
+        "'?' is a value like others in job, land. If it means a missing value, add --null_values '?'.",
+    )
+    table = ingested_text(tmp_path, text, null_values=("?",))
+    assert table.ingested.notes == ()
+    assert table.values("job") == [None, "nurse", None]

@@ -64,6 +64,7 @@ def test_rows_without_any_label_are_counted_once(connection, tmp_path):
         (["<=50K", ">50K", None], "rich rating == >50K", [0, 1, None]),
         (["<=50K", ">50K", None], "rich rating != <=50K", [0, 1, None]),
         (["it's", "no"], "its rating == it's", [1, 0]),
+        ([" >50K", " <=50K", ">50K "], "rich rating == >50K", [1, 0, 1]),
         ([True, False, None], "yes rating == true", [1, 0, None]),
         ([datetime.date(2026, 1, 1), None], "known rating != null", [1, 0]),
         ([1.0, NAN, None], "unknown rating == null", [0, 1, 1]),
@@ -83,6 +84,7 @@ def test_a_comparison_defines_a_label(connection, tmp_path, values, rule, expect
     ("values", "suggestion"),
     [
         ([1, 2, 3, 5], "such as --label rating_is_high rating '>=' 5"),
+        ([2, 1, 0, 5], "such as --label rating_is_positive rating '>' 0"),
         ([0.5, 1.0], "such as --label rating_is_high rating '>=' 1.0"),
         (["<=50K", "<=50K", ">50K"], "such as --label rating_is_50K rating == '>50K'"),
     ],
@@ -92,6 +94,14 @@ def test_other_values_are_an_error_that_says_how_to_make_a_label(connection, tmp
     with pytest.raises(UserError, match="values are neither 0 nor 1") as caught:
         check_labels(connection, ingested, define_labels(ingested, ["rating"], []))
     assert suggestion in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "text"), [("60K", "0"), ("50K", "1")])
+def test_a_label_that_is_always_the_same_is_an_error_that_lists_values(connection, tmp_path, value, text):
+    ingested = staged(tmp_path, {"Annual pay": [" 50K", None, " 50K"]})
+    labels = define_labels(ingested, [], [LabelRule("rich", "Annual pay", "==", value)])
+    with pytest.raises(UserError, match=f"the label rich is {text} in all rows.*of 'Annual pay' are ' 50K'"):
+        check_labels(connection, ingested, labels)
 
 
 @pytest.mark.parametrize(

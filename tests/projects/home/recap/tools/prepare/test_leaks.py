@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from projects.home.recap.tools.prepare.leaks import auc_of_column, find_leaks
+from projects.home.recap.tools.prepare.leaks import auc_of_column, find_implications, find_leaks
 
 RNG = np.random.default_rng(1)
 LABELS = RNG.random(2000) < 0.3
@@ -71,3 +71,34 @@ def test_leaks_are_found_in_a_file(tmp_path):
         ("number", "label", 1.0),
         ("category", "label", 1.0),
     ]
+
+
+def test_values_that_imply_a_label_are_found(tmp_path):
+    clicked = RNG.random(5000) < 0.2
+    ordered = clicked & (RNG.random(5000) < 0.3)
+    amounts = np.where(ordered, RNG.normal(50, 9, 5000), 0)
+    table = {
+        "ordered": ordered.astype("int8"),
+        "amount": amounts,
+        "order_id": pa.array(amounts.astype(str), mask=~ordered),
+        "coupons": pa.array([["x"] if each else [] for each in ordered]),
+        "status": np.where(ordered, "paid", np.where(RNG.random(5000) < 0.5, "shown", "seen")),
+        "likely": np.where(clicked, RNG.random(5000) < 0.9, RNG.random(5000) < 0.1),
+        "rare": ordered & (np.cumsum(ordered) <= 40),
+        "chance": RNG.integers(0, 50, 5000),
+        "constant": np.zeros(5000),
+        "label": clicked.astype("int8"),
+        "often": (~ordered).astype("int8"),
+    }
+    pq.write_table(pa.table(table), tmp_path / "sample.parquet")
+    found = find_implications(tmp_path / "sample.parquet", list(table)[:-2], ["label", "often"])
+    assert {each.column: each.condition for each in found} == {
+        "ordered": "is 1",
+        "amount": "is not 0",
+        "order_id": "is not null",
+        "coupons": "is not empty",
+        "status": "is paid",
+    }
+    for each in found:
+        assert (each.num_rows, each.num_positives, each.label) == (ordered.sum(), ordered.sum(), "label")
+        assert each.base_rate == clicked.mean()

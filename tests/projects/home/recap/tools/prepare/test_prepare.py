@@ -75,7 +75,7 @@ def test_the_report_says_what_was_chosen_and_what_spoils_models(prepare: Prepare
     for line in (
         "constant: always 'x'; not used",
         "row_id: a value of its own in each row; not used",
-        "leak: alone predicts clicked with an AUC of 1.000.",
+        "leak: alone predicts clicked with an AUC of 1.000: a leak?",
         "divide the rows by time: --time when",
         "only 47",
         "The rows were divided by a hash of the row (80%, 10%, 10%), so that equal rows are in one split.",

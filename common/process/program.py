@@ -34,11 +34,16 @@ USER_ERROR_STATUS = 2
 _REPORT_TIMEOUT_IN_S = 20.0
 
 
+_MAX_USAGE_LINES = 5
+"""Lines of the usage from which on it would hide the error before it."""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """Raises command-line errors as UserErrors, so that only one rank prints them under torchrun."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}\n{self.format_usage().rstrip()}")
+        usage = self.format_usage().rstrip()
+        raise UserError(f"{message}\n{usage}" if usage.count("\n") < _MAX_USAGE_LINES else f"{message}. See --help")
 
 
 def run(main: Callable[[], int], after_interrupt: str | None = None, *, one_process: bool = False) -> NoReturn:

@@ -1,6 +1,7 @@
 """Warns of what spoils a model: duplicates, rare labels, times out of order, and too few rows."""
 
 import logging
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ def time_warnings(
         return []
     return [
         f"training has rows that are later than rows of validation, by {', '.join(late)}. If the model is to predict "
-        f"the future, divide the rows by time: --time {late[0]}"
+        f"the future, divide the rows by time: --time {shlex.quote(late[0])}"
     ]
 
 

@@ -10,6 +10,7 @@ from common.errors import UserError
 from common.features.config import TimestampFeature
 from projects.home.recap.tools.prepare.columns import IngestOptions, Kind, Role
 from projects.home.recap.tools.prepare.database import scan
+from projects.home.recap.tools.prepare.names import no_such_column
 from projects.home.recap.tools.prepare.rows import RawColumn, Rows
 from projects.home.recap.tools.prepare.text_formats import ALL, TextFormat, strptime_format
 from projects.home.recap.tools.prepare.text_types import TextColumn, TextTyper, TypedText
@@ -75,7 +76,7 @@ def uses_of_columns(names: Sequence[str], options: IngestOptions) -> dict[str, l
 
     def add(column: str, reader: str, types: frozenset[str]) -> None:
         if column not in uses:
-            raise UserError(f"{reader}: there is no column {column!r}. The columns are {', '.join(names)}")
+            raise UserError(f"{reader}: {no_such_column(column, names)}")
         uses[column].append(Use(reader, types))
 
     for column in options.date_formats:

@@ -20,9 +20,9 @@ _HEAD = """\
 """
 
 _COMMENTS = {
-    "training.num_train_steps": "the steps of all epochs",
+    "training.num_train_steps": "num_epochs times the steps of an epoch; change final_num_steps, too",
     "training.checkpoint_every_n": "one epoch",
-    "training.early_stopping": "patience: epochs without an improvement after which the run ends",
+    "training.early_stopping": "patience: evaluations without an improvement after which the run ends",
     "training.num_eval_steps": "the whole partition",
     "features": "docs/features.md; values that training data does not have are unknown to the model",
     "train_data.lanes": "works with 1, 2, 3, 4, 6 and 12 processes, which see the same batches",

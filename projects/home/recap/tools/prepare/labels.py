@@ -10,6 +10,7 @@ from common.errors import UserError
 from core.metrics.config import check_task_names
 from projects.home.recap.tools.prepare.columns import Ingested, IngestedColumn
 from projects.home.recap.tools.prepare.database import finite, literal, only_row, scan
+from projects.home.recap.tools.prepare.names import no_such_column
 
 if TYPE_CHECKING:
     import duckdb
@@ -60,7 +61,7 @@ def define_labels(ingested: Ingested, names: Sequence[str], rules: Sequence[Labe
     columns = {column.name: column for column in ingested.columns}
     for option, name in [("--labels", name) for name in names] + [("--label", rule.column) for rule in rules]:
         if name not in columns:
-            raise UserError(f"{option}: there is no column {name!r}. The columns are {', '.join(columns)}")
+            raise UserError(f"{option}: {no_such_column(name, columns)}")
     all_names = [*names, *(rule.name for rule in rules)]
     if twice := sorted({name for name in all_names if all_names.count(name) > 1}):
         raise UserError(f"two labels are named {', '.join(twice)}. Give each label a unique name")

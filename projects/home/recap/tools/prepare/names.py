@@ -1,7 +1,8 @@
 """Makes the names of columns usable: not empty, unique, printable, without blanks around them."""
 
+import difflib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 def clean_names(found: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -26,6 +27,14 @@ def clean_names(found: Sequence[str]) -> tuple[list[str], list[str]]:
     if stripped:
         notes.append(f"Blanks around the names of {len(stripped)} column(s) were removed, such as {stripped[0]!r}.")
     return names, notes
+
+
+def no_such_column(name: str, columns: Collection[str]) -> str:
+    """Return the end of a message about a column that does not exist, with a similar name if there is one."""
+    by_lower = {column.lower(): column for column in columns}
+    similar = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    question = f" Did you mean {by_lower[similar[0]]!r}?" if similar else ""
+    return f"there is no column {name!r}.{question} The columns are {', '.join(columns)}"
 
 
 def _printable(name: str) -> str:

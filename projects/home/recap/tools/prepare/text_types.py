@@ -204,9 +204,14 @@ class TextTyper:
         if check.first is None or check.first_row is None:
             raise DataError(f"{column.name}: the values are not {chosen.name}, which {column.required} requires")
         others = f"; {check.fitting:,} of {check.values:,} values are {chosen.name}" if check.fitting else ""
+        advice = "If this text means a missing value, add it to --null_values"
+        if "leading zero" in (why := why_no_number(check.first.strip())) and NUMBER in column.formats:
+            advice = f"{why[0].upper()}{why[1:]}, which makes it text, as in an id"
+        elif column.required == "--time":
+            advice += ". If it is a date, state its format with --date_format"
         raise DataError(
             f"{self._place_of(check.first_row)}: {column.name} is {check.first[:60]!r}, but {column.required} requires "
-            f"{_alternatives(column.formats)}{others}. If this text means a missing value, add it to --null_values"
+            f"{_alternatives(column.formats)}{others}. {advice}"
         )
 
     def _refuse_ambiguity(
@@ -267,4 +272,4 @@ def _alternatives(formats: Sequence[TextFormat]) -> str:
     if len(formats) == 1:
         return formats[0].name
     names = {"BIGINT": "integers", "DOUBLE": "numbers", "BOOLEAN": "booleans", "VARCHAR[]": "lists"}
-    return " or ".join(dict.fromkeys(names.get(each.type, "times") for each in formats))
+    return " or ".join(dict.fromkeys(names.get(each.type, "dates or times") for each in formats))

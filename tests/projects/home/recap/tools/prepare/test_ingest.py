@@ -43,7 +43,8 @@ def test_a_place_is_that_in_its_own_file(tmp_path):
     (tmp_path / "1.csv").write_text("x,y\n1,2\n3,4\n")
     (tmp_path / "2.csv").write_text('y,x\n1,"2\n"\n'.replace("y,x", "x,y") + "13/13/2026,1\n")
     with pytest.raises(
-        DataError, match=r"2\.csv, line 4: x is '13/13/2026', but --time requires integers or numbers or times; 3 of"
+        DataError,
+        match=r"2\.csv, line 4: x is '13/13/2026', but --time requires integers or numbers or dates or times; 3 of",
     ):
         ingested(tmp_path, roles={"x": "time"})
 
@@ -160,3 +161,14 @@ def test_texts_that_may_mean_a_missing_value_are_noted_once(tmp_path):
     table = ingested_text(tmp_path, text, null_values=("?",))
     assert table.ingested.notes == ()
     assert table.values("job") == [None, "nurse", None]
+
+
+def test_a_leading_zero_is_the_reason_why_a_value_is_no_number(tmp_path):
+    with pytest.raises(UserError, match="'05957' has a leading zero, which makes it text") as caught:
+        ingested_column(tmp_path, ["05957", "10001"], kinds={"x": "number"})
+    assert "null_values" not in str(caught.value)
+
+
+def test_a_time_that_is_none_is_an_error_that_names_the_option_for_dates(tmp_path):
+    with pytest.raises(UserError, match=r"dates or times.*--date_format"):
+        ingested_column(tmp_path, ["thai", "greek"], roles={"x": "time"})

@@ -1,6 +1,6 @@
 import pytest
 
-from projects.home.recap.tools.prepare.names import clean_names
+from projects.home.recap.tools.prepare.names import clean_names, no_such_column
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,10 @@ def test_each_change_is_reported():
         "Column 2, '' in the input, is named 'column_2'.",
         "Column 3, ' a' in the input, is named 'a_2'.",
     ]
+
+
+def test_a_similar_name_is_proposed() -> None:
+    assert no_such_column("clickd", ["Shown", "Clicked"]).startswith(
+        "there is no column 'clickd'. Did you mean 'Clicked'? The columns are Shown, Clicked"
+    )
+    assert no_such_column("xyz", ["Shown"]) == "there is no column 'xyz'. The columns are Shown"

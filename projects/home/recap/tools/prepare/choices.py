@@ -147,6 +147,8 @@ class FeatureChooser:
             name = f"{VOCABULARIES}/{self._file_of(column.name)}"
             size = self._counter.write_vocabulary(self._partial / name, min_count)
             settings["vocabulary"] = str(self._out / name)
+            if (pseudo_count := defaults.unknown_pseudo_count(size)) is not None:
+                settings["unknown_pseudo_count"] = pseudo_count
             encoding = f"vocabulary of {size:,}"
             if size < counts.num_frequent:
                 encoding += f", the most frequent of {counts.num_frequent:,}"

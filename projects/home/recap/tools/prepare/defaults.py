@@ -19,6 +19,9 @@ HASH_COVERAGE = 0.9
 HASH_BUCKETS = MAX_VALUES
 NUM_HASHES = 2
 
+UNKNOWN_PSEUDO_COUNT = 5.0
+"""The unknown_pseudo_count of tables with many values, whose rare ones a model memorizes otherwise."""
+
 MAX_LENGTH = 50
 """Maximum number of values to use of a list."""
 
@@ -43,7 +46,12 @@ class TableSize:
 def buckets(num_numbers: int) -> int | None:
     """Return the maximum number of buckets of a number, or None if config.yaml could not hold all edges."""
     most = 150_000 // max(1, num_numbers) - 2
-    return None if most < 2 else min(32, most)
+    return None if most < 2 else min(128, max(16, 2560 // max(1, num_numbers)), most)
+
+
+def unknown_pseudo_count(num_values: int) -> float | None:
+    """Return the unknown_pseudo_count of a vocabulary; None for the default of the features."""
+    return UNKNOWN_PSEUDO_COUNT if num_values >= 100 else None
 
 
 def min_count(train_rows: int) -> int:
@@ -61,7 +69,7 @@ def batch_size(size: TableSize) -> int:
 
 def num_epochs(size: TableSize) -> int:
     """Return the maximum number of passes over the training data."""
-    return 20 if size.train_rows < 100_000 else 10 if size.train_rows < 1_000_000 else 3
+    return 10 if size.train_rows < 100_000 else 6 if size.train_rows < 1_000_000 else 3
 
 
 def learning_rate(size: TableSize) -> float:
@@ -101,4 +109,4 @@ def dropout(size: TableSize) -> float:
 
 def patience(size: TableSize) -> int:
     """Return the number of evaluations without an improvement after which training stops."""
-    return 3 if num_epochs(size) > 3 else 1
+    return num_epochs(size) // 3

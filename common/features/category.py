@@ -124,7 +124,9 @@ class HashEncoding:
     def rows_of_integers(self, values: NDArray[np.int64], is_other: NDArray[np.bool_] | None) -> Rows:
         if is_other is not None:
             row = int(np.argmax(is_other))
-            raise BadRowError(row, "hash_buckets takes strings and integers from -2^63 to 2^63 - 1")
+            raise BadRowError(
+                row, "hash_buckets takes strings and integers from -2^63 to 2^63 - 1; use kind: number for others"
+            )
         hashes = [hash_integers(values)]
         if self.num_hashes == 2:
             hashes.append(hash_integers(values, hashes[0]))

@@ -260,7 +260,7 @@ def test_values_that_have_no_hash_are_an_error_of_their_row(tmp_path, kind, bad)
     table = pa.table({"c": array([1, 2, None, 3, None, bad, 1], kind)})
     message = (
         f"row group 1, row 1 (both counted from 0): column 'c': found {bad}, but hash_buckets takes strings and "
-        "integers from -2^63 to 2^63 - 1"
+        "integers from -2^63 to 2^63 - 1; use kind: number for others"
     )
     assert error_of(tmp_path, table, {"c": {"kind": "category", "hash_buckets": 10}}) == message
     element = kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -1,6 +1,7 @@
 """Chooses the features: which columns the model reads, how it encodes them, and why."""
 
 import itertools
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from projects.home.recap.tools.prepare.vocabularies import ValueCounter
 
 VOCABULARIES = "vocabularies"
 """Directory of the vocabularies in --out."""
+
+_MANY_VALUES, _FEW_PER_VALUE = 1000, 5
+"""A model may memorize at least this many values, if they occur fewer times than this on average."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,14 @@ class FeatureChooser:
         if column.kind == "categories":
             settings["max_length"] = min(defaults.MAX_LENGTH, column.max_length or 1)
             encoding += f"; the last {settings['max_length']} of a list"
-        return Choice(column, {column.name: settings}, encoding, column.reason)
+        warning = None
+        per_value = counts.num_occurrences / counts.num_values
+        if counts.num_values >= _MANY_VALUES and per_value < _FEW_PER_VALUE:
+            warning = (
+                f"{column.name}: a value occurs only {per_value:.1f} times on average in training, which may overfit. "
+                f"Try without: --kind {shlex.quote(column.name)} unused"
+            )
+        return Choice(column, {column.name: settings}, encoding, column.reason, warning)
 
     def _file_of(self, column: str) -> str:
         """Return an unused name for the vocabulary of a column. Some file systems ignore case."""

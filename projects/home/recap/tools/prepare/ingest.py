@@ -5,12 +5,14 @@
 Everything larger than a batch of rows is on disk: in files, or in DuckDB's temporary files.
 """
 
+import logging
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Never
+from typing import TYPE_CHECKING, Any, NamedTuple, Never
 
 import tqdm
 
@@ -28,6 +30,13 @@ from projects.home.recap.tools.prepare.text_types import TypedText
 if TYPE_CHECKING:
     import duckdb
 
+    _Bar = tqdm.tqdm[Never]
+else:
+    _Bar = tqdm.tqdm
+
+logger = logging.getLogger(__name__)
+
+_LOG_EVERY_S = 10.0
 _GROUPS_PER_FILE, _MIN_GROUP = 8, 2048
 
 
@@ -196,8 +205,24 @@ def _check_uses(found: _Found, values: Statistics | None) -> None:
             )
 
 
-def _bar(description: str, total: int, unit: str) -> "tqdm.tqdm[Never]":
-    return tqdm.tqdm(
+class _LoggedBar(_Bar):
+    """Shows progress as a bar on a terminal, and as log lines elsewhere."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._logged, self._done = time.monotonic(), 0.0
+        self._of, self._what = kwargs["total"], f"{kwargs['desc']}{kwargs['unit'].replace('B', ' bytes')}"
+        super().__init__(*args, **kwargs)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        self._done += n or 0
+        if self.disable and (now := time.monotonic()) - self._logged >= _LOG_EVERY_S:
+            self._logged = now
+            logger.info("%s: %s of %s", self._what, f"{self._done:,.0f}", f"{self._of:,}")
+        return super().update(n)
+
+
+def _bar(description: str, total: int, unit: str) -> _LoggedBar:
+    return _LoggedBar(
         desc=description,
         total=total,
         unit=unit,

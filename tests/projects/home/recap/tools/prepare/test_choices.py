@@ -151,3 +151,10 @@ def test_a_configured_feature_must_not_read_a_label(tmp_path: Path) -> None:
 def test_numbers_have_no_buckets_if_there_are_too_many(tmp_path: Path) -> None:
     choice = choose(tmp_path, {"number": [0.5, 1.5]}, buckets=None)["number"]
     assert (choice.features, choice.encoding) == ({"number": {"kind": "number"}}, "")
+
+
+@pytest.mark.parametrize(("times", "warns"), [(4, True), (5, False)])
+def test_values_that_occur_a_few_times_each_are_reported(tmp_path: Path, times: int, warns: bool) -> None:
+    choice = choose(tmp_path, {"session": [f"s{index}" for index in range(1000)] * times})["session"]
+    assert choice.features
+    assert (choice.warning is not None and "--kind session unused" in choice.warning) == warns

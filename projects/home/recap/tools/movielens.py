@@ -1,4 +1,4 @@
-"""Converts MovieLens 100K to a table for the Heavy Ranker.
+"""Converts MovieLens 100K to tables for the Heavy Ranker: an ordinary one, and one of vectors.
 
     python -m projects.home.recap.tools.movielens --input DIR --out DIR
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from tabulate import tabulate
 
@@ -27,6 +28,7 @@ from common.files.table_writer import TableWriter
 from common.process.paths import user_path
 from common.process.program import ArgumentParser, run
 from common.process.standard_streams import print_report
+from common.reader.parquet_file import create_parquet
 from projects.home.recap.data.parquet import Widths, recap_columns, write_schema_json
 from projects.home.recap.tools.movielens_tables.files import GENRES, OCCUPATIONS, MovieLens, read_movielens
 from projects.home.recap.tools.movielens_tables.history import HISTORY, history_features
@@ -55,6 +57,8 @@ DISCRETE = ("user", "item", "gender", "age_group", "occupation", "year")
 OCCUPATIONS, and the years from FIRST_YEAR to the film's release (0 if unknown)."""
 
 FIRST_YEAR = 1900
+
+_ROW_GROUP_ROWS = 10_000
 
 
 def movielens_table(data: MovieLens) -> dict[str, NDArray[Any]]:
@@ -85,14 +89,34 @@ def movielens_table(data: MovieLens) -> dict[str, NDArray[Any]]:
     }
 
 
-def split_by_time(table: dict[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
-    """Split the rows into the first 80%, the next 10% and the last 10%, named by SPLITS."""
-    num_rows = len(table["discrete"])
+def joined_table(data: MovieLens, table: dict[str, NDArray[Any]]) -> pa.Table:
+    """Return the ratings with their users and films as an ordinary table: one named column per value, null if unknown.
+
+    Args:
+      data: the ratings, users and films.
+      table: what movielens_table() returns for them.
+    """
+    genres = [[GENRES[position] for position in np.flatnonzero(flags)] for flags in data.genres]
+    numbers = dict(zip(CONTINUOUS, table["continuous"].T, strict=True))
+    return pa.table(
+        {
+            "timestamp": pa.array(data.timestamp, pa.timestamp("s")),
+            "user": data.user,
+            "item": data.item,
+            "rating": data.rating.astype(np.int8),
+            "gender": np.where(data.is_male[data.user], "M", "F"),
+            "occupation": np.array(OCCUPATIONS)[data.occupation[data.user]],
+            "genres": [genres[item] for item in data.item],
+            **{name: pa.array(values, mask=np.isnan(values)) for name, values in numbers.items()},
+            **{task: table[task] for task in TASKS},
+        }
+    )
+
+
+def splits_by_time(num_rows: int) -> dict[str, slice]:
+    """Return the first 80% of the rows, the next 10% and the last 10%, named by SPLITS."""
     bounds = [0, num_rows * 8 // 10, num_rows * 9 // 10, num_rows]
-    return {
-        split: {name: values[start:stop] for name, values in table.items()}
-        for split, (start, stop) in zip(SPLITS, itertools.pairwise(bounds), strict=True)
-    }
+    return {split: slice(*ends) for split, ends in zip(SPLITS, itertools.pairwise(bounds), strict=True)}
 
 
 def prepare(directory: Path, out: Path) -> dict[str, dict[str, NDArray[Any]]]:
@@ -113,12 +137,18 @@ def prepare(directory: Path, out: Path) -> dict[str, dict[str, NDArray[Any]]]:
             raise UserError(
                 f"--input {directory}: {len(data.rating)} rating(s) found, but the 80/10/10 split needs at least 10"
             )
-        splits = split_by_time(movielens_table(data))
+        table = movielens_table(data)
+        joined = joined_table(data, table)
         columns = recap_columns(Widths(len(CONTINUOUS), len(BINARY), len(DISCRETE)), TASKS)
-        for split, rows in splits.items():
+        splits = {}
+        (partial / "joined").mkdir()
+        for split, rows in splits_by_time(len(data.rating)).items():
+            splits[split] = {name: values[rows] for name, values in table.items()}
             (partial / split).mkdir()
             with TableWriter(partial / split / "part-00000.parquet", columns) as writer:
-                writer.write(rows)
+                writer.write(splits[split])
+            with create_parquet(partial / "joined" / f"{split}.parquet", joined.schema, compression="zstd") as file:
+                file.write_table(joined[rows], row_group_size=_ROW_GROUP_ROWS)
         write_schema_json(partial / "schema.json", columns)
     return splits
 

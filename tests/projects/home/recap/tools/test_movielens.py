@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UserError
@@ -99,8 +101,11 @@ def test_the_bytes_depend_neither_on_the_layout_nor_on_the_order_of_lines(tmp_pa
                 path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
         prepare(directory, tmp_path / name)
     assert contents(tmp_path / "grouplens") == contents(tmp_path / "with_header")
-    names = [f"{split}/part-00000.parquet" for split in ("test", "train", "validation")]
-    assert sorted(contents(tmp_path / "grouplens")) == ["schema.json", *names]
+    splits = ("test", "train", "validation")
+    joined, vectors = (
+        [pattern.format(split) for split in splits] for pattern in ("joined/{}.parquet", "{}/part-00000.parquet")
+    )
+    assert sorted(contents(tmp_path / "grouplens")) == [*joined, "schema.json", *vectors]
     entries = json.loads((tmp_path / "grouplens/schema.json").read_text())["schema"]
     lengths = {"continuous": len(CONTINUOUS), "binary": len(BINARY), "discrete": len(DISCRETE)}
     assert {entry["feature_name"]: entry["length"] for entry in entries} == lengths | dict.fromkeys(TASKS, 1)
@@ -198,6 +203,29 @@ def brute_force_history(row: int) -> list[float]:
 
 
 RESIDUALS: list[float] = []
+
+
+def test_the_joined_table_has_the_same_rows_with_names_and_nulls(tmp_path, table):
+    prepare(write_grouplens(tmp_path / "in"), tmp_path / "out")
+    parts = [pq.read_table(tmp_path / f"out/joined/{split}.parquet") for split in ("train", "validation", "test")]
+    assert [part.num_rows for part in parts] == [40, 5, 5]
+    rows = pa.concat_tables(parts).to_pylist()
+    users, films = sorted(USERS), sorted(ITEMS)
+    for row, index, vector in zip(rows, table["discrete"], table["continuous"], strict=True):
+        _, age, gender, occupation = users[index[0]]
+        *_, genres, year = films[index[1]]
+        assert (row["user"], row["item"], row["age"], row["gender"], row["occupation"]) == (
+            index[0],
+            index[1],
+            age,
+            gender,
+            occupation,
+        )
+        assert row["genres"] == genres.split()
+        assert row["film_age"] == (None if np.isnan(year) else 1998 - year)
+        assert row["rating_is_5"] == (row["rating"] == 5)
+        for name, number in zip(CONTINUOUS, vector, strict=True):
+            assert row[name] == (None if np.isnan(number) else number)
 
 
 def test_the_history_counts_strictly_earlier_ratings(table):

@@ -8,10 +8,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from common.features.category import Encoding, encoding_of, is_text
-from common.features.config import CategoriesFeature, CategoryFeature, Feature
-from common.features.kinds import BadValueError, Outputs, kind_encoder
+from common.features.config import (
+    BooleanFeature,
+    CategoriesFeature,
+    CategoryFeature,
+    EmbeddingFeature,
+    Feature,
+    NumberFeature,
+    NumbersFeature,
+    TimestampFeature,
+)
+from common.features.kinds.categories import CategoriesEncoder, CategoryEncoder
+from common.features.kinds.kind import BadValueError, KindEncoder, Outputs, Places
+from common.features.kinds.numbers import BooleanEncoder, EmbeddingEncoder, NumberEncoder, NumbersEncoder, NumberSlot
+from common.features.kinds.timestamps import AgeEncoder, TimestampEncoder
 from common.features.layout import build_layout
 from common.features.numeric import is_list, value_type
+from common.features.time import Zone
 from common.features.vocabulary import Vocabulary, read_vocabularies
 from common.reader.column import Column, bad_value
 from common.reader.files import DataError
@@ -50,7 +63,8 @@ class FeatureEncoder:
             if isinstance(feature, CategoryFeature | CategoriesFeature):
                 vocabulary = None if feature.vocabulary is None else vocabularies[feature.vocabulary]
                 encodings.setdefault(feature.table or name, encoding_of(feature, vocabulary))
-        self._encoders = [kind_encoder(name, feature, self.layout, encodings) for name, feature in features.items()]
+        places = Places.of(self.layout)
+        self._encoders = [_kind_encoder(name, feature, places, encodings) for name, feature in features.items()]
 
     @classmethod
     def open(cls, features: Mapping[str, Feature]) -> Self:
@@ -114,6 +128,30 @@ class FeatureEncoder:
             raise DataError(bad_value(location, Column(error.column), error.row, error.problem)) from None
         embeddings = {embedding_key(name): values for name, values in out.embeddings.items()}
         return {CONTINUOUS: out.continuous, BINARY: out.binary, IDS: out.ids, **embeddings}
+
+
+def _kind_encoder(name: str, feature: Feature, places: Places, encodings: Mapping[str, Encoding]) -> KindEncoder:
+    """Return the encoder of a feature. `encodings` are those of categories, by table."""
+    column = feature.column or name
+    if isinstance(feature, NumberFeature):
+        return NumberEncoder(column, NumberSlot.of(name, places, feature.missing))
+    if isinstance(feature, NumbersFeature):
+        length = feature.length or 0
+        missing = feature.missing if isinstance(feature.missing, list) else [feature.missing] * length
+        slots = [NumberSlot.of(f"{name}[{index}]", places, missing[index]) for index in range(length)]
+        return NumbersEncoder(column, slots)
+    if isinstance(feature, BooleanFeature):
+        return BooleanEncoder(column, places.binary[name], feature.missing, feature.indicator)
+    if isinstance(feature, EmbeddingFeature):
+        return EmbeddingEncoder(column, name, feature.length or 0)
+    if isinstance(feature, TimestampFeature):
+        age = None if feature.age is None else AgeEncoder.of(feature.age, f"{name}.age", places)
+        hour, day = (places.lookups.get(f"{name}.{part}") for part in ("hour_of_day", "day_of_week"))
+        return TimestampEncoder(column, feature.unit, Zone(feature.time_zone), hour, day, age)
+    lookup = places.lookups[name]
+    if isinstance(feature, CategoryFeature):
+        return CategoryEncoder(column, lookup, encodings[lookup.table])
+    return CategoriesEncoder(column, lookup, encodings[lookup.table])
 
 
 def _has_text(kind: pa.DataType) -> bool:

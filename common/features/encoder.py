@@ -134,11 +134,14 @@ def _kind_encoder(name: str, feature: Feature, places: Places, encodings: Mappin
     """Return the encoder of a feature. `encodings` are those of categories, by table."""
     column = feature.column or name
     if isinstance(feature, NumberFeature):
-        return NumberEncoder(column, NumberSlot.of(name, places, feature.missing))
+        return NumberEncoder(column, NumberSlot.of(name, places, feature.missing, indicator=feature.indicator))
     if isinstance(feature, NumbersFeature):
         length = feature.length or 0
         missing = feature.missing if isinstance(feature.missing, list) else [feature.missing] * length
-        slots = [NumberSlot.of(f"{name}[{index}]", places, missing[index]) for index in range(length)]
+        slots = [
+            NumberSlot.of(f"{name}[{index}]", places, missing[index], indicator=feature.indicator)
+            for index in range(length)
+        ]
         return NumbersEncoder(column, slots)
     if isinstance(feature, BooleanFeature):
         return BooleanEncoder(column, places.binary[name], feature.missing, feature.indicator)

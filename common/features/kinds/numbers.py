@@ -34,9 +34,10 @@ class NumberSlot:
     missing: float
 
     @classmethod
-    def of(cls, name: str, places: Places, missing: float | None) -> Self:
+    def of(cls, name: str, places: Places, missing: float | None, *, indicator: bool) -> Self:
         """Return the places of the number of this name."""
-        column = places.binary.get(f"{name}.missing")
+        # A feature may have the name of an indicator that this number doesn't have.
+        column = places.binary[f"{name}.missing"] if indicator else None
         return cls(places.continuous[name], column, np.nan if missing is None else missing)
 
     def fill(self, numbers: NDArray[np.float32], rows: slice, out: Outputs) -> None:

@@ -25,7 +25,7 @@ class AgeEncoder:
     @classmethod
     def of(cls, age: Age, name: str, places: Places) -> Self:
         """Return the encoder of the age of this name."""
-        slot = NumberSlot.of(name, places, age.missing)
+        slot = NumberSlot.of(name, places, age.missing, indicator=age.indicator)
         return cls(age.before, age.before_unit, seconds_of_unit(age.unit), slot)
 
     def encode(self, own: Times, table: pa.Table, out: Outputs) -> None:

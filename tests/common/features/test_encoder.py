@@ -20,6 +20,13 @@ def test_columns_of_nulls_alone_are_missing(tmp_path):
     check(tmp_path, table, features)
 
 
+def test_a_boolean_may_have_the_name_of_an_indicator_that_a_number_does_not_have(tmp_path):
+    table = pa.table({"x": [1.0, None, 2.0], "x.missing": [True, True, False]})
+    boolean, number = {"x.missing": {"kind": "boolean"}}, {"x": {"kind": "number", "missing": 0.0}}
+    check(tmp_path, table, boolean | number)
+    check(tmp_path, table, number | boolean)
+
+
 @pytest.mark.parametrize(
     ("values", "feature", "problem"),
     [

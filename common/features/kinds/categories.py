@@ -18,7 +18,7 @@ def _check_category(field: pa.Field, kind: pa.DataType, encoding: Encoding, *, l
         return
     if encoding.accepts not in (None, category):
         raise wrong_type(field, f"expected {before}{encoding.accepts}, {encoding.reason}")
-    if isinstance(encoding, HashEncoding):
+    if isinstance(encoding, HashEncoding) and encoding.accepts is None:
         # Strings and integers have different hashes, so that all columns of a table, in all files, need one of them.
         encoding.accepts = category
         encoding.reason = f"because other values of the same table are {category}, first in column '{field.name}'"

@@ -200,5 +200,9 @@ def test_hashed_columns_of_one_table_have_one_type(tmp_path):
         "column 'last': found list<element: string>, expected lists of integers, because other values of the same "
         "table are integers, first in column 'item'"
     )
+    first = {"first": {"kind": "category", "hash_buckets": 9, "table": "t"}}
+    assert error_of(tmp_path, pa.table({"first": [1], "item": [1], "last": [["1"]]}), first | features).endswith(
+        "first in column 'first'"
+    )
     encode(tmp_path, pa.table({"item": [1.0], "last": [[1, None]]}), features)
     encode(tmp_path, pa.table({"item": pa.nulls(1), "last": [["1"]]}), features)

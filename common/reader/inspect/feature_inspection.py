@@ -4,6 +4,8 @@ Holds the feature columns of one row group in memory at a time, and at most MOST
 feature_report.py formats the result.
 """
 
+import collections
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +19,6 @@ from common.features.category import Category, HashEncoding, Rows, rows_of
 from common.features.config import (
     MISSING_ROW,
     UNKNOWN_ROW,
-    Age,
     BooleanFeature,
     CategoriesFeature,
     CategoryFeature,
@@ -25,12 +26,14 @@ from common.features.config import (
     Feature,
     NumberFeature,
     NumbersFeature,
+    TimestampFeature,
 )
 from common.features.encoder import BINARY, IDS, FeatureEncoder
 from common.features.hashing import hash_integers, hash_strings
-from common.features.layout import NO_ROW, Lookup
+from common.features.layout import NO_ROW, Lookup, build_layout
 from common.features.numeric import as_lists, is_list
 from common.features.statistics import complete_features
+from common.features.vocabulary import read_vocabularies
 from common.reader.files import DataError, Files
 from common.reader.inspect.inspection import Findings
 from common.reader.parquet import ParquetTable
@@ -134,12 +137,14 @@ def inspect_features(
       progress: called after each row group with its number of rows.
 
     Raises:
-      DataError: a vocabulary cannot be used.
+      ConfigError: a feature has the name of a position of another one.
     """
     inspection = FeatureInspection(files)
     try:
-        encoder = FeatureEncoder.open(complete_features(_with_indicators(features), files))
-        counter = _Counter(encoder, features)
+        completed = complete_features(_without_statistics(features), files)
+        vocabularies = read_vocabularies(features)
+        build_layout(completed, vocabularies)  # checks the names
+        counter = _Counter(FeatureEncoder(_counted(completed), vocabularies), features)
         table = ParquetTable(files, {}, encoder=counter)
     except DataError as error:
         inspection.errors.add(str(error))
@@ -156,20 +161,37 @@ def inspect_features(
     return inspection
 
 
-def _with_indicators(features: Mapping[str, Feature]) -> dict[str, Feature]:
-    """Return features that count missing numbers, and need no statistics of the files."""
-    update: dict[str, Any] = {"missing": 0.0, "indicator": True, "buckets": None, "edges": None}
+def _without_statistics(features: Mapping[str, Feature]) -> dict[str, Feature]:
+    """Return features that need no statistics of the files."""
+    return {
+        name: _with_numbers(feature, {"missing": 0.0, "buckets": None, "edges": None})
+        for name, feature in features.items()
+    }
 
-    def changed(feature: Feature) -> Feature:
-        if isinstance(feature, NumberFeature | NumbersFeature):
-            return feature.model_copy(update=update)
-        if isinstance(feature, BooleanFeature):
-            return feature.model_copy(update={"indicator": True})
-        if isinstance(age := getattr(feature, "age", None), Age):
-            return feature.model_copy(update={"age": age.model_copy(update=update)})
-        return feature
 
-    return {name: changed(feature) for name, feature in features.items()}
+def _counted(features: Mapping[str, Feature]) -> dict[str, Feature]:
+    """Return features that count missing values with indicators, by their positions in the configuration.
+
+    Otherwise, the name of an indicator could be that of another feature.
+    """
+    counted: dict[str, Feature] = {}
+    for position, (name, feature) in enumerate(features.items()):
+        update: dict[str, Any] = {"column": feature.column or name}
+        if isinstance(feature, CategoryFeature | CategoriesFeature):
+            update["table"] = feature.table or name
+        elif isinstance(feature, BooleanFeature):
+            update["indicator"] = True
+        counted[str(position)] = _with_numbers(feature.model_copy(update=update), {"indicator": True})
+    return counted
+
+
+def _with_numbers(feature: Feature, update: Mapping[str, Any]) -> Feature:
+    """Return a feature with other settings of its numbers, if it has any."""
+    if isinstance(feature, NumberFeature | NumbersFeature):
+        return feature.model_copy(update=update)
+    if isinstance(feature, TimestampFeature) and feature.age is not None:
+        return feature.model_copy(update={"age": feature.age.model_copy(update=update)})
+    return feature
 
 
 class _Counter:
@@ -182,30 +204,32 @@ class _Counter:
         self.columns = encoder.columns
         self.counts = {name: FeatureCounts(feature) for name, feature in features.items()}
         self._lookups = {lookup.feature: lookup for lookup in encoder.layout.lookups}
-        self._indicators = {
-            name: [index for index, binary in enumerate(encoder.layout.binary) if _is_indicator(binary, name)]
-            for name in features
-        }
+        self._indicators: dict[str, list[int]] = collections.defaultdict(list)
+        for column, name in enumerate(encoder.layout.binary):
+            if name.endswith(".missing"):  # such as 0.missing, 1[2].missing and 3.age.missing
+                self._indicators[re.split(r"[.[]", name)[0]].append(column)
 
     def check(self, schema: pa.Schema) -> list[str]:
         return self._encoder.check(schema)
 
     def encode(self, table: pa.Table, location: str) -> dict[str, NDArray[Any]]:
         encoded = self._encoder.encode(table, location)
-        for name, counts in self.counts.items():
-            feature = counts.feature
+        for (name, feature), counts in zip(self._encoder.features.items(), self.counts.values(), strict=True):
+            column = feature.column or name
             if isinstance(feature, CategoryFeature | CategoriesFeature):
-                self._count_categories(name, feature, table, encoded[IDS])
+                chunks = [as_lists(chunk, table.schema.field(column)) for chunk in table.column(column).chunks]
+                _count_categories(chunks, feature, self._lookups[name], encoded[IDS], counts)
             elif isinstance(feature, EmbeddingFeature):
                 counts.values += table.num_rows
-                counts.missing += table.column(feature.column or name).null_count
+                counts.missing += table.column(column).null_count
             else:
-                self._count_numbers(name, table.num_rows, encoded)
+                self._count_numbers(name, table.num_rows, encoded, counts)
         return {}
 
-    def _count_numbers(self, name: str, num_rows: int, encoded: Mapping[str, NDArray[Any]]) -> None:
+    def _count_numbers(
+        self, name: str, num_rows: int, encoded: Mapping[str, NDArray[Any]], counts: FeatureCounts
+    ) -> None:
         """Count numbers and booleans by their indicators, and points in time by one of their parts."""
-        counts = self.counts[name]
         for part in ("hour_of_day", "day_of_week"):
             if (lookup := self._lookups.get(f"{name}.{part}")) is not None:
                 counts.values += num_rows
@@ -215,33 +239,29 @@ class _Counter:
         counts.values += indicators.size
         counts.missing += int(np.count_nonzero(indicators))
 
-    def _count_categories(
-        self, name: str, feature: CategoryFeature | CategoriesFeature, table: pa.Table, ids: NDArray[np.int32]
-    ) -> None:
-        counts, lookup = self.counts[name], self._lookups[name]
-        column, stored = table.column(feature.column or name), table.schema.field(feature.column or name)
-        rows = ids[:, lookup.begin : lookup.end : lookup.num_hashes]
-        counts.values += int(np.count_nonzero(rows != NO_ROW))
-        counts.missing += int(np.count_nonzero(rows == MISSING_ROW))
-        chunks = [as_lists(chunk, stored) for chunk in column.chunks]
-        if isinstance(feature, CategoriesFeature):
-            _count_lists(chunks, feature.max_length, counts)
-        if feature.hash_buckets is not None:
-            counts.collisions = counts.collisions or Collisions(feature.hash_buckets)
-            recorder = _Recorder(HashEncoding(feature.hash_buckets, feature.num_hashes), counts.collisions)
-            for values in _known_values(chunks):
-                rows_of(values, recorder)
-            return
-        is_unknown = rows == UNKNOWN_ROW
-        counts.unknown = (counts.unknown or 0) + int(np.count_nonzero(is_unknown))
-        if len(counts.examples) < _EXAMPLES and is_unknown.any():
-            _add_examples(chunks, is_unknown, lookup, counts)
 
-
-def _is_indicator(binary: str, name: str) -> bool:
-    """Return whether a value of binary is the indicator of a number of a feature."""
-    number = binary.removesuffix(".missing")
-    return number != binary and (number in (name, f"{name}.age") or number.rpartition("[")[0] == name)
+def _count_categories(
+    chunks: list[pa.Array],
+    feature: CategoryFeature | CategoriesFeature,
+    lookup: Lookup,
+    ids: NDArray[np.int32],
+    counts: FeatureCounts,
+) -> None:
+    rows = ids[:, lookup.begin : lookup.end : lookup.num_hashes]
+    counts.values += int(np.count_nonzero(rows != NO_ROW))
+    counts.missing += int(np.count_nonzero(rows == MISSING_ROW))
+    if isinstance(feature, CategoriesFeature):
+        _count_lists(chunks, feature.max_length, counts)
+    if feature.hash_buckets is not None:
+        counts.collisions = counts.collisions or Collisions(feature.hash_buckets)
+        recorder = _Recorder(HashEncoding(feature.hash_buckets, feature.num_hashes), counts.collisions)
+        for values in _known_values(chunks):
+            rows_of(values, recorder)
+        return
+    is_unknown = rows == UNKNOWN_ROW
+    counts.unknown = (counts.unknown or 0) + int(np.count_nonzero(is_unknown))
+    if len(counts.examples) < _EXAMPLES and is_unknown.any():
+        _add_examples(chunks, is_unknown, lookup, counts)
 
 
 def _count_lists(chunks: list[pa.Array], max_length: int, counts: FeatureCounts) -> None:

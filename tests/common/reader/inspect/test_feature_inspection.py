@@ -61,6 +61,20 @@ def test_missing_values_of_every_kind(tmp_path):
     }
 
 
+def test_a_feature_may_have_the_name_of_an_indicator_that_another_does_not_have(tmp_path):
+    table = pa.table({"x": [1.0, None, 2.0], "x.missing": [True, None, None], "y": [0, 1, 1]})
+    features = {
+        "x": {"kind": "number"},
+        "x.missing": {"kind": "boolean"},
+        "y.missing": {"kind": "boolean", "column": "y"},
+        "y": {"kind": "category", "num_values": 2},
+    }
+    inspection = inspected(tmp_path, table, features)
+    assert inspection.errors.count == 0
+    found = {name: (counts.values, counts.missing) for name, counts in inspection.features.items()}
+    assert found == {"x": (3, 1), "x.missing": (3, 2), "y.missing": (3, 0), "y": (3, 0)}
+
+
 def test_unknown_values_and_cut_lists(tmp_path):
     write_vocabulary(tmp_path / "v.parquet", pa.array(["a", "b"]))
     path = str(tmp_path / "v.parquet")

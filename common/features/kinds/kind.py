@@ -26,7 +26,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the values of a layout are in the arrays.
+    """Locates the values of a layout in the arrays.
 
     Attributes:
       continuous: column of each value of continuous, by its name.

@@ -22,8 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Numbers of which quantiles are computed, and rows that they come from at most. They take 256 MiB and some copies.
 _MAX_SAMPLED_NUMBERS, _MAX_SAMPLED_ROWS = 2**26, 2**20
-
-
+# The widths of buckets must be finite in float32.
 _LARGEST_EDGE = 1e38
 
 
@@ -181,7 +180,6 @@ def bucket_edges(values: NDArray[np.float32], buckets: int) -> list[float]:
     Returns:
       Two to `buckets` + 1 edges, ascending and distinct in float32, all of them values if there are at least two.
     """
-    # The widths of buckets must be finite in float32.
     values = values.clip(-_LARGEST_EDGE, _LARGEST_EDGE)
     distinct = np.unique(values)
     if len(distinct) < 2:

@@ -33,9 +33,8 @@ USER_ERROR_STATUS = 2
 # Longest time that the other ranks wait for rank 0 to print its message.
 _REPORT_TIMEOUT_IN_S = 20.0
 
-
+# A longer usage would hide the error that is printed before it.
 _MAX_USAGE_LINES = 5
-"""Lines of the usage from which on it would hide the error before it."""
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""Two encoders act as one; test_parquet.py covers how a table uses an encoder."""
+"""Two encoders act as one; test_parquet_encoder.py covers how a table uses an encoder."""
 
 from pathlib import Path
 from typing import Any

@@ -10,9 +10,8 @@ import argparse
 import os
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING
 
-from common.errors import UserError
 from common.process.arguments import at_least_1
 from common.process.logging import setup_logging
 from common.process.paths import user_path
@@ -21,7 +20,6 @@ from common.process.standard_streams import print_report
 from projects.home.recap.tools.prepare.input_arguments import add_input_arguments, input_options
 
 if TYPE_CHECKING:
-    from projects.home.recap.tools.prepare.columns import Kind
     from projects.home.recap.tools.prepare.prepare import PrepareOptions
 
 PROGRAM = "python -m projects.home.recap.tools.prepare"
@@ -121,7 +119,7 @@ def _options(args: argparse.Namespace) -> "PrepareOptions":
     reading = replace(
         input_options(args),
         features={} if args.features is None else read_features(args.features),
-        kinds={column: _kind(column, kind) for column, kind in args.kind},
+        kinds=dict(args.kind),
     )
     return PrepareOptions(
         inputs=args.input,
@@ -137,15 +135,6 @@ def _options(args: argparse.Namespace) -> "PrepareOptions":
         reading=reading,
         threads=args.threads,
     )
-
-
-def _kind(column: str, kind: str) -> "Kind":
-    """Return the kind of a column. Raises UserError if there is no such kind."""
-    from projects.home.recap.tools.prepare.columns import Kind
-
-    if kind not in get_args(Kind):
-        raise UserError(f"--kind {column} {kind}: the kinds are {', '.join(get_args(Kind))}")
-    return cast("Kind", kind)
 
 
 def _names(text: str) -> list[str]:

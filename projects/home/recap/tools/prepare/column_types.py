@@ -9,7 +9,7 @@ import pyarrow.types as pt
 from common.errors import UserError
 from common.features.config import TimestampFeature
 from projects.home.recap.tools.prepare.columns import IngestOptions, Kind, Role
-from projects.home.recap.tools.prepare.database import scan
+from projects.home.recap.tools.prepare.database import only_row, scan
 from projects.home.recap.tools.prepare.names import no_such_column
 from projects.home.recap.tools.prepare.rows import RawColumn, Rows
 from projects.home.recap.tools.prepare.text_formats import ALL, TextFormat, strptime_format
@@ -156,8 +156,7 @@ def _typed(connection: "duckdb.DuckDBPyConnection", rows: Rows, raw: RawColumn, 
     extremes = (
         (f"max(list_max({source}))", f"min(list_min({source}))") if is_list else (f"max({source})", f"min({source})")
     )
-    found = connection.execute(f"SELECT {', '.join(extremes)} FROM {scan(rows.files)}").fetchone()
-    assert found is not None
+    found = only_row(connection, f"SELECT {', '.join(extremes)} FROM {scan(rows.files)}")
     high, low = (0 if value is None else int(value) for value in found)
     suffix = "[]" if is_list else ""
     if low >= -(2**63) and high < 2**63:

@@ -192,7 +192,7 @@ def number_of(column: IngestedColumn) -> str:
     if column.type == "TIMESTAMP_NS":
         return f"epoch_ns({column.staged})"
     if column.type == "DATE" or column.type.startswith("TIMESTAMP"):
-        return f"epoch_us(CAST({column.staged} AS {'DATE' if column.type == 'DATE' else column.type}))"
+        return f"epoch_us({column.staged})"
     if is_number(column.type):
         return finite(column.staged, column.type)
     raise UserError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from projects.home.recap.tools.prepare.columns import ROW
-from projects.home.recap.tools.prepare.database import scan
+from projects.home.recap.tools.prepare.database import only_row, scan
 
 if TYPE_CHECKING:
     import duckdb
@@ -59,10 +59,12 @@ def column_statistics(
     """
     rows, lengths = scan(files), None
     element, is_list = sql_type.removesuffix("[]"), sql_type.endswith("[]")
-    num_rows, num_nulls = _row(connection, f"count(*), count(*) - count({_value(staged, sql_type)}) FROM {rows}")
+    num_rows, num_nulls = only_row(
+        connection, f"SELECT count(*), count(*) - count({_value(staged, sql_type)}) FROM {rows}"
+    )
     values = f"(SELECT {ROW}, {_value(staged, element)} AS value FROM {rows})"
     if is_list:
-        shortest, longest = _row(connection, f"min(len({staged})), max(len({staged})) FROM {rows}")
+        shortest, longest = only_row(connection, f"SELECT min(len({staged})), max(len({staged})) FROM {rows}")
         lengths = (shortest or 0, longest or 0)
         unnested = f"(SELECT {ROW}, unnest({staged}) AS element FROM {rows})"
         values = f"(SELECT {ROW}, {_value('element', element)} AS value FROM {unnested})"
@@ -76,10 +78,12 @@ def column_statistics(
         f"{each}(value)" if is_float or "INT" in element else f"CAST({each}(value) AS VARCHAR)"
         for each in ("min", "max")
     )
-    num_values, lowest, highest, is_whole, mean = _row(
-        connection, f"count(value), {low}, {high}, {whole}, {mean_length} FROM {values}"
+    num_values, lowest, highest, is_whole, mean = only_row(
+        connection, f"SELECT count(value), {low}, {high}, {whole}, {mean_length} FROM {values}"
     )
-    (num_distinct,) = _row(connection, f"count(*) FROM (SELECT DISTINCT value FROM {values} WHERE value IS NOT NULL)")
+    (num_distinct,) = only_row(
+        connection, f"SELECT count(*) FROM (SELECT DISTINCT value FROM {values} WHERE value IS NOT NULL)"
+    )
     examples = connection.execute(
         f"SELECT CAST(value AS VARCHAR) FROM {values} WHERE {ROW} < {_EXAMPLES_FROM} AND value IS NOT NULL "
         f"GROUP BY value ORDER BY min({ROW}), value LIMIT {_NUM_EXAMPLES}"
@@ -93,9 +97,3 @@ def column_statistics(
 def _value(source: str, sql_type: str) -> str:
     """Return SQL of a value, in which numbers that float32 does not hold are null, as they are to a feature."""
     return f"CASE WHEN abs({source}) <= {_MAX} THEN {source} END" if sql_type in ("FLOAT", "DOUBLE") else source
-
-
-def _row(connection: "duckdb.DuckDBPyConnection", query: str) -> tuple[Any, ...]:
-    row = connection.execute(f"SELECT {query}").fetchone()
-    assert row is not None
-    return row

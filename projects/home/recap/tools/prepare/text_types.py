@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from common.reader.files import DataError
 from projects.home.recap.tools.prepare.columns import ROW
-from projects.home.recap.tools.prepare.database import literal, scan
+from projects.home.recap.tools.prepare.database import literal, only_row, scan
 from projects.home.recap.tools.prepare.text_formats import (
     ALL,
     INTEGER,
@@ -249,10 +249,10 @@ class TextTyper:
                 f"min({ROW}) {other}",
                 f"arg_min(text, {ROW}) {other}",
             ]
-        found = self._connection.execute(
-            f"SELECT {', '.join(selected)} FROM (SELECT {ROW}, text, t, {', '.join(fits)} FROM {rows})"
-        ).fetchone()
-        assert found is not None
+        found = only_row(
+            self._connection,
+            f"SELECT {', '.join(selected)} FROM (SELECT {ROW}, text, t, {', '.join(fits)} FROM {rows})",
+        )
         return [_Check(*found[begin : begin + 6]) for begin in range(0, len(found), 6)]
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from projects.home.recap.tools.prepare.columns import ROW, Ingested, IngestedColumn, IngestOptions
 from projects.home.recap.tools.prepare.database import open_database
 from projects.home.recap.tools.prepare.ingest import ingest
+from projects.home.recap.tools.prepare.input_files import find_files
 
 
 class Table(NamedTuple):
@@ -42,7 +43,7 @@ def ingested(*inputs: Path, threads: int = 2, **options: Any) -> Table:
     staging = Path(tempfile.mkdtemp())
     try:
         with open_database(staging / "duckdb", threads=threads) as connection:
-            result = ingest(connection, inputs, staging, IngestOptions(**options))
+            result = ingest(connection, find_files(inputs), staging, IngestOptions(**options))
         rows = pa.concat_tables([pq.read_table(file) for file in result.files])
         assert rows.column(ROW).to_pylist() == list(range(result.num_rows))
         return Table(result, rows, [hashlib.sha256(file.read_bytes()).hexdigest() for file in result.files])

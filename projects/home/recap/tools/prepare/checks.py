@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.process.memory import format_bytes
 from projects.home.recap.tools.prepare.database import only_row, scan
 from projects.home.recap.tools.prepare.defaults import MIN_TRAIN_ROWS
-from projects.home.recap.tools.prepare.input_files import find_files
+from projects.home.recap.tools.prepare.input_files import InputFiles
 from projects.home.recap.tools.prepare.splits import HASH, Split
 
 if TYPE_CHECKING:
@@ -26,17 +26,14 @@ _RARE = 0.001
 _FEW_ROWS = 1000
 
 
-def warn_of_little_space(inputs: Sequence[Path], folder: Path) -> None:
+def warn_of_little_space(inputs: InputFiles, folder: Path) -> None:
     """Log a warning if a directory may have too little disk space for the temporary files and the output.
 
     Args:
-      inputs: files, directories and glob patterns of the input.
+      inputs: the user's files.
       folder: directory of the temporary files.
-
-    Raises:
-      DataError: no file matches, or a path cannot be read.
     """
-    size = sum(file.path.stat().st_size for file in find_files(inputs).files)
+    size = inputs.num_bytes
     free = shutil.disk_usage(folder).free
     if free < _SPACE_PER_BYTE * size:
         logger.warning(

@@ -21,7 +21,7 @@ from common.reader.parquet_file import read_footer
 from projects.home.recap.tools.prepare.column_types import Use, decide_type, type_group, uses_of_columns
 from projects.home.recap.tools.prepare.columns import ROW, Ingested, IngestedColumn, IngestOptions
 from projects.home.recap.tools.prepare.database import literal, scan
-from projects.home.recap.tools.prepare.input_files import find_files
+from projects.home.recap.tools.prepare.input_files import InputFiles
 from projects.home.recap.tools.prepare.kinds import Inferred, infer, settings_of
 from projects.home.recap.tools.prepare.rows import RawColumn, Rows, open_table, read_rows
 from projects.home.recap.tools.prepare.statistics import Statistics, column_statistics
@@ -41,13 +41,13 @@ _GROUPS_PER_FILE, _MIN_GROUP = 8, 2048
 
 
 def ingest(
-    connection: "duckdb.DuckDBPyConnection", inputs: Sequence[Path], staging: Path, options: IngestOptions
+    connection: "duckdb.DuckDBPyConnection", inputs: InputFiles, staging: Path, options: IngestOptions
 ) -> Ingested:
     """Read the user's files, and write their rows to staged Parquet files.
 
     Args:
       connection: an open database.
-      inputs: files, directories and glob patterns.
+      inputs: the user's files.
       staging: directory to create.
       options: options of the command line.
 
@@ -57,11 +57,9 @@ def ingest(
     """
     connection.execute("SET TimeZone = 'UTC'")
     _check_date_formats(connection, options)
-    files = find_files(inputs)
-    size = sum(file.path.stat().st_size for file in files.files)
-    table = open_table(files, options)
+    table = open_table(inputs, options)
     uses = uses_of_columns([column.name for column in table.columns], options)
-    with _bar("reading", size, "B") as bar:
+    with _bar("reading", inputs.num_bytes, "B") as bar:
         rows = read_rows(table, staging / "rows", bar.update)
     types: list[TypedText | None] = []
     with _bar("types", len(rows.columns), " columns") as bar:

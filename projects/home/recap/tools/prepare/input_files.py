@@ -55,6 +55,11 @@ class InputFiles:
     files: tuple[InputFile, ...]
     format: Format
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files."""
+        return sum(file.path.stat().st_size for file in self.files)
+
 
 def find_files(inputs: Sequence[Path]) -> InputFiles:
     """Find the files of --input: in the given order, and those of a directory or a glob pattern sorted by path.

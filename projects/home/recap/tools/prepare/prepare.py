@@ -30,6 +30,7 @@ from projects.home.recap.tools.prepare.configuration import config_text
 from projects.home.recap.tools.prepare.database import open_database
 from projects.home.recap.tools.prepare.defaults import buckets
 from projects.home.recap.tools.prepare.ingest import ingest
+from projects.home.recap.tools.prepare.input_files import find_files
 from projects.home.recap.tools.prepare.labels import Label, LabelRule, check_labels, define_labels
 from projects.home.recap.tools.prepare.leaks import find_implications, find_leaks
 from projects.home.recap.tools.prepare.report import report
@@ -93,9 +94,10 @@ def prepare(options: PrepareOptions) -> str:
         staging = partial.parent / "staging"
         staging.mkdir()
         (partial / VOCABULARIES).mkdir()
-        warn_of_little_space(options.inputs, partial)
+        inputs = find_files(options.inputs)
+        warn_of_little_space(inputs, partial)
         with open_database(staging / "duckdb", options.threads) as connection:
-            ingested = ingest(connection, options.inputs, staging, _reading(options))
+            ingested = ingest(connection, inputs, staging, _reading(options))
             labels = define_labels(ingested, options.labels, options.rules)
             rule = _split_rule(ingested, options)
             notes = [*ingested.notes, _how_divided(rule), *_dropped(connection, ingested, labels, rule, options)]

@@ -17,6 +17,7 @@ from projects.home.recap.tools.prepare.checks import (
     warn_of_little_space,
 )
 from projects.home.recap.tools.prepare.database import open_database
+from projects.home.recap.tools.prepare.input_files import find_files
 from projects.home.recap.tools.prepare.splits import SPLITS, Split
 
 
@@ -90,7 +91,7 @@ def test_an_input_that_is_larger_than_the_disk_is_reported(
     with (tmp_path / "table.csv").open("w") as file:
         file.write("a,b\n1,2\n")
         file.truncate(size)  # takes no space
-    warn_of_little_space([tmp_path], tmp_path)
+    warn_of_little_space(find_files([tmp_path]), tmp_path)
     assert len(caplog.records) == expected
 
 

@@ -222,3 +222,10 @@ def test_an_existing_directory_is_never_overwritten(prepare: Prepare, table: Pat
     (tmp_path / "out/file").touch()
     with pytest.raises(UserError, match="already exists and is not empty"):
         prepare("--input", table, "--labels", "clicked", "--out", tmp_path / "out")
+
+
+def test_hidden_files_are_reported_once(prepare: Prepare, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_csv(tmp_path / "clicks.csv", TABLE)
+    write_csv(tmp_path / "_clicks.csv", TABLE)
+    prepare("--input", tmp_path / "*.csv", "--labels", "clicked", "--out", tmp_path / "out")
+    assert len([record for record in caplog.records if "_clicks.csv" in record.getMessage()]) == 1

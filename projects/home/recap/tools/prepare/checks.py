@@ -12,7 +12,7 @@ from common.process.memory import format_bytes
 from projects.home.recap.tools.prepare.database import only_row, scan
 from projects.home.recap.tools.prepare.defaults import MIN_TRAIN_ROWS
 from projects.home.recap.tools.prepare.input_files import InputFiles
-from projects.home.recap.tools.prepare.splits import HASH, Split
+from projects.home.recap.tools.prepare.split_files import HASH, Split
 
 if TYPE_CHECKING:
     import duckdb

@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.features.config import MAX_VALUES, Feature
 from projects.home.recap.tools.prepare import defaults
 from projects.home.recap.tools.prepare.columns import IngestedColumn
-from projects.home.recap.tools.prepare.splits import Split
+from projects.home.recap.tools.prepare.split_files import Split
 from projects.home.recap.tools.prepare.vocabularies import ValueCounter
 
 VOCABULARIES = "vocabularies"

@@ -9,7 +9,7 @@ from typing import Any
 from core.config.yaml_writer import to_yaml
 from projects.home.recap.tools.prepare import defaults
 from projects.home.recap.tools.prepare.defaults import LANES, TableSize
-from projects.home.recap.tools.prepare.splits import SPLITS, Split
+from projects.home.recap.tools.prepare.split_files import SPLITS, Split
 
 _WIDTH = 110
 """A mapping that fits into this number of characters is on one line."""

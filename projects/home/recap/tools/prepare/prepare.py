@@ -34,13 +34,8 @@ from projects.home.recap.tools.prepare.input_files import find_files
 from projects.home.recap.tools.prepare.labels import Label, LabelRule, check_labels, define_labels
 from projects.home.recap.tools.prepare.leaks import find_implications, find_leaks
 from projects.home.recap.tools.prepare.report import report
-from projects.home.recap.tools.prepare.splits import (
-    Scratch,
-    Split,
-    SplitRule,
-    number_of,
-    write_splits,
-)
+from projects.home.recap.tools.prepare.split_files import Scratch, Split
+from projects.home.recap.tools.prepare.splits import SplitRule, number_of, write_splits
 from projects.home.recap.tools.prepare.vocabularies import ValueCounter
 
 if TYPE_CHECKING:

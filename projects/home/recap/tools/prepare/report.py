@@ -7,7 +7,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from projects.home.recap.tools.prepare.choices import Choice
-from projects.home.recap.tools.prepare.splits import Split
+from projects.home.recap.tools.prepare.split_files import Split
 
 _MAX_WIDTH = 60
 

@@ -1,47 +1,25 @@
-"""Divides the staged rows into training, validation and test data, and writes them as Parquet. Reads them once."""
+"""Divides the staged rows into training, validation and test data, which split_files.py writes."""
 
-import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from common.errors import UserError
-from common.features.hashing import Hashes
 from common.process.progress import Progress
-from common.reader.parquet_file import create_parquet
 from projects.home.recap.tools.prepare.columns import ROW, Ingested, IngestedColumn
 from projects.home.recap.tools.prepare.database import finite, only_row, scan
 from projects.home.recap.tools.prepare.labels import Label, any_is_null, is_number
 from projects.home.recap.tools.prepare.row_hash import row_hashes, split_numbers
+from projects.home.recap.tools.prepare.split_files import Scratch, Split, SplitWriters
 
 if TYPE_CHECKING:
     import duckdb
 
-logger = logging.getLogger(__name__)
-
-SPLITS = ("train", "validation", "test")
-
-PART = "part-00000.parquet"
-"""Name of the file of a split."""
-
-HASH = "hash"
-"""Column of the file of hashes, int64: the hash of a row."""
-
-SAMPLE_ROWS = 200_000
-"""Maximum number of rows of the sample."""
-
-MAX_ROW_GROUP_ROWS = 65_536
-
-_MIN_ROW_GROUP_ROWS = 4_096
 _BATCH_ROWS = 65_536
 _SPLIT = "split"
 
@@ -70,34 +48,6 @@ class OutputColumn(NamedTuple):
     sql: str
     """Its value, from the staged columns."""
     field: pa.Field
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split that was written.
-
-    Attributes:
-      name: its name, one of SPLITS.
-      file: its Parquet file.
-      num_rows: number of rows.
-      positives: number of rows whose label is 1, by label.
-      nulls: number of rows without a value, or with NaN, by column.
-    """
-
-    name: str
-    file: Path
-    num_rows: int
-    positives: Mapping[str, int]
-    nulls: Mapping[str, int]
-
-
-class Scratch(NamedTuple):
-    """Files that the split writes for the checks of the table."""
-
-    hashes: Path
-    """The hash of each written row."""
-    sample: Path
-    """Rows of the training data at regular distances, at most SAMPLE_ROWS."""
 
 
 def output_columns(ingested: Ingested, labels: Sequence[Label]) -> list[OutputColumn]:
@@ -160,7 +110,7 @@ def write_splits(
     group = next((i for i, column in enumerate(columns) if rule.by == "group" and _is_of(column, rule)), None)
     names = [label.name for label in labels]
     with (
-        _SplitWriters(out, schema, names, rule.shares, ingested.num_rows, scratch) as writers,
+        SplitWriters(out, schema, names, rule.shares, ingested.num_rows, scratch) as writers,
         Progress("splitting", ingested.num_rows) as progress,
     ):
         batches = connection.sql(query).to_arrow_reader(_BATCH_ROWS)
@@ -176,7 +126,7 @@ def write_splits(
                 numbers = split_numbers(own, rule.shares)
             writers.write(rows, hashes, numbers)
             progress.add(len(rows))
-    splits = {name: writer.split(name) for name, writer in zip(SPLITS, writers.writers, strict=True)}
+    splits = writers.splits()
     _check_not_empty(splits, rule)
     return splits
 
@@ -199,14 +149,6 @@ def number_of(column: IngestedColumn) -> str:
         f"--{column.role} {column.name}: the column has the type {column.found}, but it must have numbers"
         f"{' or times' if column.role == 'time' else ''}"
     )
-
-
-def rows_per_group(num_rows: int) -> int:
-    """Return the rows per row group of a table, which the reader shuffles as a whole.
-
-    A small table has enough row groups for every lane; a large one has few enough for a short footer.
-    """
-    return max(_MIN_ROW_GROUP_ROWS, min(MAX_ROW_GROUP_ROWS, num_rows // 24))
 
 
 def _is_of(column: OutputColumn, rule: SplitRule) -> bool:
@@ -281,109 +223,3 @@ def _check_not_empty(splits: Mapping[str, Split], rule: SplitRule) -> None:
         f"--{rule.by} {rule.column.name}: the split {empty[0]} would be empty ({counts} rows), because {reason} and "
         f"the column has {rule.column.num_distinct:,} values. Change --split, or omit --{rule.by}"
     )
-
-
-class _SplitWriters:
-    """Writes the splits, the hashes and the sample."""
-
-    def __init__(
-        self,
-        out: Path,
-        schema: pa.Schema,
-        labels: Sequence[str],
-        shares: Sequence[float],
-        num_rows: int,
-        scratch: Scratch,
-    ) -> None:
-        self.writers = [
-            _SplitWriter(out / name / PART, schema, labels, rows_per_group(int(share * num_rows)))
-            for name, share in zip(SPLITS, shares, strict=True)
-        ]
-        self._hashes = create_parquet(scratch.hashes, pa.schema([(HASH, pa.int64())]), use_dictionary=False)
-        self._sample = create_parquet(scratch.sample, schema)
-        self._sample_every = max(1, math.ceil(shares[0] * num_rows / SAMPLE_ROWS))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for writer in self.writers:
-            writer.close(complete=kind is None)
-        self._hashes.close()
-        self._sample.close()
-
-    def write(self, rows: pa.RecordBatch, hashes: Hashes, numbers: NDArray[np.int8]) -> None:
-        """Write rows to the splits of these numbers."""
-        self._hashes.write_batch(pa.record_batch([pa.array(hashes.view(np.int64))], [HASH]))
-        for number, writer in enumerate(self.writers):
-            part = rows.filter(pa.array(numbers == number))
-            if number == 0 and len(part):
-                self._sample.write_batch(
-                    part.take(pa.array(np.arange(-writer.num_rows % self._sample_every, len(part), self._sample_every)))
-                )
-            writer.write(part)
-
-
-class _SplitWriter:
-    """Writes rows to a Parquet file in row groups of a fixed size, however they arrive."""
-
-    def __init__(self, path: Path, schema: pa.Schema, labels: Sequence[str], rows_per_group: int) -> None:
-        path.parent.mkdir()
-        self.num_rows = 0
-        self._path = path
-        self._schema = schema
-        self._rows_per_group = rows_per_group
-        self._positives = dict.fromkeys(labels, 0)
-        self._nulls = dict.fromkeys(schema.names, 0)
-        self._pending: list[pa.RecordBatch] = []
-        self._num_pending = 0
-        # pyarrow's statistics ignore NaN, and DuckDB concludes from them that a column has none.
-        discrete = _discrete_columns(schema)
-        self._writer = create_parquet(
-            path, schema, compression="zstd", use_dictionary=discrete, write_statistics=discrete
-        )
-
-    def write(self, rows: pa.RecordBatch) -> None:
-        for name, column in zip(self._schema.names, rows.columns, strict=True):
-            self._nulls[name] += column.null_count
-            if pa.types.is_floating(column.type):
-                self._nulls[name] += pc.sum(pc.is_nan(column)).as_py() or 0
-        for label in self._positives:
-            self._positives[label] += pc.sum(rows.column(label)).as_py() or 0
-        self._pending.append(rows)
-        self._num_pending += len(rows)
-        self.num_rows += len(rows)
-        if self._num_pending >= self._rows_per_group:
-            self._flush(at_least=self._rows_per_group)
-
-    def split(self, name: str) -> Split:
-        """Return what was written."""
-        return Split(name, self._path, self.num_rows, self._positives, self._nulls)
-
-    def close(self, complete: bool) -> None:
-        if complete:
-            self._flush(at_least=1)
-        self._writer.close()
-
-    def _flush(self, at_least: int) -> None:
-        table = pa.Table.from_batches(self._pending, self._schema)
-        size = self._rows_per_group
-        begin = 0
-        while table.num_rows - begin >= at_least:
-            # One chunk per column, so that the bytes do not depend on how the rows arrived.
-            self._writer.write_table(table.slice(begin, size).combine_chunks(), row_group_size=size)
-            begin += size
-        rest = table.slice(begin)
-        self._pending, self._num_pending = rest.to_batches(), rest.num_rows
-
-
-def _discrete_columns(schema: pa.Schema) -> list[str]:
-    """Return the paths of the columns that are not floating-point numbers, whose values often repeat."""
-    names = []
-    for field in schema:
-        is_list = pa.types.is_nested(field.type)
-        if not pa.types.is_floating(field.type.value_type if is_list else field.type):
-            names.append(f"{field.name}.list.element" if is_list else field.name)
-    return names

@@ -10,7 +10,7 @@ import numpy as np
 from common.features.config import MAX_VALUES
 from common.features.vocabulary import write_vocabulary
 from projects.home.recap.tools.prepare.database import finite, only_row, scan
-from projects.home.recap.tools.prepare.splits import Split
+from projects.home.recap.tools.prepare.split_files import Split
 
 if TYPE_CHECKING:
     import duckdb

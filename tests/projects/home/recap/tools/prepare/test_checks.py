@@ -18,7 +18,7 @@ from projects.home.recap.tools.prepare.checks import (
 )
 from projects.home.recap.tools.prepare.database import open_database
 from projects.home.recap.tools.prepare.input_files import find_files
-from projects.home.recap.tools.prepare.splits import SPLITS, Split
+from projects.home.recap.tools.prepare.split_files import SPLITS, Split
 
 
 def splits_of(rows: tuple[int, int, int], positives: tuple[int, int, int]) -> dict[str, Split]:

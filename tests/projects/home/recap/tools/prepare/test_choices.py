@@ -11,7 +11,7 @@ from projects.home.recap.tools.prepare import choices as choices_module
 from projects.home.recap.tools.prepare.choices import Choice, ChoiceOptions, FeatureChooser
 from projects.home.recap.tools.prepare.columns import IngestedColumn
 from projects.home.recap.tools.prepare.database import open_database
-from projects.home.recap.tools.prepare.splits import Split
+from projects.home.recap.tools.prepare.split_files import Split
 from projects.home.recap.tools.prepare.vocabularies import ValueCounter
 from tests.support.staged import staged
 

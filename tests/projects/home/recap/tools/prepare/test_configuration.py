@@ -9,7 +9,7 @@ from core.config import load_config_from_yaml
 from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.dataset import check_batching
 from projects.home.recap.tools.prepare.configuration import config_text
-from projects.home.recap.tools.prepare.splits import Split
+from projects.home.recap.tools.prepare.split_files import Split
 
 FEATURES: dict[str, dict[str, Any]] = {
     "lanes": {"kind": "number", "missing": 1.5, "buckets": 4, "edges": [0.0, 1e-30, 1.0]},

@@ -5,7 +5,7 @@ import pytest
 from projects.home.recap.tools.prepare.choices import Choice
 from projects.home.recap.tools.prepare.columns import IngestedColumn
 from projects.home.recap.tools.prepare.report import report
-from projects.home.recap.tools.prepare.splits import Split
+from projects.home.recap.tools.prepare.split_files import Split
 
 
 def column(name: str, staged: str | None, found: str, sql_type: str) -> IngestedColumn:

@@ -1,69 +1,16 @@
 import datetime
-import random
 import struct
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import xxhash
 
 from common.errors import UserError
-from common.reader.parquet_file import has_checksum
-from projects.home.recap.tools.prepare.database import open_database
-from projects.home.recap.tools.prepare.labels import define_labels
-from projects.home.recap.tools.prepare.splits import (
-    SAMPLE_ROWS,
-    SPLITS,
-    Scratch,
-    Split,
-    SplitRule,
-    number_of,
-    rows_per_group,
-    write_splits,
-)
+from projects.home.recap.tools.prepare.split_files import SPLITS
+from projects.home.recap.tools.prepare.splits import number_of
+from tests.support.split_table import DAY, SHARES, split, table_of, written
 from tests.support.staged import staged
-
-SHARES = (0.8, 0.1, 0.1)
-DAY = datetime.datetime(2026, 1, 1)
-
-
-def table_of(num_rows: int, num_times: int | None = None, seed: int = 0) -> dict[str, Any]:
-    """A table with equal rows, nulls, and times that are out of order and repeat."""
-    chance = random.Random(seed)
-    seconds = [chance.randrange(num_times or 10 * num_rows) for _ in range(num_rows)]
-    return {
-        "user": [chance.choice([None, *"abcdefghijklmnopqrstuvwxyz"]) for _ in range(num_rows)],
-        "number": [chance.choice([None, 0.5, 1.0, 2.0]) for _ in range(num_rows)],
-        "time": pa.array([DAY + datetime.timedelta(seconds=second) for second in seconds], pa.timestamp("us")),
-        "list": pa.array(
-            [chance.choice([None, [], ["x"], ["x", None]]) for _ in range(num_rows)], pa.list_(pa.string())
-        ),
-        "clicked": [chance.randrange(2) for _ in range(num_rows)],
-        "bought": [chance.choice([True, False]) for _ in range(num_rows)],
-    }
-
-
-def split(
-    folder: Path,
-    table: dict[str, Any],
-    by: str = "row",
-    column: str | None = None,
-    shares: tuple[float, float, float] = SHARES,
-    threads: int = 1,
-    files: int = 1,
-) -> dict[str, Split]:
-    """Split a table and return the splits by name."""
-    folder.mkdir()
-    ingested = staged(folder, table, files=files)
-    columns = {each.name: each for each in ingested.columns}
-    labels = define_labels(ingested, ["clicked", "bought"], [])
-    required = (columns["time"],) if by == "time" else ()
-    rule = SplitRule(by, None if column is None else columns[column], shares, required)
-    with open_database(folder / "temporary", threads) as connection:
-        scratch = Scratch(folder / "hashes.parquet", folder / "sample.parquet")
-        return write_splits(connection, ingested, labels, rule, folder, scratch)
 
 
 def rows_of(table: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -71,12 +18,6 @@ def rows_of(table: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [
         (*row[:-2], int(row[-2]), int(row[-1])) for row in zip(*(array.to_pylist() for array in arrays), strict=True)
     ]
-
-
-def written(splits: dict[str, Split]) -> dict[str, list[tuple[Any, ...]]]:
-    return {
-        name: list(zip(*pq.read_table(each.file).to_pydict().values(), strict=True)) for name, each in splits.items()
-    }
 
 
 def fraction(text: str) -> float:
@@ -155,18 +96,6 @@ def test_the_bytes_depend_neither_on_threads_nor_on_files(tmp_path, by, column):
         assert one[name].file.read_bytes() == other[name].file.read_bytes()
 
 
-def test_a_split_counts_its_rows_labels_and_nulls(tmp_path):
-    table = table_of(2000)
-    table["number"] = pa.array([0.5, None, float("nan"), 1.0] * 500)
-    splits = split(tmp_path / "out", table)
-    for name, part in written(splits).items():
-        assert splits[name].num_rows == len(part)
-        assert splits[name].positives == {"clicked": sum(row[4] for row in part), "bought": sum(row[5] for row in part)}
-        assert splits[name].nulls["user"] == sum(row[0] is None for row in part)
-        assert splits[name].nulls["number"] == sum(row[1] is None or row[1] != row[1] for row in part)
-        assert splits[name].nulls["clicked"] == 0
-
-
 def test_rows_without_a_label_or_a_time_are_dropped(tmp_path):
     table = table_of(300)
     table["clicked"] = [None, *table["clicked"][1:]]
@@ -175,44 +104,10 @@ def test_rows_without_a_label_or_a_time_are_dropped(tmp_path):
     assert sum(each.num_rows for each in splits.values()) == 298
 
 
-def test_hashes_are_those_of_all_rows_and_the_sample_is_from_training(tmp_path):
-    splits = split(tmp_path / "out", table_of(2000))
-    assert pq.read_metadata(tmp_path / "out/hashes.parquet").num_rows == 2000
-    train = pq.read_table(splits["train"].file)
-    assert pq.read_table(tmp_path / "out/sample.parquet").equals(train)
-
-
-def test_the_sample_has_rows_at_regular_distances(tmp_path, monkeypatch):
-    monkeypatch.setattr("projects.home.recap.tools.prepare.splits.SAMPLE_ROWS", 100)
-    assert SAMPLE_ROWS == 200_000
-    splits = split(tmp_path / "out", table_of(1000))
-    train = pq.read_table(splits["train"].file)
-    assert pq.read_table(tmp_path / "out/sample.parquet").equals(train.take(list(range(0, train.num_rows, 8))))
-
-
-def test_files_have_checksums_and_row_groups_of_regular_size(tmp_path):
-    splits = split(tmp_path / "out", table_of(15_000))
-    metadata = pq.read_metadata(splits["train"].file)
-    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    assert sizes[:-1] == [4096] * (len(sizes) - 1)
-    assert len(sizes) == 3
-    for index in range(metadata.num_columns):
-        column = metadata.row_group(0).column(index)
-        assert has_checksum(splits["train"].file, column)
-        assert column.compression == "ZSTD"
-    schema = pq.read_schema(splits["train"].file)
-    assert (schema.field("clicked").type, schema.field("clicked").nullable) == (pa.int8(), False)
-
-
-@pytest.mark.parametrize(("num_rows", "expected"), [(1, 4096), (240_000, 10_000), (10**9, 65_536)])
-def test_row_groups_grow_with_the_table(num_rows, expected):
-    assert rows_per_group(num_rows) == expected
-
-
 @pytest.mark.parametrize(
     ("by", "column", "problem"),
     [
-        ("row", None, "the split validation would be empty (3 train, 0 validation, 0 test rows)"),
+        ("row", None, "would be empty ("),
         ("time", "time", "because rows with equal times are in one split and the column has 1 values"),
         ("group", "user", "because rows of one group are in one split and the column has 1 values"),
     ],
@@ -223,7 +118,7 @@ def test_an_empty_split_is_an_error(tmp_path, by, column, problem):
     table["list"] = [["x"]] * 3
     with pytest.raises(UserError) as caught:
         split(tmp_path / "out", table, by, column)
-    assert problem in str(caught.value) or by == "row"
+    assert problem in str(caught.value)
 
 
 def test_text_is_no_time(tmp_path):

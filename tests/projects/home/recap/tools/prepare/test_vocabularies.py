@@ -9,7 +9,7 @@ import pytest
 
 from common.features.config import MAX_VALUES
 from projects.home.recap.tools.prepare.database import open_database
-from projects.home.recap.tools.prepare.splits import Split
+from projects.home.recap.tools.prepare.split_files import Split
 from projects.home.recap.tools.prepare.vocabularies import ValueCounter
 
 RANDOM = random.Random(0)

@@ -4,76 +4,25 @@ Rows and fields are those of Python's csv module. An empty field is null, a quot
 reads, because DuckDB's reader drops all rows after a quotation mark that is never closed, without an error.
 """
 
-import contextlib
 import csv
-import gzip
 import io
 import itertools
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
 import pyarrow.csv
 
 from common.process.memory import format_bytes
 from common.reader.files import DataError
-from projects.home.recap.tools.prepare.columns import IngestOptions
+from projects.home.recap.tools.prepare.csv_format import READ_ERRORS, CsvFormat, open_content
 
 MAX_ROW_BYTES = 2**24
 """Maximum size of a row, and the number of bytes that are read at a time."""
 
-DELIMITERS = (",", "\t", ";")
-"""Delimiters that are detected."""
-
-_SNIFFED_BYTES = 2**18
-_GZIP_MAGIC = b"\x1f\x8b"
-
 # A row after the last one. If it is not the last row read, then a quotation mark is not closed.
 _END = "\0end of file"
-
-_READ_ERRORS = (OSError, EOFError, zlib.error)  # gzip raises all of them
-
-
-@dataclass(frozen=True)
-class CsvFormat:
-    """The format of a CSV file.
-
-    Attributes:
-      delimiter: character between fields.
-      fields: the fields of the first line.
-      header: whether these are names.
-    """
-
-    delimiter: str
-    fields: tuple[str, ...]
-    header: bool
-
-
-def sniff(path: Path, options: IngestOptions) -> CsvFormat:
-    """Return the format of a file.
-
-    Raises:
-      DataError: the file is empty or cannot be read; or the delimiter, or whether there is a header, is unclear.
-    """
-    start = _decoded_start(path)
-    delimiter = options.delimiter or _delimiter(path, start)
-    fields = next((tuple(row) for row in _rows(start, delimiter) if row), None)
-    if fields is None:
-        raise DataError(f"{path}: this file is empty. Remove it, or give other files")
-    header = options.names is None
-    if header and not options.header and (number := next(filter(_is_number, fields), None)) is not None:
-        raise DataError(
-            f"{path}, line 1: the first line should have the names of the columns, but {number.strip()!r} is a number. "
-            "If the files have no header, give the names: --columns NAME,NAME,...; if this is a name, add --header"
-        )
-    if options.names is not None and len(options.names) != len(fields):
-        raise DataError(
-            f"{path}, line 1: --columns has {len(options.names)} names, but the line has {len(fields)} fields"
-        )
-    return CsvFormat(delimiter, fields, header)
 
 
 def read_batches(path: Path, csv_format: CsvFormat, progress: Callable[[int], object]) -> Iterator[pa.RecordBatch]:
@@ -89,17 +38,17 @@ def read_batches(path: Path, csv_format: CsvFormat, progress: Callable[[int], ob
         closed, or a row is too large. The message has the number of the line.
     """
     try:
-        with _open(path) as (content, raw):
+        with open_content(path) as (content, raw):
             yield from _read(content, csv_format, lambda: raw.tell(), progress)
     except (pa.ArrowInvalid, _UnclosedQuoteError) as error:
         raise DataError(_diagnose(path, csv_format, error)) from error
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: cannot read this file: {getattr(error, 'strerror', None) or error}") from error
 
 
 def line_of(path: Path, csv_format: CsvFormat, row: int) -> int:
     """Return the number of the line on which a row begins. Rows count from 0, and lines from 1."""
-    with _open(path) as (content, _):
+    with open_content(path) as (content, _):
         records = _numbered(_text(content), csv_format.delimiter)
         return next(itertools.islice(records, row + csv_format.header, None))[0]
 
@@ -164,57 +113,9 @@ class _Concatenated(io.RawIOBase):
         return 0
 
 
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Yield the content of a file, decompressed if it is compressed by gzip, and the file itself."""
-    with path.open("rb") as raw:
-        is_gzip = raw.peek(2).startswith(_GZIP_MAGIC)
-        yield cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_gzip else raw, raw
-
-
 def _text(content: BinaryIO) -> TextIO:
     """Decode a stream. Bytes that are not UTF-8 become surrogates."""
     return io.TextIOWrapper(content, "utf-8-sig", "surrogateescape", newline="")
-
-
-def _decoded_start(path: Path) -> str:
-    try:
-        with _open(path) as (content, _):
-            start = content.read(_SNIFFED_BYTES)
-            complete = not content.read(1)
-    except _READ_ERRORS as error:
-        raise DataError(f"{path}: cannot read this file: {getattr(error, 'strerror', None) or error}") from error
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path} is UTF-16. Convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
-    if not complete and len(lines := start.splitlines(keepends=True)) > 1:
-        start = b"".join(lines[:-1])
-    return start.decode("utf-8-sig", "surrogateescape")
-
-
-def _delimiter(path: Path, start: str) -> str:
-    """Return the delimiter that divides all rows into the same number of fields, which is more than one.
-
-    If several do, the one with the most fields; if none does, the one that occurs most often in the first line.
-    """
-    widths = {delimiter: [len(row) for row in _rows(start, delimiter) if row] for delimiter in DELIMITERS}
-    if not any(widths.values()):
-        raise DataError(f"{path}: this file is empty. Remove it, or give other files")
-    # The last row may be incomplete.
-    fitting = [each for each, counts in widths.items() if counts[0] > 1 and len(set(counts[:-1] or counts)) == 1]
-    return max(fitting or DELIMITERS, key=lambda delimiter: widths[delimiter][0])
-
-
-def _rows(text: str, delimiter: str) -> Iterator[list[str]]:
-    with contextlib.suppress(csv.Error):  # a field that is too large is reported when it is read
-        yield from csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-
-
-def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return field.strip().lower().lstrip("+-") not in ("nan", "inf", "infinity")
 
 
 def _numbered(text: TextIO, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -241,7 +142,7 @@ def _diagnose(path: Path, csv_format: CsvFormat, error: Exception) -> str:
     """Return a message about the first row that cannot be read."""
     expected, line = len(csv_format.fields), 1
     try:
-        with _open(path) as (content, _):
+        with open_content(path) as (content, _):
             for line, row in _numbered(_text(content), csv_format.delimiter):
                 if problem := _problem(row, expected):
                     return f"{path}, line {line}: {problem}"

@@ -11,6 +11,7 @@ import pyarrow as pa
 from common.reader.files import DataError
 from projects.home.recap.tools.prepare import csv_file, parquet_files
 from projects.home.recap.tools.prepare.columns import IngestOptions
+from projects.home.recap.tools.prepare.csv_format import sniff
 from projects.home.recap.tools.prepare.input_files import InputFiles
 from projects.home.recap.tools.prepare.names import clean_names
 from projects.home.recap.tools.prepare.row_writer import RowWriter
@@ -109,7 +110,8 @@ def read_rows(table: InputTable, folder: Path, progress: Callable[[int], object]
                 ]
                 writer.write([*batch.columns, *constants], batch.num_rows)
     if writer.num_rows == 0:
-        raise DataError(f"{inputs.files[0].path}: there is no row in {len(inputs.files)} file(s)")
+        others = f" and {len(inputs.files) - 1} more file(s)" if len(inputs.files) > 1 else ""
+        raise DataError(f"{inputs.files[0].path}{others}: there are columns, but no rows. Give files with rows")
 
     def place_of(row: int) -> str:
         index = bisect.bisect_right(starts, row) - 1
@@ -120,7 +122,7 @@ def read_rows(table: InputTable, folder: Path, progress: Callable[[int], object]
 
 def _csv_table(inputs: InputFiles, options: IngestOptions) -> InputTable:
     paths = [file.path for file in inputs.files]
-    formats = [csv_file.sniff(path, options) for path in paths]
+    formats = [sniff(path, options) for path in paths]
     for path, csv_format in zip(paths, formats, strict=True):
         if options.names is None and csv_format.fields != formats[0].fields:
             pairs = itertools.zip_longest(formats[0].fields, csv_format.fields)

@@ -10,11 +10,12 @@ import pytest
 from common.reader.files import DataError
 from projects.home.recap.tools.prepare import csv_file
 from projects.home.recap.tools.prepare.columns import IngestOptions
+from projects.home.recap.tools.prepare.csv_format import DELIMITERS, sniff
 
 
 def read(path: Path, **options: Any) -> list[tuple[str | None, ...]]:
     """Return the rows of a file. `options` are those of IngestOptions."""
-    csv_format = csv_file.sniff(path, IngestOptions(**options))
+    csv_format = sniff(path, IngestOptions(**options))
     return [tuple(row.values()) for batch in csv_file.read_batches(path, csv_format, int) for row in batch.to_pylist()]
 
 
@@ -112,7 +113,7 @@ def test_a_stated_delimiter_is_not_detected(tmp_path):
 def test_rows_are_those_of_pythons_csv_module(tmp_path, seed):
     """Random fields with the characters that matter, written with random quoting, delimiters and ends of lines."""
     random_source = random.Random(seed)
-    delimiter = random_source.choice(csv_file.DELIMITERS)
+    delimiter = random_source.choice(DELIMITERS)
     alphabet = "ab1.é\"\n\r,;\t \\'"
     width = random_source.randint(2, 5)
     rows = [
@@ -156,4 +157,4 @@ def test_random_text_is_read_as_by_pythons_csv_module_or_refused(tmp_path, seed)
 @pytest.mark.parametrize("row", [0, 1, 2])
 def test_the_line_of_a_row_counts_breaks_within_fields_and_blank_lines(tmp_path, row):
     path = written(tmp_path, 'a,b\n1,2\n\n"x\ny",3\n4,5\n')
-    assert csv_file.line_of(path, csv_file.sniff(path, IngestOptions()), row) == [2, 4, 6][row]
+    assert csv_file.line_of(path, sniff(path, IngestOptions()), row) == [2, 4, 6][row]

@@ -66,7 +66,7 @@ def test_files_have_the_same_columns(tmp_path, second, message):
 
 
 def test_no_rows_are_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"table\.csv: there is no row in 1 file"):
+    with pytest.raises(DataError, match=r"table\.csv: there are columns, but no rows"):
         ingested_text(tmp_path, "x,y\n")
 
 

@@ -23,11 +23,13 @@ from common.features.kinds.kind import BadValueError, KindEncoder, Outputs, Plac
 from common.features.kinds.numbers import BooleanEncoder, EmbeddingEncoder, NumberEncoder, NumbersEncoder, NumberSlot
 from common.features.kinds.timestamps import AgeEncoder, TimestampEncoder
 from common.features.layout import build_layout
-from common.features.numeric import is_list, value_type
+from common.features.numeric import value_type
 from common.features.time import Zone
 from common.features.vocabulary import Vocabulary, read_vocabularies
 from common.reader.column import Column, bad_value
 from common.reader.files import DataError
+from common.reader.parquet_file import no_column
+from common.reader.vectors import is_list
 
 CONTINUOUS, BINARY, IDS = "features.continuous", "features.binary", "features.ids"
 """Keys of the encoded arrays in a row group."""
@@ -98,8 +100,7 @@ class FeatureEncoder:
         """
         for name in self.columns:
             if schema.get_field_index(name) < 0:
-                found = ", ".join(sorted(schema.names)) or "none"
-                raise ValueError(f"no column '{name}', or more than one; columns found: {found}")
+                raise ValueError(no_column(name, schema.names))
         for encoder in self._encoders:
             encoder.check(schema)
         return [name for name in self.columns if _has_text(schema.field(name).type)]

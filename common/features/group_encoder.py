@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from common.features.category import category_of, is_text
 from common.features.hashing import hash_integers, hash_strings
 from common.reader.files import DataError
+from common.reader.parquet_file import no_column
 
 GROUPS = "groups"
 """Key of the encoded column in a row group."""
@@ -39,10 +40,7 @@ class GroupEncoder:
     def check(self, schema: pa.Schema) -> list[str]:
         """Check the column of a file; see Encoder.check()."""
         if schema.get_field_index(self._column) < 0:
-            found = ", ".join(sorted(schema.names)) or "none"
-            raise ValueError(
-                f"no column '{self._column}', or more than one, but {self._key_path} names it; columns found: {found}"
-            )
+            raise ValueError(no_column(self._column, schema.names, f", but {self._key_path} names it"))
         kind = schema.field(self._column).type
         category = category_of(kind)
         if category is None:

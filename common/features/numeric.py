@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from common.reader.vectors import to_numpy, vector_format
+from common.reader.vectors import is_list, to_numpy, vector_format
 
 NUMBERS = "integers, floats, decimals or booleans"
 """Types of a number, for messages."""
@@ -34,11 +34,6 @@ def is_number(kind: pa.DataType) -> bool:
         or pa.types.is_boolean(kind)
         or pa.types.is_null(kind)
     )
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Return whether an array of this type holds lists."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:

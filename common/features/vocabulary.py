@@ -17,7 +17,7 @@ from common.features.config import FIRST_VALUE_ROW, MAX_VALUES, UNKNOWN_ROW, Fea
 from common.features.hashing import Hashes, hash_integers, hash_strings
 from common.process.paths import user_path
 from common.reader.files import READ_ERRORS, DataError
-from common.reader.parquet_file import check_columns_fit, create_parquet, open_parquet
+from common.reader.parquet_file import check_columns_fit, create_parquet, no_column, open_parquet
 
 _INT64_MAX = np.iinfo(np.int64).max
 
@@ -122,10 +122,9 @@ def read_vocabulary(path: Path) -> Vocabulary:
             found = file.schema_arrow.names
             for name in ("value", "index"):
                 if found.count(name) != 1:
-                    listed = ", ".join(found) or "none"
                     raise DataError(
-                        f"{path}: no column '{name}', or more than one; columns found: {listed}. A vocabulary has the "
-                        "columns value, index and, optionally, count"
+                        f"{path}: {no_column(name, found)}. A vocabulary has the columns value, index and, optionally, "
+                        "count"
                     )
             if file.metadata.num_rows > MAX_VALUES:
                 raise DataError(f"{path}: {too_many_values(file.metadata.num_rows)}")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from common.reader.files import DataError
 from common.reader.narrow import first_misfit
-from common.reader.vectors import to_numpy, vector_format
+from common.reader.vectors import is_list, to_numpy, vector_format
 
 Values = Literal["label", "weight", "probability"]
 
@@ -88,7 +88,7 @@ def stored_dtype(field: pa.Field, column: Column) -> np.dtype[Any]:
         if width is None:
             raise ValueError(f"found {field.type}, expected lists of {column.width} values")
         if width not in (_ANY_WIDTH, column.width):
-            kind = "lists" if _is_list(field.type) else "binary vectors"
+            kind = "lists" if is_list(field.type) else "binary vectors"
             raise ValueError(f"found {kind} of {width} values, expected {column.width}")
     if pa.types.is_integer(value_type) or (column.booleans and pa.types.is_boolean(value_type)):
         return _numpy_dtype_of(value_type)
@@ -118,11 +118,7 @@ def _value_type_and_width(field: pa.Field) -> tuple[pa.DataType, int | None]:
         return pa.from_numpy_dtype(vectors.dtype), vectors.width
     if pa.types.is_fixed_size_list(kind):
         return kind.value_type, kind.list_size
-    return (kind.value_type, _ANY_WIDTH) if _is_list(kind) else (kind, None)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    return (kind.value_type, _ANY_WIDTH) if is_list(kind) else (kind, None)
 
 
 def _describe_type(field: pa.Field) -> str:

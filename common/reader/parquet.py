@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from common.reader.column import Column, bad_value, checked_values, numpy_dtype, stored_dtype
 from common.reader.encoder import Encoder
 from common.reader.files import READ_ERRORS, DataError, Files
-from common.reader.parquet_file import first_leaves, has_repeats, open_parquet, read_footer
+from common.reader.parquet_file import first_leaves, has_repeats, no_column, open_parquet, read_footer
 
 RowGroup = dict[Any, NDArray[Any]]
 """Columns of a row group with their stored dtypes, by key (anything hashable), each [rows] or [rows, width]."""
@@ -222,8 +222,7 @@ class ParquetTable:
         self.column_names.update(schema.names)
         for key, column in self.columns.items():
             if schema.get_field_index(column.name) < 0:
-                found = ", ".join(sorted(schema.names)) or "none"
-                raise DataError(f"{path}: no column '{column.name}', or more than one; columns found: {found}")
+                raise DataError(f"{path}: {no_column(column.name, schema.names)}")
             try:
                 dtype = stored_dtype(schema.field(column.name), column)
             except ValueError as error:

@@ -1,7 +1,7 @@
 """Opens and creates Parquet files. Checksums of pages make a damaged page an error instead of other values."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,17 @@ def _check_name(path: Path) -> None:
         raise DataError(
             f"{path}: the path is not valid UTF-8, so pyarrow cannot read this file. Rename the file or its directory"
         ) from None
+
+
+def no_column(name: str, found: Collection[str], reason: str = "") -> str:
+    """Return the message about a file in which not exactly one column has a name.
+
+    Args:
+      name: the name.
+      found: names of the columns of the file.
+      reason: clause that says why the column must exist.
+    """
+    return f"no column '{name}', or more than one{reason}; columns found: {', '.join(sorted(found)) or 'none'}"
 
 
 def first_leaves(schema: pa.Schema) -> dict[str, int]:

@@ -46,6 +46,11 @@ def vector_array(values: NDArray[Any], field: pa.Field) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(field.type, len(values), [None, pa.py_buffer(little_endian)])
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Return whether an array of this type holds lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
 def vector_format(field: pa.Field) -> VectorFormat:
     """Return the format of binary vectors from the metadata of their field.
 

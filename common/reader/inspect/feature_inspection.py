@@ -31,12 +31,13 @@ from common.features.config import (
 from common.features.encoder import BINARY, IDS, FeatureEncoder
 from common.features.hashing import hash_integers, hash_strings
 from common.features.layout import NO_ROW, Lookup, build_layout
-from common.features.numeric import as_lists, is_list
+from common.features.numeric import as_lists
 from common.features.statistics import complete_features
 from common.features.vocabulary import read_vocabularies
 from common.reader.files import DataError, Files
 from common.reader.inspect.inspection import Findings
 from common.reader.parquet import ParquetTable
+from common.reader.vectors import is_list
 
 MOST_DISTINCT = 2**20
 """Number of distinct values of a feature that are compared; collisions of others are not counted."""

@@ -111,16 +111,9 @@ def _file(folder: Path) -> Path:
 
 
 def _ours(folder: Path, encoding: Callable[[str, int], dict[str, Any]]) -> Callable[[], Iterator[Arrays]]:
-    from common.features.config import CategoriesFeature, CategoryFeature, Feature, NumberFeature
-    from common.features.encoder import CONTINUOUS, IDS, FeatureEncoder
-    from common.reader.files import matching_files
-    from common.reader.parquet import ParquetTable
+    from common.features.encoder import CONTINUOUS, IDS
 
-    features: dict[str, Feature] = {name: NumberFeature(kind="number", missing=0.0) for name in NUMBERS}
-    for name, size in SIZES.items():
-        features[name] = CategoryFeature(kind="category", **encoding(name, size))
-    features[LIST] = CategoriesFeature(kind="categories", max_length=LIST_LENGTH, **encoding(LIST, LIST_SIZE))
-    table = ParquetTable(matching_files(str(folder / "data")), {}, encoder=FeatureEncoder.open(features))
+    table = _table(folder / "data", encoding)
 
     def read() -> Iterator[Arrays]:
         for group in range(len(table.rows_per_group)):
@@ -130,8 +123,26 @@ def _ours(folder: Path, encoding: Callable[[str, int], dict[str, Any]]) -> Calla
     return read
 
 
+def _table(folder: Path, encoding: Callable[[str, int], dict[str, Any]]) -> Any:
+    """Open the files in a folder with features of all columns. `encoding` has the keys of a category."""
+    from common.features.config import CategoriesFeature, CategoryFeature, Feature, NumberFeature
+    from common.features.encoder import FeatureEncoder
+    from common.reader.files import matching_files
+    from common.reader.parquet import ParquetTable
+
+    features: dict[str, Feature] = {name: NumberFeature(kind="number", missing=0.0) for name in NUMBERS}
+    for name, size in SIZES.items():
+        features[name] = CategoryFeature(kind="category", **encoding(name, size))
+    features[LIST] = CategoriesFeature(kind="categories", max_length=LIST_LENGTH, **encoding(LIST, LIST_SIZE))
+    return ParquetTable(matching_files(str(folder)), {}, encoder=FeatureEncoder.open(features))
+
+
+def _hashed(_: str, size: int) -> dict[str, Any]:
+    return {"hash_buckets": size}
+
+
 def ours_hashed(folder: Path) -> Callable[[], Iterator[Arrays]]:
-    return _ours(folder, lambda _, size: {"hash_buckets": size})
+    return _ours(folder, _hashed)
 
 
 def ours_vocabulary(folder: Path) -> Callable[[], Iterator[Arrays]]:
@@ -324,16 +335,9 @@ def worker(name: str, folder: Path) -> None:
 def memory_worker(folder: Path) -> None:
     """Read one shuffled epoch as training does, and print rows and peak memory."""
     from common.batch import Batch
-    from common.features.config import CategoriesFeature, CategoryFeature, Feature, NumberFeature
-    from common.features.encoder import FeatureEncoder
-    from common.reader.files import matching_files
-    from common.reader.parquet import ParquetTable
     from common.reader.reader import BatchReader
 
-    features: dict[str, Feature] = {name: NumberFeature(kind="number", missing=0.0) for name in NUMBERS}
-    features |= {name: CategoryFeature(kind="category", hash_buckets=size) for name, size in SIZES.items()}
-    features[LIST] = CategoriesFeature(kind="categories", hash_buckets=LIST_SIZE, max_length=LIST_LENGTH)
-    table = ParquetTable(matching_files(str(folder)), {}, encoder=FeatureEncoder.open(features))
+    table = _table(folder, _hashed)
     reader = BatchReader(table, lambda *_: Batch(), global_batch_size=1024, lanes=2)
     for _ in reader.train(seed=0):
         pass

@@ -28,7 +28,7 @@ class Choice:
     Attributes:
       column: the column.
       features: settings of the features that read it, by name, as in the configuration; empty if none does.
-      encoding: how it is encoded, for the table; empty if it is not.
+      encoding: how it is encoded, for the table; empty if it is not. report.py adds buckets, which are computed later.
       reason: why.
       warning: what the user should check; None if nothing.
     """
@@ -104,7 +104,6 @@ class FeatureChooser:
         encodings = []
         if column.kind in ("number", "numbers") and self._options.buckets is not None:
             settings["buckets"] = self._options.buckets
-            encodings.append(f"up to {self._options.buckets} buckets")
         if column.kind in ("number", "numbers", "boolean") and (nulls := self._train.nulls[column.name]):
             settings["indicator"] = True
             encodings.append(f"indicator of {nulls:,} missing")
@@ -143,7 +142,8 @@ class FeatureChooser:
         min_count = defaults.min_count(self._train.num_rows)
         counts = self._counter.count(column.name, column.type, min_count)
         if counts.num_frequent == 0:
-            why = f"no value occurs {min_count} times in training"
+            what = f"occurs {min_count} times" if counts.num_values else "occurs"
+            why = f"no value {what} in training"
             return Choice(column, {}, "", why, f"{column.name}: {why}, not used")
         settings: dict[str, Any] = {"kind": column.kind}
         rare = counts.num_values - counts.num_frequent
@@ -156,8 +156,11 @@ class FeatureChooser:
             encoding = f"vocabulary of {size:,}"
             if size < counts.num_frequent:
                 encoding += f", the most frequent of {counts.num_frequent:,}"
-            if rare:
-                encoding += f"; {rare:,} that occur fewer than {min_count} times are unknown"
+            absent = column.num_distinct - counts.num_values
+            unknown = [f"{rare:,} with fewer than {min_count} occurrences"] if rare else []
+            unknown += [f"{absent:,} not in training data"] if absent > 0 else []
+            if unknown:
+                encoding += f"; unknown: {', '.join(unknown)}"
         else:
             settings |= {"hash_buckets": defaults.HASH_BUCKETS, "num_hashes": defaults.NUM_HASHES}
             covered = counts.num_covered / counts.num_occurrences

@@ -33,7 +33,7 @@ from projects.home.recap.tools.prepare.ingest import ingest
 from projects.home.recap.tools.prepare.input_files import find_files
 from projects.home.recap.tools.prepare.labels import Label, LabelRule, check_labels, define_labels
 from projects.home.recap.tools.prepare.leaks import find_implications, find_leaks
-from projects.home.recap.tools.prepare.report import report
+from projects.home.recap.tools.prepare.report import report, table_of_columns
 from projects.home.recap.tools.prepare.split_files import Scratch, Split
 from projects.home.recap.tools.prepare.splits import SplitRule, number_of, write_splits
 from projects.home.recap.tools.prepare.vocabularies import ValueCounter
@@ -101,12 +101,11 @@ def prepare(options: PrepareOptions) -> str:
             table = _Table(connection, ingested, labels, splits)
             choices = _choose(table, options, partial)
             warnings = _warnings(table, choices, rule, scratch)
-        text = config_text(
-            options.out, splits["train"], _features(choices, splits["train"]), options.group, options.weight
-        )
+        features = _features(choices, splits["train"])
+        text = config_text(options.out, splits["train"], features, options.group, options.weight)
         (partial / CONFIG).write_text(text, encoding="utf-8")
         load_config_from_yaml(RecapConfig, partial / CONFIG)  # knows rules that this program doesn't
-    return report(options.out, choices, splits, notes, warnings)
+    return report(options.out, table_of_columns(choices, features), splits, notes, warnings)
 
 
 @dataclass(frozen=True)

@@ -60,13 +60,24 @@ def test_each_kind_has_its_settings(tmp_path: Path) -> None:
         "tags": {"kind": "categories", "vocabulary": "data/out/vocabularies/tags.parquet", "max_length": 3},
         "vector": {"kind": "numbers", "buckets": 8},
     }
-    assert chosen["number"].encoding == "up to 8 buckets, indicator of 1 missing"
+    assert chosen["number"].encoding == "indicator of 1 missing"
     assert pq.read_table(tmp_path / "vocabularies/tags.parquet").column("value").to_pylist() == ["a", "b"]
 
 
 def test_rare_values_are_unknown_and_the_table_says_so(tmp_path: Path) -> None:
     choice = choose(tmp_path, {"color": ["red", "red", "blue", "green"]})["color"]
-    assert choice.encoding == "vocabulary of 1; 2 that occur fewer than 2 times are unknown"
+    assert choice.encoding == "vocabulary of 1; unknown: 2 with fewer than 2 occurrences"
+
+
+def test_values_that_training_data_does_not_have_are_counted(tmp_path: Path) -> None:
+    (column,) = staged(tmp_path, {"color": ["red", "red", "blue", "green", "gray"]}).columns
+    choice = choose(tmp_path, {"color": ["red", "red", "blue"]}, column=column)["color"]
+    assert choice.encoding == "vocabulary of 1; unknown: 1 with fewer than 2 occurrences, 2 not in training data"
+
+
+def test_a_category_without_a_value_is_not_used(tmp_path: Path) -> None:
+    choice = choose(tmp_path, {"color": pa.array([None, None], pa.string())})["color"]
+    assert choice.warning == "color: no value occurs in training, not used"
 
 
 def test_a_category_without_frequent_values_is_not_used(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from projects.home.recap.tools.prepare.choices import Choice
 from projects.home.recap.tools.prepare.columns import IngestedColumn
-from projects.home.recap.tools.prepare.report import report
+from projects.home.recap.tools.prepare.report import report, table_of_columns
 from projects.home.recap.tools.prepare.split_files import Split
 
 
@@ -24,7 +24,8 @@ SPLITS = {
 
 @pytest.mark.parametrize("warnings", [[], ["leak: alone predicts clicked"]])
 def test_the_report_has_all_that_was_decided(warnings: list[str]) -> None:
-    text = report(Path("data/my clicks"), CHOICES, SPLITS, ["The rows were divided."], warnings)
+    columns = table_of_columns(CHOICES, {"12": {"kind": "category"}})
+    text = report(Path("data/my clicks"), columns, SPLITS, ["The rows were divided."], warnings)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for line in (
         "12 varchar category vocabulary of 5 text",
@@ -36,3 +37,19 @@ def test_the_report_has_all_that_was_decided(warnings: list[str]) -> None:
         assert line in lines
     assert ("Warnings:" in lines) == bool(warnings)
     assert lines[-1].endswith("-m projects.home.recap.main --config 'data/my clicks/config.yaml'")
+
+
+@pytest.mark.parametrize(
+    ("edges", "expected"),
+    [
+        ([0.0, 1.0, 2.0], "2 buckets, indicator"),
+        ([0.0, 1.0], "1 bucket, indicator"),
+        ([[0.0, 1.0], [0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 4.0]], "1 to 3 buckets, indicator"),
+        (None, "indicator"),
+    ],
+)
+def test_the_number_of_buckets_is_that_of_the_edges(edges: list[object] | None, expected: str) -> None:
+    choice = Choice(column("x", "c0", "double", "DOUBLE"), {"x": {"kind": "number"}}, "indicator", "numbers")
+    settings = {} if edges is None else {"edges": edges}
+    last = table_of_columns([choice], {"x": settings}).splitlines()[-1]
+    assert " ".join(last.split()) == f"x double number {expected} numbers"

@@ -1,19 +1,20 @@
-import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from common.errors import UserError
-from projects.home.recap.tools.movielens import BINARY, CONTINUOUS, DISCRETE, TASKS, main, prepare
-from tests.projects.home.recap.tools.test_generate import contents, read
+from projects.home.recap.tools.movielens import main, prepare
+from projects.home.recap.tools.movielens_tables.history import HISTORY
+from tests.projects.home.recap.tools.test_generate import contents
 
 USERS = [
     (1, 24, "M", "technician"),
@@ -80,13 +81,25 @@ LAYOUTS = {"grouplens": write_grouplens, "with_header": write_with_header}
 layout = pytest.mark.parametrize("write", LAYOUTS.values(), ids=LAYOUTS)
 
 
+SPLITS = ("train", "validation", "test")
+
+
+def read_splits(directory: Path) -> pa.Table:
+    """Return the rows of the three splits, concatenated."""
+    return pa.concat_tables(pq.read_table(directory / f"{split}.parquet") for split in SPLITS)
+
+
+def history(table: pa.Table) -> NDArray[np.float32]:
+    """Return the columns of the history, [rows, HISTORY]."""
+    return np.stack([table[name].to_numpy() for name in HISTORY], axis=1)
+
+
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the columns of the table, the three splits concatenated."""
+def table(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """Return the rows of the three splits, concatenated."""
     directory = tmp_path_factory.mktemp("movielens")
     prepare(write_grouplens(directory / "input"), directory / "out")
-    parts = [read(directory / "out" / split) for split in ("train", "validation", "test")]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return read_splits(directory / "out")
 
 
 EXPECTED = sorted(RATINGS, key=lambda row: (row[3], row[0], row[1]))
@@ -101,34 +114,31 @@ def test_the_bytes_depend_neither_on_the_layout_nor_on_the_order_of_lines(tmp_pa
                 path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
         prepare(directory, tmp_path / name)
     assert contents(tmp_path / "grouplens") == contents(tmp_path / "with_header")
-    splits = ("test", "train", "validation")
-    joined, vectors = (
-        [pattern.format(split) for split in splits] for pattern in ("joined/{}.parquet", "{}/part-00000.parquet")
-    )
-    assert sorted(contents(tmp_path / "grouplens")) == [*joined, "schema.json", *vectors]
-    entries = json.loads((tmp_path / "grouplens/schema.json").read_text())["schema"]
-    lengths = {"continuous": len(CONTINUOUS), "binary": len(BINARY), "discrete": len(DISCRETE)}
-    assert {entry["feature_name"]: entry["length"] for entry in entries} == lengths | dict.fromkeys(TASKS, 1)
+    assert sorted(contents(tmp_path / "grouplens")) == [f"{split}.parquet" for split in sorted(SPLITS)]
 
 
 def test_rows_are_sorted_by_time_user_and_film(table):
-    assert [USER_IDS[user] for user in table["discrete"][:, 0]] == [row[0] for row in EXPECTED]
-    assert [ITEM_IDS[item] for item in table["discrete"][:, 1]] == [row[1] for row in EXPECTED]
+    np.testing.assert_array_equal(
+        table["timestamp"].to_numpy().astype("datetime64[s]").astype(int), [row[3] for row in EXPECTED]
+    )
+    assert [USER_IDS[user] for user in table["user"].to_pylist()] == [row[0] for row in EXPECTED]
+    assert [ITEM_IDS[item] for item in table["item"].to_pylist()] == [row[1] for row in EXPECTED]
 
 
 def test_the_rows_are_split_80_10_10_in_order(tmp_path, table):
     splits = prepare(write_grouplens(tmp_path / "input"), tmp_path / "out")
-    count = len(RATINGS)
-    sizes = {split: len(read(tmp_path / "out" / split)["discrete"]) for split in ("train", "validation", "test")}
-    train, validation = count * 8 // 10, count * 9 // 10 - count * 8 // 10
-    assert sizes == {"train": train, "validation": validation, "test": count - train - validation}
-    for name, values in table.items():
-        np.testing.assert_array_equal(np.concatenate([splits[split][name] for split in sizes]), values)
+    assert len(RATINGS) == 50
+    assert {split: rows.num_rows for split, rows in splits.items()} == {"train": 40, "validation": 5, "test": 5}
+    for split, rows in splits.items():
+        written = pq.read_table(tmp_path / f"out/{split}.parquet")
+        assert written.equals(rows.cast(written.schema)), "Parquet has no timestamps in seconds"
+    assert read_splits(tmp_path / "out").equals(table)
 
 
 def test_labels_follow_the_stars(table):
     stars = np.array([row[2] for row in EXPECTED])
     assert set(stars) == {1, 2, 3, 4, 5}
+    np.testing.assert_array_equal(table["rating"], stars)
     np.testing.assert_array_equal(table["rating_at_least_4"], stars >= 4)
     np.testing.assert_array_equal(table["rating_is_5"], stars == 5)
     np.testing.assert_array_equal(table["rating_at_most_2"], stars <= 2)
@@ -136,18 +146,17 @@ def test_labels_follow_the_stars(table):
 
 def test_columns_describe_the_user_and_the_film(table):
     users, items = {user[0]: user for user in USERS}, {item[0]: item for item in ITEMS}
-    age_groups = {24: 1, 53: 5, 17: 0, 56: 6, 30: 2}
-    for row, (user_id, item_id, _, _) in enumerate(EXPECTED):
-        _, age, gender, occupation = users[user_id]
-        genres, year = items[item_id][5].split(), items[item_id][6]
-        np.testing.assert_array_equal(table["continuous"][row, :2], [np.float32(1998 - year), age])
-        flagged = {name for name, flag in zip(BINARY, table["binary"][row], strict=True) if flag}
-        male = {"is_male"} if gender == "M" else set()
-        assert flagged == {*genres, occupation, f"age_group_{age_groups[age]}"} | male
-        known = 0 if np.isnan(year) else year - 1900
-        position = {"other": 13, "student": 18, "technician": 19}[occupation]
-        expected = [gender == "M", age_groups[age], position, known]
-        assert table["discrete"][row, 2:].tolist() == expected
+    for row, (user_id, item_id, _, _) in zip(table.to_pylist(), EXPECTED, strict=True):
+        assert (row["age"], row["gender"], row["occupation"]) == users[user_id][1:]
+        *_, genres, year = items[item_id]
+        assert row["genres"] == genres.split()
+        assert row["film_age"] == (None if np.isnan(year) else 1998 - year)
+
+
+def test_unknown_numbers_are_null(table):
+    assert table["film_age"].null_count > 0
+    for name in ("film_age", *HISTORY):
+        assert not pc.any(pc.is_nan(table[name])).as_py(), name
 
 
 def brute_force_history(row: int) -> list[float]:
@@ -205,35 +214,12 @@ def brute_force_history(row: int) -> list[float]:
 RESIDUALS: list[float] = []
 
 
-def test_the_joined_table_has_the_same_rows_with_names_and_nulls(tmp_path, table):
-    prepare(write_grouplens(tmp_path / "in"), tmp_path / "out")
-    parts = [pq.read_table(tmp_path / f"out/joined/{split}.parquet") for split in ("train", "validation", "test")]
-    assert [part.num_rows for part in parts] == [40, 5, 5]
-    rows = pa.concat_tables(parts).to_pylist()
-    users, films = sorted(USERS), sorted(ITEMS)
-    for row, index, vector in zip(rows, table["discrete"], table["continuous"], strict=True):
-        _, age, gender, occupation = users[index[0]]
-        *_, genres, year = films[index[1]]
-        assert (row["user"], row["item"], row["age"], row["gender"], row["occupation"]) == (
-            index[0],
-            index[1],
-            age,
-            gender,
-            occupation,
-        )
-        assert row["genres"] == genres.split()
-        assert row["film_age"] == (None if np.isnan(year) else 1998 - year)
-        assert row["rating_is_5"] == (row["rating"] == 5)
-        for name, number in zip(CONTINUOUS, vector, strict=True):
-            assert row[name] == (None if np.isnan(number) else number)
-
-
 def test_the_history_counts_strictly_earlier_ratings(table):
     expected = np.array([brute_force_history(row) for row in range(len(EXPECTED))])
     seconds = [row[3] for row in EXPECTED]
     assert len(set(seconds)) < len(seconds) - 10, "some ratings have the same time"
     assert np.abs(expected[:, 5]).max() > 0, "some films have similar ones"
-    np.testing.assert_allclose(table["continuous"][:, 2:], expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(history(table), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_a_rating_does_not_change_features_at_the_same_time_or_earlier(tmp_path, table):
@@ -244,10 +230,10 @@ def test_a_rating_does_not_change_features_at_the_same_time_or_earlier(tmp_path,
     assert changed != RATINGS
     (directory / "u.data").write_text("".join("\t".join(map(str, row)) + "\n" for row in changed))
     splits = prepare(directory, tmp_path / "out")
-    continuous = np.concatenate([splits[split]["continuous"] for split in ("train", "validation", "test")])
+    before, after = history(table), history(pa.concat_tables(splits.values()))
     known = sum(row[3] <= middle for row in EXPECTED)
-    np.testing.assert_array_equal(continuous[:known], table["continuous"][:known])
-    assert not np.array_equal(continuous, table["continuous"], equal_nan=True)
+    np.testing.assert_array_equal(after[:known], before[:known])
+    assert not np.array_equal(after, before, equal_nan=True)
 
 
 # --- User errors ---

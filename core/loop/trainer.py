@@ -21,6 +21,7 @@ from core.loop.divergence import DivergenceReporter
 from core.loop.evaluations import TrainerEvaluations
 from core.loop.feed import StepFeed
 from core.loop.progress import ProgressReport
+from core.loop.schedule_lengths import warn_of_cut_schedules
 from core.loop.skipped_steps import SkippedStepCounter
 from core.loop.step import TrainStep
 from core.loop.window import Stopwatch, TrainWindow
@@ -130,6 +131,7 @@ class Trainer:
         if self._is_finished:
             logger.info("finished: %s to continue", self._why_finished())
             return self._outcome(None, is_saved=True)
+        warn_of_cut_schedules(self._components.config, self._last_step)
         is_stopped = False
         with self._open_feed() as feed:
             while not self._is_finished and not is_stopped:

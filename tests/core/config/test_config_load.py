@@ -401,6 +401,16 @@ trainin: {}
     )
 
 
+def test_keys_of_a_union_are_those_of_the_class_that_the_file_selects(message):
+    """Even if a key has the name of a class."""
+    assert message("form: {shape: circle, circle: 1, radius: wide, side: 2}") == (
+        "c.yaml: 3 errors\n"
+        "  form.radius (line 1): 'wide' is invalid: Input should be a valid number\n"
+        "  form.circle (line 1): unknown key; allowed here: shape, radius\n"
+        "  form.side (line 1): unknown key; allowed here: shape, radius"
+    )
+
+
 def test_a_boolean_for_a_string_gets_the_hint_to_quote_it(message):
     assert (
         "training.save_dir (line 1): no (false in YAML) is invalid: Input should be a valid string; put it in quotes"

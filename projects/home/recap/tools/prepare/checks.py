@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SPACE_PER_BYTE = 2
-"""Disk space that a byte of CSV needs: at first as rows of text and of their types, then as sorted rows and output."""
+"""Disk space per byte of CSV: at first for rows of text and of their types, then for sorted rows and the output."""
 
 _RARE = 0.001
 _FEW_ROWS = 1000
@@ -37,8 +37,8 @@ def warn_of_little_space(inputs: InputFiles, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < _SPACE_PER_BYTE * size:
         logger.warning(
-            "%s has %s of free disk space, which may not suffice: the input has %s, and up to %d times its size is "
-            "needed, more if it is compressed",
+            "%s has %s of free disk space, which may not suffice: the input has %s. Allow for %d times its size, "
+            "more if it is compressed",
             folder,
             format_bytes(free),
             format_bytes(size),
@@ -80,7 +80,7 @@ def duplicate_warnings(connection: "duckdb.DuckDBPyConnection", hashes: Path) ->
     if copies == 0:
         return []
     return [
-        f"{distinct:,} rows occur more than once; {copies:,} rows are copies of others. Remove them if they are errors"
+        f"{distinct:,} distinct rows occur more than once; {copies:,} rows are copies. Remove them if they are errors"
     ]
 
 

@@ -65,7 +65,7 @@ def test_copies_of_rows_are_counted(tmp_path: Path) -> None:
     with open_database(tmp_path, threads=1) as connection:
         (warning,) = duplicate_warnings(connection, tmp_path / "hashes.parquet")
         assert warning.startswith(
-            f"{len(repeated)} rows occur more than once; {sum(repeated) - len(repeated)} rows are copies"
+            f"{len(repeated)} distinct rows occur more than once; {sum(repeated) - len(repeated)} rows are copies"
         )
         pq.write_table(pa.table({"hash": [1, 2, 3]}), tmp_path / "hashes.parquet")
         assert duplicate_warnings(connection, tmp_path / "hashes.parquet") == []

@@ -29,9 +29,10 @@ def test_hashes_are_those_of_all_rows_and_the_sample_is_from_training(tmp_path):
 def test_the_sample_has_rows_at_regular_distances(tmp_path, monkeypatch):
     monkeypatch.setattr("projects.home.recap.tools.prepare.split_files.SAMPLE_ROWS", 100)
     assert SAMPLE_ROWS == 200_000
-    splits = split(tmp_path / "out", table_of(1000))
+    monkeypatch.setattr("projects.home.recap.tools.prepare.splits._BATCH_ROWS", 2048)
+    splits = split(tmp_path / "out", table_of(9000))
     train = pq.read_table(splits["train"].file)
-    assert pq.read_table(tmp_path / "out/sample.parquet").equals(train.take(list(range(0, train.num_rows, 8))))
+    assert pq.read_table(tmp_path / "out/sample.parquet").equals(train.take(list(range(0, train.num_rows, 72))))
 
 
 def test_files_have_checksums_and_row_groups_of_regular_size(tmp_path):

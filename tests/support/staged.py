@@ -61,7 +61,7 @@ def staged(
 
 def _column(name: str, staged_name: str, values: pa.Array, role: Role, kind: Kind | None) -> IngestedColumn:
     elements = values.flatten() if pa.types.is_list(values.type) else values
-    low_high = pc.min_max(elements).as_py() if not pa.types.is_boolean(values.type) else {"min": None, "max": None}
+    low = None if pa.types.is_boolean(values.type) else pc.min(elements).as_py()
     return IngestedColumn(
         name=name,
         staged=staged_name,
@@ -72,8 +72,7 @@ def _column(name: str, staged_name: str, values: pa.Array, role: Role, kind: Kin
         reason="by its type",
         num_nulls=values.null_count,
         num_distinct=len(pc.unique(elements.drop_null())),
-        low=str(low_high["min"]),
-        high=str(low_high["max"]),
+        low=str(low),
         max_length=pc.max(pc.list_value_length(values)).as_py() if pa.types.is_list(values.type) else None,
     )
 

@@ -64,9 +64,7 @@ class IngestedColumn:
       num_nulls: rows without a value, or with NaN.
       num_distinct: number of distinct values without null; of the elements if the column has lists.
       low: lowest value as text, if the type is ordered (of the elements, if lists).
-      high: highest value as text, likewise.
       max_length: most elements of a list; None if the column has no lists.
-      examples: some values, as text.
       features: names of the configured features that read this column.
     """
 
@@ -80,9 +78,7 @@ class IngestedColumn:
     num_nulls: int
     num_distinct: int
     low: str | None = None
-    high: str | None = None
     max_length: int | None = None
-    examples: tuple[str, ...] = ()
     settings: Mapping[str, str | int] = field(default_factory=dict)
     features: tuple[str, ...] = ()
 

@@ -183,9 +183,7 @@ def _describe(found: _Found, values: Statistics | None, options: IngestOptions) 
         values.num_nulls,
         values.num_distinct,
         None if values.low is None else str(values.low),
-        None if values.high is None else str(values.high),
         None if values.lengths is None else values.lengths[1],
-        values.examples,
         inferred.settings,
         tuple(features),
     )

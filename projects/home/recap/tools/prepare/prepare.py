@@ -137,7 +137,7 @@ def _features(choices: Sequence[Choice], train: Split) -> dict[str, dict[str, An
     """Return the settings of the features, with the statistics of the training data that they need.
 
     Raises:
-      UserError: there is no feature, or two have the same name.
+      UserError: there is no feature, or two have the same name or parts of the same name.
     """
     chosen = [(name, settings) for choice in choices for name, settings in choice.features.items()]
     if not chosen:
@@ -145,7 +145,14 @@ def _features(choices: Sequence[Choice], train: Split) -> dict[str, dict[str, An
     names = [name for name, _ in chosen]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two features are named {', '.join(twice)}. Rename those in --features")
-    features = pydantic.TypeAdapter(Features).validate_json(json.dumps(dict(chosen)))
+    try:
+        features = pydantic.TypeAdapter(Features).validate_json(json.dumps(dict(chosen)))
+    except pydantic.ValidationError as error:
+        problem = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
+        raise UserError(
+            f"the features of this table do not fit together: {problem}. Here, a feature has the name of its column; "
+            "--kind COLUMN unused drops one"
+        ) from error
     completed = complete_features(features, Files((train.file,), "training data"))
     settings = {name: feature.model_dump(mode="json", exclude_defaults=True) for name, feature in completed.items()}
     return {name: {"kind": each.pop("kind"), **each} for name, each in settings.items()}

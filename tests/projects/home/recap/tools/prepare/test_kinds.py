@@ -92,14 +92,3 @@ def test_values_demand_further_keys(tmp_path):
     assert column_of(tmp_path, "day", midnight).settings == {"hour_of_day": False}
     assert column_of(tmp_path, "day", [*midnight, datetime.datetime(2026, 1, 1, 1)]).settings == {}
     assert column_of(tmp_path, "vector", [[0.5] * 3, [1.5] * 3]).settings == {"length": 3}
-
-
-def test_what_is_known_of_a_column(tmp_path):
-    numbers = column_of(tmp_path, "x", [2.5, None, float("nan"), float("inf"), 1e300, -1.0, 2.5])
-    assert (numbers.num_nulls, numbers.num_distinct, numbers.low, numbers.high) == (4, 2, "-1.0", "2.5")
-    assert numbers.examples == ("2.5", "-1.0")
-    texts = column_of(tmp_path, "x", ["b", "", None, "a", "b"])
-    assert (texts.num_nulls, texts.num_distinct, texts.low, texts.high) == (1, 3, "", "b")
-    lists = column_of(tmp_path, "x", [[3, 1], None, [], [1, None, 2]])
-    assert (lists.num_nulls, lists.num_distinct, lists.max_length) == (1, 3, 3)
-    assert (lists.low, lists.high) == ("1", "3")

@@ -229,3 +229,15 @@ def test_hidden_files_are_reported_once(prepare: Prepare, tmp_path: Path, caplog
     write_csv(tmp_path / "_clicks.csv", TABLE)
     prepare("--input", tmp_path / "*.csv", "--labels", "clicked", "--out", tmp_path / "out")
     assert len([record for record in caplog.records if "_clicks.csv" in record.getMessage()]) == 1
+
+
+def test_features_whose_parts_have_the_same_name_are_an_error(prepare: Prepare, tmp_path: Path) -> None:
+    numbers = ["" if row % 7 == 0 else f"{row}.5" for row in range(400)]
+    rows = [f"{number},{row % 3 == 0:d},{row % 2}\n" for row, number in enumerate(numbers)]
+    file = tmp_path / "table.csv"
+    file.write_text("".join(["x,x.missing,clicked\n", *rows]))
+    arguments = ("--input", file, "--labels", "clicked", "--out", tmp_path / "out")
+    with pytest.raises(UserError, match=r"x and x\.missing .*--kind COLUMN unused"):
+        prepare(*arguments)
+    assert not (tmp_path / "out").exists()
+    assert "config.yaml" in prepare(*arguments, "--kind", "x.missing", "unused")

@@ -29,6 +29,7 @@ from core.run.agreement import check_components
 from core.run.components import Components, TrainingComponents, TrainReader
 from core.run.directory import FollowerDirectory, RunDirectory
 from core.run.footprint import check_memory
+from core.run.inputs import values_at
 from core.run.metric_choices import check_metric_choices
 from core.run.session import Session
 from core.run.start import find_overwrite, find_start
@@ -116,6 +117,10 @@ def train(
             state = start.restore_on_all_ranks(components)
         begin = functools.partial(directory.begin, config.pretty_print(), start.is_resumed, overwrite)
         world.consensus.on_rank_zero(begin)  # no file of an earlier run was changed before
+        state.config = config.model_dump(mode="json")
+        state.inputs = world.consensus.broadcast_from_rank_zero(
+            lambda: directory.keep_inputs(values_at(state.config, config.input_files))
+        )
         _open_trackers(components, session, directory, state)
         if start.summary:
             logger.info("%s", start.summary)

@@ -22,7 +22,8 @@ from common.reader.footprint import check_memory
 from common.reader.reader import BatchReader
 from common.tracking.measurement import Measurement, Tracker
 from core import custom_training_loop, debug_training_loop
-from core.closing_report import closing_report, find_best
+from core.checkpoints.chosen import find_best
+from core.closing_report import closing_report
 from core.command_line import Command
 from core.config.training import JobConfig
 from core.metrics.evaluation_set import EvaluationSet

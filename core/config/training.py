@@ -11,6 +11,7 @@ import pydantic
 from common.wandb import WandbConfig
 from core.config.base_config import BaseConfig
 from core.config.numbers import PositiveFloat32
+from core.config.yaml_document import KeyPath
 
 
 class RuntimeConfig(BaseConfig):
@@ -266,6 +267,14 @@ class JobConfig(BaseConfig):
             "ema_decay": self.training.ema_decay,
         }
         return identity
+
+    @property
+    def input_files(self) -> tuple[KeyPath, ...]:
+        """The key paths of the small files that the model is built from, such as schemas. A run keeps copies of them.
+
+        A project with such files overrides this. The values are paths, not null.
+        """
+        return ()
 
     def as_trained_on(self, _world_size: int, /) -> Self:
         """Return the configuration with sizes per process replaced by those of a run on a number of processes.

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from common.checkpointing.directory import complete_steps, delete_checkpoint, remove_unfinished
@@ -11,6 +12,7 @@ from common.files.abilities import check_directories, check_files
 from common.files.durable import is_blank, replace_file
 from common.tracking import run_files
 from core.run.claim import ClaimedDirectory, DirectoryLock
+from core.run.inputs import delete_inputs, keep_inputs
 from core.run.launch import Launch, LaunchRecord, Overwrite
 
 logger = logging.getLogger(__name__)
@@ -171,6 +173,20 @@ class RunDirectory(ClaimedDirectory):
         finally:
             follower.release()
 
+    def keep_inputs(self, paths: Iterable[str]) -> dict[str, str]:
+        """Copy the files that the model is built from to the directory (core/run/inputs.py). Called on rank 0.
+
+        Returns:
+          The name of each copy, by the path of the original.
+
+        Raises:
+          UserError: a file cannot be read, or the directory is not writable.
+        """
+        try:
+            return keep_inputs(self.path, paths)
+        except OSError as error:
+            raise self.not_writable(error) from error
+
     def _check_abilities(self, missing: list[str]) -> None:
         """Check that checkpoints can be written, and log what save_dir (`missing`) or checkpoints in it cannot do."""
         try:
@@ -205,6 +221,7 @@ class RunDirectory(ClaimedDirectory):
         # A run writes config.yaml first. Without one, the other files may not belong to a run.
         if not self.config.exists():
             return
+        delete_inputs(self.path)
         follower = self._follower
         if self._wandb.exists() or follower.wandb.exists():
             shutil.rmtree(self.path / run_files.WANDB_DIRECTORY, ignore_errors=True)

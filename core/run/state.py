@@ -34,6 +34,10 @@ class TrainingState:
     """State of early stopping before an evaluation of `step` (core/run/early_stopping.py); empty without it."""
     tracker_run_id: str | None = None
     """Id that a tracking service knows the run by."""
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The resolved configuration as JSON values, for those who use what was trained. Empty in older checkpoints."""
+    inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Names of the run's copies of the files that the configuration names (core/run/inputs.py), by path."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a copy as JSON values, which a save in the background can write. Floats keep every bit."""
@@ -49,6 +53,8 @@ class TrainingState:
             "early_stopping": dict(self.early_stopping),
             "identity": self.identity,
             "tracker_run_id": self.tracker_run_id,
+            "config": self.config,
+            "inputs": self.inputs,
         }
 
     @classmethod
@@ -71,6 +77,8 @@ class TrainingState:
                 averaged_updates=progress.get("averaged_updates", 0),
                 early_stopping=dict(values.get("early_stopping", {})),
                 tracker_run_id=values["tracker_run_id"],
+                config=dict(values.get("config", {})),
+                inputs=dict(values.get("inputs", {})),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from common.checkpointing.manifest import MANIFEST
-from core.closing_report import closing_report, find_best
+from core.checkpoints.chosen import find_best
+from core.closing_report import closing_report
 from core.config.training import TrainingConfig
 from core.run.early_stopping import BestEvaluation
 

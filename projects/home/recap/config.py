@@ -1,7 +1,7 @@
 """The Heavy Ranker's configuration."""
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 import pydantic
@@ -152,6 +152,20 @@ class RecapConfig(JobConfig):
             f"validation_data.{name}": data for name, data in self.validation_data.items()
         }
 
+    @property
+    def input_files(self) -> tuple[KeyPath, ...]:
+        """The key paths of the schema, masks, statistics, score weights and vocabularies of the model."""
+        slices = ("train_data", "preprocess", "truncate_and_slice")
+        key_paths: list[KeyPath] = [
+            ("train_data", "seg_dense_schema", "schema_path"),
+            (*slices, "continuous_feature_mask_path"),
+            (*slices, "binary_feature_mask_path"),
+            ("model", "featurization_config", "z_score_log_config", "analysis_path"),
+            ("model", "score_weights_path"),
+            *(("features", name, "vocabulary") for name in self.features or ()),
+        ]
+        return tuple(key_path for key_path in key_paths if _value_at(self, key_path) is not None)
+
     def identity(self) -> dict[str, Any]:
         """Return the settings that a resume must not change.
 
@@ -180,6 +194,14 @@ class RecapConfig(JobConfig):
             # The layout follows the order of the features, which a comparison by key does not see.
             identity["order of features"] = list(self.features)
         return identity
+
+
+def _value_at(config: RecapConfig, key_path: KeyPath) -> Any:
+    """Return the value at a key path, or None if it or one of its parents is missing."""
+    value: Any = config
+    for key in key_path:
+        value = value.get(key) if isinstance(value, Mapping) else getattr(value, str(key), None)
+    return value
 
 
 def _identify_vocabularies(features: Features, identity: dict[str, Any]) -> None:

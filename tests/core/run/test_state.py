@@ -26,6 +26,8 @@ STATE = TrainingState(
     averaged_updates=6,
     early_stopping={"best": 0.1, "misses": 2},
     tracker_run_id="run-1",
+    config={"train_data": {"schema": "schema.json"}},
+    inputs={"schema.json": "0a-schema.json"},
 )
 
 
@@ -54,6 +56,8 @@ def test_the_names_in_a_checkpoint_stay_the_same() -> None:
         "early_stopping": {"best": 0.1, "misses": 2},
         "identity": {"runtime": {"seed": 3}},
         "tracker_run_id": "run-1",
+        "config": {"train_data": {"schema": "schema.json"}},
+        "inputs": {"schema.json": "0a-schema.json"},
     }
 
 

@@ -49,7 +49,7 @@ class RecapDataset:
         """Features of the schema by name; empty with configured features."""
         self.layout = None if encoder is None else encoder.layout
         """Layout of the configured features; None without."""
-        self.widths = feature_widths(features) if self.layout is None else _layout_widths(self.layout)
+        self.widths = feature_widths(features) if self.layout is None else layout_widths(self.layout)
         self.calibration_rates = calibration_rates
         """Sampling rates of positives and negatives that a model trained on these batches must correct for, by task;
         (1, 1) if the example weights already correct for sampling."""
@@ -90,18 +90,10 @@ class RecapDataset:
         features = read_features(config, key_path) if encoder is None else {}
         columns_by_name = ColumnsByName(config, features, key_path)
         preparation = Preparation(config, tasks, columns_by_name, reference=evaluation)
-        columns: dict[Hashable, Column] = {
-            name: _column(feature, num_ids if name == "discrete" else None) for name, feature in features.items()
-        }
-        columns |= preparation.columns
+        columns = feature_columns(features, num_ids) | preparation.columns
         downsample = config.preprocess.downsample_negatives if config.preprocess is not None else None
         sampling = None if downsample is None else NegativeSampling(downsample, len(config.tasks), key_path)
-        data = {name: config.tasks[name] for name in tasks}
-        rates = {name: (task.pos_downsampling_rate, task.neg_downsampling_rate) for name, task in data.items()}
-        no_sampling = dict.fromkeys(tasks, (1.0, 1.0))
-        # Either the example weights or the model correct for sampling, never both.
-        weighted = evaluation or config.weigh_loss_by_sampling_rates
-        weight_rates, calibration_rates = (rates, no_sampling) if weighted else (no_sampling, rates)
+        weight_rates, calibration_rates = sampling_rates(config, tasks, evaluation=evaluation)
         encoders: list[Encoder] = [] if encoder is None else [encoder]
         if group_by is not None:
             encoders.append(GroupEncoder(group_by, "metrics.group_by"))
@@ -179,7 +171,52 @@ def check_batching(config: RecapDataConfig, key_path: str, world_size: int) -> N
         raise ConfigError(f"{key_path}: {error}") from None
 
 
-def _layout_widths(layout: FeatureLayout) -> FeatureWidths:
+def sampling_rates(
+    config: RecapDataConfig, tasks: Sequence[str], *, evaluation: bool
+) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:
+    """Return the sampling rates of positives and negatives that the example weights and the model correct for, by task.
+
+    Either the weights or the model correct for sampling, never both: the rates of the other one are (1, 1).
+    """
+    data = {name: config.tasks[name] for name in tasks}
+    rates = {name: (task.pos_downsampling_rate, task.neg_downsampling_rate) for name, task in data.items()}
+    no_sampling = dict.fromkeys(tasks, (1.0, 1.0))
+    return (rates, no_sampling) if evaluation or config.weigh_loss_by_sampling_rates else (no_sampling, rates)
+
+
+def feature_columns(
+    features: Mapping[str, Feature], num_ids: Mapping[int, int] | None = None
+) -> dict[Hashable, Column]:
+    """Return the columns to read the features of a schema from, by the name of the feature.
+
+    Args:
+      features: the features by name.
+      num_ids: number of valid ids by position in the discrete features; see RecapDataset.open().
+    """
+    return {name: _column(feature, num_ids if name == "discrete" else None) for name, feature in features.items()}
+
+
+def feature_tensors(columns: Columns, embeddings: Mapping[str, str]) -> dict[str, Any]:
+    """Return the features of a batch, under the names that RecapBatch and HeavyRanker have for them.
+
+    Args:
+      columns: columns of the batch.
+      embeddings: keys of the configured features of kind embedding, by name.
+    """
+    return {
+        "continuous": columns[CONTINUOUS] if CONTINUOUS in columns else columns["continuous"],
+        "binary": columns[BINARY] if BINARY in columns else columns["binary"],
+        "discrete": columns.get("discrete"),
+        "user_embedding": columns.get("user_embedding"),
+        "user_eng_embedding": columns.get("user_eng_embedding"),
+        "author_embedding": columns.get("author_embedding"),
+        "ids": columns.get(IDS),
+        "embeddings": {name: columns[key] for name, key in embeddings.items()},
+    }
+
+
+def layout_widths(layout: FeatureLayout) -> FeatureWidths:
+    """Return the widths of configured features."""
     return FeatureWidths(len(layout.continuous), len(layout.binary), layout.embeddings)
 
 
@@ -219,17 +256,10 @@ class _MakeBatch:
         if self._sampled:
             weights *= torch.where(labels == 1, self._positive_factor, self._negative_factor)
         return RecapBatch(
-            continuous=columns[CONTINUOUS] if CONTINUOUS in columns else columns["continuous"],
-            binary=columns[BINARY] if BINARY in columns else columns["binary"],
+            **feature_tensors(columns, self._embeddings),
             labels=labels,
             weights=weights,
             tasks=self._tasks,
-            discrete=columns.get("discrete"),
-            user_embedding=columns.get("user_embedding"),
-            user_eng_embedding=columns.get("user_eng_embedding"),
-            author_embedding=columns.get("author_embedding"),
-            ids=columns.get(IDS),
-            embeddings={name: columns[key] for name, key in self._embeddings.items()},
             reference_probabilities=columns[REFERENCES].float() if REFERENCES in columns else None,
             groups=columns.get(GROUPS),
             extracted={key.name: values for key, values in columns.items() if isinstance(key, Extracted)},

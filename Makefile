@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/recap
-REQUIREMENTS := requirements.txt requirements-torchrec.txt requirements-dev.txt constraints.txt
+REQUIREMENTS := requirements.txt requirements-torchrec.txt requirements-serving.txt requirements-dev.txt constraints.txt
 
 # make setup CUDA=1 (not tested) installs the CUDA build of fbgemm instead of the CPU build.
 TORCHREC := sed '$(if $(CUDA),s/fbgemm-gpu-cpu/fbgemm-gpu/)' requirements-torchrec.txt
@@ -22,7 +22,8 @@ $(STAMP): $(REQUIREMENTS)
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
 	  echo "error: $(PYTHON) lacks venv; install it (Debian: apt-get install python3-venv)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-serving.txt \
+	  -r requirements-dev.txt -c constraints.txt
 	$(TORCHREC) > $(VENV)/torchrec.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r $(VENV)/torchrec.txt
 	@rm -f $(VENV)/installed*

@@ -49,10 +49,13 @@ def stop_signals() -> list[signal.Signals]:
     return [number for number in _SIGNALS if number in always or signal.getsignal(number) not in left_alone]
 
 
-def exit_on_signals() -> None:
+def exit_on_signals(how_to_continue: str | None = None) -> None:
     """Make stop signals exit the process immediately, with status 128 + signal number and one message.
 
     Programs call this in their first statement. It applies until StopSignals takes over or another handler is set.
+
+    Args:
+      how_to_continue: advice for the user; None for that of a trainer that has not started to train.
     """
     received = _SignalQueue()
     for number in stop_signals():
@@ -61,8 +64,9 @@ def exit_on_signals() -> None:
     def react() -> None:
         for number in received:
             if number is not None and signal.getsignal(number) is _leave_to_thread:
-                advice = rerun.capitalized(rerun.how_to_start())
-                _write(f"received {number.name} before training started; exiting. {advice}.", rank_0_only=True)
+                when = " before training started" if how_to_continue is None else ""
+                advice = rerun.capitalized(how_to_continue or rerun.how_to_start())
+                _write(f"received {number.name}{when}; exiting. {advice}.", rank_0_only=True)
                 os._exit(128 + number)
 
     threading.Thread(target=react, name="signals", daemon=True).start()

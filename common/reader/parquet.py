@@ -8,6 +8,7 @@ not allow. order.py decides the order in which rows are read, and reader.py buil
 import bisect
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
@@ -140,6 +141,16 @@ class ParquetTable:
     def num_files(self) -> int:
         """Number of files in the table."""
         return len(self._paths)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Paths of the files, in stored order."""
+        return self._paths
+
+    @property
+    def groups_by_file(self) -> list[range]:
+        """Row groups of each file, including those without rows. Defined only for a table of all rows."""
+        return [range(first, end) for first, end in itertools.pairwise([*self._first_group, len(self.rows_per_group)])]
 
     @property
     def is_cached(self) -> bool:

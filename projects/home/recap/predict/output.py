@@ -1,0 +1,82 @@
+"""Writes the results of units as Parquet files, each complete or invisible.
+
+A file has a hidden name until its content is durable. Its bytes depend on its rows alone.
+"""
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from common.files.durable import sync_directory, sync_file
+from common.reader.parquet_file import create_parquet
+from projects.home.recap.predict.units import Unit
+
+_ROWS_PER_GROUP = 65_536
+
+
+class UnitOutput(Protocol):
+    """Receives the predictions of units. Different ranks write different units."""
+
+    def is_finished(self, unit: Unit) -> bool:
+        """Return whether the results of a unit are complete, so that it need not be predicted again."""
+
+    def write(self, unit: Unit, table: pa.Table) -> None:
+        """Write the results of a unit: the columns that PredictionColumns describes, [rows of the unit].
+
+        Raises:
+          OSError: they cannot be written.
+        """
+
+
+class UnitFiles:
+    """A directory with a file for each unit: part-00000.parquet for the first. It is a UnitOutput.
+
+    The order of the names is the order of the input.
+    """
+
+    def __init__(self, directory: Path, num_units: int) -> None:
+        """Describe the directory; nothing is created yet."""
+        self.directory = directory
+        self._digits = max(5, len(str(num_units - 1)))
+
+    def path(self, unit: Unit) -> Path:
+        """Return the path of a unit's file."""
+        return self.directory / f"part-{unit.index:0{self._digits}}.parquet"
+
+    def is_finished(self, unit: Unit) -> bool:
+        """Return whether the file of a unit exists; see UnitOutput."""
+        return self.path(unit).exists()
+
+    def write(self, unit: Unit, table: pa.Table) -> None:
+        """Write the file of a unit; see UnitOutput."""
+        write_table(self.path(unit), table)
+
+    def remove_unfinished(self) -> None:
+        """Delete files that a killed process did not complete. No other process may be writing."""
+        for path in self.directory.glob(".part-*"):
+            path.unlink(missing_ok=True)
+
+
+def write_table(path: Path, table: pa.Table, dictionaries: Sequence[str] = ()) -> None:
+    """Write a Parquet file that appears under its name, replacing any other, when it is complete and durable.
+
+    Args:
+      path: the file.
+      table: its rows.
+      dictionaries: columns whose values repeat.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with create_parquet(
+            partial, table.schema, compression="zstd", compression_level=1, use_dictionary=list(dictionaries)
+        ) as writer:
+            writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
+        sync_file(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)

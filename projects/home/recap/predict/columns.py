@@ -49,9 +49,7 @@ class OutputColumns:
         values = [outputs[output][:, index].copy() for output in _PREFIXES for index in range(len(self._tasks))]
         values += [outputs[SCORE]] if SCORE in self.names else []
         arrays = [pa.array(column) for column in values]
-        fields = [
-            pa.field(name, array.type, nullable=False) for name, array in zip(self.names, arrays, strict=True)
-        ]
+        fields = [pa.field(name, array.type, nullable=False) for name, array in zip(self.names, arrays, strict=True)]
         schema = pa.schema([*carried.schema, *fields])
         return pa.Table.from_arrays([*carried.columns, *arrays], schema=schema)
 

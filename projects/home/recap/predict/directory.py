@@ -1,8 +1,8 @@
 """Owns the directory of predictions: refuses one that is not ours, and keeps a second process out.
 
-    manifest.json              what the predictions are made from, and what was made
-    predictions/part-*.parquet  a file for each unit
-    .unfinished/               what a restart needs; removed at the end
+manifest.json              what the predictions are made from, and what was made
+predictions/part-*.parquet  a file for each unit
+.unfinished/               what a restart needs; removed at the end
 """
 
 import contextlib
@@ -93,8 +93,8 @@ class PredictionDirectory:
     def not_writable(self, error: OSError) -> UserError:
         """Return the UserError for a failed write."""
         return UserError(
-            f"--out {self.path}: cannot write: {error.strerror or error}: {error.filename or self.path}. Make space, or "
-            "choose another directory; finished units are kept"
+            f"--out {self.path}: cannot write: {error.strerror or error}: {error.filename or self.path}. Make "
+            "space, or choose another directory; finished units are kept"
         )
 
     def _check_empty(self) -> None:

@@ -52,9 +52,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def check_same_sources(
-    directory: Path, manifest: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]
-) -> None:
+def check_same_sources(directory: Path, manifest: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise UserError if the predictions in a directory are made from other sources. The message lists differences."""
     differences = [
         f"{section}.{key}: {_shown(manifest.get(section, {}), key)} there, {_shown(values, key)} now"

@@ -47,10 +47,8 @@ def predict(options: Options) -> None:
     set_precision(runtime.enable_tensorfloat32 and not options.float32)
     set_deterministic(runtime.deterministic)
     identity = {"the program": "projects.home.recap.predict", "--out": str(directory.path)}
-    with joined_world(
-        runtime.process_group_timeout_in_s, identity=identity if strangers_can_join() else {}
-    ) as world:
-        sources = {
+    with joined_world(runtime.process_group_timeout_in_s, identity=identity if strangers_can_join() else {}) as world:
+        sources: dict[str, dict[str, Any]] = {
             "checkpoint": {"path": str(saved.checkpoint), "step": saved.step, "digest": saved.digest},
             "inputs": dict(table.files),
             "options": {

@@ -98,12 +98,12 @@ def comparable(first: pa.Array, second: pa.Array) -> tuple[pa.Array, pa.Array]:
     Args:
       first, second: strings or integers, arrays or chunked arrays.
     """
-    types = {_wide_type(first.type), _wide_type(second.type)}
+    types = {wide_type(first.type), wide_type(second.type)}
     common = types.pop() if len(types) == 1 else pa.large_string()
     return first.cast(common), second.cast(common)
 
 
-def _wide_type(kind: pa.DataType) -> pa.DataType:
+def wide_type(kind: pa.DataType) -> pa.DataType:
     """Return int64, uint64 or large_string, which holds all values of an entity's type."""
     if pa.types.is_uint64(kind):
         return kind
@@ -184,7 +184,7 @@ class EmbeddingFile:
             with open_parquet(self.path) as file:
                 check_columns_fit(self.path, file, ["entity"])
                 column = file.read(columns=["entity"]).column(0)
-            column = column.cast(_wide_type(column.type))
+            column = column.cast(wide_type(column.type))
         except READ_ERRORS as error:
             raise DataError(f"{self.path}: cannot read column 'entity': {error}") from error
         entities = column.combine_chunks()

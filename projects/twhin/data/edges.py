@@ -79,7 +79,7 @@ class EdgeDataset:
         """
         return BatchReader(
             self.table,
-            _BatchBuilder(self._relations, known, negatives),
+            BatchBuilder(self._relations, known, negatives),
             global_batch_size=self._config.batch_size(world_size),
             lanes=self._config.num_lanes(world_size),
             rank=rank,
@@ -138,21 +138,30 @@ class _EdgeCheck:
         )
 
 
-class _BatchBuilder:
+class BatchBuilder:
     """Builds batches of edges sorted by segment. Padding is an edge of relation 0 between the entities 0."""
 
-    def __init__(self, relations: Relations, known: EdgeFunction | None, negatives: EdgeFunction | None) -> None:
+    def __init__(
+        self, relations: Relations, known: EdgeFunction | None = None, negatives: EdgeFunction | None = None
+    ) -> None:
         self._num_segments = len(relations.segments)
         # numpy sorts 16-bit integers in linear time.
         self._segment_of = relations.segment_of.astype(np.min_scalar_type(self._num_segments))
         self._known = known
         self._negatives = negatives
 
+    def order(self, rel: torch.Tensor) -> torch.Tensor:
+        """Return the position in the reader's order of each edge of the batch, [batch], int64.
+
+        Args:
+          rel: ids of the edges' relations in the reader's order, [batch], int64.
+        """
+        return torch.from_numpy(np.argsort(self._segment_of[rel.numpy()], kind="stable"))
+
     def __call__(self, columns: Columns, weights: torch.Tensor) -> EdgeBatch:
-        segments = self._segment_of[columns["rel"].numpy()]
-        order = torch.from_numpy(np.argsort(segments, kind="stable"))
+        order = self.order(columns["rel"])
         lhs, rel, rhs = (columns[name][order] for name in COLUMNS)
-        sizes = np.bincount(segments, minlength=self._num_segments).tolist()
+        sizes = np.bincount(self._segment_of[rel.numpy()], minlength=self._num_segments).tolist()
         weights = weights[order]
         known: Mapping[str, torch.Tensor] = {}
         if self._known is not None:

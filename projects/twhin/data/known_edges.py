@@ -53,17 +53,11 @@ class KnownEdges:
         Raises:
           DataError: an edge's relation or entity does not exist.
         """
-        self._answers = {side: _Answers(relations, side) for side in SIDES}
+        self._answers = {side: KnownAnswers(relations, side) for side in SIDES}
         for edges in _row_groups(evaluated, "collecting queries"):
             for answers in self._answers.values():
                 answers.add_queries(edges)
-        for answers in self._answers.values():
-            answers.finish_queries()
-        for edges in _row_groups([*evaluated, *others], "collecting known edges"):
-            for answers in self._answers.values():
-                answers.add_answers(edges)
-        for answers in self._answers.values():
-            answers.finish_answers()
+        collect_answers(list(self._answers.values()), [*evaluated, *others])
 
     def __call__(self, lhs: torch.Tensor, rel: torch.Tensor, rhs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return EdgeBatch.known. It is complete only for edges of the evaluated tables.
@@ -73,6 +67,26 @@ class KnownEdges:
         """
         edges: RowGroup = {"lhs": lhs.numpy(), "rel": rel.numpy(), "rhs": rhs.numpy()}
         return {side: torch.from_numpy(answers.pairs(edges)) for side, answers in self._answers.items()}
+
+
+def collect_answers(queries: Sequence["KnownAnswers"], tables: Sequence[ParquetTable]) -> None:
+    """Read known edges, and collect those that answer queries.
+
+    Args:
+      queries: has all queries of a side.
+      tables: tables of known edges.
+
+    Raises:
+      DataError: an edge's relation or entity does not exist.
+      UserError: there are too many pairs of a query and an entity to number them.
+    """
+    for answers in queries:
+        answers.finish_queries()
+    for edges in _row_groups(tables, "collecting known edges"):
+        for answers in queries:
+            answers.add_answers(edges)
+    for answers in queries:
+        answers.finish_answers()
 
 
 def _row_groups(tables: Sequence[ParquetTable], activity: str) -> Iterator[RowGroup]:
@@ -87,14 +101,19 @@ def _row_groups(tables: Sequence[ParquetTable], activity: str) -> Iterator[RowGr
                 logger.info("%s: %s of %s edges read", activity, f"{done:,}", f"{total:,}")
 
 
-class _Answers:
-    """The entities on one side that answer each query.
+class KnownAnswers:
+    """The entities on one side that answer each query: a relation and the entity on the other side.
 
-    First call add_queries() for all evaluated edges and finish_queries(), then add_answers() for all known edges and
-    finish_answers(), then pairs().
+    First call add_queries() for all queries, then collect_answers() with the known edges, then pairs().
     """
 
     def __init__(self, relations: Relations, side: Side) -> None:
+        """Start without queries.
+
+        Args:
+          relations: relations of the model.
+          side: side of the answers.
+        """
         self._side: Side = side
         self._other: Side = "rhs" if side == "lhs" else "lhs"
         rows = relations.num_entities[self._other]
@@ -109,7 +128,7 @@ class _Answers:
         self._entities = np.empty(0, np.int64)
 
     def add_queries(self, edges: RowGroup) -> None:
-        """Add the queries of evaluated edges."""
+        """Add the queries of edges, whose entities on the side of the answers are ignored and may be missing."""
         self._query_parts.append(np.unique(self._query_numbers(edges)))
 
     def finish_queries(self) -> None:
@@ -123,7 +142,7 @@ class _Answers:
         if len(self._queries) * self._num_entities >= 2**63:
             raise UserError(
                 f"metrics.filtered: {len(self._queries):,} queries and a table of {self._num_entities:,} rows are too "
-                "many for filtered ranks. Evaluate fewer edges, or set filtered to false"
+                "many for known edges to be ignored. Evaluate fewer edges, or set filtered to false"
             )
 
     def add_answers(self, edges: RowGroup) -> None:

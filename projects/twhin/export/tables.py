@@ -14,16 +14,13 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from common.checkpointing.reader import CheckpointReader
-from common.errors import ConfigError, UserError
 from common.files.atomic_directory import atomic_directory
 from common.files.embedding_files import write_embeddings
 from common.reader.parquet_file import create_parquet
-from core.config import load_config_from_yaml
-from core.run.directory import RunDirectory
-from projects.twhin.config import TwhinConfig
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.pretrained import read_table_vocabulary
-from projects.twhin.model.saved import read_operators, read_table, table_sizes
+from projects.twhin.model.saved import check_table_sizes, read_operators, read_table
+from projects.twhin.saved_config import read_run_config
 
 logger = logging.getLogger(__name__)
 
@@ -46,23 +43,6 @@ class ExportedTable(NamedTuple):
     vocabulary: str | None
 
 
-def read_model_config(checkpoint: Path) -> TwhinModelConfig:
-    """Return the model configuration from the config.yaml of the run that wrote a checkpoint.
-
-    Raises:
-      ConfigError: there is no config.yaml, or it is not a TwHIN configuration.
-    """
-    # `checkpoints` in the save_dir can be a link to another disk, and `checkpoint` a link to a checkpoint.
-    paths = [RunDirectory(str(path.parent.parent)).config for path in (checkpoint.absolute(), checkpoint.resolve())]
-    try:
-        return load_config_from_yaml(TwhinConfig, next((path for path in paths if path.exists()), paths[0])).model
-    except ConfigError as error:
-        raise ConfigError(
-            f"{checkpoint}: cannot read a TwHIN configuration from the run's save_dir, two directories above: {error}. "
-            "Give the path of the checkpoint in the save_dir"
-        ) from error
-
-
 def export(checkpoint: Path, out: Path) -> list[ExportedTable]:
     """Write <table>.parquet for each table, and relations/operators.parquet.
 
@@ -79,17 +59,8 @@ def export(checkpoint: Path, out: Path) -> list[ExportedTable]:
 
 
 def _export(checkpoint: CheckpointReader, out: Path) -> list[ExportedTable]:
-    sizes = table_sizes(checkpoint)
-    config = read_model_config(checkpoint.path)
-    for name, table in config.tables.items():
-        expected = (table.num_embeddings, table.embedding_dim)
-        if sizes.get(name) != expected:
-            found = f"is {sizes[name][0]} x {sizes[name][1]}" if name in sizes else "is missing"
-            raise UserError(
-                f"{checkpoint.path}: the table {name} {found}, but the config.yaml of the run says "
-                f"{expected[0]} x {expected[1]}. Another run wrote this checkpoint. Give its path in that run's "
-                "save_dir"
-            )
+    config = read_run_config(checkpoint.path).model
+    sizes = check_table_sizes(checkpoint, config)
     vocabularies = {name: read_table_vocabulary(table) for name, table in config.tables.items()}
     checkpoint.verify()
     logger.info("exporting %s", checkpoint.path)

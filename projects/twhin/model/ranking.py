@@ -102,18 +102,20 @@ def rank_edges(scorer: EdgeScorer, batch: EdgeBatch, lookup: Lookup, candidates:
 
     Args:
       scorer: scorer with float32 parameters.
-      batch: edges with negatives. If batch.known is given, filtered ranks are also computed.
+      batch: edges. If batch.known is given, filtered ranks are also computed.
       lookup: looks up rows of tables.
       candidates: candidates to rank among.
 
     Returns:
       Outputs by name. "raw_ranks", "filtered_ranks" and "negatives_beaten", the share of the edge's negatives with a
-      lower score (ties count half): [batch, 2], float64, left entities first. "relations": [batch], int64. "weights":
-      [batch], float32.
+      lower score (ties count half), if it has any: [batch, 2], float64, left entities first. "relations": [batch],
+      int64. "weights": [batch], float32.
     """
     with torch.autocast(batch.lhs.device.type, enabled=False):
         queries = _queries(scorer, batch, lookup)
-        outputs = {"negatives_beaten": _negatives_beaten(scorer, batch, queries, lookup, candidates)}
+        outputs: dict[str, torch.Tensor] = {}
+        if batch.negatives:
+            outputs["negatives_beaten"] = _negatives_beaten(scorer, batch, queries, lookup, candidates)
         excluded = _excluded(batch)
         present = (batch.weights > 0).repeat(2)
         ahead = torch.zeros(2, 2 * batch.batch_size, dtype=torch.int64, device=batch.lhs.device)

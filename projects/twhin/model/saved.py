@@ -9,6 +9,7 @@ from common.checkpointing.reader import CheckpointReader
 from common.errors import UserError
 from common.modules.keys import module_key, name_of_key
 from common.process.memory import memory_shortage
+from projects.twhin.model.config import TwhinModelConfig
 
 _TABLES = "model.tables.embeddings."
 _OPERATORS = "model.scorer.operators."
@@ -26,6 +27,27 @@ def table_sizes(checkpoint: CheckpointReader) -> dict[str, tuple[int, int]]:
     """
     tables = checkpoint.types(_TABLES)
     return {name_of_key(name.removesuffix(_WEIGHT)): (table.size(0), table.size(1)) for name, table in tables.items()}
+
+
+def check_table_sizes(checkpoint: CheckpointReader, config: TwhinModelConfig) -> dict[str, tuple[int, int]]:
+    """Return the number of rows and the dimension of each table, which must be those of the configuration.
+
+    Raises:
+      UserError: the tables differ.
+      NoCheckpointError: the checkpoint was removed.
+      DamagedCheckpointError: the checkpoint is damaged.
+    """
+    sizes = table_sizes(checkpoint)
+    for name, table in config.tables.items():
+        expected = (table.num_embeddings, table.embedding_dim)
+        if sizes.get(name) != expected:
+            found = f"is {sizes[name][0]} x {sizes[name][1]}" if name in sizes else "is missing"
+            raise UserError(
+                f"{checkpoint.path}: the table {name} {found}, but the config.yaml of the run says "
+                f"{expected[0]} x {expected[1]}. Another run wrote this checkpoint. Give its path in that run's "
+                "save_dir"
+            )
+    return sizes
 
 
 def read_table(checkpoint: CheckpointReader, table: str, size: tuple[int, int]) -> NDArray[Any]:

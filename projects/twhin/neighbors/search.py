@@ -4,7 +4,6 @@ The search is exact: it compares all embeddings in float64. Holds all entities, 
 in memory.
 """
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +18,8 @@ from common.errors import UserError
 from common.files.embedding_files import EmbeddingFile, embedding_tables
 from common.process.paths import user_path
 from common.process.standard_streams import print_report
+from projects.twhin.data.similar_names import name_examples, similar_names
 from projects.twhin.model.config import ComparatorName
-
-# Limits the search for similar names, because comparing strings takes time.
-_MAX_COMPARED_NAMES = 20_000
 
 
 class Neighbors(NamedTuple):
@@ -125,7 +122,7 @@ def find_entities(file: EmbeddingFile, entities: pa.Array, names: Sequence[str])
                 value: int | str = int(name)
             except ValueError:
                 raise UserError(
-                    f"--entity {name}: the entities of {file.path} are integers. {_examples(entities)}"
+                    f"--entity {name}: the entities of {file.path} are integers. {name_examples('entities', entities)}"
                 ) from None
             try:
                 position = pc.index(entities, pa.scalar(value, entities.type)).as_py()
@@ -135,26 +132,11 @@ def find_entities(file: EmbeddingFile, entities: pa.Array, names: Sequence[str])
             position = pc.index(entities, pa.scalar(name, entities.type)).as_py()
         if position < 0:
             raise UserError(
-                f"--entity {name}: not among the {len(entities):,} entities of {file.path}. {_hint(entities, name)}"
+                f"--entity {name}: not among the {len(entities):,} entities of {file.path}. "
+                f"{similar_names('entities', entities, name)}"
             )
         positions.append(position)
     return np.array(positions, np.int64)
-
-
-def _hint(entities: pa.Array, name: str) -> str:
-    """Return a sentence with entities that the user may have meant."""
-    if pa.types.is_integer(entities.type):
-        return _examples(entities)
-    similar = entities.filter(pc.match_substring(entities, name, ignore_case=True))[:3].to_pylist()
-    similar = similar or difflib.get_close_matches(name, entities[:_MAX_COMPARED_NAMES].to_pylist())
-    return f"Similar entities: {', '.join(similar)}" if similar else _examples(entities)
-
-
-def _examples(entities: pa.Array) -> str:
-    if pa.types.is_integer(entities.type):
-        ends = pc.min_max(entities)
-        return f"Entities range from {ends['min']} to {ends['max']}"
-    return f"Examples of entities: {', '.join(entities[:3].to_pylist())}"
 
 
 def read_vectors(file: EmbeddingFile, positions: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -296,3 +296,12 @@ def test_negatives_beaten_is_a_share_of_the_edges_own_negatives():
     batch = dataclasses.replace(batch, negatives=negatives)
     found = rank_edges(setup[1], batch, lookup_in(setup[2]), Candidates(RankingConfig(), setup[0], seed=0))
     assert found["negatives_beaten"].numpy() == pytest.approx(np.array([[2 / 3, 1.5 / 3], [1, 2 / 3]]))
+
+
+def test_without_negatives_there_is_no_share_of_them():
+    setup = by_hand("l2")
+    edges = [(4, 0, 5), (4, 0, 3)]
+    batch = edge_batch(setup[1].relations, edges)
+    found = rank_edges(setup[1], batch, lookup_in(setup[2]), Candidates(RankingConfig(), setup[0], seed=0))
+    assert "negatives_beaten" not in found
+    assert found["raw_ranks"].tolist() == ranked(setup, edges)["raw_ranks"]

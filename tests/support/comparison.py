@@ -34,7 +34,8 @@ def differences(one: Path, other: Path, step: int) -> list[str]:
         found.append(f"metrics.jsonl: {where}")
     checkpoints = [run / "checkpoints" / str(step) for run in (one, other)]
     states = [read_state(checkpoint) for checkpoint in checkpoints]
-    names = (states[0].keys() | states[1].keys()) - {"tracker_run_id"}
+    # The configuration and its files have paths, and settings that do not change what is trained.
+    names = (states[0].keys() | states[1].keys()) - {"tracker_run_id", "config", "inputs"}
     found += [f"state.json: {name}" for name in sorted(names) if states[0].get(name) != states[1].get(name)]
     tensors = [read_tensors(checkpoint) for checkpoint in checkpoints]
     if apart := sorted(tensors[0].keys() ^ tensors[1].keys()):

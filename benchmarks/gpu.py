@@ -3,11 +3,13 @@
     python benchmarks/gpu.py [--batches 1024,4096,16384] [--data data/recap-gpu]
 
 All figures come from one run. The step is the project's own (core/loop/step.py), with its checks. A batch that is
-already on the device shows what the step alone takes, with and without torch.compile. A run of the program itself
-shows what reading adds: its log has the examples per second and the share of time spent waiting for data.
+already on the device shows what the step alone takes: as it is, with torch.compile, and with torch.compile and CUDA
+graphs. A run of the program itself shows what reading adds: its log has the examples per second and the share of time
+spent waiting for data. A second table has the forward pass of evaluation and prediction.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -33,6 +35,9 @@ from core.models.dense import DenseModel  # noqa: E402
 CUDA = torch.device("cuda", 0)
 WARM_UP, STEPS = 10, 30
 SIZE = 8192
+# Modes of torch.compile, by what they are called in the table; None does not compile.
+MODES = {"": None, ", torch.compile": "default", ", CUDA graphs": "reduce-overhead"}
+FORWARD_BATCHES = (1, 64, 1024, 16384)
 
 
 def seconds_per_call(call: Callable[[], object], warm_up: int, calls: int) -> float:
@@ -63,11 +68,30 @@ def flops_per_example() -> int:
     return int(counter.get_total_flops() / 8)
 
 
-def step_seconds(rows: int, compiled: bool) -> float:
-    """Return the seconds per step with batches that are already on the device."""
+def production_model(mode: str | None) -> torch.nn.Module:
+    """Return the model on the device, compiled in a mode of torch.compile unless it is None."""
+    torch._dynamo.reset()  # forget the models before, which count against the limit of compilations
     model = make_model("production").to(CUDA)
-    if compiled:
-        model.compile(dynamic=False)
+    if mode is not None:
+        model.compile(dynamic=False, mode=mode)
+    return model
+
+
+def forward_seconds(rows: int, dtype: torch.dtype, mode: str | None) -> float:
+    """Return the seconds per forward pass in evaluation mode; bfloat16 uses autocast."""
+    model = production_model(mode).eval()
+    batch = make_batches("production", rows, 0)[0].to(CUDA)
+
+    def one() -> None:
+        with torch.inference_mode(), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            model(batch)
+
+    return seconds_per_call(one, WARM_UP, STEPS)
+
+
+def step_seconds(rows: int, mode: str | None) -> float:
+    """Return the seconds per step with batches that are already on the device."""
+    model = production_model(mode)
     groups = [{"params": list(model.parameters()), "name": "all"}]
     optimizer = torch.optim.Adam(groups, lr=1e-3, fused=True)
     step = TrainStep(
@@ -125,11 +149,10 @@ def main() -> None:
     )
     rows = []
     for batch in map(int, args.batches.split(",")):
-        for compiled in (False, True):
-            seconds = step_seconds(batch, compiled)
+        for what, mode in MODES.items():
+            seconds = step_seconds(batch, mode)
             share = batch * per_example / seconds / peak
-            what = "step, torch.compile" if compiled else "step"
-            rows.append([batch, what, f"{1000 * seconds:.2f}", f"{batch / seconds:,.0f}", f"{share:.1%}", "-"])
+            rows.append([batch, f"step{what}", f"{1000 * seconds:.2f}", f"{batch / seconds:,.0f}", f"{share:.1%}", "-"])
             sys.stdout.write(f"{rows[-1]} after {time.monotonic() - started:.0f} s\n")
         if args.data is not None:
             rate, waiting = program_timing(batch, args.data)
@@ -139,7 +162,14 @@ def main() -> None:
             )
         sys.stdout.flush()
     headers = ["batch", "measured", "ms per step", "examples/s", "share of the product", "waiting for data"]
-    sys.stdout.write(tabulate(rows, headers, disable_numparse=True, stralign="right") + "\n")
+    sys.stdout.write(tabulate(rows, headers, disable_numparse=True, stralign="right") + "\n\n")
+    choices = list(itertools.product((torch.float32, torch.bfloat16), (None, "reduce-overhead")))
+    forward = [
+        [batch, *(f"{1000 * forward_seconds(batch, dtype, mode):.2f}" for dtype, mode in choices)]
+        for batch in FORWARD_BATCHES
+    ]
+    names = [f"{str(dtype).removeprefix('torch.')}{', CUDA graphs' if mode else ''}" for dtype, mode in choices]
+    sys.stdout.write(tabulate(forward, ["batch", *(f"ms, {name}" for name in names)], disable_numparse=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -63,8 +63,11 @@ class FeatureTables(nn.Module):
             return F.embedding(rows[:, lookup.begin], weight)
         own = rows[:, lookup.begin : lookup.end]
         present = (own != NO_ROW).to(weight.dtype)
-        # The fused sum takes half the time of a lookup of all rows, a product with the mask and a sum.
-        sums = F.embedding_bag(own.clamp(min=0), weight, mode="sum", per_sample_weights=present)
+        if torch.compiler.is_exporting():  # ONNX has no fused sum, and would loop over the rows of a batch
+            sums = (F.embedding(own.clamp(min=0), weight) * present[:, :, None]).sum(dim=1)
+        else:
+            # The fused sum takes half the time of a lookup of all rows, a product with the mask and a sum.
+            sums = F.embedding_bag(own.clamp(min=0), weight, mode="sum", per_sample_weights=present)
         if lookup.pooling != "mean":
             return sums
         num_values = present[:, :: lookup.num_hashes].sum(dim=1, keepdim=True)

@@ -40,12 +40,12 @@ class WeightedScore(nn.Module):
         """
         super().__init__()
         values = torch.tensor([weights.get(task, 0.0) for task in tasks])
-        self.register_buffer("_weights", values, persistent=False)
-        self._weights: torch.Tensor
+        self.register_buffer("weights", values, persistent=False)
+        self.weights: torch.Tensor
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the scores, float64 [batch], given the logits of the probabilities, [batch, tasks].
 
         In float32, candidates would have equal scores from a logit of 17, where probabilities round to 1.
         """
-        return (torch.sigmoid(logits.double()) * self._weights).sum(dim=1)
+        return (torch.sigmoid(logits.double()) * self.weights).sum(dim=1)

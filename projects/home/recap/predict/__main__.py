@@ -75,7 +75,26 @@ def _parse_args() -> Options:
     parser.add_argument(
         "--float32", action="store_true", help="compute in float32, even if the run uses autocast or TensorFloat-32"
     )
+    parser.add_argument(
+        "--top_k", type=at_least_1, metavar="K", help="also write the K rows with the highest scores, of all files"
+    )
+    parser.add_argument(
+        "--group_by",
+        type=utf8_text,
+        metavar="COLUMN",
+        help="select the --top_k rows of each group of rows with equal values in this column, such as user_id",
+    )
+    parser.add_argument(
+        "--rank_by",
+        type=utf8_text,
+        metavar="TASK",
+        help="rank by the calibrated probability of this task (default: by the score, or by the only task)",
+    )
     args = parser.parse_args()
+    if args.top_k is None:
+        for option in ("group_by", "rank_by"):
+            if getattr(args, option) is not None:
+                parser.error(f"--{option} needs --top_k, the number of rows to select")
     return Options(**{**vars(args), "inputs": tuple(args.inputs)})
 
 

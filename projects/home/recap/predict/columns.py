@@ -57,29 +57,36 @@ class OutputColumns:
 class CarriedColumns:
     """Reads columns of the input that predictions repeat, of any type."""
 
-    def __init__(self, table: ParquetTable, names: Sequence[str], outputs: OutputColumns) -> None:
+    def __init__(
+        self, table: ParquetTable, names: Sequence[str], outputs: OutputColumns, group_by: str | None = None
+    ) -> None:
         """Check the columns in every file.
 
         Args:
           table: the input.
           names: names of the columns.
           outputs: the columns that follow them.
+          group_by: the column that --group_by names, which is carried through too.
 
         Raises:
           UserError: a column is missing in a file, has different types in two files, is listed twice, or has the name
             of an output.
         """
-        self.names = list(names)
-        if twice := sorted({name for name in names if self.names.count(name) > 1}):
+        if twice := sorted({name for name in names if list(names).count(name) > 1}):
             raise UserError(f"--columns lists {', '.join(twice)} more than once")
-        if taken := [name for name in names if name in outputs.names]:
-            raise UserError(
-                f"--columns: predictions have columns of their own named {', '.join(taken)}. Rename these in the "
-                "input, or remove them from --columns"
-            )
+        self._options = dict.fromkeys(names, "--columns")
+        if group_by is not None:
+            self._options.setdefault(group_by, "--group_by")
+        self.names = list(self._options)
+        for name, option in self._options.items():
+            if name in outputs.names:
+                raise UserError(
+                    f"{option} {name}: predictions have a column of their own with this name. Rename it in the input, "
+                    "or remove it from the options"
+                )
         self._files = list(zip(table.groups_by_file, table.paths, strict=True))
         found: dict[str, pa.Field] = {}
-        for path in table.paths if names else ():
+        for path in table.paths if self.names else ():
             for field in self._fields_of(path):
                 first = found.setdefault(field.name, field)
                 if first.type != field.type:
@@ -87,6 +94,8 @@ class CarriedColumns:
                         f"{path}: column '{field.name}' is {field.type}, but {first.type} in {table.paths[0]}. Predict "
                         "files of different types into different directories"
                     )
+        self.schema = pa.schema(found.values())
+        """The columns as the first file stores them."""
 
     def read(self, groups: range) -> pa.Table:
         """Return the columns of row groups of one file, one after the other, as they are stored.
@@ -112,5 +121,5 @@ class CarriedColumns:
             raise DataError(f"{path}: cannot read this file as Parquet: {error}") from error
         for name in self.names:
             if schema.get_field_index(name) < 0:
-                raise DataError(f"{path}: {no_column(name, schema.names, ', but --columns names it')}")
+                raise DataError(f"{path}: {no_column(name, schema.names, f', but {self._options[name]} names it')}")
         return [schema.field(name) for name in self.names]

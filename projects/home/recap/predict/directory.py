@@ -2,6 +2,7 @@
 
 manifest.json              what the predictions are made from, and what was made
 predictions/part-*.parquet  a file for each unit
+top_k/part-*.parquet       the best rows, with --top_k
 .unfinished/               what a restart needs; removed at the end
 """
 
@@ -19,7 +20,7 @@ from common.files.atomic_directory import target_of
 from common.files.durable import sync_directory
 from projects.home.recap.predict import manifest
 
-_PREDICTIONS, _UNFINISHED = "predictions", ".unfinished"
+_PREDICTIONS, _TOP_K, _UNFINISHED = "predictions", "top_k", ".unfinished"
 
 # What a new disk has, and what a process killed while it wrote the manifest leaves.
 _NOT_CONTENT = ("lost+found", f".{manifest.NAME}.")
@@ -33,6 +34,8 @@ class PredictionDirectory:
         self.path = target_of(out)
         self.predictions = self.path / _PREDICTIONS
         """Directory of the files of predictions."""
+        self.top_k = self.path / _TOP_K
+        """Directory of the files of the best rows."""
         self.unfinished = self.path / _UNFINISHED
         """Directory of what only a restart needs."""
         self._descriptor: int | None = None

@@ -17,6 +17,9 @@ class Options:
       batch_size: rows of each forward pass.
       rows_per_file: maximum number of rows of a file of the results; a larger row group has a file of its own.
       float32: compute in float32 even if the run was trained with autocast or TF32.
+      top_k: number of rows of each group to select; None selects none.
+      group_by: column of the input whose values are groups; None for one group of all rows.
+      rank_by: task whose calibrated probability ranks rows; None for the score, or for the only task.
     """
 
     checkpoint: Path
@@ -27,3 +30,6 @@ class Options:
     batch_size: int = 1024
     rows_per_file: int = 65_536
     float32: bool = False
+    top_k: int | None = None
+    group_by: str | None = None
+    rank_by: str | None = None

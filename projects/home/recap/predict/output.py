@@ -3,8 +3,9 @@
 A file has a hidden name until its content is durable. Its bytes depend on its rows alone.
 """
 
+import contextlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -60,6 +61,23 @@ class UnitFiles:
             path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """Yield a hidden path to write to, and publish the file, replacing any other, when the block ends without an error.
+
+    The file is durable before it appears under its name.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield partial
+        sync_file(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
 def write_table(path: Path, table: pa.Table, dictionaries: Sequence[str] = ()) -> None:
     """Write a Parquet file that appears under its name, replacing any other, when it is complete and durable.
 
@@ -68,15 +86,6 @@ def write_table(path: Path, table: pa.Table, dictionaries: Sequence[str] = ()) -
       table: its rows.
       dictionaries: columns whose values repeat.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with create_parquet(
-            partial, table.schema, compression="zstd", compression_level=1, use_dictionary=list(dictionaries)
-        ) as writer:
-            writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
-        sync_file(partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+    options = {"compression": "zstd", "compression_level": 1, "use_dictionary": list(dictionaries)}
+    with complete_file(path) as partial, create_parquet(partial, table.schema, **options) as writer:
+        writer.write_table(table, row_group_size=_ROWS_PER_GROUP)

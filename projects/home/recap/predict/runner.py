@@ -1,5 +1,6 @@
 """Predicts files with a trained ranker: opens both, deals units to the ranks, and reports what was made."""
 
+import dataclasses
 import datetime
 import itertools
 import logging
@@ -22,6 +23,7 @@ from projects.home.recap.predict.directory import PredictionDirectory
 from projects.home.recap.predict.options import Options
 from projects.home.recap.predict.output import UnitFiles, UnitOutput
 from projects.home.recap.predict.predictor import UnitPredictor
+from projects.home.recap.predict.top_k_output import TopKOutput, check_top_k, chosen_top_k
 from projects.home.recap.predict.units import Unit, split_into_units
 from projects.home.recap.saved import load_saved_ranker
 
@@ -40,7 +42,10 @@ def predict(options: Options) -> None:
     saved = load_saved_ranker(choose_checkpoint(options.checkpoint, best=options.best))
     table = saved.open_table(find_inputs(options.inputs))
     outputs = OutputColumns(saved.ranker.tasks, has_score=saved.ranker.score is not None)
-    carried = CarriedColumns(table, options.columns, outputs)
+    carried = CarriedColumns(table, options.columns, outputs, options.group_by)
+    top_k = chosen_top_k(options, saved.ranker.tasks, has_score=saved.ranker.score is not None)
+    if top_k is not None:
+        check_top_k(top_k, carried)
     units = split_into_units(table, options.rows_per_file)
     directory = PredictionDirectory(options.out)
     runtime = saved.config.runtime
@@ -57,6 +62,7 @@ def predict(options: Options) -> None:
                 "rows_per_file": options.rows_per_file,
                 "precision": "float32" if options.float32 else "as trained",
                 "device": world.device.type,
+                "top_k": None if top_k is None else dataclasses.asdict(top_k),
             },
         }
         check_agreement(world, lambda: [sources, library_versions()])
@@ -73,11 +79,17 @@ def predict(options: Options) -> None:
                 batch_size=options.batch_size,
             )
             files = UnitFiles(directory.predictions, len(units))
-            _predict_units(predictor, units, [files], directory, world)
+            best = None if top_k is None else TopKOutput(directory, top_k, units)
+            _predict_units(predictor, units, [files] if best is None else [files, best], directory, world)
             results: dict[str, Any] = {"rows": table.num_rows, "files": len(units)}
+            if best is not None:
+                best.merge(RankConsensus(world.rank, world.size, _LONGEST_UNIT), world.rank, world.size)
+                results["top_k"] = world.consensus.broadcast_from_rank_zero(best.results)
             world.consensus.on_rank_zero(lambda: directory.complete(sources, results))
         if world.is_rank_zero:
             print_report(f"\npredictions    {directory.predictions}\n")
+            if top_k is not None:
+                print_report(f"top {top_k.k:<10} {directory.top_k}\n")
 
 
 def find_inputs(inputs: Sequence[str]) -> Files:

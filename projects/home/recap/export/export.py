@@ -15,6 +15,7 @@ from common.process.memory import format_bytes
 from projects.home.recap.export import formats
 from projects.home.recap.export.compare import Comparison
 from projects.home.recap.export.flat_ranker import FlatRanker, RankerInput, Scorer, ranker_inputs
+from projects.home.recap.export.fold import folded
 from projects.home.recap.export.rows import choose_rows
 from projects.home.recap.export.signature import SIGNATURE, signature, write_vocabularies
 from projects.home.recap.saved import SavedRanker, load_saved_ranker
@@ -72,7 +73,7 @@ def _export(saved: SavedRanker, out: Path, compiles: bool) -> tuple[dict[str, An
     logger.info("computing the ranker's outputs on edge cases and %s", source)
     score = saved.ranker.score
     comparison = Comparison(ranker, rows, saved.ranker.tasks, None if score is None else score.weights)
-    writer = _Writer(ranker, inputs, comparison, out)
+    writer = _Writer(FlatRanker(folded(saved.ranker)).eval(), inputs, comparison, out)
     target, skipped = None, "--skip_aotinductor was given"
     if compiles:
         compiler = formats.find_compiler()

@@ -78,6 +78,7 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, outputs: Seque
             opset_version=_OPSET,
             input_names=names,
             output_names=list(outputs),
+            custom_translation_table={torch.ops.aten.nan_to_num.default: _finite},
             verbose=False,
         )
     assert converted is not None
@@ -92,6 +93,15 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, outputs: Seque
         return {name: torch.from_numpy(value) for name, value in zip(outputs, values, strict=True)}
 
     return score
+
+
+def _finite(values: Any, nan: float = 0.0, posinf: float = 0.0, neginf: float = 0.0) -> Any:
+    """Translate nan_to_num() if all replacements are 0, to three operations; the translation of torch has nine."""
+    from onnxscript import opset20
+
+    assert nan == posinf == neginf == 0.0
+    is_finite = opset20.LessOrEqual(opset20.Abs(values), torch.finfo(torch.float32).max)  # false for NaN
+    return opset20.Where(is_finite, values, 0.0)
 
 
 def _name_batch(graph: Any) -> None:

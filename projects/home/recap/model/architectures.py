@@ -45,10 +45,10 @@ def build_architecture(
 def build_tower(config: TaskModel, in_features: int, embedding_widths: Sequence[int]) -> nn.Module:
     """Build a tower, which maps [batch, in_features] to logits [batch, 1]. See build_architecture()."""
     tower = build_architecture(config, in_features, embedding_widths)
-    return tower if config.affine_map is None else nn.Sequential(tower, _AffineMap(config.affine_map))
+    return tower if config.affine_map is None else nn.Sequential(tower, AffineMapLayer(config.affine_map))
 
 
-class _AffineMap(nn.Module):
+class AffineMapLayer(nn.Module):
     """Computes scale * logits + bias."""
 
     def __init__(self, config: AffineMap) -> None:

@@ -199,8 +199,8 @@ def test_the_heavy_ranker_imports_no_heavy_package():
 LIGHT = [name for name in MODULES if name.split(".")[-1] == "config" or name == "core.config.training"]
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_configurations_import_no_slow_package(module):
+@pytest.mark.parametrize("module", [*LIGHT, "projects.home.recap"])
+def test_configurations_and_their_packages_import_no_slow_package(module):
     """Uses a new process and includes indirect imports."""
     code = f"import sys, {module}; print(*sys.modules)"
     ended = subprocess.run(
@@ -253,9 +253,10 @@ def test_errors_in_a_command_and_in_a_configuration_need_no_slow_package(project
         assert modules & (HEAVY | SLOW) == set()
 
 
-def test_no_package_but_core_config_has_code_in_init():
+def test_only_what_others_import_by_short_names_has_code_in_init():
     assert [name for name, path in MODULES.items() if path.name == "__init__.py" and path.read_text()] == [
-        "core.config"
+        "core.config",
+        "projects.home.recap",
     ]
 
 

@@ -1,0 +1,109 @@
+"""Predicts columns in memory with the ranker of a checkpoint."""
+
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from common.errors import UserError
+from common.reader.column import checked_values, stored_dtype
+from common.reader.parquet import RowGroup
+from common.reader.parquet_file import no_column
+from core.autocast import configured_autocast
+from projects.home.recap.library.columns import to_table, with_index
+from projects.home.recap.predict.columns import OutputColumns
+from projects.home.recap.saved import SavedRanker
+
+_MAX_BATCH = 1024
+_BATCH_MULTIPLE = 16
+"""On CPUs, most shapes give a row the same bits in all batches of a multiple of 16 rows, but not in smaller ones."""
+_ROWS_ENCODED = 64 * _MAX_BATCH
+
+
+class CheckpointRanker:
+    """Predicts with the ranker of a checkpoint. Several threads may call it at the same time."""
+
+    def __init__(self, saved: SavedRanker, device: torch.device) -> None:
+        """Prepare to predict.
+
+        Args:
+          saved: the ranker, on `device`.
+          device: device to compute on.
+        """
+        self._saved = saved
+        self._device = device
+        self._columns = saved.columns
+        self._outputs = OutputColumns(saved.ranker.tasks, has_score=saved.ranker.score is not None)
+        self._autocast = configured_autocast(saved.config.runtime, device)
+        encoded = [] if saved.encoder is None else saved.encoder.columns
+        self.columns = list(dict.fromkeys([*(column.name for column in self._columns.values()), *encoded]))
+        """Names of the columns that it needs."""
+
+    def __call__(self, columns: Any) -> pa.Table:
+        """Predict rows.
+
+        Args:
+          columns: the columns with the features; see to_table(). Other columns are ignored.
+
+        Returns:
+          A row for each row of the columns, in their order: the index of a DataFrame, then probability.<task> and
+          calibrated_probability.<task> of all tasks, float32, and score, float64, if it is configured.
+
+        Raises:
+          UserError: a column is missing, or has a type or a value that the ranker cannot use.
+        """
+        table = to_table(columns)
+        features = self._features(table)
+        outputs = self._outputs.empty(table.num_rows)
+        for begin in range(0, table.num_rows, _ROWS_ENCODED):
+            part = features.slice(begin, _ROWS_ENCODED)
+            group = self._encoded(part, f"rows {begin} to {begin + part.num_rows - 1}")
+            for first in range(0, part.num_rows, _MAX_BATCH):
+                last = min(first + _MAX_BATCH, part.num_rows)
+                for name, values in self._forward(group, first, last).items():
+                    if name in outputs:
+                        outputs[name][begin + first : begin + last] = values[: last - first].cpu().numpy()
+        return with_index(self._outputs.append_to(table.select([]), outputs), table)
+
+    def _features(self, table: pa.Table) -> pa.Table:
+        """Return the columns with the features, after checking their types."""
+        for name in self.columns:
+            if table.schema.get_field_index(name) < 0:
+                raise UserError(no_column(name, table.column_names, ", but the ranker needs it"))
+        features = table.select(self.columns)
+        if table.num_rows == 0:  # empty lists have no type
+            return features
+        for column in self._columns.values():
+            try:
+                stored_dtype(features.schema.field(column.name), column)
+            except ValueError as error:
+                raise UserError(f"column '{column.name}': {error}") from error
+        if self._saved.encoder is not None:
+            try:
+                self._saved.encoder.check(features.schema)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+        return features
+
+    def _encoded(self, table: pa.Table, location: str) -> RowGroup:
+        """Return the features as those of a decoded row group."""
+        group: RowGroup = {
+            key: checked_values(table.column(column.name), table.schema.field(column.name), column, location)
+            for key, column in self._columns.items()
+        }
+        return group if self._saved.encoder is None else {**group, **self._saved.encoder.encode(table, location)}
+
+    def _forward(self, group: RowGroup, begin: int, end: int) -> dict[str, torch.Tensor]:
+        batch_size = -(-(end - begin) // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
+        inputs = self._saved.inputs(group, begin, end, batch_size)
+        on_device = {
+            name: {key: each.to(self._device) for key, each in value.items()}
+            if isinstance(value, dict)
+            else None
+            if value is None
+            else value.to(self._device)
+            for name, value in inputs.items()
+        }
+        with torch.inference_mode(), self._autocast():
+            outputs: dict[str, torch.Tensor] = self._saved.ranker(**on_device)
+        return outputs

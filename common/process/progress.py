@@ -16,20 +16,23 @@ _LOG_EVERY_S = 10.0
 
 
 class Progress:
-    """Shows the rows that a stage has processed."""
+    """Shows the rows, or other units, that a stage has processed."""
 
-    def __init__(self, stage: str, num_rows: int) -> None:
-        """Declare the stage, such as "splitting", and the number of rows of which it consists."""
+    def __init__(self, stage: str, num_rows: int, unit: str = "rows") -> None:
+        """Declare the stage, such as "splitting", the number of rows of which it consists, and what they are."""
         self._stage = stage
         self._num_rows = num_rows
+        self._unit = unit
         self._done = 0
         self._start = self._logged = time.monotonic()
         self._bar: tqdm.tqdm[Never] | None = None
 
     def __enter__(self) -> Self:
-        logger.info("%s %s rows", self._stage, f"{self._num_rows:,}")
+        logger.info("%s %s %s", self._stage, f"{self._num_rows:,}", self._unit)
         if sys.stderr.isatty() and rank_from_env() == 0:
-            self._bar = tqdm.tqdm(total=self._num_rows, unit=" rows", unit_scale=True, ncols=80, nrows=20, leave=False)
+            self._bar = tqdm.tqdm(
+                total=self._num_rows, unit=f" {self._unit}", unit_scale=True, ncols=80, nrows=20, leave=False
+            )
         return self
 
     def __exit__(
@@ -47,9 +50,11 @@ class Progress:
             self._logged = now
             speed = self._done / (now - self._start)
             logger.info(
-                "%s: %.0f%% of %s rows, %s rows/s",
+                "%s: %.0f%% of %s %s, %s %s/s",
                 self._stage,
                 100 * self._done / self._num_rows,
                 f"{self._num_rows:,}",
+                self._unit,
                 f"{speed:,.0f}",
+                self._unit,
             )

@@ -9,10 +9,13 @@ from common.checkpointing.reader import CheckpointReader
 from common.errors import UserError
 from common.modules.keys import module_key, name_of_key
 from common.process.memory import memory_shortage
+from projects.twhin.data.relations import Relations
 from projects.twhin.model.config import TwhinModelConfig
+from projects.twhin.model.scorer import EdgeScorer
 
 _TABLES = "model.tables.embeddings."
-_OPERATORS = "model.scorer.operators."
+_SCORER = "model.scorer."
+_OPERATORS = f"{_SCORER}operators."
 _WEIGHT = ".weight"
 
 
@@ -68,6 +71,34 @@ def read_table(checkpoint: CheckpointReader, table: str, size: tuple[int, int]) 
     values = torch.empty(size)
     checkpoint.load({module_key(table) + _WEIGHT: values}, _TABLES)
     return values.numpy()
+
+
+def read_scorer(checkpoint: CheckpointReader, config: TwhinModelConfig, relations: Relations) -> EdgeScorer:
+    """Return the scorer of the model with the parameters of its operators, float32, without gradients.
+
+    Args:
+      checkpoint: checkpoint of the model.
+      config: configuration of the model.
+      relations: relations of the model.
+
+    Raises:
+      NoCheckpointError: the checkpoint was removed.
+      DamagedCheckpointError: the checkpoint is damaged.
+      UserError: the operators of the checkpoint are not those of the configuration.
+    """
+    scorer = EdgeScorer(config, relations).requires_grad_(False).eval()
+    weights = scorer.state_dict()
+    expected, saved = (
+        {name: list(weight.shape) for name, weight in each.items()} for each in (weights, checkpoint.types(_SCORER))
+    )
+    if saved != expected:
+        raise UserError(
+            f"{checkpoint.path}: the operators of the relations are {saved}, but the config.yaml of the run says "
+            f"{expected}. Another run wrote this checkpoint, or the file with the names of the relations has changed"
+        )
+    if weights:
+        checkpoint.load(weights, _SCORER)
+    return scorer
 
 
 def read_operators(checkpoint: CheckpointReader) -> dict[tuple[str, str], NDArray[Any]]:

@@ -9,38 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.checkpointing.writer import write_checkpoint
 from common.errors import UserError
 from common.files.atomic_directory import atomic_directory
-from projects.twhin.config import TwhinConfig
-from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.export.__main__ import main
 from projects.twhin.export.tables import export
 from projects.twhin.model.config import TwhinModelConfig
 from tests.support.root import ROOT
+from tests.support.saved_twhin import with_vocabulary, write_run
 from tests.support.toy_twhin import model_config, parameter_of, scorer_of, table_rows
 
 USERS = [f"u{row}" for row in range(9)]  # the table has 11 rows
-
-
-def with_vocabulary(config: TwhinModelConfig, path: Path) -> TwhinModelConfig:
-    tables = [
-        table.model_copy(update={"vocab": str(path) if table.name == "user" else None})
-        for table in config.embeddings.tables
-    ]
-    return config.model_copy(update={"embeddings": config.embeddings.model_copy(update={"tables": tables})})
-
-
-def write_run(save_dir: Path, config: TwhinModelConfig, step: int = 5) -> Path:
-    """Write a run with table_rows() and the operators of scorer_of() in float32, and return its checkpoint."""
-    data = TwhinDataConfig(data_root="edges", global_batch_size=4, global_negatives=1)
-    save_dir.mkdir(exist_ok=True)
-    (save_dir / "config.yaml").write_text(TwhinConfig(model=config, train_data=data).pretty_print())
-    tensors = {f"model.tables.embeddings.{name}.weight": rows.float() for name, rows in table_rows(config).items()}
-    operators = scorer_of(config).float().state_dict()
-    tensors |= {f"model.scorer.{name}": value for name, value in operators.items()}
-    return write_checkpoint(save_dir / "checkpoints", step, tensors, {})
 
 
 @pytest.fixture(scope="module")

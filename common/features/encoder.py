@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from common.features.category import Encoding, encoding_of, is_text
+from common.features.category import Category, Encoding, encoding_of, is_text
 from common.features.config import (
     BooleanFeature,
     CategoriesFeature,
@@ -60,13 +60,13 @@ class FeatureEncoder:
         self.features = dict(features)
         self.vocabularies = dict(vocabularies)
         self.layout = build_layout(features, vocabularies)
-        encodings: dict[str, Encoding] = {}
+        self._encodings: dict[str, Encoding] = {}
         for name, feature in features.items():
             if isinstance(feature, CategoryFeature | CategoriesFeature):
                 vocabulary = None if feature.vocabulary is None else vocabularies[feature.vocabulary]
-                encodings.setdefault(feature.table or name, encoding_of(feature, vocabulary))
+                self._encodings.setdefault(feature.table or name, encoding_of(feature, vocabulary))
         places = Places.of(self.layout)
-        self._encoders = [_kind_encoder(name, feature, places, encodings) for name, feature in features.items()]
+        self._encoders = [_kind_encoder(name, feature, places, self._encodings) for name, feature in features.items()]
 
     @classmethod
     def open(cls, features: Mapping[str, Feature]) -> Self:
@@ -88,6 +88,10 @@ class FeatureEncoder:
         layout = self.layout
         numbers = len(layout.continuous) + layout.num_ids + sum(layout.embeddings.values())
         return 4 * numbers + len(layout.binary)
+
+    def accepted_values(self, table: str) -> Category | None:
+        """Return the values that a table takes; None for hash_buckets as long as check() has found none."""
+        return self._encodings[table].accepts
 
     def check(self, schema: pa.Schema) -> list[str]:
         """Check the columns of a file.

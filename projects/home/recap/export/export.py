@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from projects.home.recap.export.signature import SIGNATURE, signature, write_voc
 from projects.home.recap.saved import SavedRanker, load_saved_ranker
 
 logger = logging.getLogger(__name__)
+
+SCORE = "score.py"
+"""Name of the program that scores rows with an export, and of its source."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +91,7 @@ def _export(saved: SavedRanker, out: Path, compiles: bool) -> tuple[dict[str, An
         "compared_with_the_ranker": compared,
     }
     (out / SIGNATURE).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name(SCORE), out / SCORE)
     return compared, skipped if target is None else None
 
 

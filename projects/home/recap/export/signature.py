@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from common.features.encoder import FeatureEncoder
-from common.features.layout import FeatureLayout
 from common.features.vocabulary import Vocabulary
-from projects.home.recap.data.schema import Feature
+from projects.home.recap.export.encoding import Entry, encoding_of_features, encoding_of_schema
 from projects.home.recap.export.flat_ranker import RankerInput
+from projects.home.recap.model.small_embeddings import smallest_table_sizes
 from projects.home.recap.saved import SavedRanker
 
 SIGNATURE = "signature.json"
@@ -64,8 +64,7 @@ def signature(
         "tasks": list(ranker.tasks),
         "score_weights": weights,
         "features": None if encoder is None else _features(config.features or {}, files),
-        "layout": None if encoder is None else _layout(encoder.layout),
-        "stored_features": None if encoder is not None else _stored_features(saved.features),
+        "encoding": _encoding(saved, inputs, files),
         "vocabularies": {} if encoder is None else _vocabularies(encoder.vocabularies, files),
     }
 
@@ -83,37 +82,16 @@ def _features(features: Mapping[str, Any], files: Mapping[str, str]) -> dict[str
     return dumped
 
 
-def _layout(layout: FeatureLayout) -> dict[str, Any]:
-    tables = {table.name: table for table in layout.tables}
-    return {
-        "continuous": list(layout.continuous),
-        "binary": list(layout.binary),
-        "ids": [
-            {
-                "feature": lookup.feature,
-                "begin": lookup.begin,
-                "length": lookup.length,
-                "num_hashes": lookup.num_hashes,
-                "is_list": lookup.pooling is not None,
-                "num_rows": tables[lookup.table].num_rows,
-            }
-            for lookup in layout.lookups
-        ],
-        "embeddings": dict(layout.embeddings),
-    }
-
-
-def _stored_features(features: Mapping[str, Feature]) -> dict[str, Any]:
-    """Return where the features of a schema are stored, and which of their values the model reads."""
-    return {
-        name: {
-            "column": feature.column,
-            "width": feature.width,
-            "positions": list(feature.positions or range(feature.keep)),
-            "rounded_to": None if feature.narrow is None else _name(feature.narrow),
-        }
-        for name, feature in features.items()
-    }
+def _encoding(saved: SavedRanker, inputs: Sequence[RankerInput], files: Mapping[str, str]) -> list[Entry]:
+    """Return how columns become the inputs of the ranker."""
+    model = saved.config.model
+    if saved.encoder is not None:
+        position = model.position_debias_config
+        ignored = [] if position is None or position.position_feature is None else [position.position_feature]
+        return encoding_of_features(saved.encoder, inputs, files, ignored)
+    small_embeddings = model.small_embeddings
+    num_ids = {} if small_embeddings is None else smallest_table_sizes(small_embeddings)
+    return encoding_of_schema(saved.features, inputs, num_ids)
 
 
 def _vocabularies(vocabularies: Mapping[str, Vocabulary], files: Mapping[str, str]) -> dict[str, Any]:

@@ -214,7 +214,8 @@ PROGRAMS = [
     for name, path in MODULES.items()
     if 'if __name__ == "__main__":' in path.read_text()
     and name.startswith(("common.", "core.", *(f"{project}." for project in SHIPPED)))
-    and name != "projects.twhin.run"
+    # The second one is copied into an export, and run there.
+    and name not in ("projects.twhin.run", "projects.home.recap.export.score")
 ]
 STARTED = """
 import runpy, sys

@@ -6,6 +6,7 @@ not allow. order.py decides the order in which rows are read, and reader.py buil
 """
 
 import bisect
+import collections
 import functools
 import hashlib
 import itertools
@@ -94,6 +95,7 @@ class ParquetTable:
         self._prepare = prepare
         self._encoder = encoder
         self._cache: dict[int, RowGroup] | None = {} if cache else None
+        self._common_names: set[str] | None = None
         self._footer = functools.lru_cache(maxsize=_FOOTERS)(read_footer)
         self._versions: list[_Version] = []
         self._first_group: list[int] = []
@@ -102,6 +104,8 @@ class ParquetTable:
         self._dictionaries: list[list[int]] = []
         self.column_names: set[str] = set()
         """Names of all columns of the files."""
+        self.column_types: dict[str, dict[pa.DataType, Path]] = {}
+        """First file with each type of a column, by name."""
         self.files: dict[str, str] = {}
         """Number of rows and digest of the footer of each file, by its path below the common folder."""
         in_files: list[int] = []
@@ -146,6 +150,16 @@ class ParquetTable:
     def paths(self) -> tuple[Path, ...]:
         """Paths of the files, in stored order."""
         return self._paths
+
+    @property
+    def modified(self) -> dict[str, int]:
+        """Time of the last modification of each file, in nanoseconds, by its path below the common folder."""
+        return {name: version.mtime_ns for name, version in zip(self.files, self._versions, strict=True)}
+
+    @property
+    def common_names(self) -> set[str]:
+        """Names that exactly one column has in every file."""
+        return self._common_names or set()
 
     @property
     def groups_by_file(self) -> list[range]:
@@ -231,6 +245,10 @@ class ParquetTable:
         except READ_ERRORS as error:
             raise DataError(f"{path}: cannot read this file as Parquet: {error}") from error
         self.column_names.update(schema.names)
+        for field in schema:
+            self.column_types.setdefault(field.name, {}).setdefault(field.type, path)
+        unique = {name for name, number in collections.Counter(schema.names).items() if number == 1}
+        self._common_names = unique if self._common_names is None else self._common_names & unique
         for key, column in self.columns.items():
             if schema.get_field_index(column.name) < 0:
                 raise DataError(f"{path}: {no_column(column.name, schema.names)}")

@@ -1,9 +1,11 @@
 """Keeps exact distributions of scores, in memory that grows with the number of examples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from core.metrics.scores import ScoreDistribution
 
@@ -37,6 +39,12 @@ class KeptScores:
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> None:
         self._batches.append(torch.cat([logits[:, None], labels[:, None], weights], dim=1))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        return {"scores": torch.cat(self._batches).cpu().numpy()}
+
+    def add(self, state: Mapping[str, NDArray[Any]]) -> None:
+        self._batches.append(torch.from_numpy(state["scores"]).to(self._batches[0].device))
 
     def summands(self) -> torch.Tensor:
         """Return a vector of example counts by rank. Other ranks' entries are 0."""

@@ -1,9 +1,11 @@
 """Computes metrics of several binary tasks within groups of examples, such as the examples of a user."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from core.metrics import within_groups
 from core.metrics.grouped_rows import GroupedRows
@@ -49,6 +51,14 @@ class GroupMetrics:
         Rows of the group NO_GROUP, and those of weight 0, are not ranked.
         """
         self._rows.update(groups, logits, labels, weights)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return the examples that update() and add() have added in this process."""
+        return self._rows.state()
+
+    def add(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Add the examples that state() of another object has returned."""
+        self._rows.add(state)
 
     def compute(self, weights: Sequence[float]) -> tuple[list[dict[str, float | int | None]], int]:
         """Return the metrics of each task over all ranks, and the number of groups. Collective.

@@ -3,10 +3,12 @@
 Does not define what is measured within a group (within_groups.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from common.features.group_encoder import NO_GROUP
 
@@ -45,6 +47,18 @@ class GroupedRows:
         """Add a batch: groups, int64 [batch], and logits, labels and weights, each [batch, tasks]."""
         self._groups.append(groups)
         self._values.append(torch.stack([logits, labels, weights], dim=1))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return the rows that this process has read."""
+        return {
+            "groups": torch.cat(self._groups).cpu().numpy(),
+            "rows in groups": torch.cat(self._values).cpu().numpy(),
+        }
+
+    def add(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Add the rows that state() of another object has returned."""
+        self._groups.append(torch.from_numpy(state["groups"]).to(self._groups[0].device))
+        self._values.append(torch.from_numpy(state["rows in groups"]).to(self._groups[0].device))
 
     def on_owners(self) -> tuple[torch.Tensor, Callable[[int], torch.Tensor]]:
         """Return the rows of the groups that this rank owns. Collective.

@@ -1,9 +1,12 @@
 """Keeps distributions of scores in constant memory, as histograms of the logits."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from core.metrics.scores import ScoreDistribution
 
@@ -41,6 +44,15 @@ class LogitHistograms:
         bins = (bin_positions(logits.double().nan_to_num(nan=0.0)) + BINS // 2).long().clamp_(0, BINS - 1)
         index = (bins + labels.long() * (self._weights.numel() // 2))[:, None] + self._offsets
         self._weights.index_add_(0, index.flatten(), weights.double().flatten())
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        weights = self._weights.cpu().numpy()
+        bins = np.flatnonzero(weights)
+        return {"bins": bins, "weights": weights[bins]}
+
+    def add(self, state: Mapping[str, NDArray[Any]]) -> None:
+        bins, weights = (torch.from_numpy(state[name]).to(self._weights.device) for name in ("bins", "weights"))
+        self._weights.index_add_(0, bins, weights)
 
     def summands(self) -> torch.Tensor:
         return self._weights

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from core.metrics.config import check_task_names
 from core.metrics.cross_entropy import cross_entropy, entropy, relative_cross_entropy
@@ -151,6 +153,18 @@ class MultiTaskMetrics:
             predicted_positive = raw_logits >= math.log(threshold) - math.log1p(-threshold)
             add(row, predicted_positive)
             add(row + 1, predicted_positive * labels)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return what update() and add() have accumulated in this process."""
+        groups = {} if self._groups is None else self._groups.state()
+        return {"sums": self._sums.cpu().numpy(), **self._scores.state(), **groups}
+
+    def add(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Add what state() of another object with the same arguments has returned, as if by the same updates."""
+        self._sums += torch.from_numpy(state["sums"]).to(self._sums.device)
+        self._scores.add(state)
+        if self._groups is not None:
+            self._groups.add(state)
 
     def compute(self) -> dict[str, float | int | None]:
         """Return all metrics by name. Collective.

@@ -4,11 +4,12 @@ Does not define how the distribution is stored: in bins (histogram.py) or exactl
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from numpy.typing import NDArray
 
 from core.metrics.cross_entropy import cross_entropy
 
@@ -78,6 +79,12 @@ class Scores(Protocol):
           labels: 0 or 1, [batch, tasks].
           weights: weight of each example in each subset, [batch, subsets, tasks]; 0 if the subset does not contain it.
         """
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return what update() and add() have accumulated in this process, by names that no other metrics use."""
+
+    def add(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Add what state() of another object of the same class has returned."""
 
     def summands(self) -> torch.Tensor:
         """Return the values to sum over the ranks, float64 [n]; n is equal on all ranks."""

@@ -316,3 +316,23 @@ def test_the_share_is_undefined_if_no_rce_is_reachable():
     found = computed(outputs, has_reference=True)
     assert found["t0/reachable_rce"] == pytest.approx(0.0, abs=1e-9)
     assert found["t0/share_of_reachable_rce"] is None
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_states_of_parts_add_up(exact):
+    outputs = truth.random_groups()
+    options: dict[str, Any] = {
+        "exact": exact,
+        "strata": ["a", "b", "c"],
+        "thresholds": THRESHOLDS,
+        "has_reference": True,
+    }
+    whole = computed(outputs, ndcg_at=[3], **options)
+    total = MultiTaskMetrics(["t0", "t1"], CPU, ndcg_at=[3], **options)
+    for begin in range(0, len(outputs["labels"]), 1500):
+        part = MultiTaskMetrics(["t0", "t1"], CPU, ndcg_at=[3], **options)
+        part.update({name: tensor[begin : begin + 1500] for name, tensor in outputs.items()})
+        total.add(part.state())
+    found = total.compute()
+    assert found.keys() == whole.keys()
+    assert found == {name: value if value is None else pytest.approx(value, rel=1e-12) for name, value in whole.items()}

@@ -19,15 +19,8 @@ from common.reader.reader import BatchReader, Columns, PrefetchOptions
 from projects.home.recap.data.batch import RecapBatch
 from projects.home.recap.data.config import RecapDataConfig
 from projects.home.recap.data.inputs import find_files
-from projects.home.recap.data.preparation import (
-    LABELS,
-    REFERENCES,
-    WEIGHT,
-    ColumnsByName,
-    Extracted,
-    NegativeSampling,
-    Preparation,
-)
+from projects.home.recap.data.labels import LabelBuilder
+from projects.home.recap.data.preparation import ColumnsByName, Extracted, NegativeSampling, Preparation
 from projects.home.recap.data.schema import Feature, FeatureWidths, feature_widths, read_features
 
 
@@ -244,23 +237,14 @@ class _MakeBatch:
         """
         self._embeddings = {name: embedding_key(name) for name in embeddings}
         self._tasks = tuple(sampling_rates)
-        positive, negative = torch.tensor(list(sampling_rates.values())).T
-        self._sampled = bool((positive != 1).any() or (negative != 1).any())
-        self._positive_factor, self._negative_factor = 1 / positive, 1 / negative
+        self._labels = LabelBuilder(sampling_rates)
 
     def __call__(self, columns: Columns, weights: torch.Tensor) -> RecapBatch:
-        labels = columns[LABELS].float()
-        if WEIGHT in columns:
-            weights = weights * columns[WEIGHT]
-        weights = weights[:, None].expand_as(labels).contiguous()
-        if self._sampled:
-            weights *= torch.where(labels == 1, self._positive_factor, self._negative_factor)
+        labels = self._labels(columns, weights)
         return RecapBatch(
             **feature_tensors(columns, self._embeddings),
-            labels=labels,
-            weights=weights,
+            **labels._asdict(),
             tasks=self._tasks,
-            reference_probabilities=columns[REFERENCES].float() if REFERENCES in columns else None,
             groups=columns.get(GROUPS),
             extracted={key.name: values for key, values in columns.items() if isinstance(key, Extracted)},
         )

@@ -90,6 +90,9 @@ def _parse_args() -> Options:
         metavar="TASK",
         help="rank by the calibrated probability of this task (default: by the score, or by the only task)",
     )
+    parser.add_argument(
+        "--no_metrics", dest="metrics", action="store_false", help="do not read labels, even if the input has them"
+    )
     args = parser.parse_args()
     if args.top_k is None:
         for option in ("group_by", "rank_by"):

@@ -1,16 +1,15 @@
 """Defines the columns of predictions: those carried through from the input, and those that the model computes."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+import torch
 
 from common.errors import UserError
 from common.reader.files import READ_ERRORS, DataError
 from common.reader.parquet import ParquetTable
 from common.reader.parquet_file import no_column, open_parquet
+from projects.home.recap.predict.units import Unit
 
 SCORE = "score"
 _PREFIXES = {"probabilities": "probability.", "calibrated_probabilities": "calibrated_probability."}
@@ -35,23 +34,30 @@ class OutputColumns:
         """Names of the columns, in order."""
         self.names += [SCORE] if has_score else []
 
-    def empty(self, num_rows: int) -> dict[str, NDArray[np.generic]]:
-        """Return arrays for the outputs of `num_rows` rows, by their names in HeavyRanker.forward()."""
-        outputs: dict[str, NDArray[np.generic]] = {
-            output: np.empty((num_rows, len(self._tasks)), np.float32) for output in _PREFIXES
-        }
+    def description(self) -> list[dict[str, str]]:
+        """Return the name, the type, the meaning and the task of each column."""
+        kinds = {"probabilities": "probability", "calibrated_probabilities": "calibrated probability"}
+        columns = [
+            {"name": prefix + task, "type": "float", "kind": kinds[output], "task": task}
+            for output, prefix in _PREFIXES.items()
+            for task in self._tasks
+        ]
+        return columns + ([{"name": SCORE, "type": "double", "kind": "score"}] if SCORE in self.names else [])
+
+    def empty(self, num_rows: int, device: torch.device) -> dict[str, torch.Tensor]:
+        """Return tensors for the outputs of `num_rows` rows, by their names in HeavyRanker.forward()."""
+        outputs = {output: torch.empty(num_rows, len(self._tasks), device=device) for output in _PREFIXES}
         if SCORE in self.names:
-            outputs[SCORE] = np.empty(num_rows, np.float64)
+            outputs[SCORE] = torch.empty(num_rows, dtype=torch.float64, device=device)
         return outputs
 
-    def append_to(self, carried: pa.Table, outputs: Mapping[str, NDArray[np.generic]]) -> pa.Table:
+    def append_to(self, carried: pa.Table, outputs: Mapping[str, torch.Tensor]) -> pa.Table:
         """Return a table with the columns of `carried`, then those of the outputs, which have as many rows."""
-        values = [outputs[output][:, index].copy() for output in _PREFIXES for index in range(len(self._tasks))]
-        values += [outputs[SCORE]] if SCORE in self.names else []
-        arrays = [pa.array(column) for column in values]
+        columns = [column for output in _PREFIXES for column in outputs[output].T.contiguous()]
+        columns += [outputs[SCORE]] if SCORE in self.names else []
+        arrays = [pa.array(column.cpu().numpy()) for column in columns]
         fields = [pa.field(name, array.type, nullable=False) for name, array in zip(self.names, arrays, strict=True)]
-        schema = pa.schema([*carried.schema, *fields])
-        return pa.Table.from_arrays([*carried.columns, *arrays], schema=schema)
+        return pa.Table.from_arrays([*carried.columns, *arrays], schema=pa.schema([*carried.schema, *fields]))
 
 
 class CarriedColumns:
@@ -78,48 +84,52 @@ class CarriedColumns:
         if group_by is not None:
             self._options.setdefault(group_by, "--group_by")
         self.names = list(self._options)
+        types: dict[str, pa.DataType] = {}
         for name, option in self._options.items():
             if name in outputs.names:
                 raise UserError(
                     f"{option} {name}: predictions have a column of their own with this name. Rename it in the input, "
                     "or remove it from the options"
                 )
-        self._files = list(zip(table.groups_by_file, table.paths, strict=True))
-        found: dict[str, pa.Field] = {}
-        for path in table.paths if self.names else ():
-            for field in self._fields_of(path):
-                first = found.setdefault(field.name, field)
-                if first.type != field.type:
-                    raise DataError(
-                        f"{path}: column '{field.name}' is {field.type}, but {first.type} in {table.paths[0]}. Predict "
-                        "files of different types into different directories"
-                    )
-        self.schema = pa.schema(found.values())
-        """The columns as the first file stores them."""
+            if name not in table.common_names:
+                raise _missing_column(table, name, option)
+            (types[name], path), *others = table.column_types[name].items()
+            if others:
+                raise DataError(
+                    f"{others[0][1]}: column '{name}' is {others[0][0]}, but {types[name]} in {path}. Predict files of "
+                    "different types into different directories"
+                )
+        self.schema = pa.schema(types)
+        """Names and types of the columns."""
 
-    def read(self, groups: range) -> pa.Table:
-        """Return the columns of row groups of one file, one after the other, as they are stored.
+    def description(self) -> list[dict[str, str]]:
+        """Return the name and the type of each column."""
+        return [
+            {"name": name, "type": kind, "kind": "carried"}
+            for name, kind in zip(self.names, map(str, self.schema.types), strict=True)
+        ]
+
+    def read(self, unit: Unit) -> pa.Table:
+        """Return the columns of a unit as they are stored, [rows of the unit].
 
         Raises:
           DataError: they cannot be read.
         """
-        of_file, path = next(each for each in self._files if groups.start in each[0])
-        in_file = [group - of_file.start for group in groups]
         try:
-            with open_parquet(path) as file:
-                table = file.read_row_groups(in_file, columns=self.names, use_threads=False)
+            with open_parquet(unit.path) as file:
+                table = file.read_row_groups(list(unit.groups_in_file), columns=self.names, use_threads=False)
         except READ_ERRORS as error:
-            raise DataError(f"{path}: row groups {in_file[0]} to {in_file[-1]}: cannot read: {error}") from error
-        # The names of other columns can begin with one of these names and a dot; the metadata is that of the input.
+            groups = f"{unit.groups_in_file.start} to {unit.groups_in_file.stop - 1}"
+            raise DataError(f"{unit.path}: cannot read row groups {groups}: {error}") from error
+        # The names of other columns can begin with one of these names and a dot.
         return table.select(self.names).replace_schema_metadata(None)
 
-    def _fields_of(self, path: Path) -> list[pa.Field]:
-        try:
-            with open_parquet(path) as file:
-                schema = file.schema_arrow
-        except READ_ERRORS as error:
-            raise DataError(f"{path}: cannot read this file as Parquet: {error}") from error
-        for name in self.names:
-            if schema.get_field_index(name) < 0:
-                raise DataError(f"{path}: {no_column(name, schema.names, f', but {self._options[name]} names it')}")
-        return [schema.field(name) for name in self.names]
+
+def _missing_column(table: ParquetTable, name: str, option: str) -> DataError:
+    """Return the error about a column that not every file has exactly once."""
+    for path in table.paths:
+        with open_parquet(path) as file:
+            names = file.schema_arrow.names
+        if names.count(name) != 1:
+            return DataError(f"{path}: {no_column(name, names, f', but {option} names it')}")
+    raise AssertionError(f"all files have the column {name}")

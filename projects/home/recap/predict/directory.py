@@ -8,6 +8,8 @@ top_k/part-*.parquet       the best rows, with --top_k
 
 import contextlib
 import fcntl
+import itertools
+import json
 import os
 import shutil
 import socket
@@ -17,13 +19,15 @@ from typing import Any
 
 from common.errors import UserError
 from common.files.atomic_directory import target_of
-from common.files.durable import sync_directory
+from common.files.durable import replace_file
 from projects.home.recap.predict import manifest
 
 _PREDICTIONS, _TOP_K, _UNFINISHED = "predictions", "top_k", ".unfinished"
 
-# What a new disk has, and what a process killed while it wrote the manifest leaves.
-_NOT_CONTENT = ("lost+found", f".{manifest.NAME}.")
+_MODIFIED = "modified.json"
+
+# What a new disk has, and what a process leaves that is killed before it has written the manifest.
+_NOT_CONTENT = ("lost+found", f".{manifest.NAME}.", _UNFINISHED)
 
 
 class PredictionDirectory:
@@ -40,8 +44,13 @@ class PredictionDirectory:
         """Directory of what only a restart needs."""
         self._descriptor: int | None = None
 
-    def begin(self, sources: Mapping[str, Mapping[str, Any]]) -> bool:
+    def begin(self, sources: Mapping[str, Mapping[str, Any]], modified: Mapping[str, int]) -> bool:
         """Create the directory, or check that it holds predictions from the same sources. Called on rank 0.
+
+        Args:
+          sources: what predictions are made from: JSON values by section and key.
+          modified: time of the last modification of each file of the input. Two contents of a file can have the same
+            footer.
 
         Returns:
           True if the predictions in it are complete.
@@ -60,13 +69,19 @@ class PredictionDirectory:
             for path in self.path.glob(f".{manifest.NAME}.*"):
                 path.unlink(missing_ok=True)
             if found is not None and found["complete"]:
+                self._check_files(found["files"])
                 self._remove_unfinished()
                 return True
-            if found is None:
-                manifest.write_manifest(self.path, sources, {})
-            for directory in (self.predictions, self.unfinished):
+            for directory in (self.unfinished, self.predictions):
                 directory.mkdir(exist_ok=True)
-            sync_directory(self.path)
+            for path in itertools.chain(self.predictions.glob(".part-*"), self.unfinished.glob(".*")):
+                path.unlink(missing_ok=True)
+            times = self.unfinished / _MODIFIED
+            if found is None:
+                replace_file(times, json.dumps(modified))
+                manifest.write_manifest(self.path, sources, {})
+            else:
+                self._check_unmodified(json.loads(times.read_text()), modified)
         except OSError as error:
             raise self.not_writable(error) from error
         return False
@@ -102,10 +117,28 @@ class PredictionDirectory:
 
     def _check_empty(self) -> None:
         names = [path.name for path in self.path.iterdir() if not path.name.startswith(_NOT_CONTENT)]
+        if names == [_PREDICTIONS] and not any(self.predictions.iterdir()):
+            return
         if names:
             raise UserError(
                 f"--out {self.path} already exists, is not empty (it contains {min(names)!r}) and has no "
                 f"{manifest.NAME} of predictions; choose another directory"
+            )
+
+    def _check_files(self, number: int) -> None:
+        found = sum(1 for _ in self.predictions.glob("part-*.parquet"))
+        if found != number:
+            raise UserError(
+                f"--out {self.path}: {self.predictions} has {found:,} of the {number:,} files that were made. Remove "
+                "the directory to predict again, or choose another one"
+            )
+
+    def _check_unmodified(self, saved: Mapping[str, int], modified: Mapping[str, int]) -> None:
+        if names := [name for name, time in modified.items() if saved.get(name) != time]:
+            raise UserError(
+                f"--out {self.path} holds predictions that were begun with other inputs: {len(names)} file(s) were "
+                f"modified since, such as {names[0]}. Undo this to continue, choose another directory, or remove this "
+                "one"
             )
 
     def _lock(self) -> None:

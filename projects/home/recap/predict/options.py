@@ -20,6 +20,7 @@ class Options:
       top_k: number of rows of each group to select; None selects none.
       group_by: column of the input whose values are groups; None for one group of all rows.
       rank_by: task whose calibrated probability ranks rows; None for the score, or for the only task.
+      metrics: compute metrics if the input has labels.
     """
 
     checkpoint: Path
@@ -33,3 +34,4 @@ class Options:
     top_k: int | None = None
     group_by: str | None = None
     rank_by: str | None = None
+    metrics: bool = True

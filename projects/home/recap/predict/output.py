@@ -5,9 +5,9 @@ A file has a hidden name until its content is durable. Its bytes depend on its r
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -18,18 +18,28 @@ from projects.home.recap.predict.units import Unit
 _ROWS_PER_GROUP = 65_536
 
 
+class UnitResult(NamedTuple):
+    """The results of a unit.
+
+    Attributes:
+      unit: the unit.
+      table: the carried columns, then those of OutputColumns, [rows of the unit].
+      metrics: state of the metrics of the unit, numpy arrays (MultiTaskMetrics.state()); empty without labels.
+    """
+
+    unit: Unit
+    table: pa.Table
+    metrics: Mapping[str, Any]
+
+
 class UnitOutput(Protocol):
-    """Receives the predictions of units. Different ranks write different units."""
+    """Writes results of units. Different ranks write those of different units."""
 
     def is_finished(self, unit: Unit) -> bool:
         """Return whether the results of a unit are complete, so that it need not be predicted again."""
 
-    def write(self, unit: Unit, table: pa.Table) -> None:
-        """Write the results of a unit: the columns that PredictionColumns describes, [rows of the unit].
-
-        Raises:
-          OSError: they cannot be written.
-        """
+    def write(self, result: UnitResult) -> None:
+        """Write the results of a unit, so that they are complete or invisible. Raises OSError."""
 
 
 class UnitFiles:
@@ -51,14 +61,9 @@ class UnitFiles:
         """Return whether the file of a unit exists; see UnitOutput."""
         return self.path(unit).exists()
 
-    def write(self, unit: Unit, table: pa.Table) -> None:
+    def write(self, result: UnitResult) -> None:
         """Write the file of a unit; see UnitOutput."""
-        write_table(self.path(unit), table)
-
-    def remove_unfinished(self) -> None:
-        """Delete files that a killed process did not complete. No other process may be writing."""
-        for path in self.directory.glob(".part-*"):
-            path.unlink(missing_ok=True)
+        write_table(self.path(result.unit), result.table)
 
 
 @contextlib.contextmanager

@@ -5,11 +5,10 @@ number of ranks nor on the units before it.
 """
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from common.reader.parquet import ParquetTable, RowGroup
@@ -17,6 +16,8 @@ from common.reader.prefetch import Prefetcher
 from common.reader.row_group_prefetcher import RowGroupPrefetcher
 from core.autocast import Autocast
 from projects.home.recap.predict.columns import CarriedColumns, OutputColumns
+from projects.home.recap.predict.labels import LabelledInput
+from projects.home.recap.predict.output import UnitResult
 from projects.home.recap.predict.units import Unit
 from projects.home.recap.saved import SavedRanker
 
@@ -26,9 +27,17 @@ _BATCHES_AHEAD = 8
 
 
 class _Batch(NamedTuple):
-    """The inputs of the ranker for rows of a unit, counted from its first row."""
+    """Rows of a unit, counted from its first row.
+
+    Attributes:
+      inputs: arguments of the ranker.
+      labels: what LabelledInput.read() returns for these rows.
+      begin: the first row.
+      end: the row after the last one.
+    """
 
     inputs: dict[str, Any]
+    labels: dict[str, torch.Tensor]
     begin: int
     end: int
 
@@ -42,19 +51,19 @@ class UnitPredictor:
         table: ParquetTable,
         carried: CarriedColumns,
         outputs: OutputColumns,
+        labels: LabelledInput | None,
         *,
-        device: torch.device,
         autocast: Autocast,
         batch_size: int,
     ) -> None:
         """Prepare to predict; nothing is decoded yet.
 
         Args:
-          saved: the ranker, on `device`.
-          table: the input, from SavedRanker.open_table().
+          saved: the ranker, on any device.
+          table: the input, from SavedRanker.open_table(), with the columns and encoders of `labels`.
           carried: the columns to carry through.
           outputs: the columns that the ranker computes.
-          device: device to compute on.
+          labels: labels of the input; None without metrics.
           autocast: autocast of the forward passes.
           batch_size: rows of each forward pass.
         """
@@ -62,32 +71,42 @@ class UnitPredictor:
         self._table = table
         self._carried = carried
         self._outputs = outputs
-        self._device = device
+        self._labels = labels
+        self._device = next(saved.ranker.buffers()).device
         self._autocast = autocast
         self._batch_size = batch_size
 
-    def predict(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, pa.Table]]:
-        """Yield each unit with its predictions: the carried columns, then those of OutputColumns.
+    def predict(self, units: Sequence[Unit]) -> Iterator[UnitResult]:
+        """Yield the results of units, in order.
 
         Raises:
-          DataError: a row group cannot be read, or a feature has a value that is not allowed.
+          DataError: a row group cannot be read, or a feature or label has a value that is not allowed.
         """
         with contextlib.closing(Prefetcher(self._batches(units), _BATCHES_AHEAD)) as batches:
             for unit in units:
-                outputs = self._outputs.empty(unit.num_rows)
+                outputs = self._outputs.empty(unit.num_rows, self._device)
+                metrics = None if self._labels is None else self._labels.make_metrics(self._device)
                 end = 0
                 while end < unit.num_rows:
                     batch = next(batches)
                     end = batch.end
-                    for name, values in self._forward(batch.inputs).items():
-                        if name in outputs:
-                            outputs[name][batch.begin : end] = values[: end - batch.begin].cpu().numpy()
-                yield unit, self._outputs.append_to(self._carried.read(unit.groups), outputs)
+                    computed = self._forward(batch.inputs)
+                    num_rows = end - batch.begin
+                    for name, values in outputs.items():
+                        values[batch.begin : end] = computed[name][:num_rows]
+                    if metrics is not None and self._labels is not None:
+                        logits = self._labels.chosen(computed["calibrated_logits"][:num_rows])
+                        metrics.update({"calibrated_logits": logits, **self._on_device(batch.labels)})
+                table = self._outputs.append_to(self._carried.read(unit), outputs)
+                yield UnitResult(unit, table, {} if metrics is None else metrics.state())
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         with torch.inference_mode(), self._autocast():
-            outputs: dict[str, torch.Tensor] = self._saved.ranker(**_on_device(inputs, self._device))
+            outputs: dict[str, torch.Tensor] = self._saved.ranker(**self._on_device(inputs))
         return outputs
+
+    def _on_device(self, tensors: Any) -> Any:
+        return _mapped(tensors, lambda tensor: tensor.to(self._device, non_blocking=True))
 
     def _batches(self, units: Sequence[Unit]) -> Generator[_Batch, None, None]:
         """Yield the batches of all units, in order."""
@@ -104,10 +123,18 @@ class UnitPredictor:
                     decoded.want(upcoming[: last - first + 1 + _GROUPS_AHEAD])
                     start = begin - int(ends[first] - rows[groups[first]])
                     stored = [decoded[int(group)] for group in groups[first : last + 1]]
-                    piece = stored[0] if len(stored) == 1 else _joined(stored, start, end - begin)
-                    offset = start if len(stored) == 1 else 0
-                    inputs = self._saved.inputs(piece, offset, offset + end - begin, self._batch_size)
-                    yield _Batch(inputs, begin, end)
+                    if len(stored) > 1:
+                        stored, start = [_joined(stored, start, end - begin)], 0
+                    yield self._batch(stored[0], start, begin, end)
+
+    def _batch(self, stored: RowGroup, start: int, begin: int, end: int) -> _Batch:
+        """Return rows `begin` to `end` of a unit, which begin at row `start` of `stored`."""
+        stop = start + end - begin
+        inputs = self._saved.inputs(stored, start, stop, self._batch_size)
+        labels = {} if self._labels is None else self._labels.read(stored, start, stop)
+        if self._device.type == "cuda":
+            inputs, labels = (_mapped(each, lambda tensor: tensor.pin_memory()) for each in (inputs, labels))
+        return _Batch(inputs, labels, begin, end)
 
 
 def _joined(groups: Sequence[RowGroup], begin: int, num_rows: int) -> RowGroup:
@@ -119,7 +146,8 @@ def _joined(groups: Sequence[RowGroup], begin: int, num_rows: int) -> RowGroup:
     }
 
 
-def _on_device(value: Any, device: torch.device) -> Any:
+def _mapped(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return `value` with each tensor in it replaced by what `function` returns for it."""
     if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    return {key: _on_device(each, device) for key, each in value.items()} if isinstance(value, dict) else value
+        return function(value)
+    return {key: _mapped(each, function) for key, each in value.items()} if isinstance(value, dict) else value

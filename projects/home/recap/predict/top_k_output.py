@@ -4,8 +4,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
-
 from common.distributed.consensus import RankConsensus
 from common.errors import UserError
 from common.process.progress import Progress
@@ -13,7 +11,7 @@ from common.reader.parquet_file import read_footer
 from projects.home.recap.predict.columns import SCORE, CarriedColumns, calibrated_column
 from projects.home.recap.predict.directory import PredictionDirectory
 from projects.home.recap.predict.options import Options
-from projects.home.recap.predict.output import write_table
+from projects.home.recap.predict.output import UnitResult, write_table
 from projects.home.recap.predict.top_k import RANK, TopK, best_of_unit, check_group_by
 from projects.home.recap.predict.top_k_files import count_rows, merge_partition, num_partitions, write_best
 from projects.home.recap.predict.units import Unit
@@ -82,14 +80,15 @@ class TopKOutput:
         """Return whether the file of a unit exists; see UnitOutput."""
         return self._path(unit).exists()
 
-    def write(self, unit: Unit, table: pa.Table) -> None:
+    def write(self, result: UnitResult) -> None:
         """Write the file of a unit; see UnitOutput.
 
         Raises:
           DataError: a value of the column of groups is a number that is not a whole one, or does not fit int64.
         """
+        unit = result.unit
         location = f"{unit.path}: rows {unit.first_row} to {unit.first_row + unit.num_rows - 1} of the input"
-        write_best(self._path(unit), *best_of_unit(table, self._top_k, location))
+        write_best(self._path(unit), *best_of_unit(result.table, self._top_k, location))
 
     def merge(self, consensus: RankConsensus, rank: int, world_size: int) -> None:
         """Merge the files of all units, which must be complete. Continues if it was killed. Collective.

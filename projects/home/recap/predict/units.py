@@ -20,6 +20,7 @@ class Unit:
       groups: its row groups, counted over all files of the table, as ParquetTable.decode() does.
       first_row: number of rows of the input before its first row.
       num_rows: number of its rows, at least 1.
+      groups_in_file: its row groups, counted within the file.
     """
 
     index: int
@@ -27,6 +28,7 @@ class Unit:
     groups: range
     first_row: int
     num_rows: int
+    groups_in_file: range
 
 
 def split_into_units(table: ParquetTable, rows_per_unit: int) -> list[Unit]:
@@ -37,16 +39,21 @@ def split_into_units(table: ParquetTable, rows_per_unit: int) -> list[Unit]:
     """
     units: list[Unit] = []
     first_row = 0
-    for path, groups in zip(table.paths, table.groups_by_file, strict=True):
-        begin, num_rows = groups.start, 0
-        for group in groups:
+
+    def add(path: Path, of_file: range, groups: range, num_rows: int) -> None:
+        nonlocal first_row
+        in_file = range(groups.start - of_file.start, groups.stop - of_file.start)
+        units.append(Unit(len(units), path, groups, first_row, num_rows, in_file))
+        first_row += num_rows
+
+    for path, of_file in zip(table.paths, table.groups_by_file, strict=True):
+        begin, num_rows = of_file.start, 0
+        for group in of_file:
             rows = int(table.rows_per_group[group])
             if num_rows and num_rows + rows > rows_per_unit:
-                units.append(Unit(len(units), path, range(begin, group), first_row, num_rows))
-                first_row += num_rows
+                add(path, of_file, range(begin, group), num_rows)
                 begin, num_rows = group, 0
             num_rows += rows
         if num_rows:
-            units.append(Unit(len(units), path, range(begin, groups.stop), first_row, num_rows))
-            first_row += num_rows
+            add(path, of_file, range(begin, of_file.stop), num_rows)
     return units

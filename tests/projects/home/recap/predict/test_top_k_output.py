@@ -12,6 +12,7 @@ from common.reader.parquet import ParquetTable
 from projects.home.recap.predict.columns import CarriedColumns, OutputColumns, calibrated_column
 from projects.home.recap.predict.directory import PredictionDirectory
 from projects.home.recap.predict.options import Options
+from projects.home.recap.predict.output import UnitResult
 from projects.home.recap.predict.top_k import TopK
 from projects.home.recap.predict.top_k_output import TopKOutput, check_top_k, chosen_top_k
 from projects.home.recap.predict.units import Unit
@@ -64,12 +65,12 @@ def test_columns_that_do_not_suit_top_k_are_errors(tmp_path):
 
 def test_a_restart_of_the_merge_keeps_complete_files_and_removes_incomplete_ones(tmp_path):
     directory = PredictionDirectory(tmp_path / "out")
-    directory.begin({})
-    units = [Unit(index, Path("input.parquet"), range(0), 2 * index, 2) for index in range(2)]
+    directory.begin({}, {})
+    units = [Unit(index, Path("input.parquet"), range(0), 2 * index, 2, range(0)) for index in range(2)]
     output = TopKOutput(directory, TopK(1, "score", "user"), units)
     for unit, scores in zip(units, ([0.5, 0.25], [0.75, 0.125]), strict=True):
         assert not output.is_finished(unit)
-        output.write(unit, pa.table({"user": ["a", "b"], "score": scores}))
+        output.write(UnitResult(unit, pa.table({"user": ["a", "b"], "score": scores}), {}))
         assert output.is_finished(unit)
     for _ in range(2):
         output.merge(RankConsensus(0, 1, None), 0, 1)

@@ -1,0 +1,110 @@
+"""Opens what predictions are made from: the ranker, the input, its labels, and the columns to carry through."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from common.distributed.world import World
+from common.reader.files import Files, matching_files, unique_files
+from common.reader.parquet import ParquetTable
+from core.autocast import Autocast, configured_autocast
+from core.checkpoints.chosen import choose_checkpoint
+from projects.home.recap.predict.columns import CarriedColumns, OutputColumns
+from projects.home.recap.predict.labels import LabelledInput, find_labels
+from projects.home.recap.predict.options import Options
+from projects.home.recap.predict.predictor import UnitPredictor
+from projects.home.recap.predict.top_k import TopK
+from projects.home.recap.predict.top_k_output import check_top_k, chosen_top_k
+from projects.home.recap.predict.units import Unit, split_into_units
+from projects.home.recap.saved import SavedRanker, load_saved_ranker
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What predictions are made from, the same on all ranks.
+
+    Attributes:
+      saved: the ranker, on the CPU.
+      table: the input.
+      units: the units of work.
+      carried: the columns to carry through.
+      outputs: the columns that the ranker computes.
+      labels: the labels of the input; None if it has none, or without metrics.
+      top_k: the best rows to select; None to select none.
+    """
+
+    saved: SavedRanker
+    table: ParquetTable
+    units: Sequence[Unit]
+    carried: CarriedColumns
+    outputs: OutputColumns
+    labels: LabelledInput | None
+    top_k: TopK | None
+
+    def sources(self, options: Options, world: World) -> dict[str, dict[str, Any]]:
+        """Return JSON values that results depend on, by section and key."""
+        saved, runtime = self.saved, self.saved.config.runtime
+        precision = runtime.amp_dtype if runtime.enable_amp and not options.float32 else "float32"
+        return {
+            "checkpoint": {"path": str(saved.checkpoint), "step": saved.step, "digest": saved.digest},
+            "inputs": dict(self.table.files),
+            "options": {
+                "columns": list(options.columns),
+                "batch_size": options.batch_size,
+                "rows_per_file": options.rows_per_file,
+                "precision": precision,
+                "tensorfloat32": runtime.enable_tensorfloat32 and not options.float32,
+                "metrics": self.labels is not None,
+                "device": world.device.type,
+                "top_k": None if self.top_k is None else dataclasses.asdict(self.top_k),
+            },
+        }
+
+    def predictor(self, options: Options, device: torch.device) -> UnitPredictor:
+        """Move the ranker to a device, and return the predictor of units."""
+        self.saved.ranker.to(device)
+        runtime = self.saved.config.runtime
+        autocast = Autocast(device, None) if options.float32 else configured_autocast(runtime, device)
+        return UnitPredictor(
+            self.saved,
+            self.table,
+            self.carried,
+            self.outputs,
+            self.labels,
+            autocast=autocast,
+            batch_size=options.batch_size,
+        )
+
+
+def open_job(options: Options) -> Job:
+    """Load the ranker and open the input.
+
+    Raises:
+      UserError: one of them cannot be used.
+    """
+    saved = load_saved_ranker(choose_checkpoint(options.checkpoint, best=options.best))
+    files = find_inputs(options.inputs)
+    table = saved.open_table(files)
+    labels = find_labels(saved, table.common_names, table.num_rows) if options.metrics else None
+    if labels is not None:
+        table = saved.open_table(files, labels.columns, labels.encoders)
+    has_score = saved.ranker.score is not None
+    outputs = OutputColumns(saved.ranker.tasks, has_score=has_score)
+    carried = CarriedColumns(table, options.columns, outputs, options.group_by)
+    top_k = chosen_top_k(options, saved.ranker.tasks, has_score=has_score)
+    if top_k is not None:
+        check_top_k(top_k, carried)
+    return Job(saved, table, split_into_units(table, options.rows_per_file), carried, outputs, labels, top_k)
+
+
+def find_inputs(inputs: Sequence[str]) -> Files:
+    """Find the files of all inputs, each once, in the order of the inputs; those of one input are sorted by path.
+
+    Raises:
+      DataError: an input has no files.
+    """
+    found = [matching_files(each) for each in inputs]
+    description = ", ".join(inputs)
+    return Files(tuple(unique_files([path for files in found for path in files.paths], description)), description)

@@ -54,7 +54,7 @@ class CheckpointRanker:
         """
         table = to_table(columns)
         features = self._features(table)
-        outputs = self._outputs.empty(table.num_rows)
+        outputs = self._outputs.empty(table.num_rows, self._device)
         for begin in range(0, table.num_rows, _ROWS_ENCODED):
             part = features.slice(begin, _ROWS_ENCODED)
             group = self._encoded(part, f"rows {begin} to {begin + part.num_rows - 1}")
@@ -62,7 +62,7 @@ class CheckpointRanker:
                 last = min(first + _MAX_BATCH, part.num_rows)
                 for name, values in self._forward(group, first, last).items():
                     if name in outputs:
-                        outputs[name][begin + first : begin + last] = values[: last - first].cpu().numpy()
+                        outputs[name][begin + first : begin + last] = values[: last - first]
         return with_index(self._outputs.append_to(table.select([]), outputs), table)
 
     def _features(self, table: pa.Table) -> pa.Table:

@@ -23,7 +23,7 @@ from projects.home.recap.saved import SavedRanker, load_saved_ranker
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What predictions are made from, the same on all ranks.
+    """Holds what predictions are made from, the same on all ranks.
 
     Attributes:
       saved: the ranker, on the CPU.

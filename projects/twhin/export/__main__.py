@@ -23,7 +23,8 @@ def main() -> int:
     """
     setup_logging(rank=0)
     parser = ArgumentParser(
-        prog="python -m projects.twhin.export", description="Exports the embeddings of a run to Parquet files."
+        prog="python -m projects.twhin.export",
+        description="Exports the embeddings of a run to Parquet and safetensors files.",
     )
     parser.add_argument(
         "--checkpoint",

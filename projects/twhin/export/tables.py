@@ -6,7 +6,7 @@ Holds one table in memory.
 
 import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from tabulate import tabulate
 from common.checkpointing.reader import CheckpointReader
 from common.files.atomic_directory import atomic_directory
 from common.files.embedding_files import write_embeddings
+from common.process.optional_packages import require_packages
 from common.reader.parquet_file import create_parquet
 from projects.twhin.model.config import TwhinModelConfig
 from projects.twhin.model.pretrained import read_table_vocabulary
@@ -44,7 +45,7 @@ class ExportedTable(NamedTuple):
 
 
 def export(checkpoint: Path, out: Path) -> list[ExportedTable]:
-    """Write <table>.parquet for each table, and relations/operators.parquet.
+    """Write <table>.parquet and <table>.safetensors for each table, and relations/operators.parquet.
 
     Args:
       checkpoint: directory of the checkpoint, .../checkpoints/<step>.
@@ -52,8 +53,9 @@ def export(checkpoint: Path, out: Path) -> list[ExportedTable]:
 
     Raises:
       UserError: the checkpoint is missing, damaged or not from TwHIN, a vocabulary cannot be read or does not fit its
-        table, or `out` cannot be written.
+        table, safetensors is not installed, or `out` cannot be written.
     """
+    require_packages("an export", ["safetensors"])
     with CheckpointReader(checkpoint) as source, atomic_directory(out) as partial:
         return _export(source, partial)
 
@@ -70,10 +72,18 @@ def _export(checkpoint: CheckpointReader, out: Path) -> list[ExportedTable]:
         values = read_table(checkpoint, name, sizes[name])
         num_rows = len(values) if entities is None else len(entities)
         write_embeddings(out / f"{name}.parquet", entities, values[:num_rows])
+        _write_tensor(out / f"{name}.safetensors", values[:num_rows])
         exported.append(ExportedTable(name, num_rows, len(values) - num_rows, values.shape[1], table.vocab))
         del values  # free the memory before reading the next table
     _write_operators(out, config, read_operators(checkpoint))
     return exported
+
+
+def _write_tensor(path: Path, values: NDArray[Any]) -> None:
+    """Write the tensor `embedding` [rows, dim], float32. Its row i is the row of <table>.parquet with index i."""
+    from safetensors.numpy import save_file
+
+    save_file({"embedding": np.ascontiguousarray(values, np.float32)}, path)
 
 
 def _write_operators(
@@ -125,5 +135,6 @@ def report(checkpoint: Path, out: Path, exported: list[ExportedTable]) -> str:
         for table in exported
         if table.num_skipped
     ]
+    lines.append(f"the same embeddings as tensors: {out / '<table>.safetensors'}")
     lines.append(f"relation operators: {out / 'relations' / 'operators.parquet'}")
     return "\n".join(lines) + "\n"

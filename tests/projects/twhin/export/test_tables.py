@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,31 @@ def test_exported_rows_equal_the_tables(run, tmp_path):
     assert np.array_equal(np.array(tweet["embedding"], np.float32), rows["tweet"])
     summary = [(table.name, table.num_rows, table.num_skipped, table.dim) for table in exported]
     assert summary == [("user", 9, 2, 6), ("tweet", 7, 0, 6)]
+
+
+def read_tensor(path: Path) -> np.ndarray[Any, Any]:
+    """Return the only tensor of a safetensors file: the length of a JSON header, the header, and the values."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    ((name, entry),) = json.loads(content[8 : 8 + length]).items()
+    assert (name, entry["dtype"]) == ("embedding", "F32")
+    begin, end = entry["data_offsets"]
+    return np.frombuffer(content[8 + length :][begin:end], "<f4").reshape(entry["shape"])
+
+
+def test_tensors_equal_the_parquet_files_row_by_row(run, tmp_path):
+    save_dir, _ = run
+    export(save_dir / "checkpoints" / "5", tmp_path / "out")
+    for table in ("user", "tweet"):
+        embeddings = np.array(read(tmp_path / "out" / f"{table}.parquet")["embedding"], np.float32)
+        assert np.array_equal(read_tensor(tmp_path / "out" / f"{table}.safetensors"), embeddings)
+
+
+def test_missing_safetensors_is_one_message_before_any_work(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(UserError, match=r"safetensors.*pip install -r requirements-serving.txt"):
+        export(run[0] / "checkpoints" / "5", tmp_path / "parent" / "out")
+    assert not (tmp_path / "parent").exists()
 
 
 def test_checkpoints_can_be_on_another_disk(run, tmp_path):
@@ -160,7 +186,8 @@ def test_program_reports_the_checkpoint_and_the_files(run, tmp_path, monkeypatch
     assert lines[3].split()[:3] == ["user", "9", "6"]
     assert lines[4].split() == ["tweet", "7", "6", "row", "indices", f"{tmp_path}/out/tweet.parquet"]
     assert lines[5].startswith("user: skipped 2 rows beyond the vocabulary")
-    assert lines[6].endswith(f"{tmp_path}/out/relations/operators.parquet")
+    assert lines[6].endswith(f"{tmp_path}/out/<table>.safetensors")
+    assert lines[7].endswith(f"{tmp_path}/out/relations/operators.parquet")
 
     command = [sys.executable, "-m", "projects.twhin.export", *arguments]
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)

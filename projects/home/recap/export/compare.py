@@ -17,7 +17,7 @@ _LOGITS = {"logits", "calibrated_logits"}
 
 
 @dataclasses.dataclass(frozen=True)
-class TestRows:
+class ComparedRows:
     """Rows on which models are compared.
 
     Attributes:
@@ -47,7 +47,7 @@ class ExpectedBatch(NamedTuple):
 class Comparison:
     """Compares models with the outputs of one ranker."""
 
-    def __init__(self, ranker: Scorer, rows: TestRows, tasks: Sequence[str], weights: torch.Tensor | None) -> None:
+    def __init__(self, ranker: Scorer, rows: ComparedRows, tasks: Sequence[str], weights: torch.Tensor | None) -> None:
         """Compute the outputs of the ranker.
 
         Args:

@@ -62,14 +62,14 @@ def export(checkpoint: Path, out: Path, *, compiles: bool = True) -> Exported:
     with atomic_directory(out) as partial:
         logger.info("loading %s", checkpoint)
         saved = load_saved_ranker(checkpoint)
-        comparison, skipped = _export(saved, partial, compiles)
+        comparison, skipped = write_export(saved, partial, compiles)
         files = {
             str(path.relative_to(partial)): path.stat().st_size for path in sorted(partial.rglob("*")) if path.is_file()
         }
     return Exported(out, checkpoint, files, comparison, skipped)
 
 
-def _export(saved: SavedRanker, out: Path, compiles: bool) -> tuple[dict[str, Any], str | None]:
+def write_export(saved: SavedRanker, out: Path, compiles: bool) -> tuple[dict[str, Any], str | None]:
     """Write all files, and return the entry of signature.json about the comparison, and why a package is missing."""
     ranker = FlatRanker(saved.ranker).eval()
     inputs = ranker_inputs(saved)

@@ -162,9 +162,13 @@ def find_target(compiler: str) -> Target:
 
 
 def write_aotinductor(program: torch.export.ExportedProgram, path: Path, target: Target) -> Scorer:
-    """Compile an AOTInductor package, and return the model that was loaded from it."""
+    """Compile an AOTInductor package, and return the model that was loaded from it.
+
+    Raises:
+      UserError: the compiler fails.
+    """
     from torch._inductor import aoti_compile_and_package, aoti_load_package
-    from torch._inductor.exc import CppCompileError
+    from torch._inductor.exc import CppCompileError, InductorError
     from torch._inductor.utils import fresh_cache
 
     # Otherwise the number of threads of this process would be compiled in.
@@ -172,10 +176,12 @@ def write_aotinductor(program: torch.export.ExportedProgram, path: Path, target:
     try:
         with _quiet(), fresh_cache():  # the cache would keep a copy of the weights
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
-    except CppCompileError as error:
+    except InductorError as error:
+        if not isinstance(error.inner_exception, CppCompileError):
+            raise
         raise UserError(
-            f"{target.compiler} cannot compile the package of AOTInductor: {error}\nSet the environment variable "
-            "CXX to another compiler, or use --skip_aotinductor"
+            f"{target.compiler} cannot compile the package of AOTInductor. Set the environment variable CXX to another "
+            f"compiler, or use --skip_aotinductor. {error.inner_exception}"
         ) from error
     with _quiet():
         scorer: Scorer = aoti_load_package(str(path))

@@ -11,7 +11,7 @@ from common.features.config import MISSING_ROW, UNKNOWN_ROW
 from common.features.layout import NO_ROW, FeatureLayout, Lookup
 from common.reader.files import DataError
 from projects.home.recap.data.inputs import find_files
-from projects.home.recap.export.compare import TestRows
+from projects.home.recap.export.compare import ComparedRows
 from projects.home.recap.export.flat_ranker import RankerInput, flatten
 from projects.home.recap.model.small_embeddings import smallest_table_sizes
 from projects.home.recap.saved import SavedRanker
@@ -23,10 +23,12 @@ _MAX_GENERATED_ID = 2
 
 _HUGE = 1e30
 
-_NUMBERS = {
+_MISSING = {
     "every number is NaN": math.nan,
     "every number is infinite": math.inf,
     "every number is minus infinity": -math.inf,
+}
+_EXTREME = {
     "every number is 1e30": _HUGE,
     "every number is -1e30": -_HUGE,
     "every number is the largest one of float32": torch.finfo(torch.float32).max,
@@ -41,7 +43,7 @@ class DataRows(NamedTuple):
     source: str
 
 
-def choose_rows(saved: SavedRanker, inputs: Sequence[RankerInput]) -> tuple[TestRows, str]:
+def choose_rows(saved: SavedRanker, inputs: Sequence[RankerInput]) -> tuple[ComparedRows, str]:
     """Return edge cases and rows of data, and where the data is from."""
     data = _data_rows(saved, inputs)
     base = {name: values[:1] for name, values in data.inputs.items()}
@@ -49,7 +51,7 @@ def choose_rows(saved: SavedRanker, inputs: Sequence[RankerInput]) -> tuple[Test
     num_rows = len(next(iter(data.inputs.values())))
     rows = {name: torch.cat([*(edge[name] for edge in edges.values()), values]) for name, values in data.inputs.items()}
     names = [*edges, *(f"row {row} of {data.source}" for row in range(num_rows))]
-    return TestRows(rows, names, num_alone=len(edges) + 1), data.source
+    return ComparedRows(rows, names, num_alone=len(edges) + 1), data.source
 
 
 def _data_rows(saved: SavedRanker, inputs: Sequence[RankerInput]) -> DataRows:
@@ -82,14 +84,16 @@ def _edge_rows(saved: SavedRanker, base: dict[str, torch.Tensor]) -> Iterator[tu
     """Yield the name and the inputs of each edge case, [1, width]. They differ from `base` as their names say."""
     yield "zeros", {name: torch.zeros_like(values) for name, values in base.items()}
     numbers = {name: values for name, values in base.items() if values.dtype == torch.float32}
-    for what, number in _NUMBERS.items():
+    for what, number in _MISSING.items():
         yield what, base | {name: torch.full_like(values, number) for name, values in numbers.items()}
-    alternating = {
-        name: _HUGE * (1 - 2 * (torch.arange(values.shape[1]) % 2.0))[None] for name, values in numbers.items()
-    }
-    yield "numbers alternate between 1e30 and -1e30", base | alternating
+    numbers.pop("binary", None)  # 0 or 1, or missing
+    for what, number in _EXTREME.items():
+        yield what, base | {name: torch.full_like(values, number) for name, values in numbers.items()}
+    signs = {name: 1 - 2 * (torch.arange(values.shape[1]) % 2.0)[None] for name, values in numbers.items()}
+    yield "numbers alternate between 1e30 and -1e30", base | {name: _HUGE * each for name, each in signs.items()}
     for name, values in numbers.items():
-        yield f"one number of {name} is 1e30", base | {name: torch.cat([values[:, :-1], values[:, :1] * 0 + _HUGE], 1)}
+        one = torch.cat([torch.full_like(values[:, :1], _HUGE), values[:, 1:]], dim=1)
+        yield f"the first number of {name} is 1e30", base | {name: one}
     if "ids" in base and saved.encoder is not None:
         for what, ids in _edge_ids(saved.encoder.layout, base["ids"]):
             yield what, base | {"ids": ids}

@@ -10,10 +10,14 @@ from common.modules.layer_norm import LayerNorm
 from projects.home.recap.model.config import FeaturizationConfig
 from projects.home.recap.model.log_statistics import LogStatistics, read_log_statistics
 
-# Largest magnitude of an input whose logarithm is not taken. A layer norm sums squares of differences; for up to 2^24
-# numbers, the largest size of a layer, the sum is at most 2^24 * (2 * 2^50)^2 = 2^126, which float32 can hold. With a
-# power of two, the mean of equal numbers is exact, so that they become zeros in every implementation of the norm.
-LARGEST = 2.0**50
+# Largest magnitude of a number of an embedding. The layer norm of an embedding sums squares of differences; for up to
+# 2^24 numbers, the largest length, the sum is at most 2^24 * (2 * 2^50)^2 = 2^126, which float32 can hold. With a power
+# of two, the mean of equal numbers is exact, so that they become zeros in every implementation of the norm.
+LARGEST_IN_EMBEDDING = 2.0**50
+
+# Largest magnitude of a binary feature, which should be 0 or 1. A backbone may multiply it by another one, and square
+# the sum of the products.
+_LARGEST_BINARY = 2.0**20
 
 
 def finite(features: torch.Tensor) -> torch.Tensor:
@@ -21,9 +25,9 @@ def finite(features: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(features, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def bounded(features: torch.Tensor) -> torch.Tensor:
-    """Replace NaN and infinities with 0, and clamp other numbers to +-LARGEST, so that a layer norm is finite."""
-    return finite(features).clamp(-LARGEST, LARGEST)
+def bounded(features: torch.Tensor, largest: float) -> torch.Tensor:
+    """Replace NaN and infinities with 0, and clamp other numbers to +-largest."""
+    return finite(features).clamp(-largest, largest)
 
 
 def log1p_abs(features: torch.Tensor) -> torch.Tensor:
@@ -115,5 +119,5 @@ class Featurization(nn.Module):
         if self._clip_after is not None:
             features = features.clamp(-self._clip_after, self._clip_after)
         if self._concat_binary:
-            features = torch.cat([features, bounded(binary)], dim=1)
+            features = torch.cat([features, bounded(binary, _LARGEST_BINARY)], dim=1)
         return features if self.layer_norm is None else self.layer_norm(features)

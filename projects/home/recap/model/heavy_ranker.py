@@ -14,7 +14,7 @@ from projects.home.recap.model.architectures import build_architecture, build_to
 from projects.home.recap.model.bucketed_numbers import BucketedNumbers
 from projects.home.recap.model.config import ModelConfig
 from projects.home.recap.model.feature_tables import FeatureTables
-from projects.home.recap.model.features import Featurization, bounded
+from projects.home.recap.model.features import LARGEST_IN_EMBEDDING, Featurization, bounded
 from projects.home.recap.model.position_debias import PositionDebias, without_position
 from projects.home.recap.model.score import WeightedScore, configured_score_weights
 from projects.home.recap.model.small_embeddings import SmallEmbeddings
@@ -144,7 +144,8 @@ class HeavyRanker(nn.Module):
         for name in self._embeddings:
             vector = vectors[name]
             assert vector is not None, f"{name} is required: the model was built with it"
-            parts.append(self.embedding_norms[module_key(name)](bounded(vector.float())))
+            vector = bounded(vector.float(), LARGEST_IN_EMBEDDING)
+            parts.append(self.embedding_norms[module_key(name)](vector))
         if self.small_embeddings is not None:
             assert discrete is not None, "discrete is required: the model was built with small embeddings"
             parts.append(self.small_embeddings(discrete.long()))

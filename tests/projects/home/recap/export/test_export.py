@@ -7,14 +7,19 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import pyarrow.parquet as pq
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
+from common.errors import UserError
 from common.reader.files import matching_files
 from core.checkpoints.chosen import choose_checkpoint
-from projects.home.recap.export.export import export
+from projects.home.recap.export.export import export, report
+from projects.home.recap.export.flat_ranker import flatten, ranker_inputs
 from projects.home.recap.main import main
 from projects.home.recap.saved import load_saved_ranker
+from tests.support.comparison import logged
 from tests.support.export import forget_precision
 from tests.support.feature_table import COUNTRIES, LABEL, config, write_config, write_data
 
@@ -26,6 +31,7 @@ class Run:
         self.data = write_data(directory / "data")
         values = config(self.data, directory / "run")
         values["training"]["ema_decay"] = 0.5
+        values["metrics"] = {"exact": True}
         values["model"]["score_weights"] = {LABEL: 3.0}
         arguments = ["main", "--config", str(write_config(directory / "config.yaml", values))]
         with pytest.MonkeyPatch.context() as patch:
@@ -33,6 +39,7 @@ class Run:
             assert main() == 0
         forget_precision()
         self.checkpoint = choose_checkpoint(directory / "run", best=False)
+        self.save_dir = directory / "run"
         self.exported = export(self.checkpoint, directory / "export", compiles=False)
 
     @property
@@ -84,3 +91,75 @@ def test_signature_describes_inputs_outputs_features_and_source(run: Run) -> Non
     vocabulary = found["features"]["country"]["vocabulary"]
     assert json.loads((run.exported.out / vocabulary).read_text()) == COUNTRIES
     assert found["vocabularies"][vocabulary]["num_values"] == len(COUNTRIES)
+
+
+def test_the_averages_of_the_weights_are_exported(run: Run) -> None:
+    """The evaluation of the run uses the averages."""
+    saved = load_saved_ranker(run.checkpoint)
+    validation = run.data / "validation.parquet"
+    table = saved.open_table(matching_files(str(validation)))
+    program = torch.export.load(run.exported.out / "model.pt2").module()
+    found = []
+    for index, rows in enumerate(table.rows_per_group):
+        tensors = flatten(saved.inputs(table.decode(index), 0, rows, rows), ranker_inputs(saved))
+        found += program(tensors)["calibrated_probabilities"][:, 0].tolist()
+    metrics = logged(run.save_dir)[-1][3]
+    expected = metrics[f"{LABEL}/auroc"]
+    assert roc_auc_score(pq.read_table(validation)[LABEL], found) == pytest.approx(expected, rel=1e-9)
+
+
+class _OtherInExports(torch.nn.Module):
+    """A tower that computes another logit when it is exported."""
+
+    def __init__(self, tower: torch.nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.tower(inputs)
+        return logits + 1e-3 if torch.compiler.is_exporting() else logits
+
+
+def test_a_model_that_differs_from_the_ranker_is_refused_and_nothing_is_left(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = load_saved_ranker(run.checkpoint)
+    saved.ranker.towers[LABEL] = _OtherInExports(saved.ranker.towers[LABEL])
+    monkeypatch.setattr("projects.home.recap.export.export.load_saved_ranker", lambda _: saved)
+    with pytest.raises(UserError, match=f"^model.pt2: logits of the task {LABEL} is .* the ranker computes"):
+        export(run.checkpoint, tmp_path / "new" / "out", compiles=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_compiler_the_package_is_skipped(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    forget_precision()
+    exported = export(run.checkpoint, tmp_path / "out")
+    assert (tmp_path / "out" / "model.onnx").exists()
+    assert not (tmp_path / "out" / "model-aotinductor.pt2").exists()
+    assert "because there is no C++ compiler no-such-compiler (the environment variable CXX" in report(exported)
+
+
+def test_an_existing_directory_stays_as_it_is(run: Run) -> None:
+    with pytest.raises(UserError, match="already exists and is not empty"):
+        export(run.checkpoint, run.exported.out, compiles=False)
+    assert (run.exported.out / "signature.json").exists()
+
+
+def test_a_missing_package_is_reported_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(
+        UserError, match=r"needs onnxscript, .*pip install -r requirements-serving.txt -c constraints.txt"
+    ):
+        export(tmp_path / "no checkpoint", tmp_path / "out")
+
+
+def test_a_model_above_the_limit_of_one_file_has_its_weights_in_a_second_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projects.home.recap.export.formats._MAX_BYTES_IN_ONE_FILE", 1000)
+    forget_precision()
+    exported = export(run.checkpoint, tmp_path / "out", compiles=False)
+    assert {"model.onnx", "model.onnx.data"} < exported.files.keys()
+    onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    assert exported.files["model.onnx"] < run.exported.files["model.onnx"]

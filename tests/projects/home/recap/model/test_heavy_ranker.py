@@ -140,6 +140,27 @@ def test_each_embedding_is_layer_normed() -> None:
     torch.testing.assert_close(ranker(*scaled)["logits"], ranker(*inputs())["logits"], rtol=1e-3, atol=1e-3)
 
 
+def test_huge_numbers_of_embeddings_are_normalized() -> None:
+    """Numbers above 2^50 count as 2^50, whose squares float32 can hold."""
+    ranker = build()
+    features = inputs(3)
+    huge = torch.tensor([[1e30, -1e30, 3e38, 5.0], [7.0, 1e30, 0.0, -3.0], [1e30] * 4])
+    expected = torch.nn.functional.layer_norm(huge.double().clamp(-(2.0**50), 2.0**50), (4,)).float()
+    seen: list[torch.Tensor] = []
+    norm = ranker.embedding_norms["user_embedding"]
+    norm.register_forward_hook(lambda _, __, output: seen.append(output))
+    outputs = ranker(*features[:2], huge, *features[3:])
+    torch.testing.assert_close(seen[0], expected)
+    assert torch.equal(seen[0][2], torch.zeros(4))
+    assert all(values.isfinite().all() for values in outputs.values())
+
+
+def test_huge_binary_features_give_finite_outputs() -> None:
+    features = list(inputs(3))
+    features[1] = torch.tensor([[1e30, -1e30, 3e38], [1.0, 1e30, 0.0], [1e30, 1e30, 1e30]])
+    assert all(values.isfinite().all() for values in build()(*features).values())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.bool])
 def test_narrow_features_give_bit_equal_outputs(dtype: torch.dtype) -> None:
     """Uses values that the narrow type represents exactly."""

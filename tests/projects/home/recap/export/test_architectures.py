@@ -118,7 +118,7 @@ def check(saved: SavedRanker, out: Path) -> dict[str, Any]:
         values = session.run(None, {name: tensor.numpy() for name, tensor in tensors.items()})
         for (name, other), value in zip(expected.items(), values, strict=True):
             np.testing.assert_allclose(value, other.numpy(), rtol=1e-5, atol=1e-5, err_msg=name)
-            torch.testing.assert_close(program(tensors)[name], other)
+            torch.testing.assert_close(program(tensors)[name], other, rtol=1e-5, atol=1e-5)
     return compared
 
 

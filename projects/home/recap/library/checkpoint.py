@@ -8,9 +8,8 @@ import torch
 from common.errors import UserError
 from common.reader.column import checked_values, stored_dtype
 from common.reader.parquet import RowGroup
-from common.reader.parquet_file import no_column
 from core.autocast import configured_autocast
-from projects.home.recap.library.columns import to_table, with_index
+from projects.home.recap.library.columns import select, to_table, with_index
 from projects.home.recap.predict.columns import OutputColumns
 from projects.home.recap.saved import SavedRanker
 
@@ -67,10 +66,7 @@ class CheckpointRanker:
 
     def _features(self, table: pa.Table) -> pa.Table:
         """Return the columns with the features, after checking their types."""
-        for name in self.columns:
-            if table.schema.get_field_index(name) < 0:
-                raise UserError(no_column(name, table.column_names, ", but the ranker needs it"))
-        features = table.select(self.columns)
+        features = select(table, self.columns)
         if table.num_rows == 0:  # empty lists have no type
             return features
         for column in self._columns.values():

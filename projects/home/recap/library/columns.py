@@ -1,7 +1,7 @@
 """Converts the columns that a caller has to an Arrow table, and keeps the index of a DataFrame."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.errors import UserError
+from common.reader.parquet_file import no_column
 from common.reader.vectors import is_list
 
 _PANDAS = b"pandas"
@@ -36,6 +37,18 @@ def to_table(columns: Any) -> pa.Table:
             "or an Arrow table"
         ) from error
     return _with_nan_in_lists(table)
+
+
+def select(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Return the columns of these names.
+
+    Raises:
+      UserError: a column is missing, or there are several of its name.
+    """
+    for name in names:
+        if table.schema.get_field_index(name) < 0:
+            raise UserError(no_column(name, table.column_names, ", but the ranker needs it"))
+    return table.select(names)
 
 
 def with_index(predictions: pa.Table, columns: pa.Table) -> pa.Table:

@@ -10,6 +10,7 @@ from common.errors import UserError
 from common.process.paths import user_path
 from core.checkpoints.chosen import choose_checkpoint
 from projects.home.recap.library.checkpoint import CheckpointRanker
+from projects.home.recap.library.exported import ExportRanker, is_export
 from projects.home.recap.saved import load_saved_ranker
 
 
@@ -26,9 +27,14 @@ class Ranker(Protocol):
 
 def load(path: str | os.PathLike[str], *, best: bool, device: str) -> Ranker:
     """Open a checkpoint or an export; see projects.home.recap.load_ranker()."""
-    chosen = choose_checkpoint(user_path(os.fspath(path)), best=best)
-    on = _device(device)
-    return CheckpointRanker(load_saved_ranker(chosen, on), on)
+    chosen, on = user_path(os.fspath(path)), _device(device)
+    if not is_export(chosen):
+        return CheckpointRanker(load_saved_ranker(choose_checkpoint(chosen, best=best), on), on)
+    if best:
+        raise UserError(f"best=True: {chosen} is an export of one checkpoint. Give the save_dir of a run")
+    if on.type != "cpu":
+        raise UserError(f"device {device!r}: {chosen} is an export, which runs on the CPU here. Give a checkpoint")
+    return ExportRanker(chosen)
 
 
 def _device(name: str) -> torch.device:

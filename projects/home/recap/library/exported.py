@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from common.errors import UserError
 from common.reader.vectors import with_lists
@@ -58,7 +59,7 @@ class ExportRanker:
         """
         table = to_table(columns)
         features = with_lists(select(table, self.columns))
-        outputs = self._outputs.empty(table.num_rows)
+        outputs = self._outputs.empty(table.num_rows, torch.device("cpu"))
         for begin in range(0, table.num_rows, _MAX_BATCH):
             part = features.slice(begin, _MAX_BATCH)
             end = begin + part.num_rows
@@ -67,7 +68,7 @@ class ExportRanker:
             except ValueError as error:
                 raise UserError(f"rows {begin} to {end - 1}: {error}") from error
             for name in outputs:
-                outputs[name][begin:end] = predicted[name]
+                outputs[name][begin:end] = torch.from_numpy(predicted[name])
         return with_index(self._outputs.append_to(table.select([]), outputs), table)
 
 

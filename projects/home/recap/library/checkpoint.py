@@ -92,14 +92,13 @@ class CheckpointRanker:
     def _forward(self, group: RowGroup, begin: int, end: int) -> dict[str, torch.Tensor]:
         batch_size = -(-(end - begin) // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
         inputs = self._saved.inputs(group, begin, end, batch_size)
-        on_device = {
-            name: {key: each.to(self._device) for key, each in value.items()}
-            if isinstance(value, dict)
-            else None
-            if value is None
-            else value.to(self._device)
-            for name, value in inputs.items()
-        }
         with torch.inference_mode(), self._autocast():
-            outputs: dict[str, torch.Tensor] = self._saved.ranker(**on_device)
+            outputs: dict[str, torch.Tensor] = self._saved.ranker(**_on_device(inputs, self._device))
         return outputs
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    """Return tensors, or dicts of them, on a device, and any other value as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    return {key: _on_device(each, device) for key, each in value.items()} if isinstance(value, dict) else value

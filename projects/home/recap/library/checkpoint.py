@@ -9,6 +9,7 @@ from common.errors import UserError
 from common.reader.column import checked_values, stored_dtype
 from common.reader.parquet import RowGroup
 from core.autocast import configured_autocast
+from projects.home.recap.config import RecapConfig
 from projects.home.recap.library.columns import select, to_table, with_index
 from projects.home.recap.predict.columns import OutputColumns
 from projects.home.recap.saved import SavedRanker
@@ -34,8 +35,10 @@ class CheckpointRanker:
         self._columns = saved.columns
         self._outputs = OutputColumns(saved.ranker.tasks, has_score=saved.ranker.score is not None)
         self._autocast = configured_autocast(saved.config.runtime, device)
-        encoded = [] if saved.encoder is None else saved.encoder.columns
-        self.columns = list(dict.fromkeys([*(column.name for column in self._columns.values()), *encoded]))
+        read = [column.name for column in self._columns.values()]
+        read += [] if saved.encoder is None else saved.encoder.columns
+        self._ignored = _position_columns(saved.config)
+        self.columns = [name for name in dict.fromkeys(read) if name not in self._ignored]
         """Names of the columns that it needs."""
 
     def __call__(self, columns: Any) -> pa.Table:
@@ -67,6 +70,8 @@ class CheckpointRanker:
     def _features(self, table: pa.Table) -> pa.Table:
         """Return the columns with the features, after checking their types."""
         features = select(table, self.columns)
+        for name in self._ignored:
+            features = features.append_column(name, pa.nulls(table.num_rows))
         if table.num_rows == 0:  # empty lists have no type
             return features
         for column in self._columns.values():
@@ -95,6 +100,16 @@ class CheckpointRanker:
         with torch.inference_mode(), self._autocast():
             outputs: dict[str, torch.Tensor] = self._saved.ranker(**_on_device(inputs, self._device))
         return outputs
+
+
+def _position_columns(config: RecapConfig) -> list[str]:
+    """Return the column that only holds the position of training examples, if there is one. Serving has no position."""
+    position, features = config.model.position_debias_config, config.features or {}
+    if position is None or position.position_feature is None:
+        return []
+    columns = {name: feature.column or name for name, feature in features.items()}
+    column = columns[position.position_feature]
+    return [column] if list(columns.values()).count(column) == 1 else []
 
 
 def _on_device(value: Any, device: torch.device) -> Any:

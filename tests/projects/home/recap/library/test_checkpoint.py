@@ -17,7 +17,7 @@ from projects.home.recap import load_ranker
 from projects.home.recap.library.load import Ranker
 from projects.home.recap.main import main
 from projects.home.recap.predict.__main__ import main as predict
-from tests.support.feature_table import LABEL, config, table, write_config, write_data
+from tests.support.feature_table import FEATURES, LABEL, config, table, write_config, write_data
 from tests.support.runs import small_run
 
 TASK = "recap.engagement.is_favorited"
@@ -37,8 +37,16 @@ def directory(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     The save_dirs are the directories "schema" and "features", the predictions "predicted-schema" and so on.
     """
     directory = tmp_path_factory.mktemp("runs")
-    with_features = config(write_data(directory / "data"), directory / "features")
-    with_features["model"]["score_weights"] = {LABEL: 2.0}
+    for path in write_data(directory / "data").glob("[tv]*.parquet"):
+        examples = pq.read_table(path)
+        positions = pa.array(np.arange(examples.num_rows) % 20)
+        pq.write_table(examples.append_column("position", positions), path)
+    features = {**FEATURES, "position": {"kind": "category", "num_values": 30}}
+    with_features = config(directory / "data", directory / "features", features)
+    with_features["model"] |= {
+        "score_weights": {LABEL: 2.0},
+        "position_debias_config": {"position_feature": "position", "num_dims": 3},
+    }
     arguments = {
         "features": ["--config", str(write_config(directory / "config.yaml", with_features))],
         "schema": small_run(recap_data, directory / "schema"),
@@ -139,6 +147,13 @@ def test_unknown_and_missing_values_are_those_of_training(rankers):
     assert unknown.equals(rankers["features"]({**columns, "country": ["??"] * 3}))
     assert unknown != rankers["features"]({**columns, "country": ["us"] * 3})
     assert unknown != rankers["features"]({**columns, "country": [None] * 3})
+
+
+def test_the_position_of_training_is_not_needed(rankers, rows, predicted):
+    assert "position" not in rankers["features"].columns
+    without = rows["features"].drop_columns("position")
+    for columns in (without, without.append_column("position", pa.array(["first"] * len(without)))):
+        assert_close(rankers["features"](columns), predicted["features"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -36,7 +36,9 @@ def to_table(columns: Any) -> pa.Table:
             f"cannot use a {type(columns).__name__} as columns: {error}. Pass a dict of arrays or lists, a DataFrame "
             "or an Arrow table"
         ) from error
-    return _with_nan_in_lists(table)
+    for index, column in enumerate(table.columns):
+        table = table.set_column(index, table.schema.field(index), _with_nan_in_lists(column))
+    return table
 
 
 def select(table: pa.Table, names: Sequence[str]) -> pa.Table:
@@ -84,26 +86,26 @@ def _array(name: str, values: Any) -> Any:
     try:
         if isinstance(values, np.ndarray) and values.ndim == 2:
             return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        if isinstance(values, list | tuple):
+            return pa.array(values)
         # Objects may hold NaN between strings, which means null there as in pandas.
         is_object = isinstance(values, np.ndarray) and values.dtype == object
-        return pa.array(values, from_pandas=True if is_object else None)
+        return _with_nan_in_lists(pa.array(values, from_pandas=True if is_object else None))
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"column '{name}': cannot convert a {type(values).__name__}: {error}") from error
 
 
-def _with_nan_in_lists(table: pa.Table) -> pa.Table:
-    """Return a table of a DataFrame with NaN in its lists of floats, where the conversion of pandas has put null."""
-    for index, field in enumerate(table.schema):
-        if is_list(field.type) and pa.types.is_floating(field.type.value_type):
-            chunks = [_nan_for_null(chunk) for chunk in table.column(index).chunks]
-            table = table.set_column(index, field, pa.chunked_array(chunks, field.type))
-    return table
-
-
-def _nan_for_null(lists: pa.Array) -> pa.Array:
-    if lists.values.null_count == 0:
-        return lists
-    values = pc.fill_null(lists.values, pa.scalar(np.nan, lists.type.value_type))
-    if pa.types.is_fixed_size_list(lists.type):
-        return pa.FixedSizeListArray.from_arrays(values, type=lists.type, mask=lists.is_null())
-    return type(lists).from_arrays(lists.offsets, values, type=lists.type, mask=lists.is_null())
+def _with_nan_in_lists(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return a column with NaN in its lists of floats, where a conversion in the manner of pandas has put null."""
+    kind = column.type
+    if not is_list(kind) or not pa.types.is_floating(kind.value_type):
+        return column
+    if isinstance(column, pa.ChunkedArray):
+        return pa.chunked_array([_with_nan_in_lists(chunk) for chunk in column.chunks], kind)
+    if column.flatten().null_count == 0:
+        return column
+    column = column.take(pa.array(np.arange(len(column))))  # a slice shares values with others, and may not be changed
+    values = pc.fill_null(column.values, pa.scalar(np.nan, kind.value_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=column.is_null())
+    return type(column).from_arrays(column.offsets, values, type=kind, mask=column.is_null())

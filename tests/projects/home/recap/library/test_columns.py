@@ -45,10 +45,27 @@ def test_a_filtered_frame_keeps_the_labels_of_its_rows():
 
 def test_nan_in_vectors_stays_nan_and_a_missing_vector_is_null():
     vectors = [np.array([1, np.nan], np.float32), None, [math.inf, 2.0]]
-    column = to_table(pandas.DataFrame({"v": vectors}))["v"].to_pylist()
-    assert math.isnan(column[0][1])
-    assert column[1:] == [None, [math.inf, 2.0]]
-    assert column[0][0] == 1
+    objects = np.empty(3, object)
+    objects[:] = vectors
+    for columns in (pandas.DataFrame({"v": vectors}), {"v": pandas.Series(vectors)}, {"v": objects}):
+        first, *others = to_table(columns)["v"].to_pylist()
+        assert first[0] == 1
+        assert math.isnan(first[1])
+        assert others == [None, [math.inf, 2.0]]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.large_list(pa.float64()), pa.list_(pa.float64(), 2)])
+def test_slices_of_vectors_are_columns(kind):
+    """A DataFrame of Arrow columns has slices of them."""
+    vectors = pandas.Series(pandas.arrays.ArrowExtensionArray(pa.array([[1, 2], None, [3, None], [4, 5]], kind)))
+    for begin, end in ((0, 4), (1, 3), (2, 3), (3, 4), (4, 4)):
+        frame = pandas.DataFrame({"v": vectors.iloc[begin:end]})
+        found = [None if each is None else str(each) for each in to_table(frame)["v"].to_pylist()]
+        assert found == ["[1.0, 2.0]", None, "[3.0, nan]", "[4.0, 5.0]"][begin:end]
+
+
+def test_null_in_a_list_stays_null():
+    assert to_table({"v": [[1.0, None], None]}).to_pydict() == {"v": [[1.0, None], None]}
 
 
 def test_series_and_categories_are_columns():

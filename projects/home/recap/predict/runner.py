@@ -4,6 +4,7 @@ import datetime
 import itertools
 import logging
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -76,7 +77,9 @@ def _predict_units(
     own = [job.units[index] for index in pending[world.rank :: world.size]]
     results = job.predictor(options, world.device).predict(own)
     share = "" if world.size == 1 else f" on rank 0 of {world.size}"
-    with Progress(f"predicting{share}", sum(unit.num_rows for unit in own)) as progress:
+    num_rows = sum(unit.num_rows for unit in own)
+    started = time.monotonic()
+    with Progress(f"predicting{share}", num_rows) as progress:
 
         def next_unit() -> None:
             for result in itertools.islice(results, 1):
@@ -88,6 +91,10 @@ def _predict_units(
                 progress.add(result.unit.num_rows)
 
         _in_rounds(next_unit, -(-len(pending) // world.size), world)
+    seconds = time.monotonic() - started
+    logger.info(
+        "predicted %s rows%s in %.1f s, %s rows/s", f"{num_rows:,}", share, seconds, f"{num_rows / seconds:,.0f}"
+    )
 
 
 def _in_rounds(next_unit: Callable[[], None], rounds: int, world: World) -> None:

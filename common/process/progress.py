@@ -1,5 +1,6 @@
 """Shows on rank 0 how far a stage of the program is: a bar on a terminal, log lines otherwise."""
 
+import datetime
 import logging
 import sys
 import time
@@ -50,11 +51,12 @@ class Progress:
             self._logged = now
             speed = self._done / (now - self._start)
             logger.info(
-                "%s: %.0f%% of %s %s, %s %s/s",
+                "%s: %.0f%% of %s %s, %s %s/s, %s left",
                 self._stage,
                 100 * self._done / self._num_rows,
                 f"{self._num_rows:,}",
                 self._unit,
                 f"{speed:,.0f}",
                 self._unit,
+                datetime.timedelta(seconds=round((self._num_rows - self._done) / speed)),
             )

@@ -1,6 +1,7 @@
 """Progress without a terminal: one line at the start, and later ones no more often than every ten seconds."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,13 +15,12 @@ def test_the_share_of_the_rows_and_their_rate_are_logged(
 ) -> None:
     monkeypatch.setattr(progress, "_LOG_EVERY_S", every)
     seconds = iter([0.0, 100.0, 400.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     with caplog.at_level(logging.INFO), Progress("splitting", 4_000) as shown:
         shown.add(1_000)
         shown.add(3_000)
     first, *lines = (record.getMessage() for record in caplog.records)
     assert first == "splitting 4,000 rows"
     assert [line.split(" rows, ")[0] for line in lines] == [f"splitting: {share}" for share in expected]
-    assert [line.split(" rows, ")[1] for line in lines] == ["10 rows/s, 0:05:00 left", "10 rows/s, 0:00:00 left"][
-        : len(expected)
-    ]
+    shown_left = ["10 rows/s, 0:05:00 left", "10 rows/s, 0:00:00 left"]
+    assert [line.split(" rows, ")[1] for line in lines] == shown_left[: len(expected)]

@@ -17,6 +17,7 @@ if __name__ == "__main__":  # before imports that take seconds
 from common.process.arguments import at_least_1, utf8_text
 from common.process.environment import check_ranks_can_meet, rank_from_env
 from common.process.logging import setup_logging
+from common.process.memory import check_address_space
 from common.process.paths import user_path
 from common.process.program import ArgumentParser, run
 from projects.home.recap.predict.options import Options
@@ -31,6 +32,7 @@ def main() -> int:
     setup_logging(rank_from_env())
     options = _parse_args()
     check_ranks_can_meet()
+    check_address_space()
     from projects.home.recap.predict.runner import predict  # imports torch, which takes seconds
 
     predict(options)

@@ -60,12 +60,14 @@ class PredictionDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
             found = manifest.read_manifest(self.path)
             if found is None:
                 self._check_empty()
+            elif not found["complete"] and not self._has_results():
+                found = None
             else:
                 manifest.check_same_sources(self.path, found, sources)
-            self._lock()
             for path in self.path.glob(f".{manifest.NAME}.*"):
                 path.unlink(missing_ok=True)
             if found is not None and found["complete"]:
@@ -85,6 +87,12 @@ class PredictionDirectory:
         except OSError as error:
             raise self.not_writable(error) from error
         return False
+
+    def close(self) -> None:
+        """Unlock the directory."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def check_shared(self, sources: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise UserError if this process does not see the manifest that rank 0 has written."""
@@ -124,6 +132,9 @@ class PredictionDirectory:
                 f"--out {self.path} already exists, is not empty (it contains {min(names)!r}) and has no "
                 f"{manifest.NAME} of predictions; choose another directory"
             )
+
+    def _has_results(self) -> bool:
+        return any(self.predictions.glob("part-*")) or any(self.unfinished.glob("unit-*"))
 
     def _check_files(self, number: int) -> None:
         found = sum(1 for _ in self.predictions.glob("part-*.parquet"))

@@ -14,7 +14,7 @@ from core.checkpoints.chosen import choose_checkpoint
 from projects.home.recap.predict.columns import CarriedColumns, OutputColumns
 from projects.home.recap.predict.labels import LabelledInput, find_labels
 from projects.home.recap.predict.options import Options
-from projects.home.recap.predict.predictor import UnitPredictor
+from projects.home.recap.predict.predictor import UnitPredictor, check_memory
 from projects.home.recap.predict.top_k import TopK
 from projects.home.recap.predict.top_k_output import check_top_k, chosen_top_k
 from projects.home.recap.predict.units import Unit, split_into_units
@@ -75,6 +75,7 @@ class Job:
             self.labels,
             autocast=autocast,
             batch_size=options.batch_size,
+            threads=torch.get_num_threads(),
         )
 
 
@@ -90,6 +91,7 @@ def open_job(options: Options) -> Job:
     labels = find_labels(saved, table.common_names, table.num_rows) if options.metrics else None
     if labels is not None:
         table = saved.open_table(files, labels.columns, labels.encoders)
+    check_memory(table)
     has_score = saved.ranker.score is not None
     outputs = OutputColumns(saved.ranker.tasks, has_score=has_score)
     carried = CarriedColumns(table, options.columns, outputs, options.group_by)

@@ -120,7 +120,7 @@ def find_labels(saved: SavedRanker, names: Collection[str], num_rows: int) -> La
     )
     weights = f"weighted by {data.weight_column}" if data.weight_column is not None else "without a weight column"
     logger.info(
-        "the input has labels of %d of %d tasks, so metrics are computed as for %s, %s",
+        "the input has labels of %d of %d tasks, so metrics are computed as for %s, %s (--no_metrics ignores labels)",
         len(tasks),
         len(config.model.tasks),
         key_path,

@@ -1,9 +1,12 @@
 """Predicts units: decodes row groups ahead, builds batches in a thread, and runs the ranker.
 
 Batches never cross units, and rows of zeros pad the last one, so that the results of a unit depend neither on the
-number of ranks nor on the units before it.
+number of ranks nor on the units before it. Several batches are computed at the same time, each by one thread: in
+matrix products whose width is no multiple of 16, bits depend on the number of threads that share a product.
 """
 
+import collections
+import concurrent.futures
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from common.process.memory import memory_shortage
+from common.reader.files import DataError
 from common.reader.parquet import ParquetTable, RowGroup
 from common.reader.prefetch import Prefetcher
 from common.reader.row_group_prefetcher import RowGroupPrefetcher
@@ -24,6 +29,18 @@ from projects.home.recap.saved import SavedRanker
 _DECODE_THREADS = 2
 _GROUPS_AHEAD = 2
 _BATCHES_AHEAD = 8
+
+
+def check_memory(table: ParquetTable) -> None:
+    """Raise DataError if the row groups that are decoded at the same time do not fit into memory."""
+    largest = np.sort(table.rows_per_group)[::-1]
+    held = int(largest[: 1 + _GROUPS_AHEAD].sum())
+    # Decoding a row group takes about three times its size.
+    buffers = 3 * int(largest[:_DECODE_THREADS].sum())
+    if shortage := memory_shortage((held + buffers) * table.bytes_per_row):
+        raise DataError(
+            f"{table.inputs}: decoding row groups of up to {largest[0]:,} rows {shortage}. Write smaller row groups"
+        )
 
 
 class _Batch(NamedTuple):
@@ -55,6 +72,7 @@ class UnitPredictor:
         *,
         autocast: Autocast,
         batch_size: int,
+        threads: int,
     ) -> None:
         """Prepare to predict; nothing is decoded yet.
 
@@ -66,6 +84,7 @@ class UnitPredictor:
           labels: labels of the input; None without metrics.
           autocast: autocast of the forward passes.
           batch_size: rows of each forward pass.
+          threads: number of forward passes that run at the same time on the CPU. Results do not depend on it.
         """
         self._saved = saved
         self._table = table
@@ -75,6 +94,7 @@ class UnitPredictor:
         self._device = next(saved.ranker.buffers()).device
         self._autocast = autocast
         self._batch_size = batch_size
+        self._threads = threads if self._device.type == "cpu" else 1
 
     def predict(self, units: Sequence[Unit]) -> Iterator[UnitResult]:
         """Yield the results of units, in order.
@@ -82,23 +102,39 @@ class UnitPredictor:
         Raises:
           DataError: a row group cannot be read, or a feature or label has a value that is not allowed.
         """
-        with contextlib.closing(Prefetcher(self._batches(units), _BATCHES_AHEAD)) as batches:
+        with contextlib.closing(self._computed(units)) as computed:
             for unit in units:
                 outputs = self._outputs.empty(unit.num_rows, self._device)
                 metrics = None if self._labels is None else self._labels.make_metrics(self._device)
                 end = 0
                 while end < unit.num_rows:
-                    batch = next(batches)
+                    batch, found = next(computed)
                     end = batch.end
-                    computed = self._forward(batch.inputs)
                     num_rows = end - batch.begin
                     for name, values in outputs.items():
-                        values[batch.begin : end] = computed[name][:num_rows]
+                        values[batch.begin : end] = found[name][:num_rows]
                     if metrics is not None and self._labels is not None:
-                        logits = self._labels.chosen(computed["calibrated_logits"][:num_rows])
+                        logits = self._labels.chosen(found["calibrated_logits"][:num_rows])
                         metrics.update({"calibrated_logits": logits, **self._on_device(batch.labels)})
                 table = self._outputs.append_to(self._carried.read(unit), outputs)
                 yield UnitResult(unit, table, {} if metrics is None else metrics.state())
+
+    def _computed(self, units: Sequence[Unit]) -> Generator[tuple[_Batch, dict[str, torch.Tensor]], None, None]:
+        """Yield the batches of all units, in order, with the outputs of the ranker."""
+        pool = concurrent.futures.ThreadPoolExecutor(self._threads, "forward", _use_one_thread)
+        ahead: collections.deque[tuple[_Batch, concurrent.futures.Future[dict[str, torch.Tensor]]]]
+        ahead = collections.deque()
+        with contextlib.closing(Prefetcher(self._batches(units), _BATCHES_AHEAD)) as batches:
+            try:
+                for batch in batches:
+                    ahead.append((batch, pool.submit(self._forward, batch.inputs)))
+                    if len(ahead) > self._threads:
+                        batch, future = ahead.popleft()
+                        yield batch, future.result()
+                for batch, future in ahead:
+                    yield batch, future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         with torch.inference_mode(), self._autocast():
@@ -144,6 +180,11 @@ def _joined(groups: Sequence[RowGroup], begin: int, num_rows: int) -> RowGroup:
     return {
         key: np.concatenate([group[key][cut] for group, cut in zip(groups, cuts, strict=True)]) for key in groups[0]
     }
+
+
+def _use_one_thread() -> None:
+    """Make operations of this thread use no other threads: the bits of products can depend on the number of threads."""
+    torch.set_num_threads(1)
 
 
 def _mapped(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -1,5 +1,6 @@
 """Predicts files with a trained ranker: opens both, deals units to the ranks, and reports what was made."""
 
+import contextlib
 import datetime
 import itertools
 import logging
@@ -39,25 +40,26 @@ def predict(options: Options) -> None:
     """
     job = open_job(options)
     runtime = job.saved.config.runtime
-    directory = PredictionDirectory(options.out)
     set_precision(runtime.enable_tensorfloat32 and not options.float32)
     set_deterministic(runtime.deterministic)
-    identity = {"the program": "projects.home.recap.predict", "--out": str(directory.path)}
-    with joined_world(runtime.process_group_timeout_in_s, identity=identity if strangers_can_join() else {}) as world:
-        sources = job.sources(options, world)
-        check_agreement(world, lambda: [sources, library_versions()])
-        is_complete = world.consensus.broadcast_from_rank_zero(lambda: directory.begin(sources, job.table.modified))
-        world.consensus.on_all_ranks(lambda: directory.check_shared(sources))
+    with contextlib.closing(PredictionDirectory(options.out)) as directory:
         best = None if job.top_k is None else TopKOutput(directory, job.top_k, job.units)
-        if not is_complete:
-            _predict_units(job, options, directory, best, world)
-            if best is not None:
-                best.merge(RankConsensus(world.rank, world.size, _LONGEST_UNIT), world.rank, world.size)
-    # Metrics are computed in one process, so that their last bits do not depend on the number of ranks either.
-    if world.is_rank_zero:
-        if not is_complete:
-            directory.complete(sources, _results(job, directory) | ({} if best is None else {"top_k": best.results()}))
-        print_report(report(directory))
+        identity = {"the program": "projects.home.recap.predict", "--out": str(directory.path)}
+        group = joined_world(runtime.process_group_timeout_in_s, identity=identity if strangers_can_join() else {})
+        with group as world:
+            sources = job.sources(options, world)
+            check_agreement(world, lambda: [sources, library_versions()])
+            is_complete = world.consensus.broadcast_from_rank_zero(lambda: directory.begin(sources, job.table.modified))
+            world.consensus.on_all_ranks(lambda: directory.check_shared(sources))
+            if not is_complete:
+                _predict_units(job, options, directory, best, world)
+                if best is not None:
+                    best.merge(RankConsensus(world.rank, world.size, _LONGEST_UNIT), world.rank, world.size)
+        # Metrics are computed in one process, so that their last bits do not depend on the number of ranks either.
+        if world.is_rank_zero:
+            if not is_complete:
+                directory.complete(sources, _results(job, directory, best))
+            print_report(report(directory))
 
 
 def _predict_units(
@@ -126,13 +128,15 @@ def _in_rounds(next_unit: Callable[[], None], rounds: int, world: World) -> None
         check()
 
 
-def _results(job: Job, directory: PredictionDirectory) -> dict[str, Any]:
+def _results(job: Job, directory: PredictionDirectory, best: TopKOutput | None) -> dict[str, Any]:
     """Return what the manifest says about the results."""
     results: dict[str, Any] = {
         "rows": job.table.num_rows,
         "files": len(job.units),
         "columns": job.carried.description() + job.outputs.description(),
     }
+    if best is not None:
+        results["top_k"] = best.results()
     if job.labels is not None:
         metrics = job.labels.make_metrics(torch.device("cpu"))
         UnitMetrics(directory.unfinished).add_to(metrics, job.units)

@@ -6,16 +6,19 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from common.distributed.communication import communication_error
 from common.distributed.consensus import RankConsensus, RankFlag
 from common.distributed.world import World, joined_world
+from common.errors import LostRankError
 from common.numerics import set_deterministic, set_precision
 from common.process.environment import strangers_can_join
 from common.process.progress import Progress
+from common.process.rerun import SAME_COMMAND, capitalized
 from common.process.standard_streams import print_report
 from core.run.agreement import check_agreement, library_versions
 from projects.home.recap.predict.directory import PredictionDirectory
@@ -46,7 +49,7 @@ def predict(options: Options) -> None:
         best = None if job.top_k is None else TopKOutput(directory, job.top_k, job.units)
         identity = {"the program": "projects.home.recap.predict", "--out": str(directory.path)}
         group = joined_world(runtime.process_group_timeout_in_s, identity=identity if strangers_can_join() else {})
-        with group as world:
+        with group as world, _report_lost_rank(world):
             sources = job.sources(options, world)
             check_agreement(world, lambda: [sources, library_versions()])
             is_complete = world.consensus.broadcast_from_rank_zero(lambda: directory.begin(sources, job.table.modified))
@@ -60,6 +63,20 @@ def predict(options: Options) -> None:
             if not is_complete:
                 directory.complete(sources, _results(job, directory, best))
             print_report(report(directory))
+
+
+@contextlib.contextmanager
+def _report_lost_rank(world: World) -> Iterator[None]:
+    """Turn torch's errors about a lost rank into a LostRankError."""
+    try:
+        yield
+    except Exception as error:
+        if world.size == 1 or isinstance(error, LostRankError) or (found := communication_error(error)) is None:
+            raise
+        raise LostRankError(
+            f"rank {world.rank}: another rank died or does not respond; see its output for the reason. This rank: "
+            f"{found}. {capitalized(SAME_COMMAND)}"
+        ) from error
 
 
 def _predict_units(
@@ -76,9 +93,11 @@ def _predict_units(
     )
     if finished := len(job.units) - len(pending):
         logger.info("%s of %s units are finished already", f"{finished:,}", f"{len(job.units):,}")
+    if not pending:
+        return
     own = [job.units[index] for index in pending[world.rank :: world.size]]
     results = job.predictor(options, world.device).predict(own)
-    share = "" if world.size == 1 else f" on rank 0 of {world.size}"
+    share = "" if world.size == 1 else f" (rank 0 of {world.size})"
     num_rows = sum(unit.num_rows for unit in own)
     started = time.monotonic()
     with Progress(f"predicting{share}", num_rows) as progress:
@@ -100,7 +119,7 @@ def _predict_units(
 
 
 def _in_rounds(next_unit: Callable[[], None], rounds: int, world: World) -> None:
-    """Call `next_unit` once per round, until a rank fails. Collective.
+    """Call `next_unit` in at least one round, until a rank fails. Collective.
 
     A rank begins its next unit before it knows whether the others have finished theirs.
 
@@ -124,8 +143,7 @@ def _in_rounds(next_unit: Callable[[], None], rounds: int, world: World) -> None
         consensus.begin(RankFlag.NONE if error is None else RankFlag.BAD_DATA)
         if error is not None:
             break
-    if rounds > 0:
-        check()
+    check()
 
 
 def _results(job: Job, directory: PredictionDirectory, best: TopKOutput | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from common.reader.parquet import ParquetTable
 from core.autocast import Autocast, configured_autocast
 from core.checkpoints.chosen import choose_checkpoint
 from projects.home.recap.predict.columns import CarriedColumns, OutputColumns
-from projects.home.recap.predict.labels import LabelledInput, find_labels
+from projects.home.recap.predict.labels import LabeledInput, find_labels
 from projects.home.recap.predict.options import Options
 from projects.home.recap.predict.predictor import UnitPredictor, check_memory
 from projects.home.recap.predict.top_k import TopK
@@ -40,7 +40,7 @@ class Job:
     units: Sequence[Unit]
     carried: CarriedColumns
     outputs: OutputColumns
-    labels: LabelledInput | None
+    labels: LabeledInput | None
     top_k: TopK | None
 
     def sources(self, options: Options, world: World) -> dict[str, dict[str, Any]]:

@@ -27,7 +27,7 @@ from projects.home.recap.saved import SavedRanker
 logger = logging.getLogger(__name__)
 
 
-class LabelledInput:
+class LabeledInput:
     """Labels, weights and groups of the input, and the metrics to compute with them.
 
     Attributes:
@@ -89,7 +89,7 @@ class LabelledInput:
         return logits[:, self._positions]
 
 
-def find_labels(saved: SavedRanker, names: Collection[str], num_rows: int) -> LabelledInput | None:
+def find_labels(saved: SavedRanker, names: Collection[str], num_rows: int) -> LabeledInput | None:
     """Return the labels of the input, or None if it has none.
 
     Weights, sampling rates and tasks are those of the first data set of validation_data, or else of train_data.
@@ -127,7 +127,7 @@ def find_labels(saved: SavedRanker, names: Collection[str], num_rows: int) -> La
         weights,
     )
     _check_memory(config, len(tasks), num_rows)
-    return LabelledInput(saved, data, tasks, names)
+    return LabeledInput(saved, data, tasks, names)
 
 
 def _check_memory(config: RecapConfig, tasks: int, num_rows: int) -> None:

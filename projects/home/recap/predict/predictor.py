@@ -21,7 +21,7 @@ from common.reader.prefetch import Prefetcher
 from common.reader.row_group_prefetcher import RowGroupPrefetcher
 from core.autocast import Autocast
 from projects.home.recap.predict.columns import CarriedColumns, OutputColumns
-from projects.home.recap.predict.labels import LabelledInput
+from projects.home.recap.predict.labels import LabeledInput
 from projects.home.recap.predict.output import UnitResult
 from projects.home.recap.predict.units import Unit
 from projects.home.recap.saved import SavedRanker
@@ -48,7 +48,7 @@ class _Batch(NamedTuple):
 
     Attributes:
       inputs: arguments of the ranker.
-      labels: what LabelledInput.read() returns for these rows.
+      labels: what LabeledInput.read() returns for these rows.
       begin: the first row.
       end: the row after the last one.
     """
@@ -68,7 +68,7 @@ class UnitPredictor:
         table: ParquetTable,
         carried: CarriedColumns,
         outputs: OutputColumns,
-        labels: LabelledInput | None,
+        labels: LabeledInput | None,
         *,
         autocast: Autocast,
         batch_size: int,

@@ -99,14 +99,12 @@ def test_configured_features_are_predicted_and_measured_within_groups(features_r
 
 
 def test_files_without_labels_have_the_same_predictions(schema_run, rows, tmp_path):
-    labelled, unlabelled = tmp_path / "labelled.parquet", tmp_path / "unlabelled.parquet"
-    pq.write_table(rows, labelled)
-    pq.write_table(
-        rows.drop_columns([n for n in rows.column_names if n.startswith(("recap.", "teacher."))]), unlabelled
-    )
-    expected = predict(schema_run, labelled, tmp_path / "a")
-    assert predict(schema_run, unlabelled, tmp_path / "b").equals(expected)
-    assert predict(schema_run, labelled, tmp_path / "c", "--no_metrics").equals(expected)
+    labeled, unlabeled = tmp_path / "labeled.parquet", tmp_path / "unlabeled.parquet"
+    pq.write_table(rows, labeled)
+    pq.write_table(rows.drop_columns([n for n in rows.column_names if n.startswith(("recap.", "teacher."))]), unlabeled)
+    expected = predict(schema_run, labeled, tmp_path / "a")
+    assert predict(schema_run, unlabeled, tmp_path / "b").equals(expected)
+    assert predict(schema_run, labeled, tmp_path / "c", "--no_metrics").equals(expected)
     assert "metrics" in manifest(tmp_path / "a")
     assert "metrics" not in manifest(tmp_path / "b") | manifest(tmp_path / "c")
     assert expected["score"].type == pa.float64()

@@ -4,13 +4,12 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow as pa
 import pytest
 
 from common.errors import UserError
 from projects.home.recap.library.columns import to_table, with_index
-
-pandas = pytest.importorskip("pandas")
 
 
 def scored(frame: Any) -> Any:

@@ -1,73 +1,18 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UserError
-from common.files.embedding_files import EmbeddingFile, write_embeddings
+from common.files.embedding_files import write_embeddings
 from projects.twhin.neighbors import __main__ as neighbors
-from projects.twhin.neighbors.search import nearest
+from projects.twhin.neighbors import build_index
+from tests.support.neighbors import expected_neighbors
 from tests.support.root import ROOT
-
-# A row group of 8 MiB holds 4,096 rows of this dimension, so the file has three, and the last is not full.
-DIM, ROWS = 512, 9_000
-
-
-def expected(values: np.ndarray[Any, Any], query: np.ndarray[Any, Any], own: int | None, k: int, comparator: str):
-    """Return the positions and scores of the k nearest, from a full sort in float64."""
-    rows, one = values.astype(np.float64), query.astype(np.float64)
-    scores = {
-        "dot": lambda: [float(np.dot(row, one)) for row in rows],
-        "cos": lambda: [float(np.dot(row, one) / np.linalg.norm(row) / np.linalg.norm(one)) for row in rows],
-        "l2": lambda: [-float(np.linalg.norm(row - one)) for row in rows],
-    }[comparator]()
-    order = sorted((i for i in range(len(rows)) if i != own), key=lambda i: (-scores[i], i))[:k]
-    return order, [scores[i] for i in order]
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory) -> tuple[EmbeddingFile, np.ndarray[Any, Any]]:
-    values = np.random.default_rng(0).standard_normal((ROWS, DIM), np.float32)
-    path = tmp_path_factory.mktemp("export") / "user.parquet"
-    write_embeddings(path, None, values)
-    return EmbeddingFile(path), values
-
-
-@pytest.mark.parametrize("comparator", ["cos", "dot", "l2"])
-def test_nearest_equals_a_full_sort(table, comparator):
-    file, values = table
-    own = np.array([17, 8999])
-    for top, position in zip(nearest(file, values[own], own, 7, comparator), own.tolist(), strict=True):
-        order, scores = expected(values, values[position], position, 7, comparator)
-        assert top.positions.tolist() == order
-        assert top.scores == pytest.approx(scores, rel=1e-12)
-
-
-@pytest.mark.parametrize("comparator", ["cos", "dot", "l2"])
-def test_equal_embeddings_tie_at_any_position_and_are_ordered_by_index(tmp_path, comparator):
-    rng = np.random.default_rng(1)
-    values = rng.standard_normal((ROWS, DIM), np.float32)
-    twins = np.sort(rng.choice(ROWS, 40, replace=False))
-    values[twins] = values[twins[0]]
-    write_embeddings(tmp_path / "a.parquet", None, values)
-    (top,) = nearest(EmbeddingFile(tmp_path / "a.parquet"), values[twins[:1]], None, 30, comparator)
-    assert top.positions.tolist() == twins[:30].tolist()
-    assert len(set(top.scores.tolist())) == 1
-
-
-def test_nonfinite_embeddings_are_skipped_and_fewer_than_k_are_returned(tmp_path):
-    values = np.array([[1, 0], [np.nan, 0], [0, 0], [2, 0], [np.inf, 1]], np.float32)
-    write_embeddings(tmp_path / "a.parquet", None, values)
-    (top,) = nearest(EmbeddingFile(tmp_path / "a.parquet"), values[:1], np.array([0]), 10, "cos")
-    assert top.positions.tolist() == [3, 2]
-    assert top.scores.tolist() == [1.0, 0.0]
-
-
-# --- Command line ---
 
 
 def search(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> list[list[str]]:
@@ -142,6 +87,10 @@ def test_program_finds_neighbors_by_name_by_number_and_in_another_table(export, 
             ["--of {0}: neither a file nor a table of {0}/user.parquet", "tables user"],
         ),
         ("--embeddings {0}/user.parquet --entity ann --k 0", ["--k", "'0'"]),
+        ("--embeddings {0}/user.parquet", ["--entity or --entities"]),
+        ("--embeddings {0}/user.parquet --entity ann --recall 0.95", ["--recall", "--index"]),
+        ("--embeddings {0}/user.parquet --entities {0}/no", ["--entities {0}/no: ", "No such file"]),
+        ("--embeddings {0}/user.parquet --entity ann --index {0}/no", ["--index {0}/no: ", "build_index"]),
         (
             "--embeddings {0}/user.parquet --entity ann --of {0}/other.parquet",
             ["--of {0}/other.parquet: ", "dimension 3", "{0}/user.parquet have dimension 2"],
@@ -182,3 +131,65 @@ def test_error_ends_the_program_with_status_2_and_one_message(export):
     assert ended.stdout == ""
     assert ended.stderr.startswith("error: --entity eve: not among the 4 entities")
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("kind", ["text", "parquet"])
+def test_a_batch_is_written_in_the_order_of_its_file(export, capsys, monkeypatch, kind):
+    names = ["dee", "ann", "dee"]
+    path = export / "batch"
+    path.write_text("".join(f"{name}\n" for name in names))
+    if kind == "parquet":
+        pq.write_table(pa.table({"entity": names, "more": [1, 2, 3]}), path)
+    user, out = export / "user.parquet", export / "out"
+    monkeypatch.setattr(
+        sys, "argv", ["", *f"--embeddings {user} --entities {path} --entity cid --k 2 --out {out}".split()]
+    )
+    assert neighbors.main() == 0
+    assert f"{out}/neighbors.parquet" in capsys.readouterr().out
+    written = pq.read_table(out / "neighbors.parquet")
+    assert written.column("entity").to_pylist() == ["cid", "cid", "dee", "dee", "ann", "ann", "dee", "dee"]
+    assert written.column("rank").to_pylist() == [1, 2] * 4
+    assert written.column("neighbor").to_pylist() == ["bob", "ann", "cid", "bob", "bob", "cid", "cid", "bob"]
+    assert written.column("score").to_pylist()[4] == pytest.approx(0.9 / np.hypot(0.9, 0.1), rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("content", "facts"),
+    [
+        ("", ["no entities found"]),
+        ("ann\nbobb\ncydney\n", ["2 of 3 are not among the 4 entities", "bobb, cydney", "Similar entities: bob"]),
+        ("ann\nb\tob\n", ["batch:2"]),
+        (pa.table({"name": ["ann"]}), ["no column 'entity'"]),
+        (pa.table({"entity": ["ann", None]}), ["row 1", "null"]),
+        (pa.table({"entity": [1.5]}), ["double", "expected strings or integers"]),
+    ],
+)
+def test_invalid_batches_are_errors_and_write_nothing(export, monkeypatch, content, facts):
+    path = export / "batch"
+    if isinstance(content, str):
+        path.write_text(content)
+    else:
+        pq.write_table(content, path)
+    arguments = f"--embeddings {export}/user.parquet --entities {path} --out {export}/out"
+    monkeypatch.setattr(sys, "argv", ["", *arguments.split()])
+    with pytest.raises(UserError) as caught:
+        neighbors.main()
+    assert [fact for fact in facts if fact not in str(caught.value)] == []
+    assert not (export / "out").exists()
+
+
+def test_program_builds_an_index_and_searches_with_it(tmp_path, capsys, monkeypatch):
+    values = np.random.default_rng(0).standard_normal((1500, 8), np.float32)
+    write_embeddings(path := tmp_path / "user.parquet", None, values)
+    monkeypatch.setattr(sys, "argv", ["", *f"--embeddings {path} --comparator l2 --out {tmp_path}/index".split()])
+    assert build_index.main() == 0
+    assert f"--index {tmp_path}/index" in capsys.readouterr().out
+    options = ["--embeddings", path, "--entity", 7, "--index", tmp_path / "index", "--k", 5]
+    rows = search(capsys, monkeypatch, *options, "--comparator", "l2")
+    order, scores = expected_neighbors(values, values[7], 7, 5, "l2")
+    assert rows == [
+        [str(rank), str(row), f"{score:.6g}"] for rank, (row, score) in enumerate(zip(order, scores, strict=True), 1)
+    ]
+    monkeypatch.setattr(sys, "argv", ["", *map(str, options), "--comparator", "dot"])
+    with pytest.raises(UserError, match="was built for --comparator l2"):
+        neighbors.main()

@@ -18,6 +18,7 @@ from projects.home.recap.tools.movielens import main as movielens
 from projects.twhin.export.__main__ import main as export
 from projects.twhin.main import main as twhin
 from projects.twhin.neighbors.__main__ import main as neighbors
+from projects.twhin.neighbors.build_index import main as build_index
 from projects.twhin.tools.generate import main as generate_graph
 from projects.twhin.tools.prepare import main as prepare
 from tests.support.root import ROOT
@@ -39,6 +40,7 @@ COMMANDS: dict[str, tuple[Callable[[], int], list[str]]] = {
     "join --data": (join_embeddings, ["--data=~/file/x", "--out=~/out", "--user_embedding=id=~/file/x"]),
     "export --checkpoint": (export, ["--checkpoint=~/file/x", "--out=~/out"]),
     "neighbors --embeddings": (neighbors, ["--embeddings=~/file", "--entity=a"]),
+    "build_index --out": (build_index, ["--embeddings=~/file", "--out=~/file/x"]),
     "inspect": (reader, ["inspect", "~/hidden"]),
     "checkpointing": (checkpointing, ["list", "~/file/x"]),
 }

@@ -39,7 +39,7 @@ _MARGIN = 0.003
 
 @dataclass(frozen=True)
 class Effort:
-    """What a search does for a recall.
+    """Sets how much a search compares, and records the recall that this reaches.
 
     Attributes:
       num_lists: number of centroids whose embeddings are compared.
@@ -54,7 +54,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class IndexFacts:
-    """What an index was built from, and how to search it. It is index.json, with the digest of index.faiss.
+    """Describes the embeddings of an index and how to search it. index.json holds this and the digest of index.faiss.
 
     Attributes:
       embeddings: digest of the embeddings; see LoadedEmbeddings.

@@ -29,7 +29,7 @@ def file(tmp_path_factory) -> EmbeddingFile:
 
 
 @pytest.fixture(scope="module")
-def saved(file: EmbeddingFile, tmp_path_factory) -> dict[str, Path]:
+def saved(file: EmbeddingFile, tmp_path_factory) -> dict[ComparatorName, Path]:
     """Return directories of indexes, by comparator."""
     directories = {}
     for comparator in COMPARATORS:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -141,5 +142,9 @@ def report(exported: Exported) -> str:
     ]
     if exported.skipped is not None:
         lines.append(f"There is no {formats.AOTINDUCTOR}, because {exported.skipped}.")
-    lines.append("docs/export.md shows how to load each file.")
+    lines += [
+        "\nScore rows, one JSON object per line, with",
+        f"  python {shlex.quote(str(exported.out / SCORE))} < ROWS",
+        f"docs/export.md shows how to load each file. {SIGNATURE} describes the inputs.",
+    ]
     return "\n".join(lines) + "\n"

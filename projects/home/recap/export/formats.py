@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -174,7 +175,8 @@ def write_aotinductor(program: torch.export.ExportedProgram, path: Path, target:
     # Otherwise the number of threads of this process would be compiled in.
     options: dict[str, Any] = {"cpp.dynamic_threads": True, "cpp.march": target.architecture}
     try:
-        with _quiet(), fresh_cache():  # the cache would keep a copy of the weights
+        # Inductor's own cache would keep a copy of the weights.
+        with _quiet(), tempfile.TemporaryDirectory() as cache, fresh_cache(dir=cache):
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
     except InductorError as error:
         if not isinstance(error.inner_exception, CppCompileError):

@@ -22,10 +22,12 @@ from projects.twhin.predict.saved_model import SavedModel
 _TILE_QUERIES, _TILE_CANDIDATES = 512, 2048
 
 # Number of queries and of their answers that are held at once.
-_BLOCK_QUERIES, _BLOCK_ANSWERS = 4096, 2**21
+_BLOCK_QUERIES, _BLOCK_ANSWERS = 2048, 2**21
 
 # Number of embedding values of answers that are held at once: 32 MB of float64.
 _ANSWER_EMBEDDINGS = 2**22
+
+_LOWEST = torch.finfo(torch.float64).min
 
 
 class Answers(NamedTuple):
@@ -94,7 +96,7 @@ class _Chunk:
     table: str
     positions: NDArray[np.int64]
     vectors: torch.Tensor
-    excluded: torch.Tensor
+    excluded: NDArray[np.int64]
     k: int
     entities: torch.Tensor = field(init=False)
     scores: torch.Tensor = field(init=False)
@@ -104,7 +106,7 @@ class _Chunk:
         shape = len(self.positions), self.k
         self.entities = torch.full(shape, -1)
         self.scores = torch.full(shape, -torch.inf, dtype=torch.float64)
-        self.low = torch.full(shape[:1], -torch.inf, dtype=torch.float64)
+        self.low = torch.full(shape[:1], _LOWEST, dtype=torch.float64)
 
     def add(self, model: SavedModel, first: int, compared: torch.Tensor) -> None:
         """Compare the queries with candidates.
@@ -115,27 +117,43 @@ class _Chunk:
           compared: vectors of consecutive candidates, [m, dim], float64.
         """
         scores = model.scorer.comparator.all_pairs(self.vectors, compared)
-        begin, end = torch.searchsorted(self.excluded[1], torch.tensor([first, first + len(compared)])).tolist()
-        scores[self.excluded[0, begin:end], self.excluded[1, begin:end] - first] = -torch.inf
-        scores[~scores.isfinite()] = -torch.inf
-        competitive = ((scores >= self.low[:, None]) & (scores > -torch.inf)).any(1).nonzero().flatten()
-        if len(competitive) == 0:
-            return
-        candidates = torch.arange(first, first + len(compared)).expand(len(competitive), -1)
-        merged = torch.cat([self.scores[competitive], scores[competitive]], dim=1)
-        entities = torch.cat([self.entities[competitive], candidates], dim=1)
-        last = merged.topk(self.k, dim=1).indices[:, -1:]
-        last_compared = self._compared(model, entities.gather(1, last)[:, 0])
-        low, high = model.scorer.comparator.tie_bounds(self.vectors[competitive], last_compared)
+        begin, end = np.searchsorted(self.excluded[1], [first, first + len(compared)])
+        excluded = torch.from_numpy(self.excluded[:, begin:end])
+        scores[excluded[0], excluded[1] - first] = -torch.inf
+        rows, columns = (scores >= self.low[:, None]).nonzero(as_tuple=True)
+        hits = scores[rows, columns]
+        is_finite = hits.isfinite()
+        rows, columns, hits = rows[is_finite], columns[is_finite], hits[is_finite]
+        if len(rows):
+            self._merge(model, rows, first + columns, hits)
+
+    def _merge(self, model: SavedModel, rows: torch.Tensor, candidates: torch.Tensor, hits: torch.Tensor) -> None:
+        """Keep the k best of the answers so far and of candidates that may be among them.
+
+        Args:
+          model: the model.
+          rows: rows of the chunk, [hits], ascending.
+          candidates: candidates, [hits].
+          hits: their scores, [hits], float64.
+        """
+        rows, index, counts = rows.unique_consecutive(return_inverse=True, return_counts=True)
+        width = self.k + int(counts.max())
+        scores = torch.full((len(rows), width), -torch.inf, dtype=torch.float64)
+        entities = torch.full((len(rows), width), -1)
+        scores[:, : self.k], entities[:, : self.k] = self.scores[rows], self.entities[rows]
+        column = self.k + torch.arange(len(index)) - (counts.cumsum(0) - counts)[index]
+        scores[index, column], entities[index, column] = hits, candidates
+        last = scores.topk(self.k, dim=1).indices[:, -1:]
+        compared = self._compared(model, entities.gather(1, last)[:, 0])
+        low, high = model.scorer.comparator.tie_bounds(self.vectors[rows], compared)
         # If there are fewer than k candidates so far, all of them are among the best.
-        is_full = merged.gather(1, last)[:, 0] > -torch.inf
-        low, high = (torch.where(is_full, bound, -torch.inf)[:, None] for bound in (low, high))
+        is_full = scores.gather(1, last)[:, 0] > -torch.inf
+        low, high = torch.where(is_full, low, _LOWEST)[:, None], torch.where(is_full, high, _LOWEST)[:, None]
         # Fewer than k scores are above the last one. The rest are those of the same score with the lowest rows.
-        order = torch.where(merged >= low, -entities.double(), -torch.inf).masked_fill(merged > high, torch.inf)
+        order = torch.where(scores >= low, -entities.double(), -torch.inf).masked_fill(scores > high, torch.inf)
         chosen = order.topk(self.k, dim=1).indices
-        self.scores[competitive] = merged.gather(1, chosen)
-        self.entities[competitive] = entities.gather(1, chosen)
-        self.low[competitive] = low[:, 0]
+        self.scores[rows], self.entities[rows] = scores.gather(1, chosen), entities.gather(1, chosen)
+        self.low[rows] = low[:, 0]
 
     def sorted_answers(self, model: SavedModel) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return entities and scores, [n, k] each, best first. Equal rows have equal scores, wherever they are."""
@@ -206,7 +224,7 @@ def _chunks(
 
 def _excluded(
     names: EntityNames, block: Queries, known: Mapping[Side, KnownAnswers], side: Side, chunk: NDArray[np.int64]
-) -> torch.Tensor:
+) -> NDArray[np.int64]:
     """Return pairs of a query of the chunk and an entity that it skips, [2, pairs], ascending by entity."""
     other: Side = "rhs" if side == "lhs" else "lhs"
     relations, entities = block.relations[chunk], block.entities[chunk]
@@ -215,4 +233,4 @@ def _excluded(
     if side in known:
         pairs.append(known[side].pairs({"rel": relations, other: entities}))
     merged = np.concatenate(pairs, axis=1)
-    return torch.from_numpy(merged[:, np.argsort(merged[1], kind="stable")])
+    return merged[:, np.argsort(merged[1], kind="stable")]

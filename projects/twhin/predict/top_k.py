@@ -136,7 +136,7 @@ class _Chunk:
           candidates: candidates, [hits].
           hits: their scores, [hits], float64.
         """
-        rows, index, counts = rows.unique_consecutive(return_inverse=True, return_counts=True)
+        rows, index, counts = torch.unique_consecutive(rows, return_inverse=True, return_counts=True)
         width = self.k + int(counts.max())
         scores = torch.full((len(rows), width), -torch.inf, dtype=torch.float64)
         entities = torch.full((len(rows), width), -1)

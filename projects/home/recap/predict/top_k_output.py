@@ -73,7 +73,7 @@ class TopKOutput:
         """
         self.directory = directory.top_k
         self._top_k = top_k
-        self._unfinished = directory.unfinished
+        self._out = directory
         self._paths = [self._path(unit) for unit in units]
 
     def is_finished(self, unit: Unit) -> bool:
@@ -106,7 +106,7 @@ class TopKOutput:
         return {"rows": sum(read_footer(path).num_rows for path in files), "files": len(files)}
 
     def _path(self, unit: Unit) -> Path:
-        return self._unfinished / f"unit-{unit.index:05d}.arrow"
+        return self._out.unfinished / f"unit-{unit.index:05d}.arrow"
 
     def _prepare(self) -> None:
         self.directory.mkdir(exist_ok=True)
@@ -121,5 +121,9 @@ class TopKOutput:
         rows = sum(map(count_rows, self._paths)) // partitions
         with Progress("merging the best of", len(missing) * rows) as progress:
             for each in missing:
-                write_table(paths[each], merge_partition(self._paths, each, partitions, self._top_k))
+                table = merge_partition(self._paths, each, partitions, self._top_k)
+                try:
+                    write_table(paths[each], table)
+                except OSError as error:
+                    raise self._out.not_writable(error) from error
                 progress.add(rows)

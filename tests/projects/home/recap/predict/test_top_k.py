@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from common.features.group_encoder import GROUPS, GroupEncoder
 from common.reader.files import DataError
 from projects.home.recap.predict.top_k import TopK, best_of_unit, best_of_units, check_group_by
 
@@ -105,6 +106,14 @@ def test_rows_of_a_unit_are_sorted_by_the_hash_of_the_group_and_keep_all_columns
     users = best.column("user").to_pylist()
     assert len({hash_: users[i] for i, hash_ in enumerate(hashes.tolist())}) == len(set(users))
     assert best.column("vector").to_pylist() == [[float(i)] * 3 for i in best.column("id").to_pylist()]
+
+
+def test_groups_with_equal_hashes_stay_apart(monkeypatch):
+    """Replaces the hash, because strings with equal ones are hard to find."""
+    monkeypatch.setattr(GroupEncoder, "encode", lambda *given: {GROUPS: np.zeros(len(given[1]), np.int64)})
+    rows = random_rows(seed=5, num_rows=100, num_groups=9)
+    table = pa.Table.from_pylist(rows)
+    assert selected([table[:60], table[60:]], TopK(2, "score", "user")) == loop(rows, 2, "user")
 
 
 @pytest.mark.parametrize(

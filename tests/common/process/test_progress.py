@@ -24,3 +24,9 @@ def test_the_share_of_the_rows_and_their_rate_are_logged(
     assert [line.split(" rows, ")[0] for line in lines] == [f"splitting: {share}" for share in expected]
     shown_left = ["10 rows/s, 0:05:00 left", "10 rows/s, 0:00:00 left"]
     assert [line.split(" rows, ")[1] for line in lines] == shown_left[: len(expected)]
+
+
+def test_rows_can_have_another_name(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), Progress("answering", 3, "queries"):
+        pass
+    assert [record.getMessage() for record in caplog.records] == ["answering 3 queries"]

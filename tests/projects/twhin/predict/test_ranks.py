@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UserError
 from projects.twhin.data.config import TwhinDataConfig
 from projects.twhin.data.relations import SIDES
+from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.main import main as train
 from projects.twhin.model.config import RankingConfig
 from projects.twhin.predict.__main__ import main
 from tests.projects.twhin.data.test_edges import write
 from tests.projects.twhin.predict.test_top_k import run_program
 from tests.support.runs import small_twhin_run
-from tests.support.saved_twhin import write_run
+from tests.support.saved_twhin import with_vocabulary, write_run
 from tests.support.toy_twhin import model_config, random_edges, score, scorer_of, table_rows
 
 KINDS = ("filtered", "raw")
@@ -140,6 +142,17 @@ def test_a_run_without_filtered_ranks_gets_raw_ranks(tmp_path, monkeypatch, know
     checkpoint = write_run(tmp_path / "run", model_config(), metrics=RankingConfig(filtered=False))
     run_program(monkeypatch, "--checkpoint", checkpoint, "--ranks", edges_path, "--out", tmp_path / "out")
     assert ranks_of(tmp_path / "out").keys() == {"raw"}
+
+
+def test_rows_beyond_the_vocabulary_have_ranks_but_no_names(tmp_path, monkeypatch):
+    write_vocabulary(vocabulary := tmp_path / "vocabulary" / "user.parquet", pa.array(["ann", "bob"]))
+    checkpoint = write_run(tmp_path / "run", with_vocabulary(model_config(), vocabulary))
+    edges_path = written(tmp_path / "edges.parquet", [(1, 1, 3), (2, 1, 4), (10, 0, 0)])
+    options = ["--ranks", edges_path, "--known", edges_path, "--out", tmp_path / "out"]
+    run_program(monkeypatch, "--checkpoint", checkpoint, *options)
+    rows = pq.read_table(tmp_path / "out" / "ranks.parquet").to_pylist()
+    assert [(row["head"], row["tail"]) for row in rows] == [("bob", "3"), (None, "4"), (None, "ann")]
+    assert all(1 <= row["raw_head_rank"] <= 11 for row in rows)
 
 
 def test_an_unknown_partition_is_an_error(tmp_path, monkeypatch):

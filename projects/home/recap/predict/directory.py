@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from projects.home.recap.predict import manifest
 _PREDICTIONS, _TOP_K, _UNFINISHED = "predictions", "top_k", ".unfinished"
 
 _MODIFIED = "modified.json"
+
+# NFS remembers for half a minute that a file does not exist.
+_PATIENCE_IN_S = 40
 
 # What a new disk has, and what a process leaves that is killed before it has written the manifest.
 _NOT_CONTENT = ("lost+found", f".{manifest.NAME}.", _UNFINISHED)
@@ -74,6 +78,8 @@ class PredictionDirectory:
                 self._check_files(found["files"])
                 self._remove_unfinished()
                 return True
+            if found is None:
+                self._remove_unfinished()
             for directory in (self.unfinished, self.predictions):
                 directory.mkdir(exist_ok=True)
             for path in itertools.chain(self.predictions.glob(".part-*"), self.unfinished.glob(".*")):
@@ -97,6 +103,10 @@ class PredictionDirectory:
     def check_shared(self, sources: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise UserError if this process does not see the manifest that rank 0 has written."""
         found = manifest.read_manifest(self.path)
+        deadline = time.monotonic() + _PATIENCE_IN_S
+        while found is None and time.monotonic() < deadline:
+            time.sleep(1)
+            found = manifest.read_manifest(self.path)
         if found is None:
             raise UserError(
                 f"--out {self.path}: this process (on {socket.gethostname()}, in {Path.cwd()}) does not see what rank "
@@ -145,7 +155,7 @@ class PredictionDirectory:
             )
 
     def _check_unmodified(self, saved: Mapping[str, int], modified: Mapping[str, int]) -> None:
-        if names := [name for name, time in modified.items() if saved.get(name) != time]:
+        if names := [name for name, when in modified.items() if saved.get(name) != when]:
             raise UserError(
                 f"--out {self.path} holds predictions that were begun with other inputs: {len(names)} file(s) were "
                 f"modified since, such as {names[0]}. Undo this to continue, choose another directory, or remove this "

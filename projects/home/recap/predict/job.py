@@ -1,7 +1,9 @@
 """Opens what predictions are made from: the ranker, the input, its labels, and the columns to carry through."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,14 +13,19 @@ from common.reader.files import Files, matching_files, unique_files
 from common.reader.parquet import ParquetTable
 from core.autocast import Autocast, configured_autocast
 from core.checkpoints.chosen import choose_checkpoint
+from core.run.agreement import library_versions
 from projects.home.recap.predict.columns import CarriedColumns, OutputColumns
+from projects.home.recap.predict.directory import PredictionDirectory
 from projects.home.recap.predict.labels import LabeledInput, find_labels
+from projects.home.recap.predict.manifest import read_manifest
 from projects.home.recap.predict.options import Options
 from projects.home.recap.predict.predictor import UnitPredictor, check_memory
 from projects.home.recap.predict.top_k import TopK
 from projects.home.recap.predict.top_k_output import check_top_k, chosen_top_k
 from projects.home.recap.predict.units import Unit, split_into_units
 from projects.home.recap.saved import SavedRanker, load_saved_ranker
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Job:
         saved, runtime = self.saved, self.saved.config.runtime
         precision = runtime.amp_dtype if runtime.enable_amp and not options.float32 else "float32"
         return {
-            "checkpoint": {"path": str(saved.checkpoint), "step": saved.step, "digest": saved.digest},
+            "checkpoint": {"path": str(saved.checkpoint.absolute()), "step": saved.step, "digest": saved.digest},
             "inputs": dict(self.table.files),
             "options": {
                 "columns": list(options.columns),
@@ -60,6 +67,7 @@ class Job:
                 "device": world.device.type,
                 "top_k": None if self.top_k is None else dataclasses.asdict(self.top_k),
             },
+            "versions": library_versions(),
         }
 
     def predictor(self, options: Options, device: torch.device) -> UnitPredictor:
@@ -85,7 +93,7 @@ def open_job(options: Options) -> Job:
     Raises:
       UserError: one of them cannot be used.
     """
-    saved = load_saved_ranker(choose_checkpoint(options.checkpoint, best=options.best))
+    saved = load_saved_ranker(_chosen_checkpoint(options))
     files = find_inputs(options.inputs)
     table = saved.open_table(files)
     labels = find_labels(saved, table.common_names, table.num_rows) if options.metrics else None
@@ -99,6 +107,22 @@ def open_job(options: Options) -> Job:
     if top_k is not None:
         check_top_k(top_k, carried)
     return Job(saved, table, split_into_units(table, options.rows_per_file), carried, outputs, labels, top_k)
+
+
+def _chosen_checkpoint(options: Options) -> Path:
+    """Return the checkpoint that the options mean, or that of the same run with which the predictions were begun.
+
+    A run that still trains has a newer checkpoint when the same command is repeated.
+    """
+    chosen = choose_checkpoint(options.checkpoint, best=options.best)
+    found = read_manifest(PredictionDirectory(options.out).path)
+    if found is None or found["complete"] or chosen == options.checkpoint:
+        return chosen
+    begun = Path(found["checkpoint"]["path"])
+    if begun == chosen.absolute() or begun.parent != chosen.absolute().parent or not begun.is_dir():
+        return chosen
+    logger.info("continuing with %s, with which the predictions in --out were begun, not with %s", begun, chosen.name)
+    return begun
 
 
 def find_inputs(inputs: Sequence[str]) -> Files:

@@ -60,6 +60,9 @@ def check_same_sources(directory: Path, manifest: Mapping[str, Any], sources: Ma
         for key in dict.fromkeys([*manifest.get(section, {}), *values])
         if (section, key) not in _NOT_COMPARED and manifest.get(section, {}).get(key) != values.get(key)
     ]
+    ordered = {section: list(values) for section, values in sources.items()}
+    if not differences and ordered != {section: list(manifest.get(section, {})) for section in sources}:
+        differences = ["the order of the inputs"]
     if differences:
         limit = 20
         listed = [*differences[:limit], *([f"and {len(differences) - limit} more"] if len(differences) > limit else [])]

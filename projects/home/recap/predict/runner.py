@@ -20,7 +20,7 @@ from common.process.environment import strangers_can_join
 from common.process.progress import Progress
 from common.process.rerun import SAME_COMMAND, capitalized
 from common.process.standard_streams import print_report
-from core.run.agreement import check_agreement, library_versions
+from core.run.agreement import check_agreement
 from projects.home.recap.predict.directory import PredictionDirectory
 from projects.home.recap.predict.job import Job, open_job
 from projects.home.recap.predict.options import Options
@@ -51,7 +51,7 @@ def predict(options: Options) -> None:
         group = joined_world(runtime.process_group_timeout_in_s, identity=identity if strangers_can_join() else {})
         with group as world, _report_lost_rank(world):
             sources = job.sources(options, world)
-            check_agreement(world, lambda: [sources, library_versions()])
+            check_agreement(world, lambda: [sources])
             is_complete = world.consensus.broadcast_from_rank_zero(lambda: directory.begin(sources, job.table.modified))
             world.consensus.on_all_ranks(lambda: directory.check_shared(sources))
             if not is_complete:

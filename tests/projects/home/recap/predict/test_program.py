@@ -4,6 +4,7 @@ import datetime
 import decimal
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,12 @@ def test_other_sources_are_refused_with_the_differences(schema_run, recap_data, 
     assert "options.batch_size: 1024 there, 64 now" in message
     assert "remove this one" in message
     assert "checkpoint.step: 12 there, 4 now" in refused(schema_run / "checkpoints/4", inputs, out, *columns)
+    second = tmp_path / "2.parquet"
+    pq.write_table(rows, second)
+    two = ["--inputs", str(inputs / "1.parquet"), str(second)]
+    run(main, "--checkpoint", schema_run, *two, "--out", tmp_path / "both")
+    with pytest.raises(UserError, match="the order of the inputs"):
+        run(main, "--checkpoint", schema_run, "--inputs", *reversed(two[1:]), "--out", tmp_path / "both")
     pq.write_table(rows.slice(1), inputs / "1.parquet")
     assert 'inputs.1.parquet: "500 rows' in refused(schema_run, inputs, out, *columns)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -200,6 +207,24 @@ def test_a_file_modified_in_the_middle_is_refused_although_its_footer_is_the_sam
     found = predict(schema_run, inputs, out, "--rows_per_file", 100)
     assert found.equals(predict(schema_run, inputs, tmp_path / "uninterrupted", "--rows_per_file", 100))
     assert (out / "manifest.json").read_bytes() == (tmp_path / "uninterrupted/manifest.json").read_bytes()
+
+
+def test_predictions_continue_with_their_checkpoint_while_the_run_trains(schema_run, rows, tmp_path):
+    inputs, out = tmp_path / "rows.parquet", tmp_path / "out"
+    pq.write_table(rows, inputs, row_group_size=100)
+    training = tmp_path / "run"
+    shutil.copytree(schema_run, training)
+    newest = training / "checkpoints/12"
+    newest.rename(tmp_path / "12")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("projects.home.recap.predict.runner._in_rounds", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            predict(training, inputs, out, "--rows_per_file", 100)
+    (tmp_path / "12").rename(newest)
+    predict(training, inputs, out, "--rows_per_file", 100)
+    assert manifest(out)["checkpoint"]["path"] == str(training / "checkpoints/8")
+    # Complete predictions are those of another checkpoint than the newest one.
+    assert "checkpoint.step: 8 there, 12 now" in refused(training, inputs, out, "--rows_per_file", 100)
 
 
 def interrupted(next_unit: Callable[[], None], *_: object) -> None:

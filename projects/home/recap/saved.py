@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,15 @@ class SavedRanker:
         return feature_columns(self.features, num_ids)
 
     def open_table(
-        self, files: Files, columns: Mapping[Hashable, Column] | None = None, encoders: Sequence[Encoder] = ()
+        self,
+        files: Files,
+        columns: Mapping[Hashable, Column] | None = None,
+        encoders: Sequence[Encoder] = (),
+        prepare: Callable[[RowGroup], RowGroup] | None = None,
     ) -> ParquetTable:
         """Open files with the features, and with additional columns and encoders.
+
+        `prepare` is that of ParquetTable, and must keep the features.
 
         Raises:
           DataError: a file cannot be read, or lacks a column.
@@ -77,6 +83,7 @@ class SavedRanker:
         return ParquetTable(
             files,
             self.columns | dict(columns or {}),
+            prepare=prepare,
             encoder=CombinedEncoder([*own, *encoders]) if own or encoders else None,
         )
 

@@ -74,6 +74,8 @@ class Job:
         """Move the ranker to a device, and return the predictor of units."""
         self.saved.ranker.to(device)
         runtime = self.saved.config.runtime
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         autocast = Autocast(device, None) if options.float32 else configured_autocast(runtime, device)
         return UnitPredictor(
             self.saved,
@@ -83,7 +85,7 @@ class Job:
             self.labels,
             autocast=autocast,
             batch_size=options.batch_size,
-            threads=torch.get_num_threads(),
+            threads=threads,
         )
 
 
@@ -98,7 +100,7 @@ def open_job(options: Options) -> Job:
     table = saved.open_table(files)
     labels = find_labels(saved, table.common_names, table.num_rows) if options.metrics else None
     if labels is not None:
-        table = saved.open_table(files, labels.columns, labels.encoders)
+        table = saved.open_table(files, labels.columns, labels.encoders, labels.prepare)
     check_memory(table)
     has_score = saved.ranker.score is not None
     outputs = OutputColumns(saved.ranker.tasks, has_score=has_score)

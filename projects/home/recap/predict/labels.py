@@ -21,7 +21,7 @@ from projects.home.recap.config import RecapConfig
 from projects.home.recap.data.config import Preprocess, RecapDataConfig
 from projects.home.recap.data.dataset import sampling_rates
 from projects.home.recap.data.labels import LabelBuilder
-from projects.home.recap.data.preparation import ColumnsByName, Extracted, Preparation
+from projects.home.recap.data.preparation import LABELS, REFERENCES, WEIGHT, ColumnsByName, Extracted, Preparation
 from projects.home.recap.saved import SavedRanker
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class LabeledInput:
     Attributes:
       columns: additional columns to read.
       encoders: encoders of additional columns.
+      prepare: prepares decoded row groups (ParquetTable).
       tasks: tasks that have labels.
       make_metrics: creates metrics without examples, on a device.
     """
@@ -49,9 +50,9 @@ class LabeledInput:
         config = saved.config
         by_name = ColumnsByName(data, saved.features, "the data set")
         self.tasks = tasks
-        self._preparation = Preparation(data, tasks, by_name, reference=True)
+        self.prepare = Preparation(data, tasks, by_name, reference=True)
         self.columns: dict[Hashable, Column] = {
-            key: column for key, column in self._preparation.columns.items() if not isinstance(key, Extracted)
+            key: column for key, column in self.prepare.columns.items() if not isinstance(key, Extracted)
         }
         group_by = config.metrics.group_by if config.metrics.group_by in names else None
         self.encoders: list[Encoder] = [] if group_by is None else [GroupEncoder(group_by, "metrics.group_by")]
@@ -72,8 +73,11 @@ class LabeledInput:
 
     def read(self, group: RowGroup, begin: int, end: int) -> dict[str, torch.Tensor]:
         """Return what metrics need for rows of a row group, except predictions: see MultiTaskMetrics.update()."""
-        stored = self._preparation({key: group[key][begin:end] for key in self.columns})
-        columns: dict[Any, torch.Tensor] = {key: torch.from_numpy(np.array(each)) for key, each in stored.items()}
+        columns: dict[Any, torch.Tensor] = {
+            key: torch.from_numpy(np.array(group[key][begin:end]))
+            for key in (LABELS, WEIGHT, REFERENCES)
+            if key in group
+        }
         labels = self._build(columns, torch.ones(end - begin))
         outputs = {name: tensor for name, tensor in labels._asdict().items() if tensor is not None}
         if self.encoders:

@@ -1,6 +1,5 @@
 """Answers queries or ranks edges with the model of a checkpoint, as the command line says."""
 
-import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,30 +56,28 @@ def _answer(reader: CheckpointReader, run: SavedRun, options: Options) -> None:
         queries = queries_of_files(run, options.queries)
     else:
         queries = queries_of_options(run, options.heads, options.relations, options.tails)
-    k = options.k or _K
     if options.out is None:
-        with _answers(reader, run, queries, options.known or (), k) as blocks:
-            print_predictions(run, blocks)
+        # A bar would mix with the tables, which show the progress themselves.
+        logger.info("answering %s queries", f"{len(queries):,}")
+        print_predictions(run, _answers(reader, run, queries, options))
         return
-    with atomic_directory(options.out) as partial, _answers(reader, run, queries, options.known or (), k) as blocks:
-        count = write_predictions(run, blocks, partial / "predictions.parquet")
+    with atomic_directory(options.out) as partial:
+        blocks = _answers(reader, run, queries, options)
+        with Progress("answering", len(queries), "queries") as progress:
+            count = write_predictions(run, _counted(blocks, progress), partial / "predictions.parquet")
     print_report(
         f"{reader.path}: {count:,} answers to {len(queries):,} queries\n{options.out / 'predictions.parquet'}\n"
     )
 
 
-@contextlib.contextmanager
-def _answers(
-    reader: CheckpointReader, run: SavedRun, queries: Queries, known: tuple[str, ...], k: int
-) -> Iterator[Iterator[Answers]]:
-    """Yield the best answers to queries, and show progress while they are consumed."""
-    known_by_side = known_answers(run, queries, known)
-    model = SavedModel.read(reader, run)
-    with Progress("answering", len(queries), "queries") as progress:
+def _answers(reader: CheckpointReader, run: SavedRun, queries: Queries, options: Options) -> Iterator[Answers]:
+    """Read the known edges and the model, and return an iterator over the best answers to queries."""
+    known = known_answers(run, queries, options.known or ())
+    return best_answers(SavedModel.read(reader, run), run.names, queries, known, options.k or _K)
 
-        def blocks() -> Iterator[Answers]:
-            for block in best_answers(model, run.names, queries, known_by_side, k):
-                yield block
-                progress.add(len(block.queries))
 
-        yield blocks()
+def _counted(blocks: Iterator[Answers], progress: Progress) -> Iterator[Answers]:
+    """Yield blocks of answers, and count those that were consumed."""
+    for block in blocks:
+        yield block
+        progress.add(len(block.queries))

@@ -7,6 +7,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from common.process.arguments import at_least_1, utf8_text
+from common.process.logging import setup_logging
 from common.process.paths import user_path
 from common.process.program import ArgumentParser, run
 from projects.twhin.neighbors.arguments import add_source_arguments
@@ -20,6 +21,8 @@ def main() -> int:
       UserError: an option is invalid, or a file cannot be read or written.
     """
     options = _parse_args()
+    if options.out is not None:  # a batch may take long
+        setup_logging(rank=0)
     from projects.twhin.neighbors.search import search  # imports torch, which takes seconds
 
     search(options)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.files.embedding_files import EmbeddingFile
+from common.process.progress import Progress
 from projects.twhin.model.config import ComparatorName
 
 # Bounds the product of one row group and some queries: 32 MiB of float64.
@@ -49,20 +50,22 @@ def nearest(
     best = [_TopK(k) for _ in queries]
     limits = np.full(len(queries), -np.inf)  # keys that a row must reach
     transformed = _transformed(queries.astype(np.float64), comparator)
-    for block in file.blocks():
-        finite = np.flatnonzero(np.isfinite(block.values).all(1))
-        values = block.values[finite].astype(np.float64)
-        keys = _Keys(values, comparator)
-        step = max(1, _PRODUCT_SIZE // max(1, len(values)))
-        for begin in range(0, len(queries), step):
-            chunk = slice(begin, begin + step)
-            for number, rows in keys.candidates(transformed[chunk], limits[chunk], k):
-                query = begin + number
-                rows = rows if own is None else rows[block.start + finite[rows] != own[query]]
-                scores = pair_scores(values[rows], queries[query].astype(np.float64), comparator)
-                best[query].add(block.start + finite[rows], block.indices[finite[rows]], scores)
-                if len(best[query].scores) == k:
-                    limits[query] = _key(best[query].scores[-1], transformed[query], comparator)
+    with Progress("comparing", file.num_rows) as progress:
+        for block in file.blocks():
+            finite = np.flatnonzero(np.isfinite(block.values).all(1))
+            values = block.values[finite].astype(np.float64)
+            keys = _Keys(values, comparator)
+            step = max(1, _PRODUCT_SIZE // max(1, len(values)))
+            for begin in range(0, len(queries), step):
+                chunk = slice(begin, begin + step)
+                for number, rows in keys.candidates(transformed[chunk], limits[chunk], k):
+                    query = begin + number
+                    rows = rows if own is None else rows[block.start + finite[rows] != own[query]]
+                    scores = pair_scores(values[rows], queries[query].astype(np.float64), comparator)
+                    best[query].add(block.start + finite[rows], block.indices[finite[rows]], scores)
+                    if len(best[query].scores) == k:
+                        limits[query] = _key(best[query].scores[-1], transformed[query], comparator)
+            progress.add(len(block.indices))
     positions, all_scores = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf)
     for number, top in enumerate(best):
         positions[number, : len(top.scores)] = top.positions

@@ -9,15 +9,18 @@ search.
 import hashlib
 import importlib
 import json
+import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt, TypeAdapter
 
 from common.errors import UserError
 from common.process.optional_packages import require_packages
+from common.process.progress import Progress
 from projects.twhin.model.config import ComparatorName
 from projects.twhin.neighbors.exact import Neighbors, pair_scores
 from projects.twhin.neighbors.loaded import LoadedEmbeddings
@@ -26,9 +29,11 @@ from projects.twhin.neighbors.options import RECALLS
 MIN_ROWS = 1000
 """Embeddings in the smallest table that gets an index. Exact search needs milliseconds there."""
 
+logger = logging.getLogger(__name__)
+
 _FORMAT = 1
 _INDEX, _FACTS = "index.faiss", "index.json"
-_CHUNK = 4096
+_CHUNK, _ADDED_ROWS = 4096, 2**16
 _TRAIN_ROWS_PER_LIST, _TRAIN_ITERATIONS = 256, 20
 _TUNING_QUERIES, _TUNING_K = 1000, 10
 # Multiples of k: the numbers of best codes whose embeddings are compared. The next one is tried if one is too small.
@@ -47,8 +52,8 @@ class Effort:
       recall: measured share of the ten exact nearest neighbors that were found, over a sample of the embeddings.
     """
 
-    num_lists: int
-    refined: int
+    num_lists: PositiveInt
+    refined: PositiveInt
     recall: float
 
 
@@ -104,16 +109,21 @@ class NeighborIndex:
           k: number of neighbors per query; at most the number of rows is used.
           recall: one of RECALLS.
         """
-        return self._search(queries, own, k, self.facts.efforts[recall])
-
-    def _search(self, queries: NDArray[np.float32], own: NDArray[np.int64] | None, k: int, effort: Effort) -> Neighbors:
+        effort = self.facts.efforts[recall]
         k = min(k, len(self._table.values))
         positions, scores = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf)
-        for begin in range(0, len(queries), _CHUNK):
-            rows = slice(begin, begin + _CHUNK)
-            found = self._candidates(queries[rows], min(k + (own is not None), len(self._table.values)), effort)
-            self._rank(queries[rows], None if own is None else own[rows], found, (positions[rows], scores[rows]))
+        with Progress("searching", len(queries)) as progress:
+            for begin in range(0, len(queries), _CHUNK):
+                rows = slice(begin, begin + _CHUNK)
+                found = self._search(queries[rows], None if own is None else own[rows], k, effort)
+                positions[rows], scores[rows] = found
+                progress.add(len(found.positions))
         return Neighbors(positions, scores)
+
+    def _search(self, queries: NDArray[np.float32], own: NDArray[np.int64] | None, k: int, effort: Effort) -> Neighbors:
+        """Search for a few thousand queries; k is at most the number of rows."""
+        found = self._candidates(queries, min(k + (own is not None), len(self._table.values)), effort)
+        return self._ranked(queries, own, found, k)
 
     def _candidates(self, queries: NDArray[np.float32], k: int, effort: Effort) -> NDArray[np.int64]:
         faiss = _faiss()
@@ -124,22 +134,19 @@ class NeighborIndex:
         _, positions = refined.search(self._space.queries(queries), k, params=parameters)
         return np.asarray(positions, np.int64)
 
-    def _rank(
-        self,
-        queries: NDArray[np.float32],
-        own: NDArray[np.int64] | None,
-        found: NDArray[np.int64],
-        results: tuple[NDArray[np.int64], NDArray[np.float64]],
-    ) -> None:
-        """Write the best of the candidates to results, with exact scores."""
+    def _ranked(
+        self, queries: NDArray[np.float32], own: NDArray[np.int64] | None, found: NDArray[np.int64], k: int
+    ) -> Neighbors:
+        """Return the best k of the candidates, [queries, candidates] positions or -1, with exact scores."""
         values, indices = self._table.values[found].astype(np.float64), self._table.indices[found]
         scores = pair_scores(values, queries[:, None].astype(np.float64), self.facts.comparator)
         skipped = found < 0 if own is None else (found < 0) | (found == own[:, None])
         scores[skipped] = -np.inf
-        order = np.lexsort((indices, -scores), axis=1)[:, : results[0].shape[1]]
-        ranked = np.take_along_axis(np.where(skipped, -1, found), order, axis=1)
-        results[0][:, : ranked.shape[1]] = ranked
-        results[1][:, : ranked.shape[1]] = np.take_along_axis(scores, order, axis=1)
+        order = np.lexsort((indices, -scores), axis=1)[:, :k]
+        neighbors = Neighbors(np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf))
+        neighbors.positions[:, : order.shape[1]] = np.take_along_axis(np.where(skipped, -1, found), order, axis=1)
+        neighbors.scores[:, : order.shape[1]] = np.take_along_axis(scores, order, axis=1)
+        return neighbors
 
     def tune(self, rows: NDArray[np.int64]) -> None:
         """Find the smallest effort that reaches each of RECALLS, with rows of the table as queries.
@@ -148,9 +155,8 @@ class NeighborIndex:
         """
         queries = self._table.values[rows]
         _, exact = self._flat.search(self._space.queries(queries), _TUNING_K + 1)
-        scores = np.full((len(rows), _TUNING_K), -np.inf)
-        self._rank(queries, rows, exact, (np.full(scores.shape, -1), scores))
-        worst = scores[:, -1:]  # a neighbor with an equal score is as good as the exact one
+        # A neighbor with the score of the last exact one is as good.
+        worst = self._ranked(queries, rows, exact, _TUNING_K).scores[:, -1:]
 
         def measured(num_lists: int, refined: int) -> Effort:
             effort = Effort(num_lists, refined, 0.0)
@@ -251,9 +257,13 @@ def build_index(table: LoadedEmbeddings, comparator: ComparatorName) -> Neighbor
     lists.cp.niter = _TRAIN_ITERATIONS
     lists.cp.min_points_per_centroid = 1
     sample = random.choice(num_rows, min(num_rows, _TRAIN_ROWS_PER_LIST * num_lists), replace=False)
+    logger.info("finding %s groups of embeddings", f"{num_lists:,}")
     lists.train(space.rows(table.values[np.sort(sample)]))
-    for begin in range(0, num_rows, 2**16):
-        lists.add(space.rows(table.values[begin : begin + 2**16]))
+    with Progress("coding", num_rows) as progress:
+        for begin in range(0, num_rows, _ADDED_ROWS):
+            lists.add(space.rows(table.values[begin : begin + _ADDED_ROWS]))
+            progress.add(min(_ADDED_ROWS, num_rows - begin))
+    logger.info("measuring the recall of searches")
     index = NeighborIndex(table, lists, IndexFacts(table.digest, num_rows, dim, comparator, {}))
     index.tune(random.choice(num_rows, min(num_rows, _TUNING_QUERIES), replace=False))
     return index
@@ -305,8 +315,9 @@ def _read_facts(directory: Path) -> tuple[IndexFacts, str]:
                 f"--index {directory}: has the format {content['format']}, but this release reads {_FORMAT}. Build the "
                 "index again"
             )
-        efforts = {recall: Effort(**content["efforts"][recall]) for recall in RECALLS}
-        facts = IndexFacts(content["embeddings"], content["num_rows"], content["dim"], content["comparator"], efforts)
+        facts = TypeAdapter(IndexFacts).validate_python(content)
+        if missing := set(RECALLS) - set(facts.efforts):
+            raise KeyError(f"efforts: {min(missing)}")
         return facts, content["blake2b"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--index {directory}: {_FACTS} is damaged: {error}. Build the index again") from error

@@ -105,6 +105,8 @@ def damage(path: Path, change: str) -> None:
             facts.write_text(facts.read_text()[:40])
         case "facts of another kind":
             facts.write_text("[]")
+        case "effort":
+            facts.write_text(facts.read_text().replace('"num_lists": ', '"num_lists": -'))
         case "format":
             facts.write_text(json.dumps(json.loads(facts.read_text()) | {"format": 2}))
 
@@ -118,13 +120,14 @@ def damage(path: Path, change: str) -> None:
         ("no facts", "not an index"),
         ("facts cut", "index.json is damaged"),
         ("facts of another kind", "index.json is damaged"),
+        ("effort", "index.json is damaged"),
         ("format", "has the format 2"),
     ],
 )
 def test_damaged_and_foreign_indexes_are_errors(file, saved, tmp_path, change, fact):
     shutil.copytree(saved["cos"], tmp_path / "index")
     damage(tmp_path / "index", change)
-    with pytest.raises(UserError, match=f"^--index {tmp_path}/index: .*{fact}"):
+    with pytest.raises(UserError, match=f"(?s)^--index {tmp_path}/index: .*{fact}"):
         open_index(tmp_path / "index", load_embeddings(file), "cos")
 
 

@@ -77,7 +77,7 @@ def test_the_check_for_skew_finds_a_difference(root: Path) -> None:
     printed = re.fullmatch(r"1,100 rows: the largest difference of a probability is (\S+)\n", run(root, *check).stdout)
     assert printed is not None
     assert float(printed[1]) < 1e-5
-    (path,) = (root / "runs/predictions/predictions").glob("*.parquet")
+    (path,) = (root / "runs/predicted-float32/predictions").glob("*.parquet")
     table = pq.read_table(path)
     name = "calibrated_probability.recap.engagement.is_replied"
     values = table[name].to_numpy().copy()

@@ -77,7 +77,7 @@ class IndexFacts:
 
 
 def _faiss() -> Any:
-    """Import faiss, whose type stubs lack much of what it has, without its log of the instruction sets that it tries."""
+    """Import faiss, whose type stubs lack much of what it has. It does not log the instruction sets that it tries."""
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     return importlib.import_module("faiss")
 

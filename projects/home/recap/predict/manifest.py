@@ -42,9 +42,11 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     path = directory / NAME
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
-        is_ours = manifest["format"] == _FORMAT
-    except FileNotFoundError:
+        is_ours = manifest["format"] == _FORMAT and {"complete", "checkpoint", "inputs", "options"} <= manifest.keys()
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise UserError(f"--out {directory}: cannot read {path.name}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError):
         is_ours = False
     if not is_ours:

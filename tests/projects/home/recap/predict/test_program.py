@@ -23,6 +23,7 @@ from tests.support.feature_table import LABEL, config, write_config, write_data
 from tests.support.runs import small_run
 
 FAVORITED = "recap.engagement.is_favorited"
+WEIGHT = f"teacher.{FAVORITED}"
 
 
 def run(program: Callable[[], int], *words: object) -> None:
@@ -33,10 +34,17 @@ def run(program: Callable[[], int], *words: object) -> None:
 
 @pytest.fixture(scope="module")
 def schema_run(recap_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train with a segdense schema, and with a sampled and rectified training set."""
+    """Train with a segdense schema and a sampled training set, and evaluate with weights."""
     save_dir = tmp_path_factory.mktemp("schema") / "run"
     sampled = {"downsample_negatives": {"batch_multiplier": 2, "num_engagements": 10}}
-    run(train, *small_run(recap_data, save_dir, f"train_data.preprocess={json.dumps(sampled)}", "metrics.exact=true"))
+    validation = "validation_data.validation"
+    settings = [
+        f"train_data.preprocess={json.dumps(sampled)}",
+        "metrics.exact=true",
+        f"{validation}.weight_column={WEIGHT}",
+        f"{validation}.tasks[{FAVORITED}].neg_downsampling_rate=0.5",
+    ]
+    run(train, *small_run(recap_data, save_dir, *settings))
     return save_dir
 
 
@@ -83,8 +91,9 @@ def test_metrics_are_those_of_the_evaluation(schema_run, recap_data, tmp_path, r
     assert_same_metrics(manifest(tmp_path / "out")["metrics"], evaluated)
     assert "500 examples after step 12" in capsys.readouterr().out
     probability = np.array(found[f"calibrated_probability.{FAVORITED}"], np.float64)
-    label = np.array(pq.read_table(recap_data / "validation")[FAVORITED])
-    loss = -np.log(np.where(label == 1, probability, 1 - probability)).mean()
+    label, weight = (np.array(pq.read_table(recap_data / "validation")[name]) for name in (FAVORITED, WEIGHT))
+    weight = weight.astype(np.float64) * np.where(label == 1, 1, 2)
+    loss = -np.average(np.log(np.where(label == 1, probability, 1 - probability)), weights=weight)
     assert evaluated[f"{FAVORITED}/loss"] == pytest.approx(loss, rel=1e-5)
 
 
@@ -112,11 +121,15 @@ def test_files_without_labels_have_the_same_predictions(schema_run, rows, tmp_pa
 
 
 def test_tasks_without_labels_are_not_measured(schema_run, rows, tmp_path):
-    pq.write_table(rows.drop_columns([FAVORITED]), tmp_path / "rows.parquet")
+    pq.write_table(rows.drop_columns(["recap.engagement.is_replied"]), tmp_path / "rows.parquet")
     predict(schema_run, tmp_path / "rows.parquet", tmp_path / "out")
     found = manifest(tmp_path / "out")["metrics"]
     evaluated = logged(schema_run)[-1][3]
-    same = {name: value for name, value in evaluated.items() if not name.startswith((FAVORITED + "/", "mean/"))}
+    same = {
+        name: value
+        for name, value in evaluated.items()
+        if not name.startswith(("recap.engagement.is_replied/", "mean/"))
+    }
     assert_same_metrics({name: value for name, value in found.items() if not name.startswith("mean/")}, same)
 
 
@@ -188,6 +201,9 @@ def test_other_sources_are_refused_with_the_differences(schema_run, recap_data, 
     assert 'inputs.1.parquet: "500 rows' in refused(schema_run, inputs, out, *columns)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert "has no manifest.json of predictions" in refused(schema_run, inputs, recap_data)
+    assert "File exists" in refused(schema_run, inputs, inputs / "1.parquet")
+    (tmp_path / "manifest.json").write_text("{}")
+    assert "manifest.json is not that of predictions" in refused(schema_run, inputs, tmp_path)
 
 
 def test_a_file_modified_in_the_middle_is_refused_although_its_footer_is_the_same(schema_run, rows, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from common.distributed.world import World
-from common.reader.files import Files, matching_files, unique_files
+from common.reader.files import DataError, Files, matching_files, unique_files
 from common.reader.parquet import ParquetTable
 from core.autocast import Autocast, configured_autocast
 from core.checkpoints.chosen import choose_checkpoint
@@ -96,7 +96,7 @@ def open_job(options: Options) -> Job:
       UserError: one of them cannot be used.
     """
     saved = load_saved_ranker(_chosen_checkpoint(options))
-    files = find_inputs(options.inputs)
+    files = find_inputs(options.inputs, PredictionDirectory(options.out).path)
     table = saved.open_table(files)
     labels = find_labels(saved, table.common_names, table.num_rows) if options.metrics else None
     if labels is not None:
@@ -127,12 +127,19 @@ def _chosen_checkpoint(options: Options) -> Path:
     return begun
 
 
-def find_inputs(inputs: Sequence[str]) -> Files:
+def find_inputs(inputs: Sequence[str], out: Path) -> Files:
     """Find the files of all inputs, each once, in the order of the inputs; those of one input are sorted by path.
+
+    Args:
+      inputs: glob patterns, files and directories.
+      out: directory of the results, whose files a pattern may match. They are skipped.
 
     Raises:
       DataError: an input has no files.
     """
     found = [matching_files(each) for each in inputs]
     description = ", ".join(inputs)
-    return Files(tuple(unique_files([path for files in found for path in files.paths], description)), description)
+    paths = [path for files in found for path in files.paths if out not in path.resolve().parents]
+    if not paths:
+        raise DataError(f"{description}: all matching files are results in --out {out}")
+    return Files(tuple(unique_files(paths, description)), description)

@@ -284,3 +284,12 @@ def test_types_of_a_column_that_differ_between_files_are_refused(schema_run, row
     assert (
         f"{tmp_path / 'b.parquet'}: column 'meta__user_id' is string, but int64 in {tmp_path / 'a.parquet'}" in message
     )
+
+
+def test_results_are_no_input_although_a_pattern_matches_them(schema_run, rows, tmp_path):
+    pq.write_table(rows[:50], tmp_path / "rows.parquet")
+    words = ("--top_k", 3, "--group_by", "meta__user_id")
+    for _ in range(2):
+        assert predict(schema_run, tmp_path / "**/*.parquet", tmp_path / "out", *words).num_rows == 50
+    with pytest.raises(UserError, match=r"all matching files are results in --out"):
+        predict(schema_run, tmp_path / "out/**/*.parquet", tmp_path / "out", *words)

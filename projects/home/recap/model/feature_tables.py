@@ -64,7 +64,7 @@ class FeatureTables(nn.Module):
         own = rows[:, lookup.begin : lookup.end]
         present = (own != NO_ROW).to(weight.dtype)
         if torch.compiler.is_exporting():  # ONNX has no fused sum, and would loop over the rows of a batch
-            sums = (F.embedding(own.clamp(min=0), weight) * present[:, :, None]).sum(dim=1)
+            sums = torch.bmm(present[:, None, :], F.embedding(own.clamp(min=0), weight)).squeeze(1)
         else:
             # The fused sum takes half the time of a lookup of all rows, a product with the mask and a sum.
             sums = F.embedding_bag(own.clamp(min=0), weight, mode="sum", per_sample_weights=present)

@@ -38,7 +38,7 @@ categories: categories and lists of them
   max_length: number of values to use of a list, which are its last ones; 1 for a column of values.
   num_hashes: ids of a value, in adjacent columns.
   begin: the first of max_length * num_hashes columns of ids. -1 follows the last value.
-  values: "strings" or "integers"; null if both were accepted so far. Booleans and whole floats count as integers.
+  values: the values to accept: "strings", "integers" or both. Booleans and floats are integers too.
   vocabulary, num_values, hash_buckets: one of them is not null. A missing value, null or NaN, has the id 0, and -1 for
     the second hash. The value with index i in the file `vocabulary`, a JSON list, has the id i + 2, the integer i below
     num_values too, and others the id 1. With n hash_buckets, the id is 2 + the remainder (at least 0) of h / n, where h
@@ -127,6 +127,7 @@ class _Features:
 
     def _categories(self, name: str, column: str, feature: CategoryFeature | CategoriesFeature) -> Entry:
         lookup = self._places.lookups[name]
+        accepted = self._encoder.accepted_values(lookup.table)
         return _entry(
             "categories",
             name,
@@ -135,7 +136,7 @@ class _Features:
             max_length=lookup.length,
             num_hashes=lookup.num_hashes,
             begin=lookup.begin,
-            values=self._encoder.accepted_values(lookup.table),
+            values=["strings", "integers"] if accepted is None else [accepted],
             vocabulary=None if feature.vocabulary is None else self._vocabularies[feature.vocabulary],
             num_values=feature.num_values,
             hash_buckets=feature.hash_buckets,

@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from common.features.encoder import BINARY, CONTINUOUS, IDS, FeatureEncoder, embedding_key
+from common.reader.files import matching_files
+from common.reader.gather import empty_column, gather
+from common.reader.parquet import ParquetTable
 from common.reader.vectors import is_list
-from projects.home.recap.export.encoding import Entry, encoding_of_features
+from projects.home.recap.data.dataset import feature_columns
+from projects.home.recap.data.schema import Feature
+from projects.home.recap.export.encoding import Entry, encoding_of_features, encoding_of_schema
 from projects.home.recap.export.flat_ranker import EMBEDDING_PREFIX, RankerInput
 from projects.home.recap.export.score import Ranker
 from projects.home.recap.export.signature import write_vocabularies
@@ -88,3 +94,30 @@ def check(folder: Path, table: pa.Table, features: Mapping[str, Any]) -> None:
         single = [ranker.encode({name: values[row : row + 1] for name, values in columns.items()}) for row in range(5)]
         for name, values in encoded.items():
             np.testing.assert_array_equal(np.concatenate([each[name] for each in single]), values[:5], err_msg=name)
+
+
+def open_schema(folder: Path, features: Mapping[str, Feature], num_ids: Mapping[int, int]) -> Ranker:
+    """Return a ranker of score.py that encodes the features of a schema."""
+    inputs = [RankerInput(name, feature.dtype, feature.keep) for name, feature in features.items()]
+    return open_encoding(folder, inputs, encoding_of_schema(features, inputs, num_ids))
+
+
+def check_schema(
+    folder: Path, table: pa.Table, features: Mapping[str, Feature], num_ids: Mapping[int, int] | None = None
+) -> None:
+    """Assert that score.py encodes the features of a schema as the reader does, up to numbers that are not finite."""
+    pq.write_table(table, folder / "data.parquet")
+    columns = feature_columns(features, num_ids)
+    opened = ParquetTable(matching_files(str(folder / "data.parquet")), columns)
+    group = opened.decode(0)
+    ranker = open_schema(folder, features, num_ids or {})
+    rows = np.arange(table.num_rows)
+    for given in (as_lists(table), as_arrays(table)):
+        encoded = ranker.encode(given)
+        for name, feature in features.items():
+            read = empty_column(len(rows), group[name], columns[name], pin_memory=False)
+            gather(group[name], rows, columns[name], read.numpy())
+            expected = read.to(columns[name].batch_dtype).to(feature.dtype)
+            if feature.dtype == torch.float32:
+                expected = torch.nan_to_num(expected, nan=0.0, posinf=0.0, neginf=0.0)
+            np.testing.assert_array_equal(encoded[name], expected.numpy(), err_msg=name)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from common.features.config import (
+    Age,
     BooleanFeature,
     CategoriesFeature,
     CategoryFeature,
@@ -27,12 +28,17 @@ Entry = dict[str, Any]
 
 Every entry has a `kind`, the `name` of its feature, and a `column` of the data. The other keys depend on the kind:
 
-numbers: numbers, booleans, vectors of numbers, embeddings
+numbers: numbers, booleans, embeddings, and vectors of numbers, also those of a schema
   length: numbers per list; null for a column of numbers.
+  nullable: whether nulls are allowed. A schema's vectors have none.
+  positions: the positions to use of a list, in order; null for all.
+  rounded_to: type to which training rounds the numbers before they become the type of the input. A number that doesn't
+    fit int64, uint8 or float16 is refused. bool stands for "is not 0".
+  missing: replaces a number that is null, NaN, or infinite in that type; one number or one per position.
   input, begin: the input to fill, from this column on.
-  missing: replaces a number that is null, NaN, or infinite in float32; one number or one per position.
   indicator: column of binary from which on 1 stands for a missing number, and 0 for others; null without one.
   boolean: whether a number must be 0, 1 or missing.
+  num_ids: [position, n] of each position of a list whose values must be ids from 0 to n - 1.
 categories: categories and lists of them
   length: null for a column of values; 0 for one of lists, of which a null one has one null value.
   max_length: number of values to use of a list, which are its last ones; 1 for a column of values.
@@ -50,13 +56,6 @@ timestamp: points in time in the years 1 to 9999; others are missing
   hour_of_day, day_of_week: column of ids for 2 + the hour, and 2 + the day after Monday; 0 if missing. null without it.
   age: null, or the time from `column` to another column, as an entry of numbers with the keys `unit` of that column,
     and `seconds`, the unit of the age.
-vector: a vector of a schema, which has no nulls
-  length: numbers per list.
-  input: the input to fill.
-  positions: the positions to use, in order.
-  rounded_to: type to which numbers are rounded before they become the type of the input, because training does so. A
-    number that doesn't fit int64, uint8 or float16 is refused. bool stands for "is not 0".
-  num_ids: [position, n] of each position whose values must be ids from 0 to n - 1.
 """
 
 
@@ -95,35 +94,25 @@ class _Features:
             case TimestampFeature():
                 return self._timestamp(name, column, feature)
             case NumberFeature():
-                return self._numbers(name, column, name, None, feature.missing, feature.indicator)
+                return self._number(name, column, name, feature)
             case NumbersFeature():
-                return self._numbers(name, column, f"{name}[0]", feature.length, feature.missing, feature.indicator)
+                return self._number(name, column, f"{name}[0]", feature) | {"length": feature.length}
             case EmbeddingFeature():
-                shape = {"input": EMBEDDING_PREFIX + name, "begin": 0, "length": feature.length}
-                return _entry("numbers", name, column, **shape, missing=0.0, indicator=None, boolean=False)
+                return _numbers(name, column, EMBEDDING_PREFIX + name, length=feature.length)
             case BooleanFeature():
-                begin = self._places.binary[name]
-                shape = {"input": "binary", "begin": begin, "length": None}
-                indicator = begin + 1 if feature.indicator else None
                 if "binary" not in self._inputs:
                     return None
-                missing = int(feature.missing)
-                return _entry("numbers", name, column, **shape, missing=missing, indicator=indicator, boolean=True)
+                begin = self._places.binary[name]
+                indicator = begin + 1 if feature.indicator else None
+                entry = _numbers(name, column, "binary", begin=begin, indicator=indicator, boolean=True)
+                return entry | {"missing": int(feature.missing)}
 
-    def _numbers(self, name: str, column: str, first: str, length: int | None, missing: Any, indicator: bool) -> Entry:
+    def _number(self, name: str, column: str, first: str, number: NumberFeature | NumbersFeature | Age) -> Entry:
         """Return the entry of numbers, of which the first one has the name `first` in the layout."""
-        has_indicator = indicator and "binary" in self._inputs
-        return _entry(
-            "numbers",
-            name,
-            column,
-            length=length,
-            input="continuous",
-            begin=self._places.continuous[first],
-            missing=missing,
-            indicator=self._places.binary[f"{first}.missing"] if has_indicator else None,
-            boolean=False,
-        )
+        has_indicator = number.indicator and "binary" in self._inputs
+        indicator = self._places.binary[f"{first}.missing"] if has_indicator else None
+        entry = _numbers(name, column, "continuous", begin=self._places.continuous[first], indicator=indicator)
+        return entry | {"missing": number.missing}
 
     def _categories(self, name: str, column: str, feature: CategoryFeature | CategoriesFeature) -> Entry:
         lookup = self._places.lookups[name]
@@ -145,7 +134,7 @@ class _Features:
     def _timestamp(self, name: str, column: str, feature: TimestampFeature) -> Entry:
         age, entry_of_age = feature.age, None
         if age is not None:
-            entry_of_age = self._numbers(name, age.before, f"{name}.age", None, age.missing, age.indicator)
+            entry_of_age = self._number(name, age.before, f"{name}.age", age)
             entry_of_age |= {"unit": age.before_unit, "seconds": seconds_of_unit(age.unit)}
         lookups = {part: self._places.lookups.get(f"{name}.{part}") for part in ("hour_of_day", "day_of_week")}
         ids = {part: None if lookup is None else lookup.begin for part, lookup in lookups.items()}
@@ -173,19 +162,33 @@ def encoding_of_schema(
     """
     names = {each.name for each in inputs}
     return [
-        _entry(
-            "vector",
+        _numbers(
             name,
             feature.column,
+            name,
             length=feature.width,
-            input=name,
-            positions=list(feature.positions or range(feature.keep)),
+            nullable=False,
+            positions=None if feature.keep == feature.width else list(feature.positions or range(feature.keep)),
             rounded_to=str(feature.narrow or feature.dtype).removeprefix("torch."),
             num_ids=[list(each) for each in num_ids.items()] if name == "discrete" else [],
         )
         for name, feature in features.items()
         if name in names
     ]
+
+
+def _numbers(name: str, column: str, input_name: str, **others: Any) -> Entry:
+    """Return an entry of numbers with the usual values, except `others`."""
+    usual: Entry = {
+        "length": None,
+        "nullable": True,
+        "positions": None,
+        "rounded_to": "float32",
+        "missing": 0.0,
+        "begin": 0,
+    }
+    usual |= {"indicator": None, "boolean": False, "num_ids": []}
+    return _entry("numbers", name, column, input=input_name, **(usual | others))
 
 
 def _entry(kind: str, name: str, column: str, **others: Any) -> Entry:

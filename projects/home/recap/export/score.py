@@ -1,13 +1,12 @@
-"""Scores rows with an exported Heavy Ranker. Needs numpy and onnxruntime or torch alone; uses xxhash if present.
+"""Scores rows with an exported Heavy Ranker: python score.py < rows.jsonl, or Ranker("DIR")({"column": values, ...}).
 
-python score.py < rows.jsonl        # reads an object {column: value} per line, and writes the outputs of each
-outputs = Ranker("DIR")(columns)    # returns numpy arrays by name, given a numpy array or a list by column
+Needs numpy and onnxruntime or torch; hashes with xxhash, or else xxh64.py. signature.json says how to encode columns.
 """
 
-import contextlib
 import functools
 import importlib.util
 import json
+import runpy
 import sys
 import zoneinfo
 from datetime import UTC, date, datetime, timedelta
@@ -20,12 +19,10 @@ import numpy as np
 MISSING_ROW, UNKNOWN_ROW, FIRST_VALUE_ROW, NO_ROW = 0, 1, 2, -1  # ids: rows of a table; NO_ROW after the end of a list
 EPOCH, DAY, BEGIN, END = datetime(1970, 1, 1, tzinfo=UTC), 86_400, -62_135_596_800, 253_402_300_800  # years 1 to 9999
 UNITS = {"days": (DAY, 1), "hours": (3600, 1), "minutes": (60, 1), "ms": (1, 10**3), "us": (1, 10**6), "ns": (1, 10**9)}
-ERRORS, MASK, P5 = (TypeError, ValueError, OverflowError), 2**64 - 1, 0x27D4EB2F165667C5  # P1 to P5: primes of XXH64
-P1, P2, P3, P4 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63
 
 
 class Ranker:
-    """Scores columns of equal lengths, in which None and NaN are missing values."""
+    """Scores numpy arrays or lists of one length, by the name of their column; None and NaN are missing values."""
 
     def __init__(self, directory: str | Path = Path(__file__).parent, model: str | None = None) -> None:
         """Load the file `model` of an export; by default model.onnx, or model.pt2 if onnxruntime is not installed."""
@@ -34,7 +31,15 @@ class Ranker:
         self.features = [Feature(entry, path) for entry in self.signature["encoding"]]
         self.columns = list(dict.fromkeys(name for each in self.features for name in each.columns))
         use_onnx = importlib.util.find_spec("onnxruntime") and (path / "model.onnx").exists()
-        self.run = load(path / (model or ("model.onnx" if use_onnx else "model.pt2")))
+        path /= model or ("model.onnx" if use_onnx else "model.pt2")
+        if path.suffix == ".onnx":
+            session = importlib.import_module("onnxruntime").InferenceSession(path)
+            names = [each.name for each in session.get_outputs()]
+            self.run: Any = lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+        else:
+            torch = importlib.import_module("torch")
+            run = torch.export.load(path).module()
+            self.run = lambda x: {k: v.numpy() for k, v in run({k: torch.from_numpy(v) for k, v in x.items()}).items()}
 
     def __call__(self, columns: Any) -> Any:
         """Return the outputs by name, [rows, tasks] in the order of signature["tasks"]; score, if any, is [rows]."""
@@ -43,34 +48,23 @@ class Ranker:
     @np.errstate(all="ignore")
     def encode(self, columns: Any) -> dict[str, Any]:
         """Return the inputs of the model by name. Raises ValueError with the column and row, from 0, of a bad value."""
-        if absent := [name for name in self.columns if name not in columns]:
-            raise ValueError(f"no column {', '.join(map(repr, absent))}; found {', '.join(map(repr, columns))}")
-        rows, *others = {len(columns[name]) for name in self.columns}
-        require(not others, "columns of equal lengths")
+        lengths = {name: len(columns[name]) if name in columns else None for name in self.columns}
+        rows, *others = set(lengths.values())
+        if rows is None or others:
+            raise ValueError(f"expected columns of one length, but theirs are {lengths}; None is absent")
         inputs = {each["name"]: np.zeros((rows, each["shape"][1]), each["dtype"]) for each in self.signature["inputs"]}
         for feature in self.features:
             try:
                 feature.encode(columns, inputs)
-            except ERRORS:
+            except (TypeError, ValueError, OverflowError):
                 for row in range(rows):  # find the one
                     one = {name: columns[name][row : row + 1] for name in feature.columns}
                     try:
                         feature.encode(one, {name: values[:1] for name, values in inputs.items()})
-                    except ERRORS as error:
+                    except (TypeError, ValueError, OverflowError) as error:
                         raise ValueError(f"row {row}, column {feature.column!r}: {error}; found {one}") from None
                 raise
         return inputs
-
-
-def load(path: Path) -> Any:
-    """Return a function from the inputs of a model to its outputs."""
-    if path.suffix == ".onnx":
-        session = importlib.import_module("onnxruntime").InferenceSession(path)
-        names = [each.name for each in session.get_outputs()]
-        return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
-    torch = importlib.import_module("torch")
-    model = torch.export.load(path).module()
-    return lambda inputs: {k: v.numpy() for k, v in model({k: torch.from_numpy(v) for k, v in inputs.items()}).items()}
 
 
 def require(good: bool, expected: str) -> None:
@@ -90,57 +84,52 @@ class Feature:
         values = json.loads((path / file).read_text("utf-8")) if file else integers
         self.vocabulary = {value: FIRST_VALUE_ROW + index for index, value in enumerate(values)}
 
-    def to_lists(self, columns: Any) -> Any:
+    def to_lists(self, values: Any) -> Any:
         """Return a list per value. `length` is None for a column without lists, and 0 for lists of any length."""
-        values, length = columns[self.column], self.entry["length"]
-        if length is None:
+        if (length := self.entry["length"]) is None:
             return [[value] for value in values]
-        lists = [[None] * (length or 1) if each is None or isinstance(each, float) else each for each in values]
+        null = [None] * (length or 1)
+        lists = [null if each is None or (isinstance(each, float) and each != each) else each for each in values]
         good = all(isinstance(each, (list, tuple, np.ndarray)) and length in (0, len(each)) for each in lists)
         require(good, f"a list of {length or 'any number of'} values")
         return lists
 
     def to_numbers(self, columns: Any, null: Any) -> Any:
         """Return numbers as [rows, length or 1]. `null` replaces None; if it is None, it is an error."""
-        values, shape = columns[self.column], (len(columns[self.column]), self.entry["length"] or 1)
-        with contextlib.suppress(ValueError):  # lists of different lengths
-            array = np.asarray(values if getattr(values, "dtype", "O") != "O" else list(values))
-            if array.dtype.kind in "biuf" and array.shape == (shape if self.entry["length"] else shape[:1]):
-                return array.reshape(shape)
-        flat = [null if item is None else item for items in self.to_lists(columns) for item in items]
-        require(all(issubclass(each, (Number, np.bool_)) for each in set(map(type, flat))), "numbers")
-        array = np.array(flat).reshape(shape)
-        return array if array.dtype.kind in "biuf" else array.astype(np.float64)
+        values, length = columns[self.column], self.entry["length"]
+        shape = (len(values),) if length is None else (len(values), length)
+        is_array = isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and values.shape == shape
+        array = values if is_array else np.array(self.to_lists(values))
+        if array.dtype.kind not in "biuf" or array.ndim > 2:
+            flat = [null if item is None else item for items in self.to_lists(values) for item in items]
+            require(all(issubclass(each, (Number, np.bool_)) for each in set(map(type, flat))), "numbers")
+            array = np.array(flat)
+        array = array.astype(np.float64) if array.dtype.kind == "O" else array
+        return array.reshape(len(values), length or 1)
 
     def numbers(self, columns: Any, inputs: Any, array: Any = None) -> None:
-        """Encode a number, a boolean, a vector of numbers or an embedding."""
-        entry, array = self.entry, self.to_numbers(columns, np.nan) if array is None else array
-        array = array.astype(np.float64).astype(np.float32)  # integers are rounded twice, as in training
-        missing, begin, indicator = ~np.isfinite(array), entry["begin"], entry["indicator"]
-        require(not entry["boolean"] or (missing | (array == 0) | (array == 1)).all(), "true, false, 0, 1 or null")
-        array = np.where(missing, np.array(entry["missing"], np.float32), array)
-        inputs[entry["input"]][:, begin : begin + array.shape[1]] = array
-        if indicator is not None:
-            inputs["binary"][:, indicator : indicator + array.shape[1]] = missing
-
-    def vector(self, columns: Any, inputs: Any) -> None:
-        """Copy the `positions` of a vector of a schema, which has no nulls, rounded as in training."""
-        array, dtype = self.to_numbers(columns, None), self.entry["rounded_to"]
-        for place, number in self.entry["num_ids"]:
+        """Encode a number, a boolean, a vector of numbers, or the `positions` of one that training rounds to a type."""
+        entry, begin, dtype = self.entry, self.entry["begin"], self.entry["rounded_to"]
+        array = self.to_numbers(columns, np.nan if entry["nullable"] else None) if array is None else array
+        for place, number in entry["num_ids"]:
             require(((array[:, place] >= 0) & (array[:, place] < number)).all(), f"ids below {number} at {place}")
-        kept = array[:, self.entry["positions"]]
-        rounded = kept.astype(np.float32 if dtype == "bfloat16" else dtype)
+        array = array[:, entry["positions"] or slice(None)].astype(np.float64 if entry["nullable"] else array.dtype)
+        rounded = array.astype("f4" if dtype == "bfloat16" else dtype)
         if dtype == "bfloat16":
-            bits = rounded.view(np.uint32)
-            rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
-        fits = rounded == kept if rounded.dtype.kind in "iu" else np.isfinite(rounded) | ~np.isfinite(kept)
-        require(dtype in ("bfloat16", "bool", "float32") or fits.all(), f"numbers that fit {dtype}")
-        inputs[self.entry["input"]][:] = rounded
+            rounded = ((rounded.view("u4") + 0x7FFF + (rounded.view("u4") >> 16 & 1)) & 0xFFFF0000).view("f4")
+        missing = ~np.isfinite(rounded)
+        fits = rounded == array if rounded.dtype.kind in "iu" else ~missing | ~np.isfinite(array) | (dtype != "float16")
+        require(fits.all(), f"numbers that fit {dtype}")
+        require(not entry["boolean"] or (missing | (rounded == 0) | (rounded == 1)).all(), "true, false, 0, 1 or null")
+        rounded = np.where(missing, np.array(entry["missing"], rounded.dtype), rounded)
+        inputs[entry["input"]][:, begin : begin + rounded.shape[1]] = rounded
+        if (indicator := entry["indicator"]) is not None:
+            inputs["binary"][:, indicator : indicator + rounded.shape[1]] = missing
 
     def categories(self, columns: Any, inputs: Any) -> None:
         """Encode a value, or the last `max_length` values of a list, as ids: rows of an embedding table."""
         begin, width = self.entry["begin"], self.entry["max_length"] * self.entry["num_hashes"]
-        ids = [[row for item in items for row in self.rows_of(item)] for items in self.to_lists(columns)]
+        ids = [[row for item in items for row in self.rows_of(item)] for items in self.to_lists(columns[self.column])]
         padded = [each[-width:] + [NO_ROW] * (width - len(each)) for each in ids]
         inputs["ids"][:, begin : begin + width] = np.array(padded, np.int32).reshape(-1, width)
 
@@ -198,34 +187,10 @@ def to_utc(value: Any) -> Any:
     return value.astimezone(UTC).replace(tzinfo=None) if is_zoned else value if value == value else None
 
 
-def mixed(number: int, bits: int, prime: int) -> int:
-    return ((number & MASK) << bits | (number & MASK) >> (64 - bits)) * prime
-
-
-def python_xxh64(data: bytes, seed: int) -> int:
-    """Return the XXH64 of bytes (github.com/Cyan4973/xxHash, doc/xxhash_spec.md)."""
-    words = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data) - 7, 8)]
-    striped, rest, lanes = len(words) // 4 * 4, data[len(words) * 8 :], [seed + P1 + P2, seed + P2, seed, seed - P1]
-    for index, word in enumerate(words[:striped]):
-        lanes[index % 4] = mixed(lanes[index % 4] + word * P2, 31, P1)
-    number = sum(mixed(lane, bits, 1) for lane, bits in zip(lanes, (1, 7, 12, 18), strict=True))
-    for lane in lanes:
-        number = (number ^ mixed(lane * P2, 31, P1)) * P1 + P4
-    number = (number if striped else seed + P5) + len(data)
-    for word in words[striped:]:
-        number = mixed(number ^ mixed(word * P2, 31, P1), 27, P1) + P4
-    if len(rest) >= 4:
-        number = mixed(number ^ int.from_bytes(rest[:4], "little") * P1, 23, P2) + P3
-    for byte in rest[len(rest) & 4 :]:
-        number = mixed(number ^ byte * P5, 11, P1)
-    for shift, prime in ((33, P2), (29, P3), (32, 1)):
-        number = ((number & MASK) ^ (number & MASK) >> shift) * prime
-    return number & MASK
-
-
-xxh64: Any = python_xxh64
-with contextlib.suppress(ImportError):
-    from xxhash import xxh64_intdigest as xxh64
+if importlib.util.find_spec("xxhash"):
+    xxh64 = importlib.import_module("xxhash").xxh64_intdigest
+else:
+    xxh64 = runpy.run_path(str(Path(__file__).with_name("xxh64.py")))["xxh64"]
 
 if __name__ == "__main__":
     ranker = Ranker()

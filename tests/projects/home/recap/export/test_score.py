@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+import xxhash
 
+from common.features.encoder import FeatureEncoder
+from projects.home.recap.data.schema import Feature
 from projects.home.recap.export import score
+from projects.home.recap.export import xxh64 as xxh64_module
+from projects.home.recap.export.xxh64 import xxh64
+from tests.support.encoded_rows import parse_features
 from tests.support.encoded_tables import vocabulary
-from tests.support.exported_encoder import check
+from tests.support.exported_encoder import check, check_schema, open_features, open_schema
 
 ROWS = 60
 
@@ -198,8 +206,134 @@ def test_columns_of_nulls(tmp_path: Path) -> None:
 
 
 def test_hashes_without_xxhash() -> None:
-    xxhash = pytest.importorskip("xxhash")
     rng = np.random.default_rng(0)
     for length in [*range(70), 1000]:
         data, seed = rng.bytes(length), int(rng.integers(2**64 - 1, dtype=np.uint64))
-        assert score.python_xxh64(data, seed) == xxhash.xxh64_intdigest(data, seed)
+        assert xxh64(data, seed) == xxhash.xxh64_intdigest(data, seed)
+
+
+def test_score_is_short_and_imports_nothing_of_this_project() -> None:
+    for module in (score, xxh64_module):
+        assert module.__file__ is not None
+        text = Path(module.__file__).read_text()
+        assert len(text.splitlines()) <= 200
+        assert not re.search(r"^\s*(from|import) (common|core|projects)\b", text, re.MULTILINE)
+
+
+def stored(width: int, dtype: torch.dtype = torch.float32, **others: Any) -> Feature:
+    return Feature(others.pop("column", "x"), dtype, width, others.pop("keep", width), **others)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.float64(), pa.float32(), pa.float16(), pa.int64(), pa.uint8(), pa.bool_()], ids=str
+)
+def test_vectors_of_a_schema(tmp_path: Path, kind: pa.DataType) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 2, (ROWS, 5)) if kind != pa.uint8() else rng.integers(0, 255, (ROWS, 5))
+    numbers: Any = values.astype(np.float64) * (1 if kind != pa.float64() else 1 / 3)
+    features = {
+        "continuous": stored(5, column="renamed", keep=3),
+        "binary": stored(5, keep=2, positions=(1, 4), narrow=torch.bool),
+        "user_embedding": stored(5, narrow=torch.bfloat16),
+        "user_eng_embedding": stored(5, narrow=torch.float16),
+        "author_embedding": stored(5, column="renamed"),
+    }
+    lists = pa.array(numbers.tolist(), pa.list_(pa.float64())).cast(pa.list_(kind))
+    check_schema(tmp_path, pa.table({"x": lists, "renamed": lists}), features)
+
+
+def test_special_numbers_of_a_schema_are_missing_as_for_the_model(tmp_path: Path) -> None:
+    values = [[np.nan, 1e300], [np.inf, 65504.0], [-np.inf, -0.0], [1e-42, 3.14159], [5e4, 1e-9]]
+    features = {"continuous": stored(2), "user_embedding": stored(2, narrow=torch.bfloat16)}
+    check_schema(tmp_path, pa.table({"x": pa.array(values, pa.list_(pa.float64(), 2))}), features)
+
+
+def test_discrete_features_keep_all_bits(tmp_path: Path) -> None:
+    values = [[2**63 - 1, 0], [-(2**63), 2], [2**53 + 1, 1]]
+    table = pa.table({"x": pa.array(values, pa.list_(pa.int64()))})
+    check_schema(tmp_path, table, {"discrete": stored(2, torch.int64)}, {1: 3})
+    small = pa.table({"x": pa.array([[255, 0], [0, 2]], pa.list_(pa.int64()))})
+    check_schema(tmp_path, small, {"discrete": stored(2, torch.int64, narrow=torch.uint8)}, {1: 3})
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "problem"),
+    [
+        (stored(2), [[1.0, 2.0], None], "numbers"),
+        (stored(2), [[1.0, 2.0], [None, 1.0]], "numbers"),
+        (stored(2), [[1.0, 2.0], [1.0]], "a list of 2 values"),
+        (stored(2, torch.int64), [[1, 2], [0.5, 1]], "numbers that fit int64"),
+        (stored(2, torch.int64), [[1, 2], [2**63, 1]], "numbers that fit int64"),
+        (stored(2, torch.int64), [[1, 2], [1, 3]], "ids below 3 at 1"),
+        (stored(2, torch.int64), [[1, 2], [1, -1]], "ids below 3 at 1"),
+        (stored(2, torch.int64, narrow=torch.uint8), [[1, 2], [256, 1]], "numbers that fit uint8"),
+        (stored(2, narrow=torch.uint8), [[1, 2], [0.5, 1]], "numbers that fit uint8"),
+        (stored(2, narrow=torch.float16), [[1, 2], [1e5, 1]], "numbers that fit float16"),
+    ],
+)
+def test_what_the_reader_refuses_in_a_vector_of_a_schema(
+    tmp_path: Path, feature: Feature, values: list[Any], problem: str
+) -> None:
+    name = "discrete" if feature.dtype == torch.int64 else "continuous"
+    ranker = open_schema(tmp_path, {name: feature}, {1: 3})
+    assert ranker.encode({"x": values[:1]})[name].tolist() == values[:1]
+    with pytest.raises(ValueError, match=f"row 1, column 'x': expected {re.escape(problem)}; found"):
+        ranker.encode({"x": values})
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "problem"),
+    [
+        ({"kind": "number"}, [1, "2"], "numbers"),
+        ({"kind": "number"}, [1, [2]], "numbers"),
+        ({"kind": "number"}, [1, datetime.date(2026, 1, 1)], "numbers"),
+        ({"kind": "numbers", "length": 2}, [[1, 2], [1]], "a list of 2 values"),
+        ({"kind": "numbers", "length": 2}, [[1, 2], 3.0], "a list of 2 values"),
+        ({"kind": "numbers", "length": 2}, [[1, 2], "ab"], "a list of 2 values"),
+        ({"kind": "embedding", "length": 2}, [[1, 2], ["a", "b"]], "numbers"),
+        ({"kind": "boolean"}, [1, 2], "true, false, 0, 1 or null"),
+        ({"kind": "boolean"}, [True, "true"], "numbers"),
+        ({"kind": "category", "num_values": 3}, [1, "a"], "integers"),
+        ({"kind": "category", "hash_buckets": 3}, [1, 0.5], "strings, or integers from -2^63"),
+        ({"kind": "category", "hash_buckets": 3}, [1, 2**63], "strings, or integers from -2^63"),
+        ({"kind": "category", "hash_buckets": 3}, ["a", b"a"], "strings or integers"),
+        ({"kind": "category", "hash_buckets": 3}, ["a", datetime.date(2026, 1, 1)], "strings or integers"),
+        ({"kind": "categories", "hash_buckets": 3, "max_length": 1}, [["a"], [0.5, "a"]], "strings, or integers from"),
+        ({"kind": "categories", "hash_buckets": 3}, [["a"], "a"], "a list of any number of values"),
+        ({"kind": "timestamp"}, [datetime.date(2026, 1, 1), 3], "timestamps or dates"),
+        ({"kind": "timestamp", "unit": "ms"}, [1, "2026-01-01"], "numbers"),
+        ({"kind": "timestamp", "unit": "ms"}, [1, datetime.date(2026, 1, 1)], "numbers"),
+    ],
+)
+def test_what_the_reader_refuses(tmp_path: Path, feature: dict[str, Any], values: list[Any], problem: str) -> None:
+    ranker = open_features(tmp_path, FeatureEncoder.open(parse_features({"x": feature})))
+    ranker.encode({"x": values[:1] * 2})
+    with pytest.raises(ValueError, match=f"row 1, column 'x': expected {re.escape(problem)}.*; found"):
+        ranker.encode({"x": values})
+
+
+def test_a_table_of_strings_takes_no_integers(tmp_path: Path) -> None:
+    encoder = FeatureEncoder.open(parse_features({"x": {"kind": "category", "hash_buckets": 3}}))
+    encoder.check(pa.schema([("x", pa.string())]))
+    ranker = open_features(tmp_path, encoder)
+    ranker.encode({"x": ["1", None, float("nan")]})
+    with pytest.raises(ValueError, match="row 1, column 'x': expected strings; found"):
+        ranker.encode({"x": ["1", 1]})
+
+
+def test_columns_that_are_absent_or_differ_in_length(tmp_path: Path) -> None:
+    features = parse_features({"x": {"kind": "boolean"}, "t": {"kind": "timestamp", "age": {"before": "u"}}})
+    ranker = open_features(tmp_path, FeatureEncoder.open(features))
+    assert ranker.columns == ["x", "t", "u"]
+    for columns in ({"x": [1], "t": [None]}, {"x": [1], "t": [None], "u": []}):
+        with pytest.raises(ValueError, match="expected columns of one length, but theirs are"):
+            ranker.encode(columns)
+    assert ranker.encode({"x": [], "t": [], "u": []})["ids"].shape == (0, 2)
+
+
+def test_times_as_text(tmp_path: Path) -> None:
+    ranker = open_features(tmp_path, FeatureEncoder.open(parse_features({"t": {"kind": "timestamp"}})))
+    texts = ["2026-11-28T08:30:00Z", "2026-11-28T10:30:00+02:00", "2026-11-28 08:30:00", "2026-11-28", None]
+    assert ranker.encode({"t": texts})["ids"].tolist() == [[10, 7]] * 3 + [[2, 7], [0, 0]]
+    with pytest.raises(ValueError, match="row 1, column 't': Invalid isoformat string"):
+        ranker.encode({"t": ["2026-11-28", "soon"]})

@@ -22,6 +22,7 @@ from common.features.kinds.kind import Places
 from common.features.time import seconds_of_unit
 from projects.home.recap.data.schema import Feature as StoredFeature
 from projects.home.recap.export.flat_ranker import EMBEDDING_PREFIX, RankerInput
+from projects.home.recap.model.config import ModelConfig
 
 Entry = dict[str, Any]
 """An entry of "encoding": JSON values by key.
@@ -57,6 +58,12 @@ timestamp: points in time in the years 1 to 9999; others are missing
   age: null, or the time from `column` to another column, as an entry of numbers with the keys `unit` of that column,
     and `seconds`, the unit of the age.
 """
+
+
+def ignored_features(model: ModelConfig) -> list[str]:
+    """Return the configured features that a model uses in training alone: the position, which is unknown in serving."""
+    position = model.position_debias_config
+    return [] if position is None or position.position_feature is None else [position.position_feature]
 
 
 def encoding_of_features(

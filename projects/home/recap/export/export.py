@@ -15,6 +15,7 @@ from tabulate import tabulate
 from common.files.atomic_directory import atomic_directory
 from common.process.memory import format_bytes
 from projects.home.recap.export import formats
+from projects.home.recap.export.check_score import check_score
 from projects.home.recap.export.compare import Comparison
 from projects.home.recap.export.flat_ranker import FlatRanker, RankerInput, Scorer, ranker_inputs
 from projects.home.recap.export.fold import folded
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 SCORE = "score.py"
 """Name of the program that scores rows with an export, and of its source."""
+
+_XXH64 = "xxh64.py"  # score.py runs it where xxhash is not installed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +95,9 @@ def write_export(saved: SavedRanker, out: Path, compiles: bool) -> tuple[dict[st
         "compared_with_the_ranker": compared,
     }
     (out / SIGNATURE).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    shutil.copyfile(Path(__file__).with_name(SCORE), out / SCORE)
+    for source in (SCORE, _XXH64):
+        shutil.copyfile(Path(__file__).with_name(source), out / source)
+    check_score(saved, out)
     return compared, skipped if target is None else None
 
 

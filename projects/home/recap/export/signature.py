@@ -9,7 +9,7 @@ import torch
 
 from common.features.encoder import FeatureEncoder
 from common.features.vocabulary import Vocabulary
-from projects.home.recap.export.encoding import Entry, encoding_of_features, encoding_of_schema
+from projects.home.recap.export.encoding import Entry, encoding_of_features, encoding_of_schema, ignored_features
 from projects.home.recap.export.flat_ranker import RankerInput
 from projects.home.recap.model.small_embeddings import smallest_table_sizes
 from projects.home.recap.saved import SavedRanker
@@ -86,9 +86,7 @@ def _encoding(saved: SavedRanker, inputs: Sequence[RankerInput], files: Mapping[
     """Return how columns become the inputs of the ranker."""
     model = saved.config.model
     if saved.encoder is not None:
-        position = model.position_debias_config
-        ignored = [] if position is None or position.position_feature is None else [position.position_feature]
-        return encoding_of_features(saved.encoder, inputs, files, ignored)
+        return encoding_of_features(saved.encoder, inputs, files, ignored_features(model))
     small_embeddings = model.small_embeddings
     num_ids = {} if small_embeddings is None else smallest_table_sizes(small_embeddings)
     return encoding_of_schema(saved.features, inputs, num_ids)

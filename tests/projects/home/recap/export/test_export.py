@@ -1,6 +1,8 @@
 """Checks an export of a small run with features of all kinds: each file against the ranker of the checkpoint."""
 
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from common.reader.files import matching_files
 from core.checkpoints.chosen import choose_checkpoint
 from projects.home.recap.export.export import export, report
 from projects.home.recap.export.flat_ranker import flatten, ranker_inputs
+from projects.home.recap.export.score import Ranker
 from projects.home.recap.main import main
 from projects.home.recap.saved import load_saved_ranker
 from tests.support.comparison import logged
 from tests.support.export import forget_precision
+from tests.support.exported_encoder import as_arrays, as_lists
 from tests.support.feature_table import COUNTRIES, LABEL, config, write_config, write_data
 
 
@@ -163,3 +167,53 @@ def test_a_model_above_the_limit_of_one_file_has_its_weights_in_a_second_one(
     assert {"model.onnx", "model.onnx.data"} < exported.files.keys()
     onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     assert exported.files["model.onnx"] < run.exported.files["model.onnx"]
+
+
+@pytest.mark.parametrize("model", ["model.onnx", "model.pt2"])
+def test_score_py_scores_columns_as_the_ranker_scores_what_the_reader_reads(run: Run, model: str) -> None:
+    path = run.data / "validation.parquet"
+    saved = load_saved_ranker(run.checkpoint)
+    table = saved.open_table(matching_files(str(path)))
+    raw = pq.read_table(path)
+    ranker = Ranker(run.exported.out, model)
+    first = 0
+    for group, rows in enumerate(table.rows_per_group.tolist()):
+        expected = saved.ranker(**saved.inputs(table.decode(group), 0, rows, rows))
+        for columns in (as_lists(raw.slice(first, rows)), as_arrays(raw.slice(first, rows))):
+            found = ranker(columns)
+            assert found.keys() == expected.keys()
+            for name, values in found.items():
+                np.testing.assert_allclose(values, expected[name].numpy(), rtol=0, atol=1e-5, err_msg=name)
+        first += rows
+    assert first == raw.num_rows
+
+
+ALONE = """
+import runpy, sys
+for name in sys.argv[2:]:
+    sys.modules[name] = None
+runpy.run_path(sys.argv[1], run_name="__main__")
+loaded = {name.partition(".")[0] for name, module in sys.modules.items() if module is not None}
+assert not loaded & {"common", "core", "projects", "pyarrow", "pandas", "pydantic", "onnx", "xxhash"}, loaded
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("absent", [["torch", "xxhash"], ["onnxruntime", "xxhash"]])
+def test_score_py_runs_where_this_project_and_xxhash_are_not_installed(
+    run: Run, tmp_path: Path, absent: list[str]
+) -> None:
+    raw = pq.read_table(run.data / "validation.parquet").slice(0, 9)
+    copy = shutil.copytree(run.exported.out, tmp_path / "copy")
+    lines = [json.dumps(row, default=lambda time: time.isoformat()) for row in raw.to_pylist()]
+    hidden = [*absent, "common", "core", "projects", "pyarrow", "pandas"]
+    command = [sys.executable, "-I", "-c", ALONE, str(copy / "score.py"), *hidden]
+    ended = subprocess.run(
+        command, input="\n".join(lines), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    expected = Ranker(run.exported.out)(as_lists(raw))
+    outputs = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert len(outputs) == 9
+    for name, values in expected.items():
+        np.testing.assert_allclose([row[name] for row in outputs], values, rtol=0, atol=1e-5)

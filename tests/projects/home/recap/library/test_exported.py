@@ -97,7 +97,7 @@ def test_errors_name_the_column(exported, rows):
     columns = rows["features"].slice(0, 3).to_pydict()
     with pytest.raises(UserError, match="no column 'age', or more than one, but the ranker needs it"):
         exported["features"]({name: values for name, values in columns.items() if name != "age"})
-    with pytest.raises(UserError, match=r"rows 0 to 2: row 0, column 'age': expected numbers; found {'age': .*'old'.*}"):
+    with pytest.raises(UserError, match=r"rows 0 to 2: row 0, column 'age': expected numbers; found {.*'old'.*}"):
         exported["features"]({**columns, "age": ["old"] * 3})
 
 

@@ -6,6 +6,7 @@ compare.py compares the loaded models with the ranker.
 import contextlib
 import dataclasses
 import importlib.util
+import io
 import logging
 import os
 import platform
@@ -44,7 +45,9 @@ def trace(ranker: FlatRanker, inputs: Sequence[RankerInput]) -> torch.export.Exp
 
 def write_pt2(program: torch.export.ExportedProgram, path: Path) -> Scorer:
     """Write a program of torch.export, and return the model that was loaded from the file."""
-    torch.export.save(program, path)
+    content = io.BytesIO()  # torch aborts the process if it cannot write to a file
+    torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
     scorer: Scorer = torch.export.load(path).module()
     return scorer
 
@@ -177,7 +180,8 @@ def write_aotinductor(program: torch.export.ExportedProgram, path: Path, target:
     try:
         # Inductor's own cache would keep a copy of the weights.
         with _quiet(), tempfile.TemporaryDirectory() as cache, fresh_cache(dir=cache):
-            aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+            content = io.BytesIO()
+            aoti_compile_and_package(program, package_path=content, inductor_configs=options)
     except InductorError as error:
         if not isinstance(error.inner_exception, CppCompileError):
             raise
@@ -185,6 +189,7 @@ def write_aotinductor(program: torch.export.ExportedProgram, path: Path, target:
             f"{target.compiler} cannot compile the package of AOTInductor. Set the environment variable CXX to another "
             f"compiler, or use --skip_aotinductor. {error.inner_exception}"
         ) from error
+    path.write_bytes(content.getbuffer())
     with _quiet():
         scorer: Scorer = aoti_load_package(str(path))
     return scorer

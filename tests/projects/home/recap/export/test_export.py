@@ -1,5 +1,6 @@
 """Checks an export of a small run with features of all kinds: each file against the ranker of the checkpoint."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from common.reader.files import matching_files
 from core.checkpoints.chosen import choose_checkpoint
 from projects.home.recap.export.export import export, report
 from projects.home.recap.export.flat_ranker import flatten, ranker_inputs
+from projects.home.recap.export.rows import choose_rows
 from projects.home.recap.export.score import Ranker
 from projects.home.recap.main import main
 from projects.home.recap.saved import load_saved_ranker
@@ -217,3 +219,18 @@ def test_score_py_runs_where_this_project_and_xxhash_are_not_installed(
     assert len(outputs) == 9
     for name, values in expected.items():
         np.testing.assert_allclose([row[name] for row in outputs], values, rtol=0, atol=1e-5)
+
+
+def test_rows_are_those_of_the_validation_data_else_of_the_training_data_else_random(run: Run) -> None:
+    saved = load_saved_ranker(run.checkpoint)
+    inputs = ranker_inputs(saved)
+    found = [choose_rows(saved, inputs)]
+    config = saved.config.model_copy(update={"validation_data": {}})
+    found.append(choose_rows(dataclasses.replace(saved, config=config), inputs))
+    missing = config.train_data.model_copy(update={"inputs": str(run.data / "nothing.parquet")})
+    config = config.model_copy(update={"train_data": missing})
+    found.append(choose_rows(dataclasses.replace(saved, config=config), inputs))
+    assert [source.split()[0] for _, source in found] == ["validation_data.validation", "train_data", "generated"]
+    validation, training, _ = (rows.inputs["continuous"][-1].tolist() for rows, _ in found)
+    assert validation != training
+    assert len({len(rows.names) for rows, _ in found}) == 2  # 60 rows of the first row group, or 1,000 random ones

@@ -48,10 +48,9 @@ class Ranker:
     @np.errstate(all="ignore")
     def encode(self, columns: Any) -> dict[str, Any]:
         """Return the inputs of the model by name. Raises ValueError with the column and row, from 0, of a bad value."""
-        lengths = {name: len(columns[name]) if name in columns else None for name in self.columns}
+        lengths: dict[str, Any] = {name: len(columns[name]) if name in columns else None for name in self.columns}
         rows, *others = set(lengths.values())
-        if rows is None or others:
-            raise ValueError(f"expected columns of one length, but theirs are {lengths}; None is absent")
+        require(rows is not None and not others, f"columns of one length, but theirs are {lengths}; None is absent")
         inputs = {each["name"]: np.zeros((rows, each["shape"][1]), each["dtype"]) for each in self.signature["inputs"]}
         for feature in self.features:
             try:
@@ -104,8 +103,7 @@ class Feature:
             flat = [null if item is None else item for items in self.to_lists(values) for item in items]
             require(all(issubclass(each, (Number, np.bool_)) for each in set(map(type, flat))), "numbers")
             array = np.array(flat)
-        array = array.astype(np.float64) if array.dtype.kind == "O" else array
-        return array.reshape(len(values), length or 1)
+        return (array.astype(np.float64) if array.dtype.kind == "O" else array).reshape(len(values), length or 1)
 
     def numbers(self, columns: Any, inputs: Any, array: Any = None) -> None:
         """Encode a number, a boolean, a vector of numbers, or the `positions` of one that training rounds to a type."""
@@ -194,6 +192,9 @@ else:
 
 if __name__ == "__main__":
     ranker = Ranker()
-    for row in map(json.loads, sys.stdin):
-        outputs = ranker({name: [row[name]] for name in ranker.columns})
+    for number, line in enumerate(sys.stdin, 1):
+        try:
+            outputs = ranker({name: [value] for name, value in json.loads(line).items()})
+        except (AttributeError, ValueError) as error:
+            sys.exit(f"line {number}: {error}")
         sys.stdout.write(json.dumps({name: values[0].tolist() for name, values in outputs.items()}) + "\n")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -219,6 +220,30 @@ def test_score_py_runs_where_this_project_and_xxhash_are_not_installed(
     assert len(outputs) == 9
     for name, values in expected.items():
         np.testing.assert_allclose([row[name] for row in outputs], values, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[1]", "line 2: 'list' object has no attribute 'items'"),
+        ("{", "line 2: Expecting property name"),
+        ("{}", "line 2: expected columns of one length, but theirs are .*'age': None"),
+    ],
+)
+def test_a_bad_line_ends_score_py_with_its_number(run: Run, line: str, message: str) -> None:
+    row = pq.read_table(run.data / "validation.parquet").slice(0, 1).to_pylist()[0]
+    ended = subprocess.run(
+        [sys.executable, str(run.exported.out / "score.py")],
+        input="\n".join([json.dumps(row, default=lambda time: time.isoformat()), line, line]),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ended.returncode == 1
+    assert len(ended.stdout.splitlines()) == 1
+    assert re.match(message, ended.stderr)
+    assert "Traceback" not in ended.stderr
 
 
 def test_rows_are_those_of_the_validation_data_else_of_the_training_data_else_random(run: Run) -> None:

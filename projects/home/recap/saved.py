@@ -46,7 +46,7 @@ class SavedRanker:
       digest: digest of the checkpoint.
       config: configuration of the run. Its paths of schemas, vocabularies and the like are those of the run's copies.
       ranker: the ranker in evaluation mode, with the moving averages of its weights if the run has them.
-      features: features of the schema by name; empty with configured features.
+      features: features of the schema by name that predictions or metrics use; empty with configured features.
       encoder: encodes the configured features; None without.
     """
 
@@ -139,7 +139,19 @@ def load_saved_ranker(checkpoint: Path, device: torch.device = _CPU) -> SavedRan
         model = ModelAndLoss(ranker, list(config.model.tasks.values())).to(device)
         load_averaged_model(DenseModel(model, World(0, 0, 1, device)), reader)
         model.eval().requires_grad_(False)
+        if not _uses_discrete(config):
+            features.pop("discrete", None)
         return SavedRanker(checkpoint, state.step, reader.digest, config, ranker, features, encoder)
+
+
+def _uses_discrete(config: RecapConfig) -> bool:
+    """Return whether predictions or metrics depend on the discrete features. A position is used only in training."""
+    model, preprocess = config.model, [data.preprocess for data in config.data_sets().values()]
+    return (
+        model.small_embeddings is not None
+        or bool(model.stratifiers)
+        or any(each is not None and each.extract_features is not None for each in preprocess)
+    )
 
 
 def _saved_config(checkpoint: Path, state: TrainingState) -> RecapConfig:
@@ -152,6 +164,8 @@ def _saved_config(checkpoint: Path, state: TrainingState) -> RecapConfig:
                 "does not exist. Give the checkpoint in the save_dir of its run"
             )
         return load_config_from_yaml(RecapConfig, config_file)
+    if "tasks" not in state.config.get("model", {}):
+        raise CheckpointError(f"{checkpoint}: not a checkpoint of the Heavy Ranker, because its model has no tasks")
     try:
         # Strict validation accepts lists for tuples only from JSON text.
         config = RecapConfig.model_validate_json(json.dumps(state.config))

@@ -112,13 +112,20 @@ class NeighborIndex:
         """
         effort = self.facts.efforts[recall]
         k = min(k, len(self._table.values))
+        complete = min(k, len(self._table.values) - (own is not None))
         positions, scores = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf)
         with Progress("searching", len(queries)) as progress:
             for begin in range(0, len(queries), _CHUNK):
                 rows = slice(begin, begin + _CHUNK)
                 found = self._search(queries[rows], None if own is None else own[rows], k, effort)
                 positions[rows], scores[rows] = found
-                progress.add(len(found.positions))
+                # The lists that reach the recall of a few neighbors may have fewer than k rows.
+                short = begin + np.flatnonzero(found.positions[:, complete - 1] < 0)
+                if short.size:
+                    every_list = replace(effort, num_lists=self._lists.nlist)
+                    found = self._search(queries[short], None if own is None else own[short], k, every_list)
+                    positions[short], scores[short] = found
+                progress.add(len(queries[rows]))
         return Neighbors(positions, scores)
 
     def _search(self, queries: NDArray[np.float32], own: NDArray[np.int64] | None, k: int, effort: Effort) -> Neighbors:

@@ -58,7 +58,7 @@ def _answer(reader: CheckpointReader, run: SavedRun, options: Options) -> None:
         queries = queries_of_options(run, options.heads, options.relations, options.tails)
     if options.out is None:
         # A bar would mix with the tables, which show the progress themselves.
-        logger.info("answering %s queries", f"{len(queries):,}")
+        logger.info("answering %s", _counted_queries(len(queries)))
         print_predictions(run, _answers(reader, run, queries, options))
         return
     with atomic_directory(options.out) as partial:
@@ -66,8 +66,12 @@ def _answer(reader: CheckpointReader, run: SavedRun, options: Options) -> None:
         with Progress("answering", len(queries), "queries") as progress:
             count = write_predictions(run, _counted(blocks, progress), partial / "predictions.parquet")
     print_report(
-        f"{reader.path}: {count:,} answers to {len(queries):,} queries\n{options.out / 'predictions.parquet'}\n"
+        f"{reader.path}: {count:,} answers to {_counted_queries(len(queries))}\n{options.out / 'predictions.parquet'}\n"
     )
+
+
+def _counted_queries(number: int) -> str:
+    return "1 query" if number == 1 else f"{number:,} queries"
 
 
 def _answers(reader: CheckpointReader, run: SavedRun, queries: Queries, options: Options) -> Iterator[Answers]:

@@ -191,10 +191,10 @@ else:
     xxh64 = runpy.run_path(str(Path(__file__).with_name("xxh64.py")))["xxh64"]
 
 if __name__ == "__main__":
-    ranker = Ranker()
+    ranker = sys.exit(__doc__) if sys.argv[1:] else Ranker()
     for number, line in enumerate(sys.stdin, 1):
         try:
             outputs = ranker({name: [value] for name, value in json.loads(line).items()})
         except (AttributeError, ValueError) as error:
             sys.exit(f"line {number}: {error}")
-        sys.stdout.write(json.dumps({name: values[0].tolist() for name, values in outputs.items()}) + "\n")
+        print(json.dumps({name: values[0].tolist() for name, values in outputs.items()}), flush=True)  # noqa: T201

@@ -104,7 +104,7 @@ def _parse_args() -> Options:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(utf8_text(name) for name in text.split(",") if name)
+    return tuple(utf8_text(name.strip()) for name in text.split(",") if name.strip())
 
 
 if __name__ == "__main__":

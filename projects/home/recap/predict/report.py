@@ -23,11 +23,11 @@ def report(directory: PredictionDirectory) -> str:
         f"ranker         {checkpoint['path']}, after step {checkpoint['step']}",
         f"manifest       {directory.path / NAME}",
         "",
-        f'To read them: pandas.read_parquet("{directory.predictions}")',
     ]
     if (best := found.get("top_k")) is not None:
         line = f"top {found['options']['top_k']['k']:<11}{best['rows']:,} rows in {best['files']:,} file(s), "
-        lines.insert(-5, line + str(directory.top_k))
+        lines.insert(-4, line + str(directory.top_k))
+    lines.append(f'To read them: pandas.read_parquet("{directory.predictions if best is None else directory.top_k}")')
     return "\n".join(lines) + "\n"
 
 

@@ -54,7 +54,9 @@ def predict(options: Options) -> None:
             check_agreement(world, lambda: [sources])
             is_complete = world.consensus.broadcast_from_rank_zero(lambda: directory.begin(sources, job.table.modified))
             world.consensus.on_all_ranks(lambda: directory.check_shared(sources))
-            if not is_complete:
+            if is_complete:
+                logger.info("the predictions in %s are complete already; nothing is computed", directory.path)
+            else:
                 _predict_units(job, options, directory, best, world)
                 if best is not None:
                     best.merge(RankConsensus(world.rank, world.size, _LONGEST_UNIT), world.rank, world.size)

@@ -63,6 +63,14 @@ def test_a_search_finds_the_promised_share_with_exact_scores(file, saved, compar
             assert score == pytest.approx(score_of[number].get(position, score), rel=1e-12)
 
 
+@pytest.mark.parametrize("k", [1000, ROWS - 1])
+def test_a_search_for_many_neighbors_finds_as_many(file, saved, k):
+    table = load_embeddings(file)
+    found = open_index(saved["l2"], table, "l2").search(table.values[:30], np.arange(30), k, "0.95")
+    assert found.positions.min() >= 0
+    assert np.isfinite(found.scores).all()
+
+
 def test_more_neighbors_than_embeddings_are_marked_as_missing(file, saved):
     table = load_embeddings(file)
     found = open_index(saved["cos"], table, "cos").search(table.values[:2], np.arange(2), ROWS + 5)

@@ -94,7 +94,8 @@ def call_roll(
     deadline = time.monotonic() + limit_in_s
     name = secrets.token_hex(8)
     own = dist.PrefixStore(name, store)
-    store.delete_key(_CLOSED)
+    # Not deleted, because a rank that has seen the key would wait for its next value, and rank 0 for that rank.
+    store.set(_CLOSED, json.dumps(None))
     unread: set[int] = set()
     num_claims = 0
     answered: set[int] = set()
@@ -163,6 +164,8 @@ def _check_open(store: dist.Store, claim: Claim) -> None:
     if not store.check([_CLOSED]):
         return
     closed = json.loads(store.get(_CLOSED))
+    if closed is None:
+        return
     members = {int(rank): Claim(**json.loads(line)) for rank, line in closed["members"].items()}
     if any(member.process_token == claim.process_token for member in members.values()):
         return  # the same ranks meet again, and rank 0 is late

@@ -1,6 +1,8 @@
 """Roll calls in a store that dead processes and strangers have used. Threads stand in for ranks."""
 
 import concurrent.futures
+import datetime
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -56,6 +58,36 @@ def test_the_dead_do_not_count_as_present(store: dist.Store, pool: concurrent.fu
     third = hold(store, pool)
     third.store.set("key", "value")
     assert not first.store.check(["key"])
+
+
+class _OvertakenStore(dist.PrefixStore):
+    """A store in which a new roll call begins right after this rank has seen that the one before is closed."""
+
+    def __init__(self, store: dist.Store) -> None:
+        super().__init__("", store)
+        self.set_timeout(datetime.timedelta(seconds=1))
+        self.is_overtaken = threading.Event()
+
+    def check(self, keys: list[str]) -> bool:
+        found = super().check(keys)
+        if keys == ["closed"] and not self.is_overtaken.is_set():
+            assert found
+            call_roll(self, 3, OURS, 0.0)
+            self.is_overtaken.set()
+        return found
+
+
+def test_a_rank_that_sees_the_end_of_the_roll_call_before_joins_the_next_one(
+    store: dist.Store, pool: concurrent.futures.Executor
+) -> None:
+    late_store, store = _OvertakenStore(store), dist.PrefixStore("", store)
+    close_roll(store, hold(store, pool), OURS, {"WORLD_SIZE"})
+    late = pool.submit(answer_roll, late_store, claim(1), LIMIT_IN_S)
+    assert late_store.is_overtaken.wait(LIMIT_IN_S)
+    other = pool.submit(answer_roll, store, claim(2), LIMIT_IN_S)
+    assert call_roll(store, 3, OURS, LIMIT_IN_S).present == {1, 2}
+    assert late.result() is not None
+    assert other.result() is not None
 
 
 def test_a_stranger_that_comes_first_is_refused_and_the_launch_meets(

@@ -66,7 +66,13 @@ def test_a_ranker_with_a_schema_scores_as_the_evaluation_did(train: Train, tmp_p
     labels = np.concatenate([pq.read_table(path)[task] for path in matching_files(str(inputs)).paths])
     metrics = logged(save_dir)[-1][3]
     assert saved.step == 12
+    assert "discrete" not in saved.features, "the model does not use them"
     assert roc_auc_score(labels, scores(saved, inputs)) == pytest.approx(metrics[f"{task}/auroc"], rel=1e-9)
+
+
+def test_discrete_features_are_read_if_a_metric_uses_them(train: Train) -> None:
+    save_dir = train("model.stratifiers=[{name: first, index: 0, value: 1}]")
+    assert "discrete" in load_saved_ranker(save_dir / "checkpoints/12").features
 
 
 def test_a_ranker_with_features_uses_the_vocabulary_and_the_averages_of_its_run(train: Train, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_columns_of_any_type_are_carried_through_unchanged(schema_run, rows, tmp
     pq.write_table(whole.slice(0, 0), directory / "2.parquet")
     pq.write_table(whole.slice(121), directory / "3.parquet", row_group_size=50)
     names = ["seen", "seen.at", "price", "nested", "dictionary", "id", "binary"]
-    options = ["--columns", ",".join(names), "--rows_per_file", 110, "--batch_size", 64]
+    options = ["--columns", ", ".join(names), "--rows_per_file", 110, "--batch_size", 64]
     found = predict(schema_run, directory, tmp_path / "out", *options)
     for name in names:
         assert found[name].type == whole[name].type

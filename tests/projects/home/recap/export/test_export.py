@@ -193,9 +193,10 @@ def test_score_py_scores_columns_as_the_ranker_scores_what_the_reader_reads(run:
 
 ALONE = """
 import runpy, sys
-for name in sys.argv[2:]:
-    sys.modules[name] = None
-runpy.run_path(sys.argv[1], run_name="__main__")
+path, *hidden = sys.argv[1:]
+sys.modules.update(dict.fromkeys(hidden))
+sys.argv = [path]
+runpy.run_path(path, run_name="__main__")
 loaded = {name.partition(".")[0] for name, module in sys.modules.items() if module is not None}
 assert not loaded & {"common", "core", "projects", "pyarrow", "pandas", "pydantic", "onnx", "xxhash"}, loaded
 """
@@ -244,6 +245,13 @@ def test_a_bad_line_ends_score_py_with_its_number(run: Run, line: str, message: 
     assert len(ended.stdout.splitlines()) == 1
     assert re.match(message, ended.stderr)
     assert "Traceback" not in ended.stderr
+
+
+def test_score_py_has_no_options(run: Run) -> None:
+    command = [sys.executable, str(run.exported.out / "score.py"), "--help"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 1
+    assert "python score.py < rows.jsonl" in ended.stderr
 
 
 def test_rows_are_those_of_the_validation_data_else_of_the_training_data_else_random(run: Run) -> None:

@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from projects.home.recap.library.load import Ranker
+    from projects.home.recap.ranker.load import Ranker
 
 
 def load_ranker(path: str | os.PathLike[str], *, best: bool = False, device: str = "cpu") -> "Ranker":
@@ -18,6 +18,6 @@ def load_ranker(path: str | os.PathLike[str], *, best: bool = False, device: str
     Raises:
       UserError: there is no checkpoint or export, it cannot be used, or the device does not exist.
     """
-    from projects.home.recap.library.load import load
+    from projects.home.recap.ranker.load import load
 
     return load(path, best=best, device=device)

@@ -13,8 +13,8 @@ from common.errors import UserError
 from core.checkpoints.chosen import choose_checkpoint
 from projects.home.recap import load_ranker
 from projects.home.recap.export.export import export
-from projects.home.recap.library.load import Ranker
 from projects.home.recap.main import main
+from projects.home.recap.ranker.load import Ranker
 from tests.support.export import forget_precision
 from tests.support.feature_table import LABEL, config, table, write_config, write_data
 from tests.support.runs import small_run

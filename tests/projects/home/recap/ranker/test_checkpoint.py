@@ -14,9 +14,9 @@ from common.errors import UserError
 from common.reader.files import matching_files
 from common.reader.vectors import with_lists
 from projects.home.recap import load_ranker
-from projects.home.recap.library.load import Ranker
 from projects.home.recap.main import main
 from projects.home.recap.predict.__main__ import main as predict
+from projects.home.recap.ranker.load import Ranker
 from tests.support.feature_table import FEATURES, LABEL, config, table, write_config, write_data
 from tests.support.runs import small_run
 

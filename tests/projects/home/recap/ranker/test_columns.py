@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from common.errors import UserError
-from projects.home.recap.library.columns import to_table, with_index
+from projects.home.recap.ranker.columns import to_table, with_index
 
 
 def scored(frame: Any) -> Any:

@@ -10,8 +10,8 @@ from common.reader.column import checked_values, stored_dtype
 from common.reader.parquet import RowGroup
 from core.autocast import configured_autocast
 from projects.home.recap.config import RecapConfig
-from projects.home.recap.library.columns import select, to_table, with_index
 from projects.home.recap.predict.columns import OutputColumns
+from projects.home.recap.ranker.columns import select, to_table, with_index
 from projects.home.recap.saved import SavedRanker
 
 _MAX_BATCH = 1024

@@ -9,8 +9,8 @@ import torch
 from common.errors import UserError
 from common.process.paths import user_path
 from core.checkpoints.chosen import choose_checkpoint
-from projects.home.recap.library.checkpoint import CheckpointRanker
-from projects.home.recap.library.exported import ExportRanker, is_export
+from projects.home.recap.ranker.checkpoint import CheckpointRanker
+from projects.home.recap.ranker.exported import ExportRanker, is_export
 from projects.home.recap.saved import load_saved_ranker
 
 

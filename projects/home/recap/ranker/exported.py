@@ -12,8 +12,8 @@ from common.errors import UserError
 from common.reader.vectors import with_lists
 from projects.home.recap.export.export import SCORE
 from projects.home.recap.export.signature import SIGNATURE
-from projects.home.recap.library.columns import select, to_table, with_index
 from projects.home.recap.predict.columns import OutputColumns
+from projects.home.recap.ranker.columns import select, to_table, with_index
 
 _MAX_BATCH = 1024
 

@@ -1,8 +1,21 @@
-"""Finds nearest neighbors by a full sort, one row at a time."""
+"""Writes embeddings, and finds nearest neighbors by a full sort, one row at a time."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from common.files.embedding_files import EmbeddingFile, write_embeddings
+
+
+def write_groups(path: Path, num_rows: int, dim: int = 12) -> EmbeddingFile:
+    """Write embeddings of different lengths, around 30 centers."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((30, dim))[rng.integers(30, size=num_rows)]
+    values += 0.4 * rng.standard_normal((num_rows, dim))
+    values *= rng.lognormal(0, 0.5, (num_rows, 1))
+    write_embeddings(path, None, values.astype(np.float32))
+    return EmbeddingFile(path)
 
 
 def expected_neighbors(

@@ -39,6 +39,7 @@ def main() -> int:
 
     require_packages("an index", ["faiss"])
     from projects.twhin.neighbors.index import build_index
+    from projects.twhin.neighbors.index_files import save_index
     from projects.twhin.neighbors.loaded import load_embeddings
     from projects.twhin.neighbors.sources import open_source
 
@@ -46,7 +47,7 @@ def main() -> int:
     with atomic_directory(args.out) as partial:
         table = load_embeddings(open_source(args.embeddings, args.table))
         index = build_index(table, args.comparator)
-        index.save(partial)
+        save_index(index, partial)
     efforts = [
         f"--recall {recall}: found {effort.recall:.1%} of the ten nearest neighbors of a sample of the entities"
         + ("" if effort.recall >= float(recall) else ". No effort of this index reaches this recall")

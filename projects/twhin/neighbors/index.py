@@ -6,17 +6,13 @@ codes around the nearest centroids, then with the best embeddings themselves. Th
 search.
 """
 
-import hashlib
-import importlib
-import json
 import logging
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveInt, TypeAdapter
+from pydantic import PositiveInt
 
 from common.errors import UserError
 from common.process.optional_packages import require_packages
@@ -25,14 +21,13 @@ from projects.twhin.model.config import ComparatorName
 from projects.twhin.neighbors.exact import Neighbors, pair_scores
 from projects.twhin.neighbors.loaded import LoadedEmbeddings
 from projects.twhin.neighbors.options import RECALLS
+from projects.twhin.neighbors.space import Space, import_faiss
 
 MIN_ROWS = 1000
 """Embeddings in the smallest table that gets an index. Exact search needs milliseconds there."""
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
-_INDEX, _FACTS = "index.faiss", "index.json"
 _CHUNK, _ADDED_ROWS = 4096, 2**16
 _TRAIN_ROWS_PER_LIST, _TRAIN_ITERATIONS = 256, 20
 _TUNING_QUERIES, _TUNING_K = 1000, 10
@@ -59,7 +54,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class IndexFacts:
-    """Describes the embeddings of an index and how to search it. index.json holds this and the digest of index.faiss.
+    """Describes the embeddings of an index and how to search it.
 
     Attributes:
       embeddings: digest of the embeddings; see LoadedEmbeddings.
@@ -76,25 +71,20 @@ class IndexFacts:
     efforts: dict[str, Effort]
 
 
-def _faiss() -> Any:
-    """Import faiss, whose type stubs lack much of what it has. It does not log the instruction sets that it tries."""
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
-    return importlib.import_module("faiss")
-
-
 class NeighborIndex:
     """An index of embeddings, and the embeddings.
 
     Attributes:
       facts: what the index was built from.
+      lists: the lists of faiss (IndexIVF).
     """
 
     def __init__(self, table: LoadedEmbeddings, lists: Any, facts: IndexFacts) -> None:
-        """Join the lists of faiss (IndexIVF) and the embeddings that they code."""
+        """Join the lists of faiss and the embeddings that they code."""
         self.facts = facts
+        self.lists = lists
         self._table = table
-        self._space = _Space(table.values, facts.comparator)
-        self._lists = lists
+        self._space = Space(table.values, facts.comparator)
         self._flat = self._space.flat_index(table.values)
 
     def search(
@@ -122,7 +112,7 @@ class NeighborIndex:
                 # The lists that reach the recall of a few neighbors may have fewer than k rows.
                 short = begin + np.flatnonzero(found.positions[:, complete - 1] < 0)
                 if short.size:
-                    every_list = replace(effort, num_lists=self._lists.nlist)
+                    every_list = replace(effort, num_lists=self.lists.nlist)
                     found = self._search(queries[short], None if own is None else own[short], k, every_list)
                     positions[short], scores[short] = found
                 progress.add(len(queries[rows]))
@@ -134,11 +124,11 @@ class NeighborIndex:
         return self._ranked(queries, own, found, k)
 
     def _candidates(self, queries: NDArray[np.float32], k: int, effort: Effort) -> NDArray[np.int64]:
-        faiss = _faiss()
+        faiss = import_faiss()
         parameters = faiss.IndexRefineSearchParameters(
             k_factor=effort.refined, base_index_params=faiss.SearchParametersIVF(nprobe=effort.num_lists)
         )
-        refined = faiss.IndexRefine(self._lists, self._flat)
+        refined = faiss.IndexRefine(self.lists, self._flat)
         _, positions = refined.search(self._space.queries(queries), k, params=parameters)
         return np.asarray(positions, np.int64)
 
@@ -171,77 +161,16 @@ class NeighborIndex:
             found = self._search(queries, rows, _TUNING_K, effort)
             return replace(effort, recall=float((found.scores >= worst).mean()))
 
-        steps = sorted({round(2 ** (step / 4)) for step in range(80)} | {self._lists.nlist})
+        steps = sorted({round(2 ** (step / 4)) for step in range(80)} | {self.lists.nlist})
         for recall in RECALLS:
             for refined in _REFINED[recall]:
-                for num_lists in (each for each in steps if each <= self._lists.nlist):
+                for num_lists in (each for each in steps if each <= self.lists.nlist):
                     effort = measured(num_lists, refined)
                     if effort.recall >= float(recall) + _MARGIN:
                         break
                 if effort.recall >= float(recall) + _MARGIN:
                     break
             self.facts.efforts[recall] = effort
-
-    def save(self, directory: Path) -> None:
-        """Write index.faiss and index.json to an existing directory."""
-        faiss = _faiss()
-        try:
-            faiss.write_index(self._lists, str(directory / _INDEX))
-        except RuntimeError as error:  # faiss reports a full disk in this way
-            raise UserError(f"{directory / _INDEX}: cannot write this file: {error}") from error
-        facts = asdict(self.facts) | {"format": _FORMAT, "faiss": faiss.__version__, "blake2b": _digest(directory)}
-        (directory / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
-
-
-class _Space:
-    """Maps embeddings and queries to vectors that faiss compares.
-
-    cos: vectors of length 1 and their products. l2: the embeddings and their distances. dot: a coordinate makes all
-    embeddings equally long, so that the largest product is the smallest angle (Neyshabur and Srebro, On Symmetric and
-    Asymmetric LSHs for Inner Product Search, 2015).
-    """
-
-    def __init__(self, values: NDArray[np.float32], comparator: ComparatorName) -> None:
-        self._comparator = comparator
-        self.dim = values.shape[1] + (comparator == "dot")
-        blocks = (values[begin : begin + _CHUNK] for begin in range(0, len(values), _CHUNK))
-        self._longest = max(float(_lengths(block).max()) for block in blocks) if comparator == "dot" else 1.0
-
-    @property
-    def metric(self) -> int:
-        """The metric of faiss."""
-        faiss = _faiss()
-        return int(faiss.METRIC_L2 if self._comparator == "l2" else faiss.METRIC_INNER_PRODUCT)
-
-    def queries(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return vectors of queries, [queries, self.dim]."""
-        if self._comparator == "l2":
-            return np.ascontiguousarray(values)
-        vectors = np.zeros((len(values), self.dim), np.float32)
-        vectors[:, : values.shape[1]] = values / _lengths(values)
-        return vectors
-
-    def rows(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return vectors of embeddings, [rows, self.dim]."""
-        if self._comparator != "dot":
-            return self.queries(values)
-        scaled = values / max(self._longest, 1e-12)
-        rest = np.sqrt(np.maximum(0, 1 - np.einsum("nd,nd->n", scaled, scaled, dtype=np.float64)))
-        return np.concatenate([scaled, rest[:, None]], axis=1, dtype=np.float32)
-
-    def flat_index(self, values: NDArray[np.float32]) -> Any:
-        """Return the faiss index that holds the vectors of embeddings themselves."""
-        faiss = _faiss()
-        flat = faiss.IndexFlat(self.dim, self.metric)
-        for begin in range(0, len(values), _CHUNK):
-            flat.add(self.rows(values[begin : begin + _CHUNK]))
-        return flat
-
-
-def _lengths(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return lengths, [rows, 1], at least 1e-12."""
-    squares = np.einsum("nd,nd->n", values, values, dtype=np.float64)
-    return np.asarray(np.maximum(np.sqrt(squares), 1e-12)[:, None])
 
 
 def build_index(table: LoadedEmbeddings, comparator: ComparatorName) -> NeighborIndex:
@@ -251,7 +180,7 @@ def build_index(table: LoadedEmbeddings, comparator: ComparatorName) -> Neighbor
       UserError: the table is too small, or faiss is not installed.
     """
     require_packages("an index", ["faiss"])
-    faiss = _faiss()
+    faiss = import_faiss()
     num_rows, dim = table.values.shape
     if num_rows < MIN_ROWS:
         raise UserError(
@@ -259,7 +188,7 @@ def build_index(table: LoadedEmbeddings, comparator: ComparatorName) -> Neighbor
             "index, which is fast here"
         )
     random = np.random.default_rng(0)
-    space = _Space(table.values, comparator)
+    space = Space(table.values, comparator)
     num_lists = int(num_rows**0.5)
     lists = faiss.index_factory(space.dim, f"IVF{num_lists},PQ{space.dim}x4fsr", space.metric)
     lists.cp.niter = _TRAIN_ITERATIONS
@@ -275,62 +204,3 @@ def build_index(table: LoadedEmbeddings, comparator: ComparatorName) -> Neighbor
     index = NeighborIndex(table, lists, IndexFacts(table.digest, num_rows, dim, comparator, {}))
     index.tune(random.choice(num_rows, min(num_rows, _TUNING_QUERIES), replace=False))
     return index
-
-
-def open_index(directory: Path, table: LoadedEmbeddings, comparator: ComparatorName) -> NeighborIndex:
-    """Open an index that was built from a table.
-
-    Raises:
-      UserError: faiss is not installed, or the directory does not hold an index, is damaged, or holds an index of other
-        embeddings or of another comparator.
-    """
-    require_packages("--index", ["faiss"])
-    faiss = _faiss()
-    facts, digest = _read_facts(directory)
-    rebuild = "Build it again with python -m projects.twhin.neighbors.build_index"
-    if facts.comparator != comparator:
-        raise UserError(
-            f"--index {directory}: was built for --comparator {facts.comparator}, but this search compares by "
-            f"{comparator}. Give --comparator {facts.comparator}, or another index"
-        )
-    if (facts.embeddings, facts.num_rows, facts.dim) != (table.digest, *table.values.shape):
-        rows, dim = table.values.shape
-        raise UserError(
-            f"--index {directory}: was built from other embeddings ({facts.num_rows:,} of dimension {facts.dim}) than "
-            f"those of {table.path} ({rows:,} of dimension {dim}). {rebuild}"
-        )
-    try:
-        if _digest(directory) != digest:
-            raise UserError(f"--index {directory}: {_INDEX} is damaged: its digest differs from {_FACTS}. {rebuild}")
-        lists = faiss.read_index(str(directory / _INDEX))
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"--index {directory}: cannot read {_INDEX}: {error}. {rebuild}") from error
-    return NeighborIndex(table, lists, facts)
-
-
-def _read_facts(directory: Path) -> tuple[IndexFacts, str]:
-    """Return the content of index.json: the facts, and the digest of index.faiss."""
-    path = directory / _FACTS
-    if not path.exists():
-        raise UserError(
-            f"--index {directory}: no {_FACTS} there, so this is not an index. Give the --out of python -m "
-            "projects.twhin.neighbors.build_index"
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != _FORMAT:
-            raise UserError(
-                f"--index {directory}: has the format {content['format']}, but this release reads {_FORMAT}. Build the "
-                "index again"
-            )
-        facts = TypeAdapter(IndexFacts).validate_python(content)
-        if missing := set(RECALLS) - set(facts.efforts):
-            raise KeyError(f"efforts: {min(missing)}")
-        return facts, content["blake2b"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--index {directory}: {_FACTS} is damaged: {error}. Build the index again") from error
-
-
-def _digest(directory: Path) -> str:
-    with (directory / _INDEX).open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -16,8 +16,7 @@ from common.process.standard_streams import print_report
 from common.reader.parquet_file import create_parquet
 from projects.twhin.model.config import ComparatorName
 from projects.twhin.neighbors.exact import Neighbors, nearest
-from projects.twhin.neighbors.index import open_index
-from projects.twhin.neighbors.loaded import load_embeddings
+from projects.twhin.neighbors.index_files import open_index
 from projects.twhin.neighbors.options import Options
 from projects.twhin.neighbors.query_file import find_names, read_names
 from projects.twhin.neighbors.sources import find_entities, open_source, open_target, read_vectors
@@ -91,7 +90,7 @@ def _prepare(options: Options) -> tuple[_Queries, EmbeddingFile, pa.Array]:
 def _find(options: Options, queries: _Queries, target: EmbeddingFile) -> Neighbors:
     if options.index is None:
         return nearest(target, queries.vectors, queries.own, options.k, options.comparator)
-    index = open_index(options.index, load_embeddings(target), options.comparator)
+    index = open_index(options.index, target, options.comparator)
     return index.search(queries.vectors, queries.own, options.k, options.recall)
 
 

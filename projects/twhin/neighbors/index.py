@@ -29,6 +29,8 @@ MIN_ROWS = 1000
 logger = logging.getLogger(__name__)
 
 _CHUNK, _ADDED_ROWS = 4096, 2**16
+# Bounds the candidates of the queries that are searched together: up to 200 MB of their codes and embeddings.
+_CANDIDATE_VALUES = 2**23
 _TRAIN_ROWS_PER_LIST, _TRAIN_ITERATIONS = 256, 20
 _TUNING_QUERIES, _TUNING_K = 1000, 10
 # Multiples of k: the numbers of best codes whose embeddings are compared. The next one is tried if one is too small.
@@ -104,9 +106,11 @@ class NeighborIndex:
         k = min(k, len(self._table.values))
         complete = min(k, len(self._table.values) - (own is not None))
         positions, scores = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf)
+        values_per_query = (k + 1) * (effort.refined + self._table.values.shape[1])
+        size = min(_CHUNK, max(1, _CANDIDATE_VALUES // values_per_query))
         with Progress("searching", len(queries)) as progress:
-            for begin in range(0, len(queries), _CHUNK):
-                rows = slice(begin, begin + _CHUNK)
+            for begin in range(0, len(queries), size):
+                rows = slice(begin, begin + size)
                 found = self._search(queries[rows], None if own is None else own[rows], k, effort)
                 positions[rows], scores[rows] = found
                 # The lists that reach the recall of a few neighbors may have fewer than k rows.

@@ -1,4 +1,5 @@
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,25 @@ def test_a_search_for_many_neighbors_finds_as_many(file, indexes, k):
     found = indexes["l2"].search(table.values[:30], np.arange(30), k, "0.95")
     assert found.positions.min() >= 0
     assert np.isfinite(found.scores).all()
+
+
+@pytest.mark.parametrize("from_table", [True, False])
+def test_queries_that_are_searched_in_small_groups_get_the_same_neighbors(file, indexes, monkeypatch, from_table):
+    queries, own = load_embeddings(file).values[:50], np.arange(50) if from_table else None
+    together = indexes["cos"].search(queries, own, 100, "0.95")
+    sizes = []
+    candidates = NeighborIndex._candidates
+
+    def counted(index: NeighborIndex, some: np.ndarray[Any, Any], *options: Any) -> np.ndarray[Any, Any]:
+        sizes.append(len(some))
+        return candidates(index, some, *options)
+
+    monkeypatch.setattr(NeighborIndex, "_candidates", counted)
+    monkeypatch.setattr("projects.twhin.neighbors.index._CANDIDATE_VALUES", 20_000)
+    apart = indexes["cos"].search(queries, own, 100, "0.95")
+    assert max(sizes) < 20
+    assert np.array_equal(apart.positions, together.positions)
+    assert np.array_equal(apart.scores, together.scores)
 
 
 def test_more_neighbors_than_embeddings_are_marked_as_missing(file, indexes):

@@ -80,10 +80,18 @@ def _export(checkpoint: CheckpointReader, out: Path) -> list[ExportedTable]:
 
 
 def _write_tensor(path: Path, values: NDArray[Any]) -> None:
-    """Write the tensor `embedding` [rows, dim], float32. Its row i is the row of <table>.parquet with index i."""
+    """Write the tensor `embedding` [rows, dim], float32. Its row i is the row of <table>.parquet with index i.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    save_file({"embedding": np.ascontiguousarray(values, np.float32)}, path)
+    try:
+        save_file({"embedding": np.ascontiguousarray(values, np.float32)}, path)
+    except SafetensorError as error:
+        raise OSError(f"{path.name}: {error}") from error
 
 
 def _write_operators(

@@ -24,13 +24,13 @@ def save_index(index: NeighborIndex, directory: Path) -> None:
     """Write index.faiss, and index.json with the facts and the digest of index.faiss, to an existing directory.
 
     Raises:
-      UserError: the index cannot be written.
+      OSError: a file cannot be written.
     """
     faiss = import_faiss()
     try:
         faiss.write_index(index.lists, str(directory / _INDEX))
-    except RuntimeError as error:  # faiss reports a full disk in this way
-        raise UserError(f"{directory / _INDEX}: cannot write this file: {error}") from error
+    except RuntimeError as error:
+        raise OSError(f"{_INDEX}: {error}") from error
     facts = asdict(index.facts) | {"format": _FORMAT, "faiss": faiss.__version__, "blake2b": _digest(directory)}
     (directory / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
 

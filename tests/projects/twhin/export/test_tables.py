@@ -13,9 +13,11 @@ import pytest
 from common.errors import UserError
 from common.files.atomic_directory import atomic_directory
 from projects.twhin.data.vocabulary import write_vocabulary
+from projects.twhin.export import tables
 from projects.twhin.export.__main__ import main
 from projects.twhin.export.tables import export
 from projects.twhin.model.config import TwhinModelConfig
+from tests.support.faults import full_disk
 from tests.support.root import ROOT
 from tests.support.saved_twhin import with_vocabulary, write_run
 from tests.support.toy_twhin import model_config, parameter_of, scorer_of, table_rows
@@ -76,6 +78,16 @@ def test_missing_safetensors_is_one_message_before_any_work(run, tmp_path, monke
     with pytest.raises(UserError, match=r"safetensors.*pip install -r requirements-serving.txt"):
         export(run[0] / "checkpoints" / "5", tmp_path / "parent" / "out")
     assert not (tmp_path / "parent").exists()
+
+
+def test_a_full_disk_is_one_message(tmp_path):
+    with (
+        pytest.raises(UserError, match=f"^--out {tmp_path}/out: .*a.safetensors.* File too large"),
+        full_disk(100_000),
+        atomic_directory(tmp_path / "out") as partial,
+    ):
+        tables._write_tensor(partial / "a.safetensors", np.ones((30_000, 1), np.float32))
+    assert not (tmp_path / "out").exists()
 
 
 def test_checkpoints_can_be_on_another_disk(run, tmp_path):

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from common.files.atomic_directory import atomic_directory
 from common.files.embedding_files import EmbeddingFile, write_embeddings
 from projects.twhin.model.config import ComparatorName
 from projects.twhin.neighbors import index_files
 from projects.twhin.neighbors.index import NeighborIndex, build_index
 from projects.twhin.neighbors.index_files import open_index, save_index
 from projects.twhin.neighbors.loaded import load_embeddings
+from tests.support.faults import full_disk
 from tests.support.neighbors import write_groups
 
 
@@ -31,6 +33,16 @@ def saved(index: NeighborIndex, tmp_path_factory) -> Path:
     directory: Path = tmp_path_factory.mktemp("index")
     save_index(index, directory)
     return directory
+
+
+def test_a_full_disk_is_one_message(index, tmp_path):
+    with (
+        pytest.raises(UserError, match=f"^--out {tmp_path}/out: .*index.faiss: .*File too large"),
+        full_disk(5000),
+        atomic_directory(tmp_path / "out") as partial,
+    ):
+        save_index(index, partial)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("recall", ["0.95", "0.99"])

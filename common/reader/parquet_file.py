@@ -29,6 +29,19 @@ def open_parquet(
     return pq.ParquetFile(path, metadata=metadata, read_dictionary=list(dictionaries), page_checksum_verification=True)
 
 
+def is_parquet(path: Path) -> bool:
+    """Return whether a file is a Parquet file, by its first bytes.
+
+    Raises:
+      DataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PAR1"
+    except OSError as error:
+        raise DataError(f"{path}: cannot read this file: {error.strerror}") from error
+
+
 def read_footer(path: Path) -> pq.FileMetaData:
     """Read the footer of a file.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from common.errors import UserError
 from common.files.embedding_files import EmbeddingFile, comparable
 from common.reader.files import READ_ERRORS, DataError
-from common.reader.parquet_file import check_columns_fit, no_column, open_parquet
+from common.reader.parquet_file import check_columns_fit, is_parquet, no_column, open_parquet
 from projects.twhin.data.similar_names import similar_names
 from projects.twhin.tools.text_blocks import parse, read_blocks
 
@@ -27,11 +27,9 @@ def read_names(path: Path) -> pa.Array:
       DataError: the file cannot be read, or has no names.
     """
     try:
-        with path.open("rb") as file:
-            is_parquet = file.read(4) == b"PAR1"
-    except OSError as error:
-        raise DataError(f"--entities {path}: cannot read this file: {error.strerror}") from error
-    names = _from_parquet(path) if is_parquet else _from_text(path)
+        names = _from_parquet(path) if is_parquet(path) else _from_text(path)
+    except DataError as error:
+        raise DataError(f"--entities {error}") from error
     if not len(names):
         raise DataError(f"--entities {path}: no entities found. Give a file with at least one")
     return names

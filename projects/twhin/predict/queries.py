@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from common.errors import UserError
 from common.reader.files import READ_ERRORS, DataError, matching_files
-from common.reader.parquet_file import open_parquet
+from common.reader.parquet_file import is_parquet, open_parquet
 from projects.twhin.data.relations import Side
 from projects.twhin.data.similar_names import similar_names
 from projects.twhin.predict.saved_model import SavedRun
@@ -102,7 +102,7 @@ def queries_of_files(run: SavedRun, patterns: Sequence[str]) -> Queries:
     found = []
     for pattern in patterns:
         for path in matching_files(pattern).paths:
-            found += [_find(run, block) for block in (_parquet if _is_parquet(path) else _text)(path)]
+            found += [_find(run, block) for block in (_parquet if is_parquet(path) else _text)(path)]
     if not sum(map(len, found)):
         raise UserError(f"--queries {' '.join(patterns)}: no queries found")
     return Queries(
@@ -110,14 +110,6 @@ def queries_of_files(run: SavedRun, patterns: Sequence[str]) -> Queries:
         np.concatenate([each.relations for each in found]),
         np.concatenate([each.entities for each in found]),
     )
-
-
-def _is_parquet(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"PAR1"
-    except OSError as error:
-        raise DataError(f"{path}: cannot read this file: {error.strerror}") from error
 
 
 def _text(path: Path) -> Iterator[NamedQueries]:

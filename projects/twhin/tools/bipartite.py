@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from common.errors import UserError
 from common.process.memory import memory_shortage
 from common.reader.files import READ_ERRORS, DataError
-from common.reader.parquet_file import open_parquet
+from common.reader.parquet_file import is_parquet, open_parquet
 from projects.twhin.data.vocabulary import write_vocabulary
 from projects.twhin.tools.config_writer import PreparedGraph, PreparedRelation
 from projects.twhin.tools.graph_files import SPLITS, EdgeWriter, vocabulary_path
@@ -182,12 +182,7 @@ def _check_range(name: str, values: NDArray[np.int64], location: Callable[[int],
 
 
 def _read(path: Path, columns: Sequence[str]) -> Iterator[_Edges]:
-    try:
-        with path.open("rb") as file:
-            is_parquet = file.read(4) == b"PAR1"
-    except OSError as error:
-        raise DataError(f"{path}: cannot read this file: {error.strerror}") from error
-    return _read_parquet(path, columns) if is_parquet else _read_text(path, columns)
+    return _read_parquet(path, columns) if is_parquet(path) else _read_text(path, columns)
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[_Edges]:

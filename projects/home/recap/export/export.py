@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from common.files.atomic_directory import atomic_directory
 from common.process.memory import format_bytes
+from common.process.optional_packages import require_packages
 from projects.home.recap.export import formats
 from projects.home.recap.export.check_score import check_score
 from projects.home.recap.export.compare import Comparison
@@ -62,7 +63,7 @@ def export(checkpoint: Path, out: Path, *, compiles: bool = True) -> Exported:
       UserError: the checkpoint cannot be read, a package is missing, the compiler fails, an exported model differs
         from the ranker, or `out` cannot be written.
     """
-    formats.require_onnx()
+    require_packages(formats.ONNX, ["onnx", "onnxscript", "onnxruntime"])
     with atomic_directory(out) as partial:
         logger.info("loading %s", checkpoint)
         saved = load_saved_ranker(checkpoint)

@@ -5,7 +5,6 @@ compare.py compares the loaded models with the ranker.
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import logging
 import os
@@ -50,16 +49,6 @@ def write_pt2(program: torch.export.ExportedProgram, path: Path) -> Scorer:
     path.write_bytes(content.getbuffer())
     scorer: Scorer = torch.export.load(path).module()
     return scorer
-
-
-def require_onnx() -> None:
-    """Raise UserError if a package that writes or runs ONNX files is missing."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"model.onnx needs {', '.join(missing)}, which this environment lacks: pip install -r "
-            "requirements-serving.txt -c constraints.txt"
-        )
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str]) -> Scorer:

@@ -20,7 +20,7 @@ from projects.home.recap.export.check_score import check_score
 from projects.home.recap.export.compare import Comparison
 from projects.home.recap.export.flat_ranker import FlatRanker, RankerInput, Scorer, ranker_inputs
 from projects.home.recap.export.fold import folded
-from projects.home.recap.export.rows import choose_rows
+from projects.home.recap.export.rows import choose_rows, read_rows
 from projects.home.recap.export.signature import SIGNATURE, signature, write_vocabularies
 from projects.home.recap.saved import SavedRanker, load_saved_ranker
 
@@ -78,7 +78,8 @@ def write_export(saved: SavedRanker, out: Path, compiles: bool) -> tuple[dict[st
     """Write all files, and return the entry of signature.json about the comparison, and why a package is missing."""
     ranker = FlatRanker(saved.ranker).eval()
     inputs = ranker_inputs(saved)
-    rows, source = choose_rows(saved, inputs)
+    data = read_rows(saved, inputs)
+    rows, source = choose_rows(saved, inputs, data)
     logger.info("computing the ranker's outputs on edge cases and %s", source)
     score = saved.ranker.score
     comparison = Comparison(ranker, rows, saved.ranker.tasks, None if score is None else score.weights)
@@ -96,9 +97,10 @@ def write_export(saved: SavedRanker, out: Path, compiles: bool) -> tuple[dict[st
         "compared_with_the_ranker": compared,
     }
     (out / SIGNATURE).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for source in (SCORE, _XXH64):
-        shutil.copyfile(Path(__file__).with_name(source), out / source)
-    check_score(saved, out)
+    for program in (SCORE, _XXH64):
+        shutil.copyfile(Path(__file__).with_name(program), out / program)
+    if data is not None:
+        check_score(saved, data, out)
     return compared, skipped if target is None else None
 
 

@@ -1,7 +1,7 @@
 """Presents a ranker as a function of tensors by name, each of one type, which is what an export is."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,7 +72,7 @@ class FlatRanker(nn.Module):
         return outputs
 
 
-def flatten(arguments: Mapping[str, Any], inputs: list[RankerInput]) -> dict[str, torch.Tensor]:
+def flatten(arguments: Mapping[str, Any], inputs: Sequence[RankerInput]) -> dict[str, torch.Tensor]:
     """Return the arguments of HeavyRanker.forward() as the inputs of a FlatRanker."""
     embeddings = arguments.get("embeddings") or {}
     tensors = dict(arguments) | {EMBEDDING_PREFIX + name: values for name, values in embeddings.items()}

@@ -1,4 +1,4 @@
-"""Chooses the rows on which exported models are compared with the ranker: rows of data, and edge cases."""
+"""Chooses the rows on which an export is compared with the trainer: rows of data, and edge cases."""
 
 import logging
 import math
@@ -9,7 +9,7 @@ import torch
 
 from common.features.config import MISSING_ROW, UNKNOWN_ROW
 from common.features.layout import NO_ROW, FeatureLayout, Lookup
-from common.reader.files import DataError
+from common.reader.files import DataError, Files
 from projects.home.recap.data.inputs import find_files
 from projects.home.recap.export.compare import ComparedRows
 from projects.home.recap.export.flat_ranker import RankerInput, flatten
@@ -37,25 +37,24 @@ _EXTREME = {
 
 
 class DataRows(NamedTuple):
-    """Inputs by name, [rows, width], and where they are from."""
+    """The first rows of a data set.
 
+    Attributes:
+      key_path: path of the data set in the configuration.
+      files: its files.
+      inputs: inputs of the ranker by name, [rows, width].
+    """
+
+    key_path: str
+    files: Files
     inputs: dict[str, torch.Tensor]
-    source: str
 
 
-def choose_rows(saved: SavedRanker, inputs: Sequence[RankerInput]) -> tuple[ComparedRows, str]:
-    """Return edge cases and rows of data, and where the data is from."""
-    data = _data_rows(saved, inputs)
-    base = {name: values[:1] for name, values in data.inputs.items()}
-    edges = dict(_edge_rows(saved, base))
-    num_rows = len(next(iter(data.inputs.values())))
-    rows = {name: torch.cat([*(edge[name] for edge in edges.values()), values]) for name, values in data.inputs.items()}
-    names = [*edges, *(f"row {row} of {data.source}" for row in range(num_rows))]
-    return ComparedRows(rows, names, num_alone=len(edges) + 1), data.source
+def read_rows(saved: SavedRanker, inputs: Sequence[RankerInput]) -> DataRows | None:
+    """Return the first rows of the first row group that has any, at most 1,000.
 
-
-def _data_rows(saved: SavedRanker, inputs: Sequence[RankerInput]) -> DataRows:
-    """Return rows of the first partition of the validation data, else of the training data, else generated ones."""
+    They are from the first partition of the validation data, else from the training data; None if neither can be read.
+    """
     config = saved.config
     partitions = [f"validation_data.{name}" for name in config.validation_data][:1]
     for key_path in [*partitions, "train_data"]:
@@ -68,8 +67,22 @@ def _data_rows(saved: SavedRanker, inputs: Sequence[RankerInput]) -> DataRows:
         except DataError as error:
             logger.info("%s cannot be read for the comparison: %s", key_path, error)
         else:
-            return DataRows(flatten(arguments, list(inputs)), f"{key_path} ({table.inputs})")
-    return DataRows({each.name: _generated(each) for each in inputs}, "generated data")
+            return DataRows(key_path, files, flatten(arguments, inputs))
+    return None
+
+
+def choose_rows(saved: SavedRanker, inputs: Sequence[RankerInput], data: DataRows | None) -> tuple[ComparedRows, str]:
+    """Return edge cases and rows of data, which are generated if `data` is None, and where the data is from."""
+    if data is None:
+        source, values_of = "generated data", {each.name: _generated(each) for each in inputs}
+    else:
+        source, values_of = f"{data.key_path} ({data.files.description})", data.inputs
+    base = {name: values[:1] for name, values in values_of.items()}
+    edges = dict(_edge_rows(saved, base))
+    num_rows = len(next(iter(values_of.values())))
+    rows = {name: torch.cat([*(edge[name] for edge in edges.values()), values]) for name, values in values_of.items()}
+    names = [*edges, *(f"row {row} of {source}" for row in range(num_rows))]
+    return ComparedRows(rows, names, num_alone=len(edges) + 1), source
 
 
 def _generated(each: RankerInput) -> torch.Tensor:

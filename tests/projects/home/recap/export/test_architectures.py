@@ -17,7 +17,7 @@ from projects.home.recap.data.dataset import layout_widths
 from projects.home.recap.data.schema import feature_widths, read_features
 from projects.home.recap.export.export import write_export
 from projects.home.recap.export.flat_ranker import ranker_inputs
-from projects.home.recap.export.rows import choose_rows
+from projects.home.recap.export.rows import choose_rows, read_rows
 from projects.home.recap.model.heavy_ranker import HeavyRanker
 from projects.home.recap.saved import SavedRanker
 from tests.support.export import forget_precision
@@ -107,7 +107,7 @@ def check(saved: SavedRanker, out: Path) -> dict[str, Any]:
     inputs = ranker_inputs(saved)
     session = onnxruntime.InferenceSession(out / "model.onnx")
     program = torch.export.load(out / "model.pt2").module()
-    rows, _ = choose_rows(saved, inputs)
+    rows, _ = choose_rows(saved, inputs, read_rows(saved, inputs))
     for size in (1, 2, 17):
         tensors = {name: values[-size:] for name, values in rows.inputs.items()}
         nested = {name: values for name, values in tensors.items() if not name.startswith("embeddings.")}
@@ -160,7 +160,7 @@ def test_options(tmp_path: Path, build: Any, values: dict[str, Any]) -> None:
 def test_small_embeddings(tmp_path: Path) -> None:
     saved = with_schema(tmp_path, model(small_embeddings={"tables": TABLES}))
     check(saved, tmp_path / "out")
-    rows, _ = choose_rows(saved, ranker_inputs(saved))
+    rows, _ = choose_rows(saved, ranker_inputs(saved), None)
     assert rows.inputs["discrete"][list(rows.names).index("the last id of every table")].tolist() == [3, 8]
 
 

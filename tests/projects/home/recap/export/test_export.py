@@ -19,9 +19,11 @@ from sklearn.metrics import roc_auc_score
 from common.errors import UserError
 from common.reader.files import matching_files
 from core.checkpoints.chosen import choose_checkpoint
+from projects.home.recap.config import RecapConfig
+from projects.home.recap.export.compare import ComparedRows
 from projects.home.recap.export.export import export, report
 from projects.home.recap.export.flat_ranker import flatten, ranker_inputs
-from projects.home.recap.export.rows import choose_rows
+from projects.home.recap.export.rows import choose_rows, read_rows
 from projects.home.recap.export.score import Ranker
 from projects.home.recap.main import main
 from projects.home.recap.saved import load_saved_ranker
@@ -257,12 +259,17 @@ def test_score_py_has_no_options(run: Run) -> None:
 def test_rows_are_those_of_the_validation_data_else_of_the_training_data_else_random(run: Run) -> None:
     saved = load_saved_ranker(run.checkpoint)
     inputs = ranker_inputs(saved)
-    found = [choose_rows(saved, inputs)]
+
+    def choose(config: RecapConfig) -> tuple[ComparedRows, str]:
+        changed = dataclasses.replace(saved, config=config)
+        return choose_rows(changed, inputs, read_rows(changed, inputs))
+
+    found = [choose(saved.config)]
     config = saved.config.model_copy(update={"validation_data": {}})
-    found.append(choose_rows(dataclasses.replace(saved, config=config), inputs))
+    found.append(choose(config))
     missing = config.train_data.model_copy(update={"inputs": str(run.data / "nothing.parquet")})
     config = config.model_copy(update={"train_data": missing})
-    found.append(choose_rows(dataclasses.replace(saved, config=config), inputs))
+    found.append(choose(config))
     assert [source.split()[0] for _, source in found] == ["validation_data.validation", "train_data", "generated"]
     validation, training, _ = (rows.inputs["continuous"][-1].tolist() for rows, _ in found)
     assert validation != training

@@ -1,10 +1,10 @@
-"""Loads each file of an export in a process that cannot import this project, and compares it with the ranker."""
+"""Exports as a user does, loads each file in a process that cannot import this project, and compares the outputs."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,8 +17,9 @@ from projects.home.recap.saved import load_saved_ranker
 from tests.support.feature_table import LABEL, config, write_config, write_data
 from tests.support.programs import finish
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.faults  # compiling takes up to a minute
 
+MODELS = ("model.pt2", "model.onnx", "model-aotinductor.pt2")
 ROWS = (1, 2, 60)
 
 # Scores inputs-*.npz in the current directory with the file that is named, and writes outputs-*.npz.
@@ -55,18 +56,26 @@ def run_isolated(program: str, *arguments: Path, directory: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+class Proof(NamedTuple):
+    """A directory with data, a run and its export, and the ended process of the export."""
+
+    root: Path
+    ended: "subprocess.CompletedProcess[str]"
+
+
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train on features of all kinds, and export the ranker in all formats."""
+def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
+    """Train on features of all kinds, with TF32 and autocast, and export the ranker in all formats."""
     root = tmp_path_factory.mktemp("proof")
     values = config(write_data(root / "data"), root / "run")
     values["model"]["score_weights"] = {LABEL: 3.0}
+    values["runtime"] = {"enable_tensorfloat32": True, "enable_amp": True}
     done = finish(["--config", str(write_config(root / "config.yaml", values))])
     assert done.returncode == 0, done.stderr
     arguments = ["--checkpoint", str(root / "run"), "--out", str(root / "export")]
     done = finish(arguments, module="projects.home.recap.export")
     assert done.returncode == 0, done.stderr
-    return root
+    return Proof(root, done)
 
 
 def cases(root: Path) -> dict[int, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
@@ -85,16 +94,32 @@ def cases(root: Path) -> dict[int, tuple[dict[str, np.ndarray], dict[str, np.nda
     return found
 
 
-@pytest.mark.parametrize("file", ["model.pt2", "model.onnx", "model-aotinductor.pt2"])
-def test_a_file_scores_like_the_ranker_where_the_project_cannot_be_imported(
-    root: Path, tmp_path: Path, file: str
-) -> None:
-    if "aotinductor" in file and find_compiler() is None:
+def skip_without_compiler() -> None:
+    if find_compiler() is None:
         pytest.skip(f"there is no C++ compiler {compiler_name()}")
-    expected = cases(root)
+
+
+def test_the_command_reports_all_files(proof: Proof) -> None:
+    skip_without_compiler()
+    assert "which takes about a minute" in proof.ended.stderr
+    files = {*MODELS, "signature.json"}
+    assert files < {path.name for path in (proof.root / "export").iterdir()}
+    assert all(name in proof.ended.stdout for name in files)
+    signature = json.loads((proof.root / "export/signature.json").read_text())
+    assert signature["aotinductor"]["vector"]
+    assert signature["trained_with_autocast"] is True
+
+
+@pytest.mark.parametrize("file", MODELS)
+def test_a_file_scores_like_the_ranker_where_the_project_cannot_be_imported(
+    proof: Proof, tmp_path: Path, file: str
+) -> None:
+    if "aotinductor" in file:
+        skip_without_compiler()
+    expected = cases(proof.root)
     for rows, (inputs, _) in expected.items():
         np.savez(tmp_path / f"inputs-{rows}.npz", **inputs)  # type: ignore[arg-type]
-    run_isolated(ISOLATED, root / "export" / file, directory=tmp_path)
+    run_isolated(ISOLATED, proof.root / "export" / file, directory=tmp_path)
     for rows, (_, outputs) in expected.items():
         found = dict(np.load(tmp_path / f"outputs-{rows}.npz"))
         assert found.keys() == outputs.keys()

@@ -1,10 +1,10 @@
 """Formats what a command prints at its end: metrics, the best step, and the paths of all results."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.tracking.measurement import Measurement
-from core.checkpoints.chosen import evaluations, value_after
+from core.checkpoints.chosen import evaluations
 from core.run.early_stopping import BestEvaluation
 
 
@@ -40,10 +40,15 @@ def closing_report(
         lines.append(f"best           {best}")
         last = measured[-1].step if measured else best.step  # the file may have been removed
         if last != best.step:
-            value = value_after(measured, last, best.partition, best.metric)
+            value = _value(measured, last, best.partition, best.metric)
             shown_value = "not available" if value is None else f"{value:.6g}"
             lines.append(f"last           step {last}, {best.metric} on {best.partition} {shown_value}")
     lines += [f"checkpoints    {checkpoints}", f"metrics        {metrics}"]
     if resolved_config is not None:
         lines.append(f"configuration  {resolved_config}")
     return "\n".join(lines) + "\n"
+
+
+def _value(measured: Sequence[Measurement], step: int, partition: str, metric: str) -> float | None:
+    values = [m.metrics.get(metric) for m in measured if m.step == step and m.partition == partition]
+    return values[-1] if values else None

@@ -194,5 +194,5 @@ def _report(
     best: BestEvaluation | None,
 ) -> None:
     """Print the closing report. A best evaluation that the program does not know is found in the metrics file."""
-    best = best or find_best(config.training, directory.metrics, directory.checkpoints)
+    best = best or find_best(config.training, [directory.metrics], directory.checkpoints)
     print_report(closing_report(project.metrics_table, directory.checkpoints, directory.metrics, resolved_config, best))

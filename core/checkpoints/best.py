@@ -33,7 +33,11 @@ class BestSteps:
         self._top_k = top_k
 
     def __call__(self, steps: Collection[int]) -> set[int]:
-        """Return the best of the given steps.
+        """Return the best of the given steps; see values()."""
+        return set(self.values(steps))
+
+    def values(self, steps: Collection[int]) -> dict[int, float]:
+        """Return the values of the best of the given steps.
 
         The later of two equal steps ranks higher. A step without a finite value is never returned. An evaluation that
         the time limit has cut short does not count.
@@ -55,4 +59,4 @@ class BestSteps:
             joined |= values
         measured_steps = [step for step in steps if math.isfinite(joined.get(step, math.nan))]
         ranked = sorted(measured_steps, key=lambda step: (self._sign * joined[step], step))
-        return set(ranked[-self._top_k :])
+        return {step: joined[step] for step in ranked[-self._top_k :]}

@@ -35,13 +35,13 @@ def choose_checkpoint(path: Path, *, best: bool) -> Path:
     if checkpoints[-1] == path:
         raise UserError(f"--best: {path} is one checkpoint. Give the save_dir of the run, {root.parent}")
     training = _training_config(checkpoints[-1])
-    if training is None or (training.early_stopping is None and training.checkpoint_keep_best is None):
+    if training.early_stopping is None and training.checkpoint_keep_best is None:
         raise UserError(
             f"--best: the run of {path} configures neither training.early_stopping nor training.checkpoint_keep_best, "
             "which say what is best. Omit --best for its newest checkpoint, or give a checkpoint"
         )
     files = [root.parent / name for name in (run_files.METRICS, run_files.FOLLOWER_METRICS)]
-    found = next(filter(None, (find_best(training, file, root) for file in files)), None)
+    found = find_best(training, files, root)
     if found is None:
         raise UserError(
             f"--best: no evaluation in {' or '.join(map(str, files))} has a value of the metric that the run compares. "
@@ -55,26 +55,25 @@ def choose_checkpoint(path: Path, *, best: bool) -> Path:
     return found.checkpoint
 
 
-def find_best(training: TrainingConfig, metrics: Path, checkpoints: Path) -> BestEvaluation | None:
-    """Return the best evaluation in a metrics file by early_stopping or else by checkpoint_keep_best.
+def find_best(training: TrainingConfig, metrics: Sequence[Path], checkpoints: Path) -> BestEvaluation | None:
+    """Return the best evaluation in metrics files by early_stopping or else by checkpoint_keep_best.
 
     Args:
       training: names the metric; without one, the result is None.
-      metrics: the metrics file.
+      metrics: the metrics files. early_stopping compares the evaluations in the first one, as training does;
+        checkpoint_keep_best those in all of them. If several files have a step, the first one counts.
       checkpoints: directory of the checkpoints. checkpoint_keep_best compares only steps that have one.
     """
-    measured = evaluations(metrics)
     steps = complete_steps(checkpoints)
     if training.early_stopping is not None:
         early_stopping = EarlyStopping(training.early_stopping, {})
-        for measurement in measured:
+        for measurement in evaluations(metrics[0]):
             early_stopping.add(measurement)
         return early_stopping.best([checkpoints / str(step) for step in steps])
     if (choice := training.checkpoint_keep_best) is None:
         return None
-    for step in BestSteps([metrics], choice.partition, choice.metric, choice.mode, top_k=1)(steps):
-        value = value_after(measured, step, choice.partition, choice.metric)
-        assert value is not None
+    best = BestSteps(metrics, choice.partition, choice.metric, choice.mode, top_k=1).values(steps)
+    for step, value in best.items():
         return BestEvaluation(step, choice.partition, choice.metric, value, checkpoints / str(step))
     return None
 
@@ -84,16 +83,13 @@ def evaluations(metrics: Path) -> list[Measurement]:
     return sorted((m for m in read_metrics(metrics) if m.mode == "evaluate"), key=lambda each: each.step)
 
 
-def value_after(measured: Sequence[Measurement], step: int, partition: str, metric: str) -> float | None:
-    """Return the newest value of a metric after a step, or None if it is not available."""
-    values = [m.metrics.get(metric) for m in measured if m.step == step and m.partition == partition]
-    return values[-1] if values else None
-
-
-def _training_config(checkpoint: Path) -> TrainingConfig | None:
-    """Return the part `training` of the configuration that a checkpoint was saved with; None if it has none."""
+def _training_config(checkpoint: Path) -> TrainingConfig:
+    """Return the part `training` of the configuration that a checkpoint was saved with."""
     try:
         # Strict validation accepts lists for tuples only from JSON text.
         return TrainingConfig.model_validate_json(json.dumps(read_state(checkpoint)["config"]["training"]))
-    except (KeyError, pydantic.ValidationError):  # another version saved it
-        return None
+    except (KeyError, pydantic.ValidationError) as error:
+        raise UserError(
+            f"--best: another version of this program saved {checkpoint}, without a configuration that this one "
+            "reads. Omit --best for the newest checkpoint, or give a checkpoint"
+        ) from error

@@ -47,7 +47,7 @@ def report(metrics: Path, best: BestEvaluation | None) -> list[str]:
     ],
 )
 def test_the_tables_are_those_of_the_best_step(metrics: Path, fields: dict[str, Any]) -> None:
-    best = find_best(training(metrics.parent, **fields), metrics, metrics.parent)
+    best = find_best(training(metrics.parent, **fields), [metrics], metrics.parent)
     assert best == BestEvaluation(2, "rows", "auroc", 0.8, metrics.parent / "2")
     assert report(metrics, best) == [
         "",
@@ -66,7 +66,7 @@ def test_the_tables_are_those_of_the_best_step(metrics: Path, fields: dict[str, 
 
 
 def test_without_a_choice_of_a_metric_nothing_is_the_best(metrics: Path) -> None:
-    assert find_best(training(metrics.parent), metrics, metrics.parent) is None
+    assert find_best(training(metrics.parent), [metrics], metrics.parent) is None
     assert report(metrics, None)[1:3] == ["rows after step 4: 8 examples", "table 4"]
 
 
@@ -87,7 +87,7 @@ def test_a_partition_without_the_best_step_has_its_newest_metrics(metrics: Path)
 
 def test_a_file_that_does_not_exist_has_no_best_step(tmp_path: Path) -> None:
     config = training(tmp_path, checkpoint_max_to_keep=2, checkpoint_keep_best=CHOICE)
-    assert find_best(config, tmp_path / "none", tmp_path / "none") is None
+    assert find_best(config, [tmp_path / "none"], tmp_path / "none") is None
     best = BestEvaluation(2, "rows", "auroc", 0.8, None)
     assert (
         report(tmp_path / "none", best)[1] == "best           step 2, auroc on rows 0.8 (its checkpoint does not exist)"

@@ -1,10 +1,13 @@
 """Checks which checkpoint of a run is chosen."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from common.checkpointing.writer import write_checkpoint
 from common.errors import UserError
 from common.tracking.metrics_file import read_metrics
 from core.checkpoints.chosen import choose_checkpoint
@@ -36,8 +39,34 @@ def test_the_best_checkpoint_is_that_of_the_metrics(run: EvaluatedRun) -> None:
     expected = run.save_dir / f"checkpoints/{best_step(run)}"
     assert choose_checkpoint(run.save_dir, best=True) == expected
     # An evaluation by a second job counts too.
-    (run.save_dir / "metrics.jsonl").rename(run.save_dir / "metrics-evaluator.jsonl")
+    (run.save_dir / "metrics.jsonl").rename(run.metrics)
     assert choose_checkpoint(run.save_dir / "checkpoints", best=True) == expected
+
+
+def add_evaluation_of_follower(run: EvaluatedRun, step: int) -> None:
+    """Write an evaluation that is better than those of the trainer."""
+    line = {"step": step, "mode": "evaluate", "partition": "first", "metrics": {"mean/auroc": 1.0}, "timing": {}}
+    run.metrics.write_text(json.dumps(line) + "\n")
+
+
+def test_the_best_checkpoint_may_be_one_that_only_the_follower_has_evaluated(run: EvaluatedRun) -> None:
+    """Rotation keeps it, because checkpoint_keep_best compares both metrics files."""
+    run.train(eval_every_n=8, checkpoint_max_to_keep=3, checkpoint_keep_best={**CHOICE, "top_k": 1})
+    add_evaluation_of_follower(run, 4)
+    assert choose_checkpoint(run.save_dir, best=True).name == "4"
+
+
+def test_early_stopping_compares_only_evaluations_of_the_trainer(run: EvaluatedRun) -> None:
+    run.train(eval_every_n=8, early_stopping={**CHOICE, "patience": 99})
+    add_evaluation_of_follower(run, 4)
+    assert choose_checkpoint(run.save_dir, best=True).name == str(best_step(run))
+
+
+def test_a_checkpoint_without_a_configuration_is_an_error(tmp_path: Path) -> None:
+    """Earlier versions saved none."""
+    path = write_checkpoint(tmp_path / "checkpoints", 4, {"x": torch.ones(1)}, {})
+    with pytest.raises(UserError, match=f"another version of this program saved {path}, "):
+        choose_checkpoint(tmp_path, best=True)
 
 
 def test_a_best_checkpoint_that_is_unknown_is_an_error(run: EvaluatedRun) -> None:

@@ -78,10 +78,10 @@ def find_inputs(checkpoint: Path, names: Mapping[str, str]) -> dict[str, str]:
     Raises:
       UserError: a file is missing, or both its copy and the original have another content.
     """
+    directories = [folder / _DIRECTORY for folder in reversed(checkpoint.absolute().parents[:2])]
     found: dict[str, str] = {}
     for path, name in names.items():
-        directories = [folder / _DIRECTORY for folder in checkpoint.absolute().parents[:2]]
-        candidates = [*(directory / name for directory in reversed(directories)), user_path(path)]
+        candidates = [*(directory / name for directory in directories), user_path(path)]
         expected = name.partition("-")[0]
         match = next((file for file in candidates if file.is_file() and _digest(file) == expected), None)
         if match is None:

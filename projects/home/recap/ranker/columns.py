@@ -36,8 +36,9 @@ def to_table(columns: Any) -> pa.Table:
             f"cannot use a {type(columns).__name__} as columns: {error}. Pass a dict of arrays or lists, a DataFrame "
             "or an Arrow table"
         ) from error
-    for index, column in enumerate(table.columns):
-        table = table.set_column(index, table.schema.field(index), _with_nan_in_lists(column))
+    if _PANDAS in (table.schema.metadata or {}):
+        for index, column in enumerate(table.columns):
+            table = table.set_column(index, table.schema.field(index), _with_nan_in_lists(column))
     return table
 
 

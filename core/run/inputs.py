@@ -88,7 +88,7 @@ def find_inputs(checkpoint: Path, names: Mapping[str, str]) -> dict[str, str]:
             raise UserError(
                 f"{checkpoint}: the model needs the file {path} as it was in training. Its copy {candidates[0]} is "
                 f"missing or damaged, and {path} is missing or has changed. Copy the directory {_DIRECTORY} from the "
-                "run's save_dir to the directory of this checkpoint"
+                f"run's save_dir to {directories[-1]}"
             )
         found[path] = str(match)
     return found

@@ -52,7 +52,9 @@ def test_an_original_with_the_same_content_replaces_a_damaged_copy(schema: Path,
     (save_dir / "inputs" / names[str(schema)]).write_text("damaged")
     assert find_inputs(save_dir / "checkpoints/4", names) == {str(schema): str(schema)}
     schema.write_text("changed")
-    with pytest.raises(UserError, match=f"needs the file {schema} as it was in training"):
+    with pytest.raises(
+        UserError, match=f"needs the file {schema} as it was in training.* to {save_dir}/checkpoints/inputs$"
+    ):
         find_inputs(save_dir / "checkpoints/4", names)
 
 

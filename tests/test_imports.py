@@ -58,6 +58,8 @@ lower one."""
 
 TOPS = ("common", "core", "projects")
 HEAVY = {"torchrec", "fbgemm_gpu", "wandb", "sklearn"}
+OPTIONAL = {"onnx", "onnxscript", "onnxruntime", "faiss", "safetensors"}
+"""Modules of requirements-serving.txt, which only some commands need."""
 SLOW = {"torch", "numpy", "pyarrow", "google.protobuf"}
 """Packages that the command line and the configuration must not import: they take up to seconds of processor time."""
 
@@ -176,8 +178,8 @@ def test_core_config_exports_only_the_basis_of_configuration():
     assert exported == {"common.errors", "core.config.base_config", "core.config.config_load"}
 
 
-def test_heavy_packages_are_imported_only_where_they_are_used():
-    eager = [found for found in IMPORTS if found.imported.split(".")[0] in HEAVY and not found.lazy]
+def test_heavy_and_optional_packages_are_imported_only_where_they_are_used():
+    eager = [found for found in IMPORTS if found.imported.split(".")[0] in HEAVY | OPTIONAL and not found.lazy]
     assert [str(found) for found in eager] == []
 
 

@@ -20,7 +20,7 @@ class Progress:
     """Shows the rows, or other units, that a stage has processed."""
 
     def __init__(self, stage: str, num_rows: int, unit: str = "rows") -> None:
-        """Declare the stage, such as "splitting", the number of rows of which it consists, and what they are."""
+        """Declare the stage, such as "splitting", its number of rows, and what to call them."""
         self._stage = stage
         self._num_rows = num_rows
         self._unit = unit
@@ -47,7 +47,7 @@ class Progress:
         self._done += rows
         if self._bar is not None:
             self._bar.update(rows)
-        elif (now := time.monotonic()) - self._logged >= _LOG_EVERY_S:
+        elif self._done > 0 and (now := time.monotonic()) - self._logged >= _LOG_EVERY_S:
             self._logged = now
             speed = self._done / (now - self._start)
             logger.info(

@@ -30,3 +30,12 @@ def test_rows_can_have_another_name(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), Progress("answering", 3, "queries"):
         pass
     assert [record.getMessage() for record in caplog.records] == ["answering 3 queries"]
+
+
+def test_a_part_without_rows_says_nothing_about_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "_LOG_EVERY_S", 0.0)
+    with caplog.at_level(logging.INFO), Progress("reading", 3) as shown:
+        shown.add(0)
+    assert [record.getMessage() for record in caplog.records] == ["reading 3 rows"]

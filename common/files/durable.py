@@ -1,12 +1,14 @@
-"""Writes small files so that they survive a power failure, on any file system that can do so.
+"""Writes files so that they survive a power failure, on any file system that can do so.
 
 A file system that cannot synchronize (fsync) a file or a directory is no reason to fail. abilities.py finds out what a
 directory can do.
 """
 
+import contextlib
 import errno
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 # What fsync returns where the file system does not have it: CIFS for directories, some FUSE file systems, pipes.
@@ -51,23 +53,31 @@ def sync_tree(path: Path) -> None:
     sync_directory(path)
 
 
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a hidden path to write to, and publish the file, replacing any other, when the block ends without an error.
+
+    The file is durable before it appears under its name. After an error, the hidden file is removed.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield partial
+        sync_file(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
 def replace_file(path: Path, content: str) -> None:
     """Write a file so that it has either its earlier content or all of the new one, even after a power failure.
 
     Raises:
       OSError: the file could not be written. It has its earlier content.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            sync_descriptor(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+    with atomic_file(path) as partial:
+        partial.write_text(content, encoding="utf-8")
 
 
 def is_blank(content: bytes) -> bool:

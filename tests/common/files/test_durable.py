@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files.durable import is_blank, replace_file, sync_directory, sync_file
+from common.files.durable import atomic_file, is_blank, replace_file, sync_directory, sync_file
 from tests.support.faults import forbidden, full_disk
 from tests.support.preload import run_with_faults
 
@@ -24,6 +24,17 @@ def test_a_file_that_cannot_be_written_keeps_its_content(tmp_path: Path) -> None
     with forbidden(tmp_path), pytest.raises(PermissionError):
         replace_file(path, "another")
     assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_appears_when_its_writer_has_ended_without_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with atomic_file(path) as partial:
+        partial.write_bytes(b"first")
+        assert not path.exists()
+    with full_disk(3), pytest.raises(OSError, match="File too large"), atomic_file(path) as partial:
+        partial.write_bytes(b"second")
+    assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
 
 

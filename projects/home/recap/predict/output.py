@@ -1,17 +1,12 @@
-"""Writes the results of units as Parquet files, each complete or invisible.
+"""Writes the results of units as Parquet files, each complete or invisible. Their bytes depend on their rows alone."""
 
-A file has a hidden name until its content is durable. Its bytes depend on its rows alone.
-"""
-
-import contextlib
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from common.files.durable import sync_directory, sync_file
+from common.files.durable import atomic_file
 from common.reader.parquet_file import create_parquet
 from projects.home.recap.predict.units import Unit
 
@@ -66,31 +61,8 @@ class UnitFiles:
         write_table(self.path(result.unit), result.table)
 
 
-@contextlib.contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
-    """Yield a hidden path to write to, and publish the file, replacing any other, when the block ends without an error.
-
-    The file is durable before it appears under its name.
-    """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        yield partial
-        sync_file(partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def write_table(path: Path, table: pa.Table, dictionaries: Sequence[str] = ()) -> None:
-    """Write a Parquet file that appears under its name, replacing any other, when it is complete and durable.
-
-    Args:
-      path: the file.
-      table: its rows.
-      dictionaries: columns whose values repeat.
-    """
-    options = {"compression": "zstd", "compression_level": 1, "use_dictionary": list(dictionaries)}
-    with complete_file(path) as partial, create_parquet(partial, table.schema, **options) as writer:
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file that appears under its name, replacing any other, when it is complete and durable."""
+    options = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
+    with atomic_file(path) as partial, create_parquet(partial, table.schema, **options) as writer:
         writer.write_table(table, row_group_size=_ROWS_PER_GROUP)

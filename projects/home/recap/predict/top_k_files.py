@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from projects.home.recap.predict.output import complete_file
+from common.files.durable import atomic_file
 from projects.home.recap.predict.top_k import RANK, TopK, best_of_units
 
 PARTITION_BYTES = 64 * 2**20
@@ -30,7 +30,7 @@ def write_best(path: Path, hashes: NDArray[np.uint64], table: pa.Table) -> None:
         {_FIRST_HASHES: hashes[::_BATCH_ROWS].tobytes(), _NUM_ROWS: str(len(table)).encode()}
     )
     with (
-        complete_file(path) as partial,
+        atomic_file(path) as partial,
         pa.OSFile(str(partial), "wb") as file,
         pa.ipc.new_file(file, table.schema) as writer,
     ):

@@ -1,12 +1,11 @@
 """Keeps the state of the metrics of each unit until all are finished, so that a killed run loses none of it."""
 
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from common.files.durable import sync_descriptor, sync_directory
+from common.files.durable import atomic_file
 from core.metrics.multi_task import MultiTaskMetrics
 from projects.home.recap.predict.output import UnitResult
 from projects.home.recap.predict.units import Unit
@@ -25,14 +24,8 @@ class UnitMetrics:
 
     def write(self, result: UnitResult) -> None:
         """Write the file of a unit; see UnitOutput."""
-        path = self._path(result.unit)
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        with partial.open("wb") as file:
+        with atomic_file(self._path(result.unit)) as partial, partial.open("wb") as file:
             np.savez(file, **result.metrics)
-            file.flush()
-            sync_descriptor(file.fileno())
-        partial.replace(path)
-        sync_directory(path.parent)
 
     def add_to(self, metrics: MultiTaskMetrics, units: Sequence[Unit]) -> None:
         """Add the states of units to metrics, in order. Raises OSError."""

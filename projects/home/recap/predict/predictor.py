@@ -8,12 +8,14 @@ matrix products whose width is no multiple of 16, bits depend on the number of t
 import collections
 import concurrent.futures
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
+from common.batch import Batch
 from common.process.memory import memory_shortage
 from common.reader.files import DataError
 from common.reader.parquet import ParquetTable, RowGroup
@@ -43,7 +45,8 @@ def check_memory(table: ParquetTable) -> None:
         )
 
 
-class _Batch(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Batch(Batch):
     """Rows of a unit, counted from its first row.
 
     Attributes:
@@ -57,6 +60,10 @@ class _Batch(NamedTuple):
     labels: dict[str, torch.Tensor]
     begin: int
     end: int
+
+
+_Computed = tuple[_Batch, dict[str, torch.Tensor]]
+"""A batch on the device, and the outputs of the ranker."""
 
 
 class UnitPredictor:
@@ -115,34 +122,29 @@ class UnitPredictor:
                         values[batch.begin : end] = found[name][:num_rows]
                     if metrics is not None and self._labels is not None:
                         logits = self._labels.chosen(found["calibrated_logits"][:num_rows])
-                        metrics.update({"calibrated_logits": logits, **self._on_device(batch.labels)})
+                        metrics.update({"calibrated_logits": logits, **batch.labels})
                 table = self._outputs.append_to(self._carried.read(unit), outputs)
                 yield UnitResult(unit, table, {} if metrics is None else metrics.state())
 
-    def _computed(self, units: Sequence[Unit]) -> Generator[tuple[_Batch, dict[str, torch.Tensor]], None, None]:
+    def _computed(self, units: Sequence[Unit]) -> Generator[_Computed, None, None]:
         """Yield the batches of all units, in order, with the outputs of the ranker."""
         pool = concurrent.futures.ThreadPoolExecutor(self._threads, "forward", _use_one_thread)
-        ahead: collections.deque[tuple[_Batch, concurrent.futures.Future[dict[str, torch.Tensor]]]]
-        ahead = collections.deque()
+        ahead: collections.deque[concurrent.futures.Future[_Computed]] = collections.deque()
         with contextlib.closing(Prefetcher(self._batches(units), _BATCHES_AHEAD)) as batches:
             try:
                 for batch in batches:
-                    ahead.append((batch, pool.submit(self._forward, batch.inputs)))
+                    ahead.append(pool.submit(self._forward, batch))
                     if len(ahead) > self._threads:
-                        batch, future = ahead.popleft()
-                        yield batch, future.result()
-                for batch, future in ahead:
-                    yield batch, future.result()
+                        yield ahead.popleft().result()
+                for future in ahead:
+                    yield future.result()
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _forward(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def _forward(self, batch: _Batch) -> _Computed:
+        batch = batch.to(self._device, non_blocking=True)
         with torch.inference_mode(), self._autocast():
-            outputs: dict[str, torch.Tensor] = self._saved.ranker(**self._on_device(inputs))
-        return outputs
-
-    def _on_device(self, tensors: Any) -> Any:
-        return _mapped(tensors, lambda tensor: tensor.to(self._device, non_blocking=True))
+            return batch, self._saved.ranker(**batch.inputs)
 
     def _batches(self, units: Sequence[Unit]) -> Generator[_Batch, None, None]:
         """Yield the batches of all units, in order."""
@@ -168,9 +170,8 @@ class UnitPredictor:
         stop = start + end - begin
         inputs = self._saved.inputs(stored, start, stop, self._batch_size)
         labels = {} if self._labels is None else self._labels.read(stored, start, stop)
-        if self._device.type == "cuda":
-            inputs, labels = (_mapped(each, lambda tensor: tensor.pin_memory()) for each in (inputs, labels))
-        return _Batch(inputs, labels, begin, end)
+        batch = _Batch(inputs, labels, begin, end)
+        return batch.pin_memory() if self._device.type == "cuda" else batch
 
 
 def _joined(groups: Sequence[RowGroup], begin: int, num_rows: int) -> RowGroup:
@@ -185,10 +186,3 @@ def _joined(groups: Sequence[RowGroup], begin: int, num_rows: int) -> RowGroup:
 def _use_one_thread() -> None:
     """Make operations of this thread use no other threads: the bits of products can depend on the number of threads."""
     torch.set_num_threads(1)
-
-
-def _mapped(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return `value` with each tensor in it replaced by what `function` returns for it."""
-    if isinstance(value, torch.Tensor):
-        return function(value)
-    return {key: _mapped(each, function) for key, each in value.items()} if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Reports a lost rank, with the current step and the checkpoint that a restart continues from."""
+"""Reports a lost rank, with what this rank was doing and the checkpoint that a restart continues from."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from common.process.rerun import SAME_COMMAND, capitalized
 
 @contextlib.contextmanager
 def report_lost_rank(
-    world: World, situation: Callable[[], str], checkpoints: Path, how_to_continue: str = SAME_COMMAND
+    world: World, situation: Callable[[], str], checkpoints: Path | None, how_to_continue: str = SAME_COMMAND
 ) -> Iterator[None]:
     """Turn torch's errors about a lost rank into a LostRankError, with the original error as its cause.
 
@@ -22,7 +22,7 @@ def report_lost_rank(
     Args:
       world: rank of this process, world size and device.
       situation: describes what this rank is doing.
-      checkpoints: directory of the run's checkpoints.
+      checkpoints: directory of the checkpoints from which a restart continues; None if it needs none.
       how_to_continue: advice for the user.
     """
     try:
@@ -32,10 +32,14 @@ def report_lost_rank(
     except Exception as error:
         if world.size == 1 or (found := communication_error(error)) is None:
             raise
-        steps = complete_steps(checkpoints)
-        newest = f"Newest complete checkpoint: {checkpoints / str(steps[-1]) if steps else 'none'}"
+        newest = "" if checkpoints is None else f"Newest complete checkpoint: {_newest(checkpoints)}. "
         raise LostRankError(
             f"rank {world.rank}: another rank died or does not respond; see its output for the reason. This rank: "
-            f"{situation()}: {found}. {newest}. {capitalized(how_to_continue)}, or let torchrun restart it with "
+            f"{situation()}: {found}. {newest}{capitalized(how_to_continue)}, or let torchrun restart it with "
             "--max-restarts"
         ) from error
+
+
+def _newest(checkpoints: Path) -> str:
+    steps = complete_steps(checkpoints)
+    return str(checkpoints / str(steps[-1])) if steps else "none"

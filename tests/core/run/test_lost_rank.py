@@ -45,6 +45,12 @@ def test_an_error_of_gloo_is_a_lost_rank_and_the_newest_checkpoint_is_named(tmp_
         raise error
 
 
+def test_a_program_that_needs_no_checkpoint_to_continue_names_none() -> None:
+    facts = r"This rank: predicting: no network\. Run the same command again"
+    with pytest.raises(LostRankError, match=facts), report_lost_rank(TWO, lambda: "predicting", None):
+        raise dist.DistNetworkError("no network")
+
+
 def test_nested_reports_are_one_and_the_inner_one_describes_the_situation(tmp_path: Path) -> None:
     with (
         pytest.raises(LostRankError, match=r"rank 0: .*step 3: no network") as raised,

@@ -1,26 +1,25 @@
 """Predicts files with a trained ranker: opens both, deals units to the ranks, and reports what was made."""
 
 import contextlib
+import dataclasses
 import datetime
 import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from common.distributed.communication import communication_error
-from common.distributed.consensus import RankConsensus, RankFlag
+from common.distributed.consensus import RankFlag
 from common.distributed.world import World, joined_world
-from common.errors import LostRankError
 from common.numerics import set_deterministic, set_precision
 from common.process.environment import strangers_can_join
 from common.process.progress import Progress
-from common.process.rerun import SAME_COMMAND, capitalized
 from common.process.standard_streams import print_report
 from core.run.agreement import check_agreement
+from core.run.lost_rank import report_lost_rank
 from projects.home.recap.predict.directory import PredictionDirectory
 from projects.home.recap.predict.job import Job, open_job
 from projects.home.recap.predict.options import Options
@@ -49,7 +48,7 @@ def predict(options: Options) -> None:
         best = None if job.top_k is None else TopKOutput(directory, job.top_k, job.units)
         identity = {"the program": "projects.home.recap.predict", "--out": str(directory.path)}
         group = joined_world(runtime.process_group_timeout_in_s, identity=identity if strangers_can_join() else {})
-        with group as world, _report_lost_rank(world):
+        with group as world, report_lost_rank(world, lambda: "predicting", None):
             sources = job.sources(options, world)
             check_agreement(world, lambda: [sources])
             is_complete = world.consensus.broadcast_from_rank_zero(lambda: directory.begin(sources, job.table.modified))
@@ -57,28 +56,15 @@ def predict(options: Options) -> None:
             if is_complete:
                 logger.info("the predictions in %s are complete already; nothing is computed", directory.path)
             else:
-                _predict_units(job, options, directory, best, world)
+                patient = dataclasses.replace(world, timeout=_LONGEST_UNIT)
+                _predict_units(job, options, directory, best, patient)
                 if best is not None:
-                    best.merge(RankConsensus(world.rank, world.size, _LONGEST_UNIT), world.rank, world.size)
+                    best.merge(patient)
         # Metrics are computed in one process, so that their last bits do not depend on the number of ranks either.
         if world.is_rank_zero:
             if not is_complete:
                 directory.complete(sources, _results(job, directory, best))
             print_report(report(directory))
-
-
-@contextlib.contextmanager
-def _report_lost_rank(world: World) -> Iterator[None]:
-    """Turn torch's errors about a lost rank into a LostRankError."""
-    try:
-        yield
-    except Exception as error:
-        if world.size == 1 or isinstance(error, LostRankError) or (found := communication_error(error)) is None:
-            raise
-        raise LostRankError(
-            f"rank {world.rank}: another rank died or does not respond; see its output for the reason. This rank: "
-            f"{found}. {capitalized(SAME_COMMAND)}"
-        ) from error
 
 
 def _predict_units(
@@ -128,7 +114,7 @@ def _in_rounds(next_unit: Callable[[], None], rounds: int, world: World) -> None
     Raises:
       Exception: as RankConsensus.raise_on_all_ranks().
     """
-    consensus = RankConsensus(world.rank, world.size, _LONGEST_UNIT)
+    consensus = world.consensus
     error: Exception | None = None
 
     def check() -> None:

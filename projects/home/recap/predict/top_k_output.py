@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.distributed.consensus import RankConsensus
+from common.distributed.world import World
 from common.errors import UserError
 from common.process.progress import Progress
 from common.reader.parquet_file import read_footer
@@ -90,15 +90,15 @@ class TopKOutput:
         location = f"{unit.path}: rows {unit.first_row} to {unit.first_row + unit.num_rows - 1} of the input"
         write_best(self._path(unit), *best_of_unit(result.table, self._top_k, location))
 
-    def merge(self, consensus: RankConsensus, rank: int, world_size: int) -> None:
+    def merge(self, world: World) -> None:
         """Merge the files of all units, which must be complete. Continues if it was killed. Collective.
 
         Raises:
           UserError: the files cannot be written.
         """
-        consensus.on_rank_zero(self._prepare)
+        world.consensus.on_rank_zero(self._prepare)
         partitions = num_partitions(self._paths, self._top_k)
-        consensus.on_all_ranks(lambda: self._merge(range(rank, partitions, world_size), partitions))
+        world.consensus.on_all_ranks(lambda: self._merge(range(world.rank, partitions, world.size), partitions))
 
     def results(self) -> dict[str, int]:
         """Return the numbers of rows and files of the merged result."""

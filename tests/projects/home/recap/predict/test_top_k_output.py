@@ -5,7 +5,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.distributed.consensus import RankConsensus
 from common.errors import UserError
 from common.reader.files import DataError, Files
 from common.reader.parquet import ParquetTable
@@ -16,6 +15,7 @@ from projects.home.recap.predict.output import UnitResult
 from projects.home.recap.predict.top_k import TopK
 from projects.home.recap.predict.top_k_output import TopKOutput, check_top_k, chosen_top_k
 from projects.home.recap.predict.units import Unit
+from tests.support.toy import ALONE
 
 
 def options(**values: Any) -> Options:
@@ -73,7 +73,7 @@ def test_a_restart_of_the_merge_keeps_complete_files_and_removes_incomplete_ones
         output.write(UnitResult(unit, pa.table({"user": ["a", "b"], "score": scores}), {}))
         assert output.is_finished(unit)
     for _ in range(2):
-        output.merge(RankConsensus(0, 1, None), 0, 1)
+        output.merge(ALONE)
         assert [path.name for path in directory.top_k.iterdir()] == ["part-00000.parquet"]
         assert output.results() == {"rows": 2, "files": 1}
         (directory.top_k / ".part-00000.parquet.0badcafe").write_bytes(b"PAR1")
@@ -83,5 +83,5 @@ def test_a_restart_of_the_merge_keeps_complete_files_and_removes_incomplete_ones
         {"user": "b", "rank": 1, "score": 0.25},
     ]
     complete = merged.stat().st_ino
-    output.merge(RankConsensus(0, 1, None), 0, 1)
+    output.merge(ALONE)
     assert merged.stat().st_ino == complete

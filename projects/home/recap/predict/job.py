@@ -70,12 +70,10 @@ class Job:
             "versions": library_versions(),
         }
 
-    def predictor(self, options: Options, device: torch.device) -> UnitPredictor:
-        """Move the ranker to a device, and return the predictor of units."""
+    def predictor(self, options: Options, device: torch.device, threads: int) -> UnitPredictor:
+        """Move the ranker to a device, and return the predictor of units. It runs `threads` batches at a time."""
         self.saved.ranker.to(device)
         runtime = self.saved.config.runtime
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         autocast = Autocast(device, None) if options.float32 else configured_autocast(runtime, device)
         return UnitPredictor(
             self.saved,

@@ -1,8 +1,8 @@
 """Predicts units: decodes row groups ahead, builds batches in a thread, and runs the ranker.
 
 Batches never cross units, and rows of zeros pad the last one, so that the results of a unit depend neither on the
-number of ranks nor on the units before it. Several batches are computed at the same time, each by one thread: in
-matrix products whose width is no multiple of 16, bits depend on the number of threads that share a product.
+number of ranks nor on the units before it. Several batches are computed at the same time, each by one thread,
+because the bits of a matrix product can depend on the number of threads that share it.
 """
 
 import collections
@@ -128,7 +128,7 @@ class UnitPredictor:
 
     def _computed(self, units: Sequence[Unit]) -> Generator[_Computed, None, None]:
         """Yield the batches of all units, in order, with the outputs of the ranker."""
-        pool = concurrent.futures.ThreadPoolExecutor(self._threads, "forward", _use_one_thread)
+        pool = concurrent.futures.ThreadPoolExecutor(self._threads, "forward", torch.set_num_threads, (1,))
         ahead: collections.deque[concurrent.futures.Future[_Computed]] = collections.deque()
         with contextlib.closing(Prefetcher(self._batches(units), _BATCHES_AHEAD)) as batches:
             try:
@@ -181,8 +181,3 @@ def _joined(groups: Sequence[RowGroup], begin: int, num_rows: int) -> RowGroup:
     return {
         key: np.concatenate([group[key][cut] for group, cut in zip(groups, cuts, strict=True)]) for key in groups[0]
     }
-
-
-def _use_one_thread() -> None:
-    """Make operations of this thread use no other threads: the bits of products can depend on the number of threads."""
-    torch.set_num_threads(1)

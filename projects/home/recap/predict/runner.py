@@ -40,6 +40,9 @@ def predict(options: Options) -> None:
     Raises:
       UserError: the checkpoint, the input or the directory of the results cannot be used. All ranks raise it.
     """
+    # Each operation uses one thread: the bits of matrix products and sums can depend on the number of threads.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     job = open_job(options)
     runtime = job.saved.config.runtime
     set_precision(runtime.enable_tensorfloat32 and not options.float32)
@@ -57,7 +60,7 @@ def predict(options: Options) -> None:
                 logger.info("the predictions in %s are complete already; nothing is computed", directory.path)
             else:
                 patient = dataclasses.replace(world, timeout=_LONGEST_UNIT)
-                _predict_units(job, options, directory, best, patient)
+                _predict_units(job, options, directory, best, patient, threads)
                 if best is not None:
                     best.merge(patient)
         # Metrics are computed in one process, so that their last bits do not depend on the number of ranks either.
@@ -68,7 +71,7 @@ def predict(options: Options) -> None:
 
 
 def _predict_units(
-    job: Job, options: Options, directory: PredictionDirectory, best: TopKOutput | None, world: World
+    job: Job, options: Options, directory: PredictionDirectory, best: TopKOutput | None, world: World, threads: int
 ) -> None:
     """Predict the units that have no results. Collective."""
     outputs: list[UnitOutput] = [UnitFiles(directory.predictions, len(job.units))]
@@ -84,7 +87,7 @@ def _predict_units(
     if not pending:
         return
     own = [job.units[index] for index in pending[world.rank :: world.size]]
-    results = job.predictor(options, world.device).predict(own)
+    results = job.predictor(options, world.device, threads).predict(own)
     share = "" if world.size == 1 else f" (rank 0 of {world.size})"
     num_rows = sum(unit.num_rows for unit in own)
     started = time.monotonic()

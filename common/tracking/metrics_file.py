@@ -189,8 +189,8 @@ def _line(measurement: Measurement) -> bytes:
         "step": measurement.step,
         "mode": measurement.mode,
         "partition": measurement.partition,
-        "metrics": {name: _finite_or_none(value) for name, value in measurement.metrics.items()},
-        "timing": {name: _finite_or_none(value) for name, value in measurement.timing.items()},
+        "metrics": {name: finite_or_none(value) for name, value in measurement.metrics.items()},
+        "timing": {name: finite_or_none(value) for name, value in measurement.timing.items()},
     }
     return json.dumps(fields, allow_nan=False).encode() + b"\n"
 
@@ -203,6 +203,6 @@ def _parse(line: bytes) -> Measurement:
     return Measurement(**fields)
 
 
-def _finite_or_none(value: float | int | bool | None) -> float | int | bool | None:
+def finite_or_none(value: float | int | bool | None) -> float | int | bool | None:
     """Return None for NaN and infinity, which JSON cannot represent."""
     return value if value is None or math.isfinite(value) else None

@@ -163,7 +163,7 @@ class PredictionDirectory:
             )
 
     def _lock(self) -> None:
-        """Lock the directory until this process ends, if its file system can do so.
+        """Lock the directory until close() or the end of this process, if its file system can do so.
 
         Without locks, two processes do the same work, and write files with the same content.
         """

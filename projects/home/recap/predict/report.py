@@ -17,17 +17,18 @@ def report(directory: PredictionDirectory) -> str:
     if (metrics := found.get("metrics")) is not None:
         lines += [f"{metrics['examples']:,} examples after step {checkpoint['step']}"]
         lines += [metrics_table(Measurement(checkpoint["step"], "evaluate", None, metrics, {})), ""]
+    best, to_read = found.get("top_k"), directory.predictions
+    lines.append(f"predictions    {found['rows']:,} rows in {found['files']:,} file(s), {directory.predictions}")
+    if best is not None:
+        title, to_read = f"top {found['options']['top_k']['k']}", directory.top_k
+        lines.append(f"{title:<15}{best['rows']:,} rows in {best['files']:,} file(s), {directory.top_k}")
     lines += [
-        f"predictions    {found['rows']:,} rows in {found['files']:,} file(s), {directory.predictions}",
         f"columns        {', '.join(_columns(found['columns']))}",
         f"ranker         {checkpoint['path']}, after step {checkpoint['step']}",
         f"manifest       {directory.path / NAME}",
         "",
+        f'To read them: pandas.read_parquet("{to_read}")',
     ]
-    if (best := found.get("top_k")) is not None:
-        line = f"top {found['options']['top_k']['k']:<11}{best['rows']:,} rows in {best['files']:,} file(s), "
-        lines.insert(-4, line + str(directory.top_k))
-    lines.append(f'To read them: pandas.read_parquet("{directory.predictions if best is None else directory.top_k}")')
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import datetime
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from common.numerics import set_deterministic, set_precision
 from common.process.environment import strangers_can_join
 from common.process.progress import Progress
 from common.process.standard_streams import print_report
+from common.tracking.metrics_file import finite_or_none
 from core.run.agreement import check_agreement
 from core.run.lost_rank import report_lost_rank
 from projects.home.recap.predict.directory import PredictionDirectory
@@ -149,7 +149,5 @@ def _results(job: Job, directory: PredictionDirectory, best: TopKOutput | None) 
     if job.labels is not None:
         metrics = job.labels.make_metrics(torch.device("cpu"))
         UnitMetrics(directory.unfinished).add_to(metrics, job.units)
-        results["metrics"] = {
-            name: value if value is None or math.isfinite(value) else None for name, value in metrics.compute().items()
-        }
+        results["metrics"] = {name: finite_or_none(value) for name, value in metrics.compute().items()}
     return results

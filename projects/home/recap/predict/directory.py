@@ -1,6 +1,6 @@
-"""Owns the directory of predictions: refuses one that is not ours, and keeps a second process out.
+"""Owns the directory of predictions: refuses one with other content, and keeps a second process out.
 
-manifest.json              what the predictions are made from, and what was made
+manifest.json              what the predictions are computed from, and their results
 predictions/part-*.parquet  a file for each unit
 top_k/part-*.parquet       the best rows, with --top_k
 .unfinished/               what a restart needs; removed at the end
@@ -52,7 +52,7 @@ class PredictionDirectory:
         """Create the directory, or check that it holds predictions from the same sources. Called on rank 0.
 
         Args:
-          sources: what predictions are made from: JSON values by section and key.
+          sources: what predictions are computed from: JSON values by section and key.
           modified: time of the last modification of each file of the input. Two contents of a file can have the same
             footer.
 
@@ -60,7 +60,7 @@ class PredictionDirectory:
           True if the predictions in it are complete.
 
         Raises:
-          UserError: it cannot be written, is not ours, holds other predictions, or another process is writing to it.
+          UserError: it cannot be written, holds other predictions or something else, or another process writes to it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class PredictionDirectory:
         manifest.check_same_sources(self.path, found, sources)
 
     def complete(self, sources: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any]) -> None:
-        """Record what was made, and remove what only a restart needs. Called on rank 0.
+        """Record the results, and remove what only a restart needs. Called on rank 0.
 
         Raises:
           UserError: the manifest cannot be written.
@@ -150,8 +150,8 @@ class PredictionDirectory:
         found = sum(1 for _ in self.predictions.glob("part-*.parquet"))
         if found != number:
             raise UserError(
-                f"--out {self.path}: {self.predictions} has {found:,} of the {number:,} files that were made. Remove "
-                "the directory to predict again, or choose another one"
+                f"--out {self.path}: {self.predictions} has {found:,} of the {number:,} files that were written. "
+                "Remove the directory to predict again, or choose another one"
             )
 
     def _check_unmodified(self, saved: Mapping[str, int], modified: Mapping[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""Opens what predictions are made from: the ranker, the input, its labels, and the columns to carry through."""
+"""Opens what predictions are computed from: the ranker, the input, its labels, and the columns to carry through."""
 
 import dataclasses
 import logging
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Holds what predictions are made from, the same on all ranks.
+    """Holds what predictions are computed from, the same on all ranks.
 
     Attributes:
       saved: the ranker, on the CPU.

@@ -1,4 +1,4 @@
-"""Describes predictions in a file of their directory: what they are made from, and what was made.
+"""Records what predictions are computed from, and their results, in a file of their directory.
 
 The file exists from the start, so that a restart with other inputs or options is refused. It holds no times and no
 ranks.
@@ -23,8 +23,8 @@ def write_manifest(directory: Path, sources: Mapping[str, Mapping[str, Any]], re
 
     Args:
       directory: directory of the predictions.
-      sources: what predictions are made from: JSON values by section and key.
-      results: what was made; empty while it is not complete.
+      sources: what predictions are computed from: JSON values by section and key.
+      results: what to record about the results; empty until they are complete.
 
     Raises:
       OSError: it cannot be written.
@@ -55,7 +55,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 
 
 def check_same_sources(directory: Path, manifest: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise UserError if the predictions in a directory are made from other sources. The message lists differences."""
+    """Raise UserError if the predictions in a directory are computed from others. The message lists differences."""
     differences = [
         f"{section}.{key}: {_shown(manifest.get(section, {}), key)} there, {_shown(values, key)} now"
         for section, values in sources.items()

@@ -1,4 +1,4 @@
-"""Formats what the program prints at its end: metrics, what was made, and what to do next."""
+"""Formats what the program prints at its end: metrics, the files of the results, and what to do next."""
 
 from collections.abc import Mapping, Sequence
 

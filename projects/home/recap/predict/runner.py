@@ -1,4 +1,4 @@
-"""Predicts files with a trained ranker: opens both, deals units to the ranks, and reports what was made."""
+"""Predicts files with a trained ranker: opens both, deals units to the ranks, and reports the results."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ _LONGEST_UNIT = datetime.timedelta(hours=6)
 
 
 def predict(options: Options) -> None:
-    """Predict files, or continue to do so, and report what was made. Collective.
+    """Predict files, or continue to do so, and report the results. Collective.
 
     Raises:
       UserError: the checkpoint, the input or the directory of the results cannot be used. All ranks raise it.

@@ -2,13 +2,14 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.errors import UserError
 from projects.home.recap.predict.directory import PredictionDirectory
 
-SOURCES = {"checkpoint": {"step": 1}, "inputs": {"a.parquet": "1 row"}, "options": {}}
+SOURCES: dict[str, dict[str, Any]] = {"checkpoint": {"step": 1}, "inputs": {"a.parquet": "1 row"}, "options": {}}
 
 
 def test_a_second_process_is_refused_until_the_first_one_ends(tmp_path):
@@ -33,7 +34,7 @@ def test_complete_predictions_without_one_of_their_files_are_an_error(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", "predictions"}
     assert begin(tmp_path)
     part.unlink()
-    with pytest.raises(UserError, match="has 0 of the 1 files that were made"):
+    with pytest.raises(UserError, match="has 0 of the 1 files that were written"):
         begin(tmp_path)
 
 

@@ -40,7 +40,7 @@ class KeepBestRun:
             checkpoint_max_to_keep=2,
             checkpoint_keep_best=self._keep_best,
             eval_every_n=eval_every_n,
-            eval_timeout_in_s=0.1,
+            eval_timeout_in_s=30.0,
         )
         return JobConfig(training=training)
 

@@ -96,6 +96,7 @@ class ParquetTable:
         self._encoder = encoder
         self._cache: dict[int, RowGroup] | None = {} if cache else None
         self._common_names: set[str] | None = None
+        self._schema: pa.Schema | None = None
         self._footer = functools.lru_cache(maxsize=_FOOTERS)(read_footer)
         self._versions: list[_Version] = []
         self._first_group: list[int] = []
@@ -235,6 +236,13 @@ class ParquetTable:
             raise DataError(bad_value(location, self.columns[bad.key], bad.row, bad.problem))
         return stored if self._encoder is None else {**stored, **self._encoder.encode(table, location)}
 
+    def _add_names(self, path: Path, schema: pa.Schema) -> None:
+        self.column_names.update(schema.names)
+        for field in schema:
+            self.column_types.setdefault(field.name, {}).setdefault(field.type, path)
+        unique = {name for name, number in collections.Counter(schema.names).items() if number == 1}
+        self._common_names = unique if self._common_names is None else self._common_names & unique
+
     def _open(self, path: Path) -> pq.FileMetaData:
         try:
             self._versions.append(_version(path))
@@ -244,11 +252,9 @@ class ParquetTable:
                 schema = file.schema_arrow
         except READ_ERRORS as error:
             raise DataError(f"{path}: cannot read this file as Parquet: {error}") from error
-        self.column_names.update(schema.names)
-        for field in schema:
-            self.column_types.setdefault(field.name, {}).setdefault(field.type, path)
-        unique = {name for name, number in collections.Counter(schema.names).items() if number == 1}
-        self._common_names = unique if self._common_names is None else self._common_names & unique
+        if self._schema is None or not schema.equals(self._schema):  # most files have the schema of the one before
+            self._schema = schema
+            self._add_names(path, schema)
         for key, column in self.columns.items():
             if schema.get_field_index(column.name) < 0:
                 raise DataError(f"{path}: {no_column(column.name, schema.names)}")

@@ -15,11 +15,6 @@ SCORE = "score"
 _PREFIXES = {"probabilities": "probability.", "calibrated_probabilities": "calibrated_probability."}
 
 
-def probability_column(task: str) -> str:
-    """Return the name of the column with the probabilities of a task, float32."""
-    return _PREFIXES["probabilities"] + task
-
-
 def calibrated_column(task: str) -> str:
     """Return the name of the column with the calibrated probabilities of a task, float32."""
     return _PREFIXES["calibrated_probabilities"] + task

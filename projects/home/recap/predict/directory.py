@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import socket
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 from common.errors import UserError
 from common.files.atomic_directory import target_of
 from common.files.durable import replace_file
+from core.evaluation.poller import Poller
 from projects.home.recap.predict import manifest
 
 _PREDICTIONS, _TOP_K, _UNFINISHED = "predictions", "top_k", ".unfinished"
@@ -102,10 +102,9 @@ class PredictionDirectory:
 
     def check_shared(self, sources: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise UserError if this process does not see the manifest that rank 0 has written."""
-        found = manifest.read_manifest(self.path)
-        deadline = time.monotonic() + _PATIENCE_IN_S
-        while found is None and time.monotonic() < deadline:
-            time.sleep(1)
+        found, wait = manifest.read_manifest(self.path), Poller(_PATIENCE_IN_S)
+        while found is None and not wait.is_over:
+            wait.sleep(f"what rank 0 wrote in {self.path}")
             found = manifest.read_manifest(self.path)
         if found is None:
             raise UserError(

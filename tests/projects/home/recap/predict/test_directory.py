@@ -21,6 +21,16 @@ def test_a_second_process_is_refused_until_the_first_one_ends(tmp_path):
     assert not second.begin(SOURCES, {})
 
 
+def test_every_process_must_see_what_rank_0_wrote(tmp_path, monkeypatch):
+    monkeypatch.setattr("projects.home.recap.predict.directory._PATIENCE_IN_S", 0)
+    with pytest.raises(UserError, match="does not see what rank 0 wrote there"):
+        PredictionDirectory(tmp_path).check_shared(SOURCES)
+    begin(tmp_path)
+    PredictionDirectory(tmp_path).check_shared(SOURCES)
+    with pytest.raises(UserError, match=r"checkpoint\.step: 1 there, 2 now"):
+        PredictionDirectory(tmp_path).check_shared({"checkpoint": {"step": 2}})
+
+
 def begin(out: Path) -> bool:
     with contextlib.closing(PredictionDirectory(out)) as directory:
         return directory.begin(SOURCES, {})

@@ -50,14 +50,15 @@ def main() -> int:
         save_index(index, partial)
     efforts = [
         f"--recall {recall}: found {effort.recall:.1%} of the ten nearest neighbors of a sample of the entities"
-        + ("" if effort.recall >= float(recall) else ". No effort of this index reaches this recall")
+        + ("" if effort.recall >= float(recall) else ". The index cannot reach this recall")
         for recall, effort in index.facts.efforts.items()
     ]
+    table_option = "" if args.table is None else f" --table {args.table}"
     print_report(
         f"built an index of {index.facts.num_rows:,} embeddings of {table.path} in {time.monotonic() - start:.0f} s\n"
         + "\n".join(efforts)
-        + f"\nsearch with it: python -m projects.twhin.neighbors ... --comparator {args.comparator} "
-        f"--index {args.out}\n"
+        + f"\nsearch with it: python -m projects.twhin.neighbors --embeddings {args.embeddings}{table_option} "
+        f"--comparator {args.comparator} --index {args.out} --entity NAME\n"
     )
     return 0
 

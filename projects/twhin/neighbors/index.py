@@ -33,9 +33,9 @@ _CHUNK, _ADDED_ROWS = 4096, 2**16
 _CANDIDATE_VALUES = 2**23
 _TRAIN_ROWS_PER_LIST, _TRAIN_ITERATIONS = 256, 20
 _TUNING_QUERIES, _TUNING_K = 1000, 10
-# Multiples of k: the numbers of best codes whose embeddings are compared. The next one is tried if one is too small.
+# Numbers of embeddings that are compared, as multiples of k. If one does not reach the recall, the next is tried.
 _REFINED = {"0.95": (4, 16, 64), "0.99": (8, 32, 128)}
-# A sample that reaches this much more than the wanted recall makes other samples reach it, too.
+# The sample must exceed the wanted recall by this much, so that other queries reach it too.
 _MARGIN = 0.003
 
 
@@ -63,7 +63,7 @@ class IndexFacts:
       num_rows: number of embeddings.
       dim: length of an embedding.
       comparator: comparator of the scores.
-      efforts: what to do for each of RECALLS.
+      efforts: how much to compare for each of RECALLS.
     """
 
     embeddings: str
@@ -90,7 +90,7 @@ class NeighborIndex:
         self._flat = self._space.flat_index(table.values)
 
     def search(
-        self, queries: NDArray[np.float32], own: NDArray[np.int64] | None, k: int, recall: str = "0.99"
+        self, queries: NDArray[np.float32], own: NDArray[np.int64] | None, k: int, recall: str = RECALLS[-1]
     ) -> Neighbors:
         """Return approximate nearest neighbors of each query: some of the best k rows may be missing.
 

@@ -181,6 +181,7 @@ class _Summary:
             outputs: dict[str, Any] = {
                 f"{kind}_ranks": torch.from_numpy(ranks[:, chosen]) for kind, ranks in block.ranks.items()
             }
+            # The AUC, which needs negatives, is not reported.
             outputs |= {"negatives_beaten": torch.zeros(count, 1), "weights": torch.ones(count)}
             metrics.update(outputs | {"relations": torch.from_numpy(block.rel)})
 

@@ -183,7 +183,9 @@ def test_program_builds_an_index_and_searches_with_it(tmp_path, capsys, monkeypa
     write_embeddings(path := tmp_path / "user.parquet", None, values)
     monkeypatch.setattr(sys, "argv", ["", *f"--embeddings {path} --comparator l2 --out {tmp_path}/index".split()])
     assert build_index.main() == 0
-    assert f"--index {tmp_path}/index" in capsys.readouterr().out
+    command = capsys.readouterr().out.rpartition("python -m projects.twhin.neighbors ")[2]
+    assert command == f"--embeddings {path} --comparator l2 --index {tmp_path}/index --entity NAME\n"
+    assert len(search(capsys, monkeypatch, *command.replace("NAME", "7").split())) == 10
     options = ["--embeddings", path, "--entity", 7, "--index", tmp_path / "index", "--k", 5]
     rows = search(capsys, monkeypatch, *options, "--comparator", "l2")
     order, scores = expected_neighbors(values, values[7], 7, 5, "l2")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common.files.embedding_files import EmbeddingFile, write_embeddings
-from projects.twhin.neighbors.exact import nearest
+from projects.twhin.neighbors.exact import nearest, pair_scores
 from tests.support.neighbors import expected_neighbors
 
 # A row group of 8 MiB holds 4,096 rows of this dimension, so the file has three, and the last is not full.
@@ -64,6 +64,20 @@ def test_equal_embeddings_tie_at_any_position_and_are_ordered_by_index(tmp_path,
     found = nearest(EmbeddingFile(tmp_path / "a.parquet"), values[twins[:1]], None, 30, comparator)
     assert found.positions[0].tolist() == twins[:30].tolist()
     assert len(set(found.scores[0].tolist())) == 1
+
+
+@pytest.mark.parametrize("comparator", ["cos", "dot", "l2"])
+def test_scores_that_differ_by_rounding_only_are_compared_exactly(tmp_path, comparator):
+    """Rows with the same numbers in another order have other roundings in a matrix product than in their scores."""
+    rng = np.random.default_rng(4)
+    row = rng.standard_normal(DIM) * 10 ** rng.uniform(-6, 6, DIM)
+    values = rng.permuted(np.tile(row.astype(np.float32), (2000, 1)), axis=1)
+    query = np.ones((1, DIM), np.float32)
+    write_embeddings(tmp_path / "a.parquet", None, values)
+    found = nearest(EmbeddingFile(tmp_path / "a.parquet"), query, None, 40, comparator)
+    scores = pair_scores(values.astype(np.float64), query[0].astype(np.float64), comparator)
+    assert len(np.unique(scores)) > 1
+    assert found.positions[0].tolist() == np.lexsort((np.arange(2000), -scores))[:40].tolist()
 
 
 def test_nonfinite_embeddings_are_skipped_and_missing_neighbors_are_marked(tmp_path):

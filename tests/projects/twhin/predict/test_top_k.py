@@ -148,6 +148,22 @@ def test_equal_scores_are_ordered_by_row(tmp_path, monkeypatch, comparator, k):
         assert_answers(answers, config, query, expected_answers(config, tables, query, [], k))
 
 
+@pytest.mark.parametrize("comparator", ["dot", "cos", "l2"])
+def test_equal_rows_tie_wherever_they_are_in_a_block(tmp_path, monkeypatch, comparator):
+    """A matrix product may round equal rows differently."""
+    monkeypatch.setattr("projects.twhin.predict.top_k._TILE_CANDIDATES", 1003)
+    config = model_config([relation("fav", "user", "user", "identity")], dim=33, comparator=comparator)
+    config.embeddings.tables[0].__dict__["num_embeddings"] = 3005
+    rows = torch.randn(1, 33, generator=torch.Generator().manual_seed(0)).repeat(3005, 1)
+    checkpoint = write_run(tmp_path / "run", config, tables={"user": rows, "tweet": torch.ones(7, 33)})
+    heads = [option for head in (0, 1, 1500) for option in ("--head", head)]
+    options = ["--checkpoint", checkpoint, *heads, "--relation", "fav", "--k", 20, "--out", tmp_path / "out"]
+    run_program(monkeypatch, *options)
+    found = predicted(tmp_path / "out/predictions.parquet", 3)
+    for head, answers in zip((0, 1, 1500), found, strict=True):
+        assert [row["rhs"] for row in answers] == [row for row in range(21) if row != head][:20]
+
+
 def test_nonfinite_embeddings_are_skipped(tmp_path, monkeypatch):
     config = model_config([relation("fav", "user", "tweet", "identity")])
     tables = {name: torch.ones(rows, 6) for name, rows in {"user": 11, "tweet": 7}.items()}

@@ -1,4 +1,4 @@
-"""Prepares this process for torch.export, which docs/heavy-ranker.md recommends to run in a process of its own."""
+"""Prepares the process of a test for torch.export, which the command runs in a process of its own."""
 
 from typing import Any
 

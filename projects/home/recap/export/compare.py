@@ -1,4 +1,4 @@
-"""Compares an exported model with the ranker that it was made from."""
+"""Compares an exported model with its ranker."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence

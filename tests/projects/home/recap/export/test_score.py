@@ -243,7 +243,8 @@ def test_vectors_of_a_schema(tmp_path: Path, kind: pa.DataType) -> None:
 
 
 def test_special_numbers_of_a_schema_are_missing_as_for_the_model(tmp_path: Path) -> None:
-    values = [[np.nan, 1e300], [np.inf, 65504.0], [-np.inf, -0.0], [1e-42, 3.14159], [5e4, 1e-9]]
+    halfway = [1 + 2**-8, 1 + 3 * 2**-8]  # between two numbers of bfloat16: rounded to the even one
+    values = [[np.nan, 1e300], [np.inf, 65504.0], [-np.inf, -0.0], [1e-42, 3.14159], [5e4, 1e-9], halfway]
     features = {"continuous": stored(2), "user_embedding": stored(2, narrow=torch.bfloat16)}
     check_schema(tmp_path, pa.table({"x": pa.array(values, pa.list_(pa.float64(), 2))}), features)
 
@@ -337,3 +338,17 @@ def test_times_as_text(tmp_path: Path) -> None:
     assert ranker.encode({"t": texts})["ids"].tolist() == [[10, 7]] * 3 + [[2, 7], [0, 0]]
     with pytest.raises(ValueError, match="row 1, column 't': Invalid isoformat string"):
         ranker.encode({"t": ["2026-11-28", "soon"]})
+
+
+@pytest.mark.parametrize("unit", ["D", "h", "m", "s", "ms", "us", "ns"])
+def test_times_as_arrays_of_any_unit(tmp_path: Path, unit: str) -> None:
+    ranker = open_features(tmp_path, FeatureEncoder.open(parse_features({"t": {"kind": "timestamp"}})))
+    times = np.array(["2026-11-28", "NaT", "1969-12-31"], f"datetime64[{unit}]")
+    assert ranker.encode({"t": times})["ids"].tolist() == [[2, 7], [0, 0], [2, 4]]
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
+def test_the_first_and_the_last_second(tmp_path: Path, zone: str) -> None:
+    times = pa.array([-62_135_596_801, -62_135_596_800, 253_402_300_799, 253_402_300_800], pa.timestamp("s"))
+    features = {"t": {"kind": "timestamp", "unit": "seconds", "time_zone": zone}}
+    check(tmp_path, pa.table({"t": times.cast(pa.int64())}), features)
